@@ -1,0 +1,225 @@
+"""Arch: one concrete architecture, as a frozen value.
+
+An Arch says everything that the shape of a Model depends on and nothing about training. It is hashable (a cache key),
+validated when made, and written as JSON with a schema number. Widths are per block, so it can say what timm's own
+classes cannot.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
+from typing import Any, Literal, get_args
+
+from vitnas.errors import UserError, nearest
+
+SCHEMA = 1
+
+Stem = Literal["linear"]
+Position = Literal["learned", "none"]
+Pool = Literal["token", "avg"]
+Mixer = Literal["softmax"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Block:
+    """One transformer block.
+
+    The inner width of attention is `num_heads * head_dim` and need not equal the stage's `embed_dim`.
+    `slot` is the block's place in its stage of a Supernet (whose weights it takes); None means its own index, which
+    is right whenever blocks are only ever removed from the end. It does not change what the block computes.
+    """
+
+    num_heads: int
+    head_dim: int
+    mlp_hidden: int
+    mixer: Mixer = "softmax"
+    slot: int | None = None
+
+    def __post_init__(self) -> None:
+        _positive(self, "num_heads", "head_dim", "mlp_hidden")
+        _one_of("mixer", self.mixer, get_args(Mixer))
+        if self.slot is not None and self.slot < 0:
+            raise UserError(
+                f"slot is {self.slot}; it counts from 0. Leave it out to use the block's own index."
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stage:
+    """Blocks that share one embedding width. Depth is `len(blocks)`."""
+
+    embed_dim: int
+    blocks: tuple[Block, ...]
+
+    def __post_init__(self) -> None:
+        _positive(self, "embed_dim")
+        if not self.blocks:
+            raise UserError("blocks is empty; a stage needs at least one block. Remove the stage instead.")
+        slots = [block.slot for block in self.blocks if block.slot is not None]
+        if slots and (len(slots) < len(self.blocks) or any(b <= a for a, b in pairwise(slots))):
+            raise UserError(
+                f"slots are {slots}; they must rise and be given for all blocks or none. Renumber them."
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Arch:
+    """One vision transformer: stem, stages of blocks, head. Images are square, sizes in pixels.
+
+    `relative_position` is the largest distance (in patches) of 2-D relative positions on keys and values, after which
+    they are clipped; 0 means none (AutoFormer, section 4, uses 14). `fc_norm` moves the final norm behind pooling, as
+    timm does for mean-pooled ViTs.
+    """
+
+    image_size: int
+    patch_size: int
+    in_chans: int = 3
+    num_classes: int = 1000
+    stages: tuple[Stage, ...]
+    stem: Stem = "linear"
+    class_token: bool = True
+    position: Position = "learned"
+    relative_position: int = 0
+    global_pool: Pool = "token"
+    fc_norm: bool = False
+    qkv_bias: bool = True
+    norm_eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        _positive(self, "image_size", "patch_size", "in_chans")
+        if self.num_classes < 0 or self.relative_position < 0:
+            raise UserError("num_classes and relative_position cannot be negative; 0 means none.")
+        for name, kind in (("stem", Stem), ("position", Position), ("global_pool", Pool)):
+            _one_of(name, getattr(self, name), get_args(kind))
+        if self.image_size % self.patch_size:
+            raise UserError(
+                f"image_size is {self.image_size}; it must be a multiple of patch_size {self.patch_size}. "
+                f"Nearest: {round_to(self.image_size, self.patch_size)}."
+            )
+        if len(self.stages) != 1:
+            raise UserError(
+                f"there are {len(self.stages)} stages; this stem and mixer take exactly one. Give one."
+            )
+        if self.global_pool == "token" and not self.class_token:
+            raise UserError("global_pool is 'token' but class_token is False; use global_pool='avg'.")
+
+    @property
+    def embed_dim(self) -> int:
+        """Width of the last stage, which is also the width of the features."""
+        return self.stages[-1].embed_dim
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """All blocks of all stages, in order."""
+        return tuple(block for stage in self.stages for block in stage.blocks)
+
+    @property
+    def depth(self) -> int:
+        return sum(len(stage.blocks) for stage in self.stages)
+
+    @property
+    def grid_size(self) -> int:
+        """Patches along one side of the image."""
+        return self.image_size // self.patch_size
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        return int(self.class_token)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that the blocks see, class token included."""
+        return self.grid_size**2 + self.num_prefix_tokens
+
+    @property
+    def id(self) -> str:
+        """Short stable name, safe in file names, for example `d192-l12-3f9a1c2b`."""
+        digest = hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:8]
+        dims = "x".join(str(stage.embed_dim) for stage in self.stages)
+        return f"d{dims}-l{self.depth}-{digest}"
+
+    def describe(self) -> str:
+        """One line for a person: `13 blocks, width 192, 3-4 heads, MLP 576-768, patch 16 of 224 px`."""
+        widths = "/".join(str(stage.embed_dim) for stage in self.stages)
+        heads = _span([block.num_heads for block in self.blocks])
+        hidden = _span([block.mlp_hidden for block in self.blocks])
+        mixers = Counter(block.mixer for block in self.blocks)
+        mixed = (
+            ""
+            if set(mixers) == {"softmax"}
+            else ", " + ", ".join(f"{n} {name}" for name, n in mixers.items())
+        )
+        return (
+            f"{self.depth} blocks, width {widths}, {heads} heads, MLP {hidden}{mixed}, "
+            f"patch {self.patch_size} of {self.image_size} px"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values, with the schema number."""
+        return {"schema": SCHEMA, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Arch:
+        """Read what `to_json` wrote.
+
+        Raises:
+            UserError: another schema, unknown or missing fields, values that are not allowed.
+        """
+        if not isinstance(value, Mapping) or value.get("schema") != SCHEMA:
+            schema = value.get("schema") if isinstance(value, Mapping) else None
+            raise UserError(
+                f"the Arch's schema is {schema!r}; this version reads schema {SCHEMA}. Update vitnas."
+            )
+        plain = {key: item for key, item in value.items() if key != "schema"}
+        try:
+            stages = tuple(
+                _make(Stage, {**stage, "blocks": tuple(_make(Block, block) for block in stage["blocks"])})
+                for stage in plain.pop("stages")
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"the Arch's stages cannot be read ({error!r}); each needs embed_dim and blocks."
+            ) from error
+        arch: Arch = _make(cls, {**plain, "stages": stages})
+        return arch
+
+
+def round_to(value: int, step: int) -> int:
+    """The multiple of `step` nearest to `value`, at least `step`."""
+    return max(step, round(value / step) * step)
+
+
+def _make(kind: Any, values: Mapping[str, Any]) -> Any:
+    known = [field.name for field in fields(kind)]
+    for name in values:
+        if name not in known:
+            raise UserError(
+                f"{kind.__name__} has no field {name!r}; it has {', '.join(known)}.{nearest(name, known)}"
+            )
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise UserError(f"{kind.__name__} cannot be made from {dict(values)} ({error}).") from error
+
+
+def _positive(value: object, *names: str) -> None:
+    for name in names:
+        number = getattr(value, name)
+        if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+            raise UserError(f"{name} is {number!r}; it must be a whole number of at least 1.")
+
+
+def _one_of(name: str, value: str, options: tuple[str, ...]) -> None:
+    if value not in options:
+        raise UserError(
+            f"{name} is {value!r}; it must be one of {', '.join(options)}.{nearest(str(value), options)}"
+        )
+
+
+def _span(values: list[int]) -> str:
+    return str(values[0]) if min(values) == max(values) else f"{min(values)}-{max(values)}"

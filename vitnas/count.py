@@ -1,0 +1,162 @@
+"""What an Arch costs, counted from the Arch alone: multiply-accumulates, parameters, peak activation memory.
+
+**MACs** are of one image. 1 MAC = 2 FLOPs. Counted: convolutions, linear layers and the matrix products of attention,
+with the class token, the classifier once. Not counted: biases, norms, softmax, activations, pooling. Conventions:
+
+- `executed` (the default, used everywhere unless another is named): what the Model really multiplies; equal to
+  `torch.utils.flop_counter / 2`.
+- `plain`: without the cost of relative positions (AutoFormer's published T and B).
+- `dense_relative`: with relative positions as two N x N x head_dim products per layer, as the authors' AutoFormer code
+  computes them (its published S).
+
+**Parameters** are elements, unused ones (the class token under mean pooling) included, as AutoFormer and timm count.
+
+**Memory** is the largest number of bytes of activations that are alive at once in a float32 forward pass of one image
+without gradients; weights and the image itself are not in it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+from vitnas.arch import Arch, Block
+from vitnas.budget import Cost
+from vitnas.mixers.softmax import Convention, Softmax
+
+BYTES = 4  # float32
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Part:
+    """One part of a Model. `memory` is the elements alive at the part's own peak."""
+
+    name: str
+    macs: int
+    params: int
+    memory: int
+
+
+class Frame(NamedTuple):
+    """What a block's cost depends on besides its own widths. A tuple, as it is hashed in the fastest path."""
+
+    grid_size: int
+    num_prefix_tokens: int
+    relative_position: int
+    qkv_bias: bool
+
+    @classmethod
+    def of(cls, arch: Arch) -> Frame:
+        return cls(arch.grid_size, arch.num_prefix_tokens, arch.relative_position, arch.qkv_bias)
+
+
+def count(arch: Arch, *, convention: Convention = "executed") -> Cost:
+    """Cost of `arch`, in some 20 microseconds."""
+    frame = Frame.of(arch)
+    first, last = stem_part(arch, arch.stages[0].embed_dim), head_part(arch, arch.embed_dim)
+    macs, params = first.macs + last.macs, first.params + last.params
+    memory = max(first.memory, last.memory)
+    for stage in arch.stages:
+        for block in stage.blocks:
+            cost = block_cost(
+                block.mixer,
+                block.num_heads,
+                block.head_dim,
+                block.mlp_hidden,
+                stage.embed_dim,
+                frame,
+                convention,
+            )
+            macs += cost[0]
+            params += cost[1]
+            memory = max(memory, cost[2])
+    return Cost(macs=macs, params=params, memory_bytes=memory * BYTES)
+
+
+def parts(arch: Arch, *, convention: Convention = "executed") -> list[Part]:
+    """Cost of each part, in order: stem, `blocks.i.attn` and `blocks.i.mlp` (each with its norm), head."""
+    frame = Frame.of(arch)
+    found = [stem_part(arch, arch.stages[0].embed_dim)]
+    index = 0
+    for stage in arch.stages:
+        for block in stage.blocks:
+            attn, mlp = block_parts(block, stage.embed_dim, frame, convention)
+            found.append(Part(name=f"blocks.{index}.attn", macs=attn[0], params=attn[1], memory=attn[2]))
+            found.append(Part(name=f"blocks.{index}.mlp", macs=mlp[0], params=mlp[1], memory=mlp[2]))
+            index += 1
+    return [*found, head_part(arch, arch.embed_dim)]
+
+
+@lru_cache(maxsize=100_000)
+def block_cost(
+    mixer: str,
+    num_heads: int,
+    head_dim: int,
+    mlp_hidden: int,
+    dim: int,
+    frame: Frame,
+    convention: Convention = "executed",
+) -> tuple[int, int, int]:
+    """(macs, params, memory in elements) of one block of width `dim`."""
+    block = Block(num_heads=num_heads, head_dim=head_dim, mlp_hidden=mlp_hidden)
+    attn, mlp = block_parts(block, dim, frame, convention)
+    return attn[0] + mlp[0], attn[1] + mlp[1], max(attn[2], mlp[2])
+
+
+def block_parts(
+    block: Block, dim: int, frame: Frame, convention: Convention
+) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """(macs, params, memory in elements) of attention and of the MLP, each with its norm."""
+    tokens, hidden = frame.grid_size**2 + frame.num_prefix_tokens, block.mlp_hidden
+    heads, head_dim, relative = block.num_heads, block.head_dim, frame.relative_position
+    grid, prefix = frame.grid_size, frame.num_prefix_tokens
+    attn = (
+        Softmax.macs(
+            dim,
+            heads,
+            head_dim,
+            grid_size=grid,
+            num_prefix_tokens=prefix,
+            relative_position=relative,
+            convention=convention,
+        ),
+        Softmax.params(dim, heads, head_dim, relative_position=relative, qkv_bias=frame.qkv_bias) + 2 * dim,
+        # The residual and the normed input stay alive while the mixer runs.
+        2 * tokens * dim
+        + Softmax.memory(
+            dim, heads, head_dim, grid_size=grid, num_prefix_tokens=prefix, relative_position=relative
+        ),
+    )
+    mlp = (
+        2 * tokens * dim * hidden,
+        2 * dim * hidden + hidden + dim + 2 * dim,
+        # The block's input, the residual after attention and the normed input stay alive.
+        3 * tokens * dim + tokens * hidden + max(tokens * hidden, tokens * dim),
+    )
+    return attn, mlp
+
+
+def stem_part(arch: Arch, dim: int) -> Part:
+    """Patch embedding, class token and positions, for an embedding of width `dim`."""
+    patches, tokens = arch.grid_size**2, arch.num_tokens
+    kernel = arch.in_chans * arch.patch_size**2
+    return Part(
+        name="stem",
+        macs=patches * dim * kernel,
+        params=dim * kernel
+        + dim
+        + arch.num_prefix_tokens * dim
+        + (tokens * dim if arch.position == "learned" else 0),
+        memory=2 * tokens * dim,
+    )
+
+
+def head_part(arch: Arch, dim: int) -> Part:
+    """Final norm and classifier, for features of width `dim`."""
+    return Part(
+        name="head",
+        macs=dim * arch.num_classes,
+        params=2 * dim + (dim * arch.num_classes + arch.num_classes if arch.num_classes else 0),
+        memory=2 * arch.num_tokens * dim + dim,
+    )

@@ -1,0 +1,20 @@
+"""Data: dataset strings in, deterministic batches out; the test split stays behind a logged door."""
+
+from vitnas.data.batches import EvalBatches, TrainBatches
+from vitnas.data.config import AUGMENTS, Augment, DataConfig
+from vitnas.data.images import Images, require_not_test
+from vitnas.data.open import Data, open_data
+from vitnas.data.synthetic import synthetic
+
+__all__ = [
+    "AUGMENTS",
+    "Augment",
+    "Data",
+    "DataConfig",
+    "EvalBatches",
+    "Images",
+    "TrainBatches",
+    "open_data",
+    "require_not_test",
+    "synthetic",
+]

@@ -1,0 +1,141 @@
+"""Varying train images: shifts, flips, small turns and zooms on whole uint8 batches, the rest by timm on PIL.
+
+Legend: B images, C channels, H rows, W columns, S image side (H = W = S).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from timm.data import create_transform
+from timm.data.random_erasing import RandomErasing
+from torch import Tensor
+from torch.nn import functional
+
+from vitnas.data.config import Augment
+from vitnas.data.images import Form
+from vitnas.data.sources import Pixels, to_pil
+
+
+class Augmenter:
+    """Applies an Augment: `per_image` (timm, on PIL, only when `needs_pil`), then `batch`."""
+
+    def __init__(self, augment: Augment, form: Form) -> None:
+        self.augment = augment
+        self.form = form
+        self.shift = round(augment.shift * form.image_size)
+        self.needs_whole = augment.scale is not None
+        self.needs_pil = self.needs_whole or augment.color_jitter > 0 or bool(augment.auto_augment)
+        self.needs_globals = self.needs_pil or augment.re_prob > 0
+        self._stages: list[Callable[[Any], Any]] = _timm_stages(augment, form) if self.needs_pil else []
+        self._erase = RandomErasing(augment.re_prob, mode=augment.re_mode, device="cpu")
+
+    def per_image(self, pixels_HWC: Pixels) -> Tensor:
+        """Apply timm's crops and colours; uint8 HWC in, uint8 CHW out. Draws from the global RNGs."""
+        image = to_pil(pixels_HWC)
+        if self.augment.auto_augment and image.mode == "L":  # timm's operations fill with colours
+            image = image.convert("RGB")
+        for stage in self._stages:
+            image = stage(image)
+        array = np.array(image.convert("L") if self.form.in_chans == 1 else image, dtype=np.uint8)
+        return torch.from_numpy(array if array.ndim == 3 else array[:, :, None]).permute(2, 0, 1)
+
+    def batch(self, images_BCHW: Tensor, generator: torch.Generator) -> Tensor:
+        """Shift, turn, zoom, flip, normalise and erase a uint8 batch; float32 BCHW out."""
+        if self.augment.rotate or self.augment.zoom != (1.0, 1.0):
+            images_BCHW = self._warp(images_BCHW, generator)
+        elif self.shift or self.augment.hflip:
+            images_BCHW = self._move(images_BCHW, generator)
+        images_BCHW = self.form.normalise(images_BCHW)
+        if self.augment.re_prob:
+            images_BCHW = self._erase(images_BCHW)
+        return images_BCHW
+
+    def _draw_moves(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Whole-pixel moves down and right, and which images to mirror."""
+        moves_2B = torch.randint(-self.shift, self.shift + 1, (2, count), generator=generator)
+        flip_B = torch.rand(count, generator=generator) < self.augment.hflip
+        return moves_2B[0], moves_2B[1], flip_B
+
+    def _move(self, images_BCHW: Tensor, generator: torch.Generator) -> Tensor:
+        """Pad with black, then take each image's window (mirrored or not) in one gather."""
+        count, _, size, _ = images_BCHW.shape
+        down_B, right_B, flip_B = self._draw_moves(count, generator)
+        side_S = torch.arange(size)
+        columns_BS = torch.where(flip_B[:, None], side_S.flip(0), side_S) + right_B[:, None] + self.shift
+        rows_BS = side_S + down_B[:, None] + self.shift
+        padded_BCHW = functional.pad(images_BCHW, (self.shift,) * 4) if self.shift else images_BCHW
+        image_B = torch.arange(count)
+        # Indexing with the channels sliced between puts them last: B S S C.
+        return padded_BCHW.permute(0, 2, 3, 1)[
+            image_B[:, None, None], rows_BS[:, :, None], columns_BS[:, None, :]
+        ].permute(0, 3, 1, 2)
+
+    def _warp(self, images_BCHW: Tensor, generator: torch.Generator) -> Tensor:
+        """Turn, zoom, shift and mirror by bilinear sampling; black outside. float 0 to 255.
+
+        The sampling grid is written out instead of `affine_grid`, whose matrix product may round differently
+        with another number of threads.
+        """
+        count, _, size, _ = images_BCHW.shape
+        down_B, right_B, flip_B = self._draw_moves(count, generator)
+        draws_2B = torch.rand(2, count, generator=generator)
+        angle_B = (draws_2B[0] * 2 - 1) * math.radians(self.augment.rotate)
+        low, high = self.augment.zoom
+        step_B = 1 / (low + draws_2B[1] * (high - low))
+        cos_B11, sin_B11 = (angle_B.cos() * step_B)[:, None, None], (angle_B.sin() * step_B)[:, None, None]
+        centre_S = (torch.arange(size) * 2 + 1) / size - 1  # pixel centres from -1 to 1
+        mirror_B11 = torch.where(flip_B, -1.0, 1.0)[:, None, None]
+        x_B1S, y_BS1 = centre_S[None, None, :] * mirror_B11, centre_S[None, :, None]
+        grid_x_BSS = x_B1S * cos_B11 - y_BS1 * sin_B11 + (right_B * 2 / size)[:, None, None]
+        grid_y_BSS = x_B1S * sin_B11 + y_BS1 * cos_B11 + (down_B * 2 / size)[:, None, None]
+        grid_BSS2 = torch.stack([grid_x_BSS, grid_y_BSS], dim=-1)
+        return functional.grid_sample(images_BCHW.float(), grid_BSS2, align_corners=False)
+
+
+def _timm_stages(augment: Augment, form: Form) -> list[Callable[[Any], Any]]:
+    """timm's crop and colour stages, without its tensor stage, which `Augmenter.batch` does."""
+    crop, colour, _ = create_transform(
+        (form.in_chans, form.image_size, form.image_size),
+        is_training=True,
+        scale=augment.scale,
+        ratio=augment.ratio,
+        hflip=0.0,  # done on the batch
+        color_jitter=augment.color_jitter or None,
+        auto_augment=augment.auto_augment,
+        interpolation=form.interpolation,
+        mean=form.mean if form.in_chans == 3 else form.mean * 3,
+        std=form.std if form.in_chans == 3 else form.std * 3,
+        separate=True,
+    )
+    return [crop, colour] if augment.scale is not None else [colour]
+
+
+def seed_from(*parts: object) -> int:
+    """Return a 63-bit seed that depends on `parts` only, the same in every process and Python version."""
+    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+@contextmanager
+def seeded_globals(seed: int) -> Iterator[None]:
+    """Seed Python's, numpy's and torch's CPU generators and restore them after: timm's transforms use them."""
+    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
+    try:
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.default_generator.manual_seed(
+            seed
+        )  # torch.manual_seed would also seed the accelerators for good
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.default_generator.set_state(cpu)

@@ -1,0 +1,212 @@
+"""Batches for training (endless, resumable at any step) and for scoring (in order, cached).
+
+Legend: B images, C channels, H rows, W columns.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from vitnas.data.augment import Augmenter, seed_from, seeded_globals
+from vitnas.data.config import Augment
+from vitnas.data.images import Images, quiet_pillow
+from vitnas.errors import UserError
+
+Batch = tuple[Tensor, Tensor]
+_Loaded = tuple[Tensor, Tensor, list[str]]  # images, targets, names of unreadable images met on the way
+
+
+class TrainBatches:
+    """Endless shuffled and varied batches; the batch of a step depends on (seed, step, rank, world) only.
+
+    Nothing needs saving to resume: `from_step(step)` continues with the very batches that an uninterrupted
+    run would have had, for any number of workers. Ranks share one shuffle of the epoch and take disjoint
+    parts of it; the last incomplete batch of an epoch is left out. A batch size larger than a rank's share of
+    the images is lowered to the largest even number that fits (Mixup pairs images).
+
+    Raises:
+        UserError: fewer than two images per rank.
+    """
+
+    def __init__(
+        self,
+        images: Images,
+        augment: Augment,
+        *,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        workers: int = 0,
+    ) -> None:
+        share = len(images) // world
+        if share < 2:
+            raise UserError(
+                f"{len(images)} {images.split} images are shared by {world} processes; each needs at least "
+                "2. Use fewer processes or more images."
+            )
+        self.images = images
+        self.batch_size = batch_size if batch_size <= share else share - share % 2
+        self.steps_per_epoch = share // self.batch_size
+        self.seed = seed
+        self.rank = rank
+        self.world = world
+        self.workers = workers
+        self._augmenter = Augmenter(augment, images.form)
+        self._epoch: tuple[int, Tensor] | None = None
+
+    def from_step(self, step: int) -> Iterator[Batch]:
+        """Yield (float32 images BCHW, normalised; int64 targets B) for `step`, `step` + 1 and on, without end."""
+        if self.workers == 0:
+            for number in itertools.count(step):
+                images_BCHW, targets_B, bad = self.load(number)
+                self.images.store.record(bad)
+                yield images_BCHW, targets_B
+        for images_BCHW, targets_B, bad in _loader(self, itertools.count(step), self.workers):
+            self.images.store.record(bad)  # here, since what a worker process notes stays in it
+            yield images_BCHW, targets_B
+
+    def load(self, step: int) -> _Loaded:
+        """Read and vary the batch of one step; also returns the names of unreadable images met on the way."""
+        epoch, index = divmod(step, self.steps_per_epoch)
+        part = index * self.world + self.rank
+        positions_B = self._order(epoch)[part * self.batch_size : (part + 1) * self.batch_size]
+        seed = seed_from("augment", self.seed, epoch, part)
+        with seeded_globals(seed) if self._augmenter.needs_globals else nullcontext():
+            raw_BCHW, targets_B, bad = self._read(positions_B)
+            images_BCHW = self._augmenter.batch(raw_BCHW, torch.Generator().manual_seed(seed))
+        return images_BCHW, targets_B, bad
+
+    def _order(self, epoch: int) -> Tensor:
+        if self._epoch is None or self._epoch[0] != epoch:
+            generator = torch.Generator().manual_seed(seed_from("order", self.seed, epoch))
+            self._epoch = epoch, torch.randperm(len(self.images), generator=generator)
+        return self._epoch[1]
+
+    def _read(self, positions_B: Tensor) -> _Loaded:
+        """uint8 BCHW images; an unreadable one is replaced by the next readable one of the same split."""
+        if not self._augmenter.needs_pil and (fixed_BCHW := self.images.pixels(positions_B)) is not None:
+            return fixed_BCHW, self.images.targets[positions_B], []
+        bad: list[str] = []
+        images, targets = [], []
+        with quiet_pillow():
+            for start in positions_B.tolist():
+                position = start
+                while (pixels := self.images.read(position, whole=self._augmenter.needs_whole)) is None:
+                    bad.append(self.images.name(position))
+                    position = (position + 1) % len(self.images)
+                    if position == start:
+                        raise UserError(
+                            f"None of the {len(self.images)} {self.images.split} images can be read any more "
+                            f"(the first is {self.images.name(0)}). Check the disk or the network share."
+                        )
+                if self._augmenter.needs_pil and not self._augmenter.needs_whole:
+                    pixels = self.images.store.fit(pixels).permute(1, 2, 0).numpy()
+                images.append(
+                    self._augmenter.per_image(pixels)
+                    if self._augmenter.needs_pil
+                    else self.images.store.fit(pixels)
+                )
+                targets.append(self.images.targets[position])
+        return torch.stack(images), torch.stack(targets), bad
+
+
+class EvalBatches:
+    """Images in order, normalised and not varied, the last batch maybe smaller; iterate as often as you like.
+
+    Batches that take less than `cache_bytes` in all are kept after the first pass, so scoring thousands of
+    Archs decodes once; do not change them in place. Unreadable images are left out, so count what the batches
+    hold.
+    """
+
+    def __init__(
+        self, images: Images, *, batch_size: int, workers: int = 0, cache_bytes: int = 1 << 30
+    ) -> None:
+        self.images = images
+        self.batch_size = batch_size
+        self.workers = workers
+        form = images.form
+        self._fits = len(images) * form.in_chans * form.image_size**2 * 4 < cache_bytes
+        self._cache: list[Batch] | None = None
+
+    def __len__(self) -> int:
+        return -(-len(self.images) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self._cache is not None:
+            yield from self._cache
+            return
+        passed: list[Batch] = []
+        for batch in self._read_all():
+            if self._fits:
+                passed.append(batch)
+            yield batch
+        if self._fits:
+            self._cache = passed
+
+    def _read_all(self) -> Iterator[Batch]:
+        in_memory = self.images.store.fixed_NCHW is not None
+        numbers = range(len(self))
+        batches: Iterator[_Loaded]
+        if in_memory or self.workers == 0:
+            batches = map(self.load, numbers)
+        else:
+            batches = _loader(self, numbers, self.workers)
+        for images_BCHW, targets_B, bad in batches:
+            self.images.store.record(bad)
+            if len(targets_B):
+                yield images_BCHW, targets_B
+
+    def load(self, number: int) -> _Loaded:
+        """Read one batch."""
+        positions_B = torch.arange(
+            number * self.batch_size, min((number + 1) * self.batch_size, len(self.images))
+        )
+        form = self.images.form
+        if (fixed_BCHW := self.images.pixels(positions_B)) is not None:
+            return form.normalise(fixed_BCHW), self.images.targets[positions_B], []
+        images, good, bad = [], [], []
+        with quiet_pillow():
+            for position in positions_B.tolist():
+                if (pixels := self.images.read(position)) is None:
+                    bad.append(self.images.name(position))
+                else:
+                    images.append(self.images.store.fit(pixels))
+                    good.append(position)
+        if not images:
+            empty = torch.empty(0, form.in_chans, form.image_size, form.image_size)
+            return empty, torch.empty(0, dtype=torch.int64), bad
+        return form.normalise(torch.stack(images)), self.images.targets[good], bad
+
+
+class _ByNumber(Dataset[Any]):
+    """Hands a worker the number of a batch to load; the batch sampler's lists hold one number each."""
+
+    def __init__(self, batches: TrainBatches | EvalBatches) -> None:
+        self.batches = batches
+
+    def __getitems__(self, numbers: list[int]) -> _Loaded:
+        (number,) = numbers
+        return self.batches.load(number)
+
+
+def _loader(batches: TrainBatches | EvalBatches, numbers: Any, workers: int) -> Iterator[_Loaded]:
+    loader: DataLoader[Any] = DataLoader(
+        _ByNumber(batches),
+        batch_sampler=([number] for number in numbers),
+        num_workers=workers,
+        collate_fn=_as_is,
+        generator=torch.Generator(),  # else the loader would draw from the global one
+    )
+    return iter(loader)
+
+
+def _as_is(loaded: Any) -> Any:
+    return loaded

@@ -1,0 +1,186 @@
+"""What to read and how to vary it: `DataConfig` and `Augment`, both checked when made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from vitnas.errors import UserError, nearest
+
+# Tried in this order when the asked test split is missing; the first three are timm's and Hugging Face's
+# words.
+TEST_NAMES = ("test", "validation", "val", "valid", "eval", "evaluation")
+TRAIN_NAMES = ("train", "training")
+
+
+AUTO_AUGMENTS = ("rand", "augmix", "original", "originalr", "v0", "v0r", "3a")
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
+
+
+def _within(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise UserError(
+            f"{name} is {value}; it must be from {low:g} to {high:g}. Choose a value in that range."
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augment:
+    """How train images are varied. The default varies nothing.
+
+    `shift`, `rotate`, `zoom` and `hflip` run on whole uint8 batches in torch and are fast on a CPU. `scale`
+    (with `ratio`), `color_jitter` and `auto_augment` are timm's (the arguments of
+    `timm.data.create_transform`) and run per image on PIL; `re_prob` is timm's random erasing on the finished
+    batch. `mixup`, `cutmix` and `label_smoothing` are only carried here: training builds `timm.data.Mixup`
+    from them.
+    """
+
+    hflip: float = 0.0  # chance to mirror left-right
+    shift: float = 0.0  # largest shift, as a share of the image's side, in whole pixels, black filled
+    rotate: float = 0.0  # largest angle, degrees
+    zoom: tuple[float, float] = (1.0, 1.0)  # magnification range; above 1 is nearer
+    scale: tuple[float, float] | None = None  # area share of timm's random resized crop; None is no such crop
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)  # aspect ratio range of that crop
+    color_jitter: float = 0.0
+    auto_augment: str | None = None  # timm's string, for example "rand-m9-mstd0.5-inc1"
+    re_prob: float = 0.0
+    re_mode: str = "pixel"
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    mixup_prob: float = 1.0
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("hflip", "re_prob", "mixup_prob"):
+            _within(f"augment.{name}", getattr(self, name), 0.0, 1.0)
+        _within("augment.shift", self.shift, 0.0, 0.5)
+        _within("augment.rotate", self.rotate, 0.0, 180.0)
+        _within("augment.label_smoothing", self.label_smoothing, 0.0, 0.999)
+        for name in ("mixup", "cutmix", "color_jitter"):
+            _within(f"augment.{name}", getattr(self, name), 0.0, 100.0)
+        for name, pair, low, high in (
+            ("zoom", self.zoom, 0.1, 10.0),
+            ("scale", self.scale, 0.001, 1.0),
+            ("ratio", self.ratio, 0.01, 100.0),
+        ):
+            if pair is not None and not low <= pair[0] <= pair[1] <= high:
+                raise UserError(
+                    f"augment.{name} is {pair}; it must be two rising numbers from {low:g} to {high:g}. Give "
+                    "the lower one first."
+                )
+        if self.re_mode not in ("const", "rand", "pixel"):
+            raise UserError(
+                f"augment.re_mode is {self.re_mode!r}; it must be 'const', 'rand' or 'pixel'."
+                + nearest(self.re_mode, ("const", "rand", "pixel"))
+            )
+        if self.auto_augment and self.auto_augment.split("-")[0] not in AUTO_AUGMENTS:
+            raise UserError(
+                f"augment.auto_augment is {self.auto_augment!r}; timm knows strings that start with "
+                f"{', '.join(AUTO_AUGMENTS)}. Example: 'rand-m9-mstd0.5-inc1'."
+            )
+
+
+# Names a person may type for `DataConfig.augment`; "auto" picks one from the images (see `augment_for`).
+AUGMENTS: dict[str, Augment] = {
+    "none": Augment(),
+    "digits": Augment(shift=0.125, rotate=10.0, zoom=(0.9, 1.1)),
+    "weak": Augment(shift=0.125, hflip=0.5),
+    "mixed": Augment(
+        shift=0.125, hflip=0.5, re_prob=0.25, mixup=0.8, cutmix=1.0, mixup_prob=0.5, label_smoothing=0.1
+    ),
+    "strong": Augment(
+        hflip=0.5,
+        scale=(0.08, 1.0),
+        auto_augment="rand-m9-mstd0.5-inc1",
+        re_prob=0.25,
+        mixup=0.8,
+        cutmix=1.0,
+        label_smoothing=0.1,
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where the images are, how they are split, and how they become tensors.
+
+    `dataset` is timm's dataset string (a folder of class folders, `torch/cifar10`, `hfds/<name or folder>`,
+    `wds/` with `root`), or `digits`, scikit-learn's 1,797 handwritten digits, which need no download. With
+    `image_size` None images keep their own size when all are equal, square and at most 64 pixels wide;
+    otherwise 224. With `mean` and `std` None they are timm's ImageNet constants for colour and measured on
+    train for grey images.
+
+    Raises:
+        UserError: a field is out of range; the message names the rule.
+    """
+
+    dataset: str = "digits"
+    root: str | None = None
+    train_split: str = "train"
+    test_split: str = "test"
+    image_size: int | None = None
+    in_chans: Literal[1, 3] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    interpolation: str = "bicubic"
+    crop_pct: float | None = None
+    holdout: int | float = 0.1
+    batch_size: int = 128
+    workers: int = 0
+    augment: Augment | str = "auto"
+    on_corrupt: Literal["skip", "raise"] = "skip"
+    max_images: int | None = None
+    input_key: str | None = None
+    target_key: str | None = None
+    download: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, value in (("image_size", self.image_size), ("max_images", self.max_images)):
+            if value is not None and value < 1:
+                raise UserError(f"{name} is {value}; it must be at least 1. Leave it out for the default.")
+        if self.batch_size < 2:
+            raise UserError(
+                f"batch_size is {self.batch_size}; it must be at least 2. Lower learning rate instead."
+            )
+        if self.workers < 0:
+            raise UserError(
+                f"workers is {self.workers}; it must be 0 (load in the main process) or more. Use 0."
+            )
+        share = isinstance(self.holdout, float)
+        if (share and not 0 < self.holdout < 1) or (not share and self.holdout < 1):
+            raise UserError(
+                f"holdout is {self.holdout}; it must be a share between 0 and 1 or a whole number of images, "
+                "since the search scores Archs on it. Use 0.1."
+            )
+        if self.in_chans not in (None, 1, 3):
+            raise UserError(f"in_chans is {self.in_chans}; it must be 1 (grey) or 3 (colour). Leave it out.")
+        if self.on_corrupt not in ("skip", "raise"):
+            raise UserError(
+                f"on_corrupt is {self.on_corrupt!r}; it must be 'skip' or 'raise'."
+                + nearest(self.on_corrupt, ("skip", "raise"))
+            )
+        if self.interpolation not in INTERPOLATIONS:
+            raise UserError(
+                f"interpolation is {self.interpolation!r}; it must be one of {', '.join(INTERPOLATIONS)}."
+                + nearest(self.interpolation, INTERPOLATIONS)
+            )
+        if self.crop_pct is not None:
+            _within("crop_pct", self.crop_pct, 0.1, 1.0)
+        if isinstance(self.augment, str) and self.augment not in ("auto", *AUGMENTS):
+            names = ("auto", *AUGMENTS)
+            raise UserError(
+                f"augment is {self.augment!r}; it must be one of {', '.join(names)}, or an Augment's fields."
+                + nearest(self.augment, names)
+            )
+
+
+def augment_for(augment: Augment | str, *, image_size: int, in_chans: int) -> Augment:
+    """Return the Augment a name stands for; "auto" goes by size and channels."""
+    if isinstance(augment, Augment):
+        return augment
+    if augment != "auto":
+        return AUGMENTS[augment]
+    if image_size > 64:
+        return AUGMENTS["strong"]
+    return AUGMENTS["digits" if in_chans == 1 else "weak"]

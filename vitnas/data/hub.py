@@ -1,0 +1,181 @@
+"""Opening `hfds/` (Hugging Face datasets, of the Hub or a local folder) and `wds/` (shards of a web dataset)."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from timm.data import create_dataset
+from timm.utils.misc import natural_key
+
+from vitnas.data.config import TEST_NAMES, DataConfig
+from vitnas.data.sources import ListSource, TimmSource
+from vitnas.data.splits import Opened, carve_test, find_test, note_test_name
+from vitnas.errors import MissingExtra, UserError, nearest
+
+
+def open_hfds(config: DataConfig) -> Opened:
+    """Open `hfds/<name>`; a local folder (`hfds//absolute/path`) touches no network."""
+    name = config.dataset.split("/", 1)[1]
+    if importlib.util.find_spec("datasets") is None:
+        raise MissingExtra(f"Dataset {config.dataset!r}", "data")
+    if name.startswith(("/", ".", "~")) and not Path(name).is_dir():
+        raise UserError(f"dataset is {config.dataset!r}; {name} is not a folder. Correct the path.")
+    import datasets
+
+    with _quiet_hub():
+        try:
+            splits = [str(split) for split in datasets.get_dataset_split_names(name)]
+            if config.train_split.partition("[")[0] not in splits:
+                raise UserError(
+                    f"train_split is {config.train_split!r}; {config.dataset} has {', '.join(splits)}. "
+                    f"Choose one of them.{nearest(config.train_split, splits)}"
+                )
+            test_name = find_test(config, splits)
+            train = _hfds_source(config, name, config.train_split)
+            test = None if test_name is None else _hfds_source(config, name, test_name)
+        except UserError:
+            raise
+        except (
+            OSError,
+            ValueError,
+            RuntimeError,
+        ) as error:  # not there, no network, no data files, bad slice
+            raise UserError(
+                f"{config.dataset} cannot be opened ({first_line(error)}); it must be a folder of data files "
+                "or a dataset of the Hugging Face Hub. Check the name, and for the Hub the network."
+            ) from error
+    if test is None or test_name is None:
+        return carve_test(train, config)
+    return Opened(train=train, test=test, notes=note_test_name(config, test_name))
+
+
+def _hfds_source(config: DataConfig, name: str, split: str) -> TimmSource:
+    import datasets
+
+    features = datasets.load_dataset(name, split=split, cache_dir=config.root).features
+    found_image = (key for key, kind in features.items() if isinstance(kind, datasets.Image))
+    found_label = (key for key, kind in features.items() if isinstance(kind, datasets.ClassLabel))
+    image_key = config.input_key or next(found_image, "image")
+    target_key = config.target_key or next(found_label, "label")
+    for option, key in (("input_key", image_key), ("target_key", target_key)):
+        if key not in features:
+            raise UserError(
+                f"{option} is {key!r}; {config.dataset} has the columns {', '.join(features)}. Choose one of them."
+                + nearest(key, features)
+            )
+    dataset = create_dataset(
+        config.dataset, root=config.root, split=split, input_key=image_key, target_key=target_key
+    )
+    raw: list[Any] = list(dataset.reader.dataset[target_key])
+    if any(label is None or label == -1 for label in raw):
+        raise UserError(
+            f"Split {split!r} of {config.dataset} has images without a label; every image needs one. Choose "
+            "another split."
+        )
+    class_names = getattr(features[target_key], "names", None)
+    if class_names is None:  # plain numbers or words: the classes are the values that occur
+        values = sorted(set(raw), key=lambda value: natural_key(str(value)))
+        number = {value: index for index, value in enumerate(values)}
+        raw, class_names = [number[value] for value in raw], [str(value) for value in values]
+    return TimmSource(dataset, raw, class_names, f"{config.dataset}/{split}")
+
+
+@contextlib.contextmanager
+def _quiet_hub() -> Iterator[None]:
+    """Hide the Hub libraries' progress bars and remarks while opening; as the user had them afterwards."""
+    import datasets
+
+    shown = not datasets.utils.are_progress_bars_disabled()
+    remarks = logging.getLogger("huggingface_hub.repocard")
+    level = remarks.level
+    try:
+        datasets.disable_progress_bars()
+        remarks.setLevel(logging.ERROR)
+        yield
+    finally:
+        remarks.setLevel(level)
+        if shown:
+            datasets.enable_progress_bars()
+
+
+def open_wds(config: DataConfig) -> Opened:
+    """Open shards. They are a stream, so they are read into memory once, at the size worth keeping."""
+    if importlib.util.find_spec("webdataset") is None:
+        raise MissingExtra(f"Dataset {config.dataset!r}", "data")
+    root = config.root or config.dataset.split("/", 1)[1]
+    if not Path(root).is_dir() or not root:
+        raise UserError(
+            f"{config.dataset} has the root {root!r}; it must be the folder of the shards. Add root=<folder>."
+        )
+    try:
+        train, corrupt = _stream(config, root, config.train_split)
+    except RuntimeError as error:
+        raise UserError(
+            f"train_split is {config.train_split!r}; {first_line(error)}. Name a split of info.json, or shards like "
+            "'train-{000..010}.tar'."
+        ) from error
+    for name in dict.fromkeys((config.test_split, *(TEST_NAMES if config.test_split in TEST_NAMES else ()))):
+        with contextlib.suppress(RuntimeError):  # timm's word for a split that info.json lacks
+            test, more = _stream(config, root, name)
+            return Opened(
+                train=train, test=test, notes=note_test_name(config, name), corrupt=(*corrupt, *more)
+            )
+    return replace(carve_test(train, config), corrupt=corrupt)
+
+
+def _stream(config: DataConfig, root: str, split: str) -> tuple[ListSource, tuple[str, ...]]:
+    """Read one split; also returns what timm's reader said about each sample that it left out."""
+    side = round((config.image_size or 224) / (config.crop_pct or 0.875))
+    remarks = _Remarks()
+    logger = logging.getLogger("timm.data.readers.reader_wds")
+    logger.addHandler(remarks)
+    pictures, targets = [], []
+    try:
+        dataset = create_dataset(
+            "wds/",
+            root=root,
+            split=split,
+            input_img_mode="",
+            input_key=config.input_key or "jpg;jpeg;png;webp",
+            target_key=config.target_key,
+        )
+        for picture, target in dataset:
+            if min(picture.size) > side:
+                scale = side / min(picture.size)
+                width, height = (max(side, int(length * scale)) for length in picture.size)
+                picture = picture.resize((width, height), Image.Resampling[config.interpolation.upper()])
+            pictures.append(picture)
+            targets.append(int(target))
+    finally:
+        logger.removeHandler(remarks)
+    if not pictures:
+        raise UserError(
+            f"Split {split!r} of {root} has no readable images; shards must hold jpg and cls. Check."
+        )
+    class_names = [str(number) for number in range(max(targets) + 1)]
+    return ListSource(pictures, targets, class_names, f"wds/{split}"), tuple(remarks.lines)
+
+
+class _Remarks(logging.Handler):
+    """Keeps what timm's reader says about the samples that it leaves out."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if "Handling webdataset error" in message:
+            self.lines.append(message)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, short enough to sit inside a sentence."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")[:200]

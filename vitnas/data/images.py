@@ -1,0 +1,254 @@
+"""Images of one split: decoded once into memory when they fit, else read on access; unreadable ones are
+named.
+
+Legend: B images, C channels, H rows, W columns.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import struct
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data import create_transform
+from torch import Tensor
+
+from vitnas.data.sources import ArraySource, Pixels, Source, to_pil
+from vitnas.errors import UserError
+
+if TYPE_CHECKING:
+    from vitnas.data.batches import EvalBatches
+
+logger = logging.getLogger(__name__)
+Split = Literal["train", "holdout", "test"]
+
+# What Pillow raises for files that are cut short, garbled or not images at all.
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, struct.error,
+              OverflowError, Image.DecompressionBombError)  # fmt: skip
+RAM_BYTES = 2 << 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """What every decoded image becomes: size in pixels, channels, and the constants that normalise it."""
+
+    image_size: int
+    in_chans: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str
+    crop_pct: float
+
+    @property
+    def keep_side(self) -> int:
+        """Shortest side, in pixels, before the centre crop; also the largest size worth keeping in memory."""
+        return math.floor(self.image_size / self.crop_pct)
+
+    def normalise(self, images_BCHW: Tensor) -> Tensor:
+        """Turn images (uint8, or float 0 to 255) into float32 of mean about 0 and spread about 1, as timm does."""
+        mean = torch.tensor(self.mean, dtype=torch.float32).view(-1, 1, 1)
+        std = torch.tensor(self.std, dtype=torch.float32).view(-1, 1, 1)
+        return images_BCHW.to(torch.float32, copy=True).div_(255).sub_(mean).div_(std)
+
+
+class Store:
+    """Decoded images of one source.
+
+    With `whole` images keep their aspect ratio (random resized crops need it), else they are resized and
+    centre cropped to the final size. `load` decodes everything when it takes less than `ram_bytes`, and drops
+    what cannot be read; a store that is too large reads on access.
+    """
+
+    def __init__(
+        self, source: Source, form: Form, *, whole: bool, on_corrupt: str = "skip", ram_bytes: int = RAM_BYTES
+    ) -> None:
+        self.source = source
+        self.form = form
+        self.whole = whole
+        self.on_corrupt = on_corrupt
+        self.ram_bytes = ram_bytes
+        self.rows = list(range(len(source)))  # rows of the source that are in use
+        self.corrupt: list[str] = []
+        self.fixed_NCHW: Tensor | None = None
+        self.kept: list[Pixels] | None = None
+        self._fit = create_transform(
+            (form.in_chans, form.image_size, form.image_size),
+            is_training=False,
+            crop_pct=form.crop_pct,
+            interpolation=form.interpolation,
+            normalize=False,
+        )
+
+    def load(self, stored_bytes: int) -> None:
+        """Decode all images if `stored_bytes` fits in memory; afterwards `rows` are the readable ones."""
+        size = self.form.image_size
+        if isinstance(self.source, ArraySource) and self.source.pixels_NHWC.shape[1:] == (
+            size,
+            size,
+            self.form.in_chans,
+        ):
+            self.fixed_NCHW = torch.from_numpy(self.source.pixels_NHWC).permute(0, 3, 1, 2).contiguous()
+            return
+        if stored_bytes > self.ram_bytes:
+            return
+        threads = (
+            min(8, os.cpu_count() or 1) if size > 64 else 1
+        )  # below, Python's lock outweighs the decoding
+        with quiet_pillow(), ThreadPoolExecutor(threads) as pool:
+            decoded = list(pool.map(self.decode, self.rows))
+        good = [row for row, pixels in zip(self.rows, decoded, strict=True) if pixels is not None]
+        self.record([self.source.name(row) for row in self.rows if decoded[row] is None])
+        if not good:
+            raise UserError(
+                f"None of the {len(self.rows)} images can be read (the first is {self.source.name(0)}); they "
+                "must be whole image files. Copy them again."
+            )
+        self.rows = good
+        kept = [pixels for pixels in decoded if pixels is not None]
+        if all(pixels.shape == (size, size, self.form.in_chans) for pixels in kept):
+            self.fixed_NCHW = torch.from_numpy(np.stack(kept)).permute(0, 3, 1, 2).contiguous()
+        else:
+            self.kept = kept
+
+    def decode(self, row: int, *, whole: bool | None = None) -> Pixels | None:
+        """Read a row of the source as uint8 HWC at the size worth keeping; None when it is unreadable.
+
+        Raises:
+            UserError: it is unreadable and `on_corrupt` is "raise".
+        """
+        try:
+            image = _with_channels(self.source.read(row), self.form.in_chans)
+        except UNREADABLE as error:
+            if self.on_corrupt == "raise":
+                raise UserError(
+                    f"{self.source.name(row)} cannot be read ({error}); on_corrupt is 'raise'. Mend or "
+                    "remove the file, or use on_corrupt=skip."
+                ) from error
+            return None
+        size = self.form.image_size
+        if image.size != (size, size):
+            if self.whole if whole is None else whole:
+                image = _shrink(image, self.form)
+            else:
+                return np.ascontiguousarray(self._fit(image).permute(1, 2, 0).numpy())
+        pixels: Pixels = np.array(image, dtype=np.uint8)
+        return pixels if pixels.ndim == 3 else pixels[:, :, None]
+
+    def fit(self, pixels_HWC: Pixels) -> Tensor:
+        """Resize and centre crop to the final size, as timm's evaluation transform does. uint8 CHW."""
+        if pixels_HWC.shape[:2] == (self.form.image_size, self.form.image_size):
+            return torch.from_numpy(pixels_HWC).permute(2, 0, 1)
+        fitted: Tensor = self._fit(to_pil(pixels_HWC))
+        return fitted
+
+    def record(self, names: Sequence[str]) -> None:
+        """Note images that could not be read, once each, and log them."""
+        known = set(self.corrupt)
+        new = [name for name in dict.fromkeys(names) if name not in known]
+        if new:
+            self.corrupt += new
+            shown = ", ".join(new[:5]) + (f" and {len(new) - 5} more" if len(new) > 5 else "")
+            logger.warning(
+                "%d of %d images cannot be read and are skipped: %s", len(new), len(self.source), shown
+            )
+
+
+class Images:
+    """Images of one split and their classes; `split` says which, so that search can refuse the test split.
+
+    `targets` is an int64 tensor of class numbers, one per image.
+    """
+
+    def __init__(self, store: Store, split: Split, places: Sequence[int] | None = None) -> None:
+        self.store = store
+        self.split = split
+        # Places count the store's readable rows, so they also index its tensors.
+        self.places = torch.arange(len(store.rows)) if places is None else torch.as_tensor(places)
+        targets = torch.as_tensor(store.source.targets, dtype=torch.int64)
+        self.targets = targets[torch.as_tensor(store.rows)][self.places]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @property
+    def form(self) -> Form:
+        """The size, channels and normalisation of these images."""
+        return self.store.form
+
+    def name(self, position: int) -> str:
+        """File name, or split and number, of an image."""
+        return self.store.source.name(self.store.rows[int(self.places[position])])
+
+    def subset(self, positions: Sequence[int]) -> Images:
+        """Return the images at `positions`, of the same split and sharing the decoded pixels."""
+        return Images(self.store, self.split, self.places[torch.as_tensor(positions)].tolist())
+
+    def pixels(self, positions: Tensor) -> Tensor | None:
+        """Return uint8 images BCHW at the final size when they are in memory at that size, else None."""
+        fixed = self.store.fixed_NCHW
+        return None if fixed is None else fixed[self.places[positions]]
+
+    def read(self, position: int, *, whole: bool = False) -> Pixels | None:
+        """Return one image as uint8 HWC, uncropped when `whole`; None when it cannot be read."""
+        place = int(self.places[position])
+        store = self.store
+        if store.kept is not None and (whole <= store.whole):
+            return store.kept[place]
+        # A cropped copy will not do for a crop of the whole image, unless the two are the same thing.
+        if store.fixed_NCHW is not None and (
+            store.whole or not whole or isinstance(store.source, ArraySource)
+        ):
+            return store.fixed_NCHW[place].permute(1, 2, 0).contiguous().numpy()
+        return store.decode(store.rows[place], whole=whole)
+
+    def batches(self, batch_size: int, *, workers: int = 0) -> EvalBatches:
+        """Return the images in order, normalised and not varied (see `EvalBatches`)."""
+        from vitnas.data.batches import EvalBatches
+
+        return EvalBatches(self, batch_size=batch_size, workers=workers)
+
+
+def require_not_test(images: Images, what: str) -> None:
+    """Refuse the test split.
+
+    Raises:
+        UserError: `images` are the test split; `what` names who asked for them.
+    """
+    if images.split == "test":
+        raise UserError(
+            f"{what} was given the test split; test is read once, for the final table. Give it data.holdout."
+        )
+
+
+@contextmanager
+def quiet_pillow() -> Iterator[None]:
+    """Keep Pillow's remarks on odd metadata away while decoding; unreadable files are reported anyway."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL(\.|$)")
+        yield
+
+
+def _with_channels(image: Image.Image, in_chans: int) -> Image.Image:
+    if image.mode.startswith("I;16"):  # Pillow would clip 16-bit grey at 255, which turns most of it white
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    mode = "L" if in_chans == 1 else "RGB"
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _shrink(image: Image.Image, form: Form) -> Image.Image:
+    """Make the shortest side `form.keep_side` when it is longer; the aspect ratio stays."""
+    short = min(image.size)
+    if short <= form.keep_side:
+        return image
+    width, height = (max(form.keep_side, int(form.keep_side * side / short)) for side in image.size)
+    return image.resize((width, height), Image.Resampling[form.interpolation.upper()])

@@ -1,0 +1,316 @@
+"""`open_data(config)`: images to train on, images for the search, and a test split behind a logged door."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vitnas.data.config import Augment, DataConfig, augment_for
+from vitnas.data.images import UNREADABLE, Form, Images, Split, Store, quiet_pillow
+from vitnas.data.schemes import open_sources
+from vitnas.data.sources import ArraySource, Pixels, Source, Subset
+from vitnas.data.splits import Opened, carve
+from vitnas.errors import UserError
+from vitnas.runs import read_json, write_json
+
+logger = logging.getLogger(__name__)
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+SMALL_SIDE = 64  # pixels; images up to this keep their own size
+NUM_PROBED = 32
+NUM_SAMPLED = 2_048
+
+
+class Data:
+    """Images of a dataset, split for a search. Made by `open_data` or `Data.from_arrays`.
+
+    `train` is for weights, `holdout` (carved out of the dataset's train split) for the search. The test split
+    is only had by `open_test`, which keeps a log of who looked. `notes` are sentences a report should show.
+    """
+
+    def __init__(
+        self,
+        *,
+        train: Images,
+        holdout: Images,
+        test: Source,
+        augment: Augment,
+        config: DataConfig,
+        opened: Opened,
+    ) -> None:
+        self.train = train
+        self.holdout = holdout
+        self.augment = augment
+        self.config = config
+        self.class_names = opened.train.class_names
+        self.notes = tuple(opened.notes)
+        self._test = test
+        self._test_store: Store | None = None
+        self._streamed_corrupt = tuple(opened.corrupt)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    @property
+    def in_chans(self) -> int:
+        """1 for grey images, 3 for colour."""
+        return self.train.form.in_chans
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square images, in pixels."""
+        return self.train.form.image_size
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Per-channel mean that batches are normalised with, for pixels from 0 to 1."""
+        return self.train.form.mean
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """Per-channel spread that batches are normalised with, for pixels from 0 to 1."""
+        return self.train.form.std
+
+    @property
+    def corrupt(self) -> list[str]:
+        """Names of the images that could not be read so far, in all splits that were opened."""
+        stores = [self.train.store] + ([self._test_store] if self._test_store else [])
+        return [*self._streamed_corrupt, *(name for store in stores for name in store.corrupt)]
+
+    def open_test(self, log: Path, *, purpose: str = "final report") -> Images:
+        """Return the test split; append the time, the number of images and `purpose` to the JSON list `log`."""
+        records = read_json(log) if log.exists() else []
+        if self._test_store is None:
+            form = self.train.form
+            store = Store(self._test, form, whole=False, on_corrupt=self.config.on_corrupt)
+            store.load(len(self._test) * form.image_size**2 * form.in_chans)
+            self._test_store = store
+        images = Images(self._test_store, "test")
+        record = {
+            "when": datetime.now(UTC).isoformat(timespec="seconds"),
+            "num_images": len(images),
+            "purpose": purpose,
+        }
+        write_json(log, [*records, record])
+        return images
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what was read, JSON-able: dataset, sizes, counts per split and class, corrupt images, and a
+        hash.
+
+        The hash covers the labels of train and holdout and the decoded pixels of up to 64 images of each.
+        """
+        digest = hashlib.sha256()
+        for images in (self.train, self.holdout):
+            digest.update(images.targets.numpy().tobytes())
+            for position in _spread(len(images), 64):
+                pixels = images.read(position)
+                digest.update(b"unreadable" if pixels is None else images.store.fit(pixels).numpy().tobytes())
+        test_counts = torch.bincount(torch.as_tensor(self._test.targets), minlength=self.num_classes)
+        return {
+            "dataset": self.config.dataset,
+            "image_size": self.image_size,
+            "in_chans": self.in_chans,
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "class_names": list(self.class_names),
+            "counts": {
+                "train": _counts(self.train.targets, self.num_classes),
+                "holdout": _counts(self.holdout.targets, self.num_classes),
+                "test": test_counts.tolist(),
+            },
+            "corrupt": self.corrupt,
+            "notes": list(self.notes),
+            "seed": self.config.seed,
+            "sha256": digest.hexdigest(),
+        }
+
+    @classmethod
+    def from_arrays(
+        cls,
+        *,
+        train: tuple[Any, Any],
+        test: tuple[Any, Any],
+        class_names: Sequence[str] | None = None,
+        config: DataConfig | None = None,
+        name: str = "arrays",
+    ) -> Data:
+        """Make Data of images in memory: (uint8 images NHWC, NCHW or NHW, targets N), numpy or torch.
+
+        `config` gives holdout, augment, seed and the rest; its `dataset` is replaced by `name`. Images keep
+        their size unless `config.image_size` is set.
+
+        Raises:
+            UserError: not uint8, not square without an image_size, or targets that do not fit.
+        """
+        arrays = [
+            _pixels(images, f"{split} images") for split, (images, _) in (("train", train), ("test", test))
+        ]
+        labels = [_labels(targets, len(a)) for a, (_, targets) in zip(arrays, (train, test), strict=True)]
+        count = max(max(some) for some in labels) + 1
+        names = list(class_names) if class_names is not None else [str(i) for i in range(count)]
+        if len(names) < count:
+            raise UserError(
+                f"class_names has {len(names)} names; the targets go up to {count - 1}. Name every class."
+            )
+        height, width = arrays[0].shape[1:3]
+        fields = {**vars(config or DataConfig()), "dataset": name, "in_chans": arrays[0].shape[3]}
+        if fields["image_size"] is None:
+            if height != width:
+                raise UserError(f"The images are {height}x{width}; they must be square. Give image_size.")
+            fields["image_size"] = height
+        sources = [
+            ArraySource(pixels, targets, names, f"{name}/{split}")
+            for pixels, targets, split in zip(arrays, labels, ("train", "test"), strict=True)
+        ]
+        return _assemble(DataConfig(**fields), Opened(train=sources[0], test=sources[1]))
+
+
+def open_data(config: DataConfig) -> Data:
+    """Open the images that `config` names.
+
+    Raises:
+        UserError: the dataset cannot be used; one sentence says why, and what to do.
+        MissingExtra: the dataset string needs a package that is not installed.
+    """
+    return _assemble(config, open_sources(config))
+
+
+def _assemble(config: DataConfig, opened: Opened) -> Data:
+    train, test = _capped(opened.train, config, "train"), _capped(opened.test, config, "test")
+    if config.on_corrupt == "raise" and opened.corrupt:
+        raise UserError(
+            f"{opened.corrupt[0]}; on_corrupt is 'raise'. Mend or remove the sample, or use on_corrupt=skip."
+        )
+    form, area = _form(config, train)
+    augment = augment_for(config.augment, image_size=form.image_size, in_chans=form.in_chans)
+    whole = augment.scale is not None
+    store = Store(train, form, whole=whole, on_corrupt=config.on_corrupt)
+    store.load(int(len(train) * form.in_chans * (area if whole else form.image_size**2)))
+    if config.mean is None and form.in_chans == 1:
+        form = _measured(form, store)
+        store.form = form
+    everything = Images(store, "train")
+    names = [everything.name(i) for i in range(len(everything))]
+    count = config.holdout if isinstance(config.holdout, int) else round(config.holdout * len(everything))
+    try:
+        rest, holdout = carve(everything.targets.tolist(), names, count, salt=f"holdout/{config.seed}")
+    except UserError as error:
+        raise UserError(f"holdout is {config.holdout}: {error}") from error
+    return Data(
+        train=Images(store, "train", rest),
+        holdout=Images(store, "holdout", holdout),
+        test=test,
+        augment=augment,
+        config=config,
+        opened=opened,
+    )
+
+
+def _capped(source: Source, config: DataConfig, split: Split) -> Source:
+    if config.max_images is None or len(source) <= config.max_images:
+        return source
+    names = [source.name(i) for i in range(len(source))]
+    try:
+        _, some = carve(source.targets, names, config.max_images, salt=f"{split}/{config.seed}")
+    except UserError as error:
+        raise UserError(f"max_images is {config.max_images}: {error}") from error
+    return Subset(source, some)
+
+
+def _form(config: DataConfig, source: Source) -> tuple[Form, float]:
+    """Return the form of all images, found by looking at a few, and a kept image's mean area in pixels."""
+    sizes: list[tuple[int, int]] = []
+    modes: set[str] = set()
+    with quiet_pillow():
+        for index in _spread(len(source), NUM_PROBED):
+            try:
+                image = source.read(index)
+            except UNREADABLE:
+                continue  # counted and named when everything is read
+            sizes.append(image.size)
+            modes.add(image.mode)
+    if not sizes:
+        raise UserError(
+            f"None of the {NUM_PROBED} images tried in {config.dataset} can be read (the first is "
+            f"{source.name(0)}); they must be whole image files. Copy them again."
+        )
+    alike = len(set(sizes)) == 1 and sizes[0][0] == sizes[0][1]
+    size = config.image_size or (sizes[0][0] if alike and sizes[0][0] <= SMALL_SIDE else 224)
+    chans = config.in_chans or (1 if all(mode in ("1", "L") or mode.startswith("I") for mode in modes) else 3)
+    mean, std = config.mean or IMAGENET_MEAN, config.std or IMAGENET_STD
+    if chans == 1:
+        mean, std = config.mean or (0.5,), config.std or (0.5,)
+    for name, values in (("mean", mean), ("std", std)):
+        if len(values) != chans:
+            raise UserError(
+                f"{name} has {len(values)} values; the images have {chans} channels. Give {chans}."
+            )
+    form = Form(
+        image_size=size,
+        in_chans=chans,
+        mean=tuple(mean),
+        std=tuple(std),
+        interpolation=config.interpolation,
+        # A small image upscaled loses its border for nothing; photographs get timm's usual centre crop.
+        crop_pct=config.crop_pct or (1.0 if alike and sizes[0][0] <= SMALL_SIDE else 0.875),
+    )
+    short = [min(1.0, form.keep_side / min(wh)) for wh in sizes]
+    area = sum(w * h * s * s for (w, h), s in zip(sizes, short, strict=True)) / len(sizes)
+    return form, area
+
+
+def _measured(form: Form, store: Store) -> Form:
+    """Set mean and std from up to 2,048 decoded images."""
+    images = Images(store, "train")
+    decoded = (images.read(i) for i in _spread(len(images), NUM_SAMPLED))
+    pixels = np.concatenate([store.fit(p).reshape(-1).numpy() for p in decoded if p is not None]) / 255
+    mean, std = round(float(pixels.mean()), 4), round(max(float(pixels.std()), 1e-3), 4)
+    return Form(**{**vars(form), "mean": (mean,), "std": (std,)})
+
+
+def _spread(count: int, most: int) -> list[int]:
+    """Up to `most` indices, evenly spread over `count`."""
+    return list(range(count)) if count <= most else [i * count // most for i in range(most)]
+
+
+def _counts(targets: Tensor, num_classes: int) -> list[int]:
+    counts: list[int] = torch.bincount(targets, minlength=num_classes).tolist()
+    return counts
+
+
+def _pixels(images: Any, what: str) -> Pixels:
+    array = images.numpy() if isinstance(images, Tensor) else np.asarray(images)
+    if array.dtype != np.uint8 or array.ndim not in (3, 4):
+        raise UserError(
+            f"{what} are {array.dtype} with {array.ndim} axes; they must be uint8, NHWC, NCHW or NHW. "
+            "Convert them."
+        )
+    if array.ndim == 3:
+        array = array[:, :, :, None]
+    elif array.shape[3] not in (1, 3):
+        array = array.transpose(0, 2, 3, 1)
+    if array.shape[3] not in (1, 3):
+        raise UserError(f"{what} have shape {array.shape}; 1 or 3 channels are needed. Drop the others.")
+    return np.ascontiguousarray(array)
+
+
+def _labels(targets: Any, count: int) -> list[int]:
+    labels = [int(t) for t in (targets.tolist() if hasattr(targets, "tolist") else targets)]
+    if len(labels) != count or not labels or min(labels) < 0:
+        raise UserError(
+            f"There are {len(labels)} targets for {count} images; one class number from 0 up is needed per "
+            "image."
+        )
+    return labels

@@ -1,0 +1,124 @@
+"""Sources: what a dataset string opens to. Indexed images that are read one by one, not yet resized.
+
+Reading is timm's (`timm.data.create_dataset`); here is what it opens to, under one interface.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+Pixels = npt.NDArray[np.uint8]
+
+
+class Source(Protocol):
+    """Images of one split with their classes; `read` may raise any of `images.UNREADABLE`."""
+
+    class_names: tuple[str, ...]
+    targets: list[int]
+
+    def __len__(self) -> int: ...
+
+    def name(self, index: int) -> str: ...
+
+    def read(self, index: int) -> Image.Image: ...
+
+
+class ArraySource:
+    """Images that are already in memory, as uint8 NHWC."""
+
+    def __init__(
+        self, pixels_NHWC: Pixels, targets: Sequence[int], class_names: Sequence[str], prefix: str
+    ) -> None:
+        self.pixels_NHWC = pixels_NHWC
+        self.targets = list(targets)
+        self.class_names = tuple(class_names)
+        self.prefix = prefix
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def name(self, index: int) -> str:
+        return f"{self.prefix}/{index}"
+
+    def read(self, index: int) -> Image.Image:
+        return to_pil(self.pixels_NHWC[index])
+
+
+class ListSource:
+    """Pictures that were streamed into memory; sizes and modes may differ."""
+
+    def __init__(
+        self, pictures: Sequence[Image.Image], targets: Sequence[int], class_names: Sequence[str], prefix: str
+    ) -> None:
+        self.pictures = list(pictures)
+        self.targets = list(targets)
+        self.class_names = tuple(class_names)
+        self.prefix = prefix
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def name(self, index: int) -> str:
+        return f"{self.prefix}/{index}"
+
+    def read(self, index: int) -> Image.Image:
+        return self.pictures[index]
+
+
+class TimmSource:
+    """A timm or torchvision dataset with random access, opened by `open_sources`."""
+
+    def __init__(
+        self, dataset: Any, targets: Sequence[int], class_names: Sequence[str], names: Sequence[str] | str
+    ) -> None:
+        self.dataset = dataset
+        self.targets = list(targets)
+        self.class_names = tuple(class_names)
+        self.names = names
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def name(self, index: int) -> str:
+        return f"{self.names}/{index}" if isinstance(self.names, str) else self.names[index]
+
+    def read(self, index: int) -> Image.Image:
+        reader = getattr(self.dataset, "reader", None)
+        if reader is None:  # a torchvision dataset gives the picture itself
+            image: Image.Image = self.dataset[index][0]
+            return image
+        # timm's own __getitem__ would silently return the next image for an unreadable one, so its reader is
+        # asked.
+        stream = reader[index][0]
+        with stream, Image.open(stream) as opened:
+            opened.load()
+            return opened.copy()
+
+
+class Subset:
+    """Some images of another source."""
+
+    def __init__(self, source: Source, indices: Sequence[int]) -> None:
+        self.source = source
+        self.indices = list(indices)
+        self.class_names = source.class_names
+        self.targets = [source.targets[i] for i in self.indices]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def name(self, index: int) -> str:
+        return self.source.name(self.indices[index])
+
+    def read(self, index: int) -> Image.Image:
+        return self.source.read(self.indices[index])
+
+
+def to_pil(pixels_HWC: Pixels) -> Image.Image:
+    """Return uint8 pixels, (H, W, 1) or (H, W, 3), as a picture."""
+    return Image.fromarray(pixels_HWC[:, :, 0] if pixels_HWC.shape[2] == 1 else pixels_HWC)

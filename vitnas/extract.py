@@ -1,0 +1,22 @@
+"""extract: from a Supernet and an Arch to a Model of its own. The hinge between searching and using."""
+
+from __future__ import annotations
+
+from vitnas.arch import Arch
+from vitnas.model import Model, build
+from vitnas.supernet import Supernet, select
+
+
+def extract(supernet: Supernet, arch: Arch, *, drop_path: float = 0.0) -> Model:
+    """The Model of `arch` with the Supernet's weights, copied: it computes bit for bit what the Supernet computes.
+
+    Args:
+        drop_path: stochastic depth for further training.
+
+    Raises:
+        UserError: `arch` is not in the Supernet's Space.
+    """
+    device = next(supernet.parameters()).device
+    model = build(arch, drop_path=drop_path, device="meta").to_empty(device=device)
+    model.load_state_dict({name: tensor.detach() for name, tensor in select(supernet, arch).items()})
+    return model.train(supernet.training)

@@ -1,0 +1,11 @@
+"""Token mixers, one file each. `MIXERS` maps an Arch's word to its class."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from vitnas.mixers.softmax import Softmax
+
+MIXERS: dict[str, type[nn.Module]] = {"softmax": Softmax}
+
+__all__ = ["MIXERS", "Softmax"]

@@ -1,0 +1,56 @@
+"""build(arch): an initialised Model; skeleton(arch): the same without storage, for borrowed weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from vitnas.arch import Arch
+from vitnas.model.vit import Model
+
+
+def build(
+    arch: Arch,
+    *,
+    drop_path: float | Sequence[float] = 0.0,
+    device: torch.device | str | None = None,
+    generator: torch.Generator | None = None,
+) -> Model:
+    """The Model of `arch`, initialised.
+
+    Linear weights, class token and positions are drawn from a normal distribution of standard deviation 0.02 cut at
+    two deviations, biases are 0 (DeiT's and AutoFormer's rule, AutoFormer section 5); convolutions keep torch's rule.
+
+    Args:
+        drop_path: rate of stochastic depth at the last block, or one rate per block.
+        device: where the parameters live; "meta" for counting without memory (nothing is initialised then).
+        generator: source of the random weights; torch's global one when None.
+    """
+    with torch.device(device or "cpu"):
+        model = Model(arch, drop_path=drop_path)
+        if torch.device(device or "cpu").type != "meta":
+            initialize(model, generator)
+    return model
+
+
+@torch.no_grad()
+def initialize(model: nn.Module, generator: torch.Generator | None = None) -> None:
+    """Initialise all weights of `model`, in the order of `named_modules` (so a seed fixes them)."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=0.02, generator=generator)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Conv2d):
+            nn.init.kaiming_uniform_(module.weight, a=5**0.5, generator=generator)
+            if module.bias is not None:
+                bound = (module.weight[0].numel()) ** -0.5
+                nn.init.uniform_(module.bias, -bound, bound, generator=generator)
+        elif isinstance(module, nn.LayerNorm):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+        else:
+            for parameter in module.parameters(recurse=False):  # class token, positions, relative tables
+                nn.init.trunc_normal_(parameter, std=0.02, generator=generator)

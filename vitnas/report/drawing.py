@@ -1,0 +1,140 @@
+"""An Arch drawn block by block as an inline SVG: one row per block, widths to one scale.
+
+A row holds two bars: attention (heads x head_dim wide, a tick between heads) and the MLP (its hidden units).
+The header of a stage shows the embedding width to the same scale, so that a bottleneck is seen, not computed.
+Colours come from the page's style sheet (classes), so the drawing follows its light and dark schemes.
+"""
+
+from __future__ import annotations
+
+from html import escape
+
+from vitnas.arch import Arch
+
+WIDTH = 460  # user units; the page scales the drawing to the column
+LABEL = 56  # room for the block's number at the left
+GAP = 62  # room between the bars for the "heads x head_dim" label
+TAIL = 46  # room for the label of the longest MLP bar
+ROW = 22
+BAR = 13
+
+
+def draw(arch: Arch) -> str:
+    """Return the SVG element, with a tooltip on every part; all text is escaped."""
+    scale = _scale(arch)
+    attention_room = scale * max((block.num_heads * block.head_dim for block in arch.blocks), default=0)
+    mlp_left = LABEL + attention_room + GAP
+    parts: list[str] = []
+    y = _band(parts, 4, "stem", _stem_text(arch))
+    y = _legend(parts, y + 4, mlp_left)
+    number = 0
+    for index, stage in enumerate(arch.stages):
+        y = _stage_header(
+            parts, y, f"stage {index + 1}" if len(arch.stages) > 1 else "width", stage.embed_dim, scale
+        )
+        for block in stage.blocks:
+            number += 1
+            y = _block_row(
+                parts,
+                y,
+                number,
+                block.num_heads,
+                block.head_dim,
+                block.mlp_hidden,
+                block.mixer,
+                scale,
+                mlp_left,
+            )
+    y = _band(parts, y + 6, "head", f"{arch.stages[-1].embed_dim} features → {arch.num_classes} classes")
+    label = escape(f"Architecture {arch.id}: {len(arch.blocks)} blocks", quote=True)
+    return (
+        f'<svg class="drawing" viewBox="0 0 {WIDTH} {y + 4:.0f}" role="img" aria-label="{label}" '
+        f'xmlns="http://www.w3.org/2000/svg">{"".join(parts)}</svg>'
+    )
+
+
+def _scale(arch: Arch) -> float:
+    """User units per channel such that the widest attention, the widest MLP and every embedding width fit."""
+    attention = max((block.num_heads * block.head_dim for block in arch.blocks), default=0)
+    mlp = max((block.mlp_hidden for block in arch.blocks), default=0)
+    embed = max(stage.embed_dim for stage in arch.stages)
+    return min((WIDTH - LABEL - GAP - TAIL) / max(1, attention + mlp), (WIDTH - LABEL - 100) / max(1, embed))
+
+
+def _stem_text(arch: Arch) -> str:
+    image = f"{arch.image_size}×{arch.image_size}×{arch.in_chans}"
+    return f"image {image} → patches {arch.patch_size}×{arch.patch_size} → {arch.num_tokens} tokens"
+
+
+def _text(x: float, y: float, text: str, css: str = "", anchor: str = "start") -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" class="{css}" text-anchor="{anchor}">{escape(text)}</text>'
+
+
+def _box(x: float, y: float, width: float, height: float, css: str) -> str:
+    return (
+        f'<rect x="{x:.1f}" y="{y:.1f}" width="{max(width, 1):.1f}" height="{height}" rx="2" class="{css}"/>'
+    )
+
+
+def _group(title: str, *parts: str) -> str:
+    return f"<g><title>{escape(title)}</title>{''.join(parts)}</g>"
+
+
+def _band(parts: list[str], y: float, name: str, text: str) -> float:
+    box = _box(LABEL, y, WIDTH - LABEL - 4, ROW, "band")
+    parts.append(
+        _group(
+            f"{name}: {text}",
+            box,
+            _text(LABEL - 8, y + 15, name, "name", "end"),
+            _text(LABEL + 8, y + 15, text),
+        )
+    )
+    return y + ROW
+
+
+def _legend(parts: list[str], y: float, mlp_left: float) -> float:
+    parts.append(_text(LABEL, y + 13, "attention", "key-attention"))
+    parts.append(_text(mlp_left, y + 13, "MLP hidden units", "key-mlp"))
+    return y + 20
+
+
+def _stage_header(parts: list[str], y: float, name: str, embed_dim: int, scale: float) -> float:
+    width = embed_dim * scale
+    parts.append(
+        _group(
+            f"embedding width {embed_dim}",
+            _box(LABEL, y + 7, width, 7, "embed"),
+            _text(LABEL - 8, y + 15, name, "name", "end"),
+            _text(LABEL + width + 6, y + 15, f"embedding {embed_dim}"),
+        )
+    )
+    return y + ROW
+
+
+def _block_row(
+    parts: list[str],
+    y: float,
+    number: int,
+    num_heads: int,
+    head_dim: int,
+    mlp_hidden: int,
+    mixer: str,
+    scale: float,
+    mlp_left: float,
+) -> float:
+    top = y + (ROW - BAR) / 2
+    width = num_heads * head_dim * scale
+    row = [_text(LABEL - 8, y + 15, str(number), "name", "end"), _box(LABEL, top, width, BAR, "attention")]
+    for head in range(1, num_heads):
+        x = LABEL + head * head_dim * scale
+        row.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{top + BAR}" class="tick"/>')
+    row.append(_text(LABEL + width + 5, y + 15, f"{num_heads}×{head_dim}"))
+    row.append(_box(mlp_left, top, mlp_hidden * scale, BAR, "mlp"))
+    row.append(_text(mlp_left + mlp_hidden * scale + 5, y + 15, str(mlp_hidden)))
+    title = (
+        f"block {number}: {mixer}, {num_heads} heads × {head_dim} = {num_heads * head_dim} channels; "
+        f"MLP with {mlp_hidden} hidden units"
+    )
+    parts.append(_group(title, *row))
+    return y + ROW

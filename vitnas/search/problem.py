@@ -1,0 +1,168 @@
+"""What a search is asked: a Space, a Budget and objectives, and how to reach Archs that meet the Budget."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from vitnas.budget import QUANTITIES, Budget, Cost
+from vitnas.errors import UserError
+from vitnas.space.space import Genes, Space
+
+# Spaces up to this size are listed whole, so that "nothing is left" is known and not guessed.
+LISTED_SIZE = 4096
+
+
+@dataclass(frozen=True)
+class Objective:
+    """One thing to optimise: a number of the evaluator, or a cost (macs, params, memory, latency@target)."""
+
+    name: str
+    direction: str = "maximize"
+
+    def __post_init__(self) -> None:
+        if self.direction not in ("maximize", "minimize"):
+            raise UserError(f"direction of {self.name} is {self.direction!r}; use 'maximize' or 'minimize'.")
+        if self.quantity in QUANTITIES and self.direction == "maximize":
+            raise UserError(f"{self.name} is to be maximised; a cost is minimised. Use 'minimize'.")
+
+    @property
+    def quantity(self) -> str:
+        """The name without the target: `latency` of `latency@onnxruntime,batch=1`."""
+        return self.name.partition("@")[0]
+
+    def value(self, values: Mapping[str, float], cost: Cost) -> float:
+        """This objective's number, from the evaluator's `values` or from the Cost.
+
+        Raises:
+            UserError: neither has it.
+        """
+        if self.name in values:
+            return float(values[self.name])
+        if self.quantity in QUANTITIES:
+            return cost.value(self.quantity, self.name.partition("@")[2])
+        raise UserError(
+            f"objective {self.name!r} is not given; the evaluator gives {', '.join(values) or 'nothing'} and the "
+            f"Cost {', '.join(QUANTITIES)}. Use one of these."
+        )
+
+
+DEFAULT_OBJECTIVES = (Objective("accuracy", "maximize"), Objective("macs", "minimize"))
+
+
+def oriented(values: Sequence[Sequence[float]], objectives: Sequence[Objective]) -> np.ndarray:
+    """(num_points, num_objectives) in which larger is better: minimised columns change sign."""
+    signs = np.array([1.0 if objective.direction == "maximize" else -1.0 for objective in objectives])
+    return np.asarray(values, dtype=float).reshape(-1, len(objectives)) * signs
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A Space, a Budget and objectives. Methods look at the counted limits only; latency has no table."""
+
+    space: Space
+    budget: Budget = field(default_factory=Budget)
+    objectives: tuple[Objective, ...] = DEFAULT_OBJECTIVES
+
+    def costs(self, genes: Sequence[Genes]) -> dict[str, np.ndarray]:
+        """'macs', 'params' and 'memory' (bytes) of many Archs at once."""
+        costs: dict[str, np.ndarray] = self.space.cost_table().costs(np.asarray(genes, dtype=np.int64))
+        return costs
+
+    def cost(self, genes: Genes) -> Cost:
+        """The counted Cost of one Arch."""
+        costs = self.costs([genes])
+        return Cost(int(costs["macs"][0]), int(costs["params"][0]), int(costs["memory"][0]))
+
+    def meets(self, genes: Sequence[Genes]) -> np.ndarray:
+        """bool (n,): which Archs meet the counted limits."""
+        return self.budget.mask(self.costs(genes))
+
+    def violation(self, genes: Sequence[Genes]) -> np.ndarray:
+        """float (n,): by how much the counted limits are missed, summed as shares; 0 where they are met."""
+        costs = self.costs(genes)
+        total = np.zeros(len(genes))
+        for limit in self.budget.counted.limits:
+            values = costs[limit.quantity].astype(float)
+            if limit.high is not None:
+                total += np.clip(values / limit.high - 1, 0, None)
+            if limit.low is not None:
+                total += np.clip(1 - values / limit.low, 0, None)
+        return total
+
+    def draw(self, rng: random.Random, seen: Collection[Genes], *, num_draws: int = 100_000) -> Genes | None:
+        """An Arch that meets the counted limits and is not in `seen`: uniform over them, by rejection.
+
+        Where `num_draws` draws hold none, single genes are moved toward the Budget instead. None when nothing is
+        left: certain for Spaces of at most `LISTED_SIZE` Archs, else "not found".
+        """
+        if self._listed is not None:
+            left = [genes for genes in self._listed if genes not in seen]
+            return rng.choice(left) if left else None
+        generator = np.random.default_rng(rng.getrandbits(64))
+        drawn, batch = 0, 64
+        rows = np.empty((0, len(self.space.genes)), dtype=np.int64)
+        while drawn < num_draws:
+            rows = self.space.random_matrix(batch, generator)
+            for row in rows[self.budget.mask(self.space.cost_table().costs(rows))]:
+                genes = _genes(row)
+                if genes not in seen:
+                    return genes
+            drawn, batch = drawn + batch, min(4 * batch, 16_384)
+        for row in rows[:16]:
+            if (repaired := self.repair(_genes(row), rng, seen)) is not None:
+                return repaired
+        return None
+
+    def repair(self, genes: Genes, rng: random.Random, seen: Collection[Genes]) -> Genes | None:
+        """Move one gene at a time toward the counted limits; None where no move helps any more.
+
+        Each step looks at every Arch one gene away. One that meets the Budget and is not in `seen` ends it;
+        else the one that misses by least is the next.
+        """
+        genes = self.space.canonical(genes)
+        miss = float(self.violation([genes])[0])
+        for _ in range(2 * len(self.space.genes)):
+            around = sorted(self._neighbours(genes))
+            if not around:
+                return None
+            misses = self.violation(around)
+            if met := [
+                near for near, value in zip(around, misses, strict=True) if value == 0 and near not in seen
+            ]:
+                return rng.choice(met)
+            nearest = int(np.argmin(misses))
+            if misses[nearest] >= miss:
+                return None
+            genes, miss = around[nearest], float(misses[nearest])
+        return None
+
+    def _neighbours(self, genes: Genes) -> set[Genes]:
+        """Every canonical Arch that differs in one gene."""
+        counts = [len(gene.options) for gene in self.space.genes]
+        rows = np.tile(np.asarray(genes, dtype=np.int64), (sum(counts), 1))
+        rows[np.arange(len(rows)), np.repeat(np.arange(len(counts)), counts)] = [
+            option for count in counts for option in range(count)
+        ]
+        return {_genes(row) for row in self.space.canonical_matrix(rows)} - {genes}
+
+    @cached_property
+    def _listed(self) -> tuple[Genes, ...] | None:
+        """All Archs that meet the counted limits, of a Space small enough to list; else None."""
+        raw = 1
+        for gene in self.space.genes:
+            raw *= len(gene.options)
+        if raw > 16 * LISTED_SIZE or self.space.size() > LISTED_SIZE:
+            return None
+        every = itertools.product(*(range(len(gene.options)) for gene in self.space.genes))
+        unique = sorted({self.space.canonical(genes) for genes in every})
+        return tuple(genes for genes, inside in zip(unique, self.meets(unique), strict=True) if inside)
+
+
+def _genes(row: np.ndarray) -> Genes:
+    return tuple(int(option) for option in row)

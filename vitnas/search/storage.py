@@ -1,0 +1,101 @@
+"""Where a Study is kept: an SQLite file, any database Optuna knows by URL, or a journal file."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import sqlite3
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from optuna.exceptions import ExperimentalWarning
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend
+
+from vitnas.errors import MissingExtra, UserError
+
+
+class _WalConnection(sqlite3.Connection):
+    """SQLite with a write-ahead log: readers (a dashboard) do not block the writer, and a commit costs no fsync.
+
+    A killed process loses nothing; only a power cut may lose the last transactions. Measured for one trial without
+    parameters on a 2-core machine: 42 ms instead of 96 ms.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.execute("PRAGMA busy_timeout=60000")
+        self.execute("PRAGMA journal_mode=WAL")
+        self.execute("PRAGMA synchronous=NORMAL")
+
+
+def open_storage(where: str | Path | BaseStorage) -> BaseStorage:
+    """The storage behind a path, a URL or a `journal:` path; an Optuna storage object is taken as it is.
+
+    - a path or `sqlite:///path`: an SQLite file, for workers on one machine (its log does not work over NFS);
+    - `journal:path`: Optuna's journal file, also for workers that share a network folder;
+    - any other URL, e.g. `postgresql+psycopg://...`: that database, for many workers.
+
+    Raises:
+        UserError: the storage cannot be opened.
+        MissingExtra: the database's driver is not installed.
+    """
+    if isinstance(where, BaseStorage):
+        return where
+    text = str(where)
+    try:
+        if text.startswith("journal:"):
+            path = Path(text.removeprefix("journal:"))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return JournalStorage(JournalFileBackend(str(path)))
+        if "://" in text and not text.startswith("sqlite:"):
+            return RDBStorage(text)
+        path = Path(text.removeprefix("sqlite:///"))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        options = {"connect_args": {"timeout": 60, "factory": _WalConnection}}
+        return RDBStorage(f"sqlite:///{path}", engine_kwargs=options)
+    except ImportError as error:
+        if "postgres" in text:
+            raise MissingExtra(f"storage {text.partition(':')[0]}", "postgres") from error
+        raise UserError(f"storage {text} needs a database driver ({error}); install it.") from error
+    except Exception as error:
+        raise UserError(
+            f"storage {text} cannot be opened ({type(error).__name__}: {error}); it must be a writable path, "
+            "'journal:path' or a database URL that Optuna takes. Mend it."
+        ) from error
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep Optuna's progress lines and its notes on experimental parts from the user's screen."""
+    logger = logging.getLogger("optuna")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def this_host() -> str:
+    """The machine, and the process-number space on it: containers may share a host name, not its numbers."""
+    with contextlib.suppress(OSError):
+        return f"{socket.gethostname()}/{os.readlink('/proc/self/ns/pid')}"
+    return socket.gethostname()
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process of this machine runs under that number."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,197 @@
+"""Supernet: a table of shared tensors that can act as every Arch of a Space.
+
+    forward(images, arch) = skeleton(arch) run on select(supernet, arch)
+
+The Arch is an argument, never a state. Nothing here knows what a layer computes.
+
+Gradients. The obvious way, autograd through views of the shared tensors, allocates and adds a full-size zero tensor
+per parameter and use. Instead each forward runs on detached views whose gradients go straight into the matching
+entries of the shared tensor's `.grad`, so that backward touches only what the Arch uses. Gradients therefore appear
+in `parameter.grad` after `backward()`, as usual, but `torch.autograd.grad` with respect to the shared tensors does
+not see them; use `select` for that.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from vitnas.arch import Arch
+from vitnas.layers.axes import Axes, named_axes
+from vitnas.model import Model, build
+from vitnas.model.vit import drop_path_rates
+from vitnas.space import Space
+from vitnas.supernet.sharing import Piece, Sharing
+
+CACHE_SIZE = 256  # skeletons kept; each is some 200 small Python objects and no storage
+
+
+class Supernet(nn.Module):
+    """Shared weights for all of `space`.
+
+    Args:
+        space: the Archs it can act as.
+        sharing: which entries an Arch uses; prefix sharing by default.
+        drop_path: stochastic depth at the last block of the deepest Arch; rates follow a block's slot.
+        generator: source of the initial weights.
+
+    The state dict has the names of the largest Arch's Model (timm's names).
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        *,
+        sharing: Sharing | None = None,
+        drop_path: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.space = space
+        self.sharing = sharing or Sharing()
+        self.drop_path = drop_path
+        self._cache = _Cache()
+        self._axes: dict[str, Axes] = {}
+        largest = build(space.largest(), generator=generator)
+        for name, axes in named_axes(largest).items():
+            _register(self, name, largest.get_parameter(name))
+            self._axes[name] = axes
+
+    def forward(self, images_BCHW: Tensor, arch: Arch) -> Tensor:
+        """(B, C, H, W) images to (B, Y) logits of `arch`.
+
+        Raises:
+            UserError: `arch` is not in the Space (all reasons are given).
+        """
+        subnet = self.subnet(arch)
+        if subnet.skeleton.training != self.training:
+            subnet.skeleton.train(self.training)
+        weights = self._borrow(subnet, with_grad=torch.is_grad_enabled())
+        logits: Tensor = functional_call(subnet.skeleton, weights, (images_BCHW,), tie_weights=False)
+        return logits
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters besides biases and norms that are not decayed; optimizers ask for it."""
+        return self.subnet(self.space.largest()).skeleton.no_weight_decay()
+
+    def subnet(self, arch: Arch) -> _Subnet:
+        """The storage-free Model of `arch` and where its parameters lie; kept, as making it costs milliseconds."""
+        found = self._cache.get(arch)
+        if found is None:
+            found = self._cache.put(arch, self._make_subnet(arch))
+        return found
+
+    def _make_subnet(self, arch: Arch) -> _Subnet:
+        self.space.check(arch)
+        slots = self.space.slots(arch)
+        rates = drop_path_rates(self.drop_path, self.space.largest().depth)
+        skeleton = build(arch, drop_path=[rates[slot] for slot in slots], device="meta")
+        pieces = []
+        for name, axes in named_axes(skeleton).items():
+            shared = shared_name(name, slots)
+            shape = tuple(skeleton.get_parameter(name).shape)
+            pieces.append(self.sharing.piece(name, shared, axes, self._axes[shared], shape))
+        return _Subnet(skeleton, tuple(pieces))
+
+    def _borrow(self, subnet: _Subnet, *, with_grad: bool) -> dict[str, Tensor]:
+        """The weights of `subnet` as leaves on shared storage, with gradients that add into the shared ones."""
+        table = dict(self.named_parameters())
+        weights: dict[str, Tensor] = {}
+        for piece, is_run in zip(subnet.pieces, subnet.is_run, strict=True):
+            shared = table[piece.shared]
+            leaf = piece.take(shared.detach())
+            if with_grad and shared.requires_grad:
+                _share_grad(leaf, shared, piece, is_run)
+            weights[piece.name] = leaf
+        return weights
+
+
+def select(supernet: Supernet, arch: Arch) -> dict[str, Tensor]:
+    """The weights of `arch`: for every parameter of `build(arch)`, by its name, a view of a shared tensor.
+
+    Where entries do not lie evenly spaced (fewer heads of a fused qkv) the view is a differentiable copy.
+
+    Raises:
+        UserError: `arch` is not in the Space.
+    """
+    table = dict(supernet.named_parameters())
+    return {piece.name: piece.take(table[piece.shared]) for piece in supernet.subnet(arch).pieces}
+
+
+def shared_name(name: str, slots: list[int]) -> str:
+    """Name of the shared tensor behind a Model's parameter: block `i` takes the weights of block `slots[i]`."""
+    if not name.startswith("blocks."):
+        return name
+    _, index, rest = name.split(".", 2)
+    return f"blocks.{slots[int(index)]}.{rest}"
+
+
+class _Subnet:
+    """A skeleton, the pieces of the shared tensors that it runs on, and which of them are one contiguous run."""
+
+    __slots__ = ("is_run", "pieces", "skeleton")
+
+    def __init__(self, skeleton: Model, pieces: tuple[Piece, ...]) -> None:
+        self.skeleton, self.pieces = skeleton, pieces
+        self.is_run = tuple(_is_run(piece) for piece in pieces)
+
+
+class _Cache:
+    """The subnets used last. A copy of a Supernet starts with an empty one, as skeletons are cheap to make."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[Arch, _Subnet] = OrderedDict()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Cache:
+        return _Cache()
+
+    def get(self, arch: Arch) -> _Subnet | None:
+        if arch in self._kept:
+            self._kept.move_to_end(arch)
+        return self._kept.get(arch)
+
+    def put(self, arch: Arch, subnet: _Subnet) -> _Subnet:
+        self._kept[arch] = subnet
+        if len(self._kept) > CACHE_SIZE:
+            self._kept.popitem(last=False)
+        return subnet
+
+
+def _is_run(piece: Piece) -> bool:
+    size = 1
+    for length in piece.view:
+        size *= length
+    return piece.cut(torch.empty(size, device="meta")).is_contiguous()
+
+
+def _share_grad(leaf: Tensor, shared: nn.Parameter, piece: Piece, is_run: bool) -> None:
+    """Let the gradient of `leaf` add into the right entries of `shared.grad`."""
+    leaf.requires_grad_()
+    if shared.grad is None:
+        shared.grad = torch.zeros_like(shared)
+    entries = piece.cut(shared.grad)
+    if is_run:
+        leaf.grad = entries.view(piece.shape)  # autograd adds to a gradient that exists in place
+        return
+
+    # Autograd would do the same for strided gradients, but warns that they break its layout contract.
+    def add(leaf: Tensor) -> None:
+        assert leaf.grad is not None
+        entries.add_(leaf.grad.view(entries.shape))
+        leaf.grad = None
+
+    leaf.register_post_accumulate_grad_hook(add)
+
+
+def _register(root: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    """Register `parameter` under a dotted name, making plain modules on the way."""
+    *path, last = name.split(".")
+    for step in path:
+        if not hasattr(root, step):
+            root.add_module(step, nn.Module())
+        root = root.get_submodule(step)
+    root.register_parameter(last, parameter)
