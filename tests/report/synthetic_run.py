@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vitnas.arch import Arch, Block, Stage
-from vitnas.runs import append_jsonl, write_atomic, write_json
+from vitnas.runs import write_atomic, write_json
 
 # Text that a page must escape, as a data set could carry it.
 NASTY = "</script><script>window.injected=1</script><b>cats & dogs</b>"
@@ -42,12 +42,16 @@ def make_run_folder(path: Path, *, num_trials: int = 300, num_pairs: int = 8, de
     archs = [make_arch(max(1, depth - 2 + i % 4), 192 if i % 2 else 216, seed=i) for i in range(6)]
     chosen = make_arch(depth)
     write_json(path / "manifest.json", _manifest())
+    write_json(
+        path / "test_reads.json",
+        [{"when": "2026-03-02T10:04:00", "num_images": 360, "purpose": "final report"}],
+    )
     write_atomic(path / "run.yaml", "recipe: digits\n")
     genes = [{"name": "depth", "options": [10, 11, 12]}]
     genes += [{"name": f"blocks.{i}.num_heads", "options": [3, 4]} for i in range(4)]
     write_json(path / "space.json", {"name": "autoformer", "genes": genes})
     write_json(path / "feasibility.json", _feasibility())
-    _metrics(path / "metrics.jsonl", rng)
+    write_atomic(path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in _metrics(rng)))
     write_json(path / "search.json", _search(rng, archs, chosen, num_trials))
     for arch in [*archs, chosen]:
         _model(path / "front" / arch.id, arch)
@@ -71,13 +75,10 @@ def _manifest() -> dict[str, Any]:
         "git": None,
         "data": {
             "name": NASTY,
-            "train": 1257,
-            "holdout": 180,
-            "test": 360,
+            "counts": {"train": [126] * 10, "holdout": [18] * 10, "test": [36] * 10},
             "sha256": "0f" * 32,
             "corrupt": 0,
             "classes": ["0", "1", "<i>2</i>"],
-            "test_reads": 1,
         },
         "command": "vitnas run digits budget='macs<=1.3G and params<=6M' seed=0",
         "started": "2026-03-02T10:00:00+00:00",
@@ -119,12 +120,11 @@ def _feasibility() -> list[dict[str, Any]]:
     ]
 
 
-def _metrics(path: Path, rng: random.Random) -> None:
-    total = 1500
+def _metrics(rng: random.Random) -> list[dict[str, Any]]:
+    total, lines = 1500, []
     for step in range(total):
         share = step / total
-        append_jsonl(
-            path,
+        lines.append(
             {
                 "stage": "supernet",
                 "step": step,
@@ -138,7 +138,7 @@ def _metrics(path: Path, rng: random.Random) -> None:
             archs = [
                 {
                     "role": role,
-                    "arch_id": f"{role}-{step}",
+                    "arch_id": f"{role}-{top}",
                     "macs": 1_000_000,
                     "accuracy": top * (1 - math.exp(-5 * share)),
                 }
@@ -150,21 +150,21 @@ def _metrics(path: Path, rng: random.Random) -> None:
                     ("random", 0.92),
                 )
             ]
-            append_jsonl(
-                path,
+            lines.append(
                 {"stage": "supernet", "event": "monitor", "step": step, "epoch": 60 * share, "archs": archs},
             )
     text = "the largest Arch is 0.4 points better than ten epochs ago; the Supernet has not converged."
-    append_jsonl(path, {"stage": "supernet", "event": "warning", "step": total, "epoch": 60.0, "text": text})
+    lines.append({"stage": "supernet", "event": "warning", "step": total, "epoch": 60.0, "text": text})
     for role, start in (("chosen", 0.9), ("hand_scaled", 2.3), ("random_search", 1.0)):
         for step in range(200):
             share = step / 200
             line = {"stage": f"retrain/{role}", "step": step, "epoch": 20 * share, "lr": 5e-4 * (1 - share)}
-            append_jsonl(path, {**line, "loss": start * math.exp(-3 * share) + 0.1 + rng.gauss(0, 0.03)})
+            lines.append({**line, "loss": start * math.exp(-3 * share) + 0.1 + rng.gauss(0, 0.03)})
             if step % 20 == 19:
-                append_jsonl(
-                    path, {**line, "event": "eval", "accuracy": 0.98 - 0.15 * start * math.exp(-4 * share)}
+                lines.append(
+                    {**line, "event": "eval", "accuracy": 0.98 - 0.15 * start * math.exp(-4 * share)}
                 )
+    return lines
 
 
 def _search(rng: random.Random, archs: list[Arch], chosen: Arch, num_trials: int) -> dict[str, Any]:
@@ -267,6 +267,7 @@ def _export(path: Path) -> None:
             "onnx": {
                 "path": "export/model.onnx",
                 "opset": 20,
+                "exported_params": 5_912_000,
                 "max_abs_diff": 3.1e-6,
                 "top1_agreement": 1.0,
                 "n_images": 64,
@@ -301,8 +302,11 @@ def _export(path: Path) -> None:
                     "warmup": 10,
                     "runs": 50,
                     "median_ms": median,
-                    "p10_ms": median * 0.96,
-                    "p90_ms": median * 1.09,
+                    "p05_ms": median * 0.96,
+                    "p95_ms": median * 1.25,
+                    "p25_ms": median * 0.98,
+                    "p75_ms": median * (1.04 if batch == 1 else 1.14),
+                    "ratio_to_reference": 0.81,
                     "trusted": batch == 1,
                 }
             )

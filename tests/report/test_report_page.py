@@ -5,18 +5,18 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import plotly.graph_objects as go
 import pytest
 from synthetic_run import NASTY, make_arch, make_run_folder, read
 
 from vitnas.arch import Arch
 from vitnas.count import count
 from vitnas.errors import UserError
-from vitnas.report import report
+from vitnas.report import html, plots, report
 from vitnas.report.drawing import draw
 from vitnas.report.html import block_costs
 from vitnas.runs import write_atomic, write_json
@@ -32,10 +32,14 @@ def run(whole: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(whole, tmp_path / "digits"))
 
 
+@pytest.fixture(autouse=True)
+def _no_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out plotly's own code: megabytes that hold almost any text."""
+    monkeypatch.setattr(html, "get_plotlyjs", lambda: "/* plotly.js */")
+
+
 def page_of(folder: Path) -> str:
-    """The page without plotly's own code, which is megabytes of anything."""
-    text = report(folder).read_text()
-    return re.sub(r"<script>/\*\*.*?</script>", "", text, count=1, flags=re.DOTALL)
+    return report(folder).read_text()
 
 
 def figures_of(page: str) -> dict[str, Any]:
@@ -69,11 +73,13 @@ def test_every_section_of_a_finished_run_is_there(whole: Path) -> None:
         "front", "hypervolume", "supernet", "monitor", "retrain", "retrain_accuracy", "correlation", "costs",
     }  # fmt: skip
     assert "Missing:" not in page
-    assert "local-dir:" in page and "onnxruntime.InferenceSession" in page and "torch.export.load" in page
+    assert "local-dir:" in page
+    assert "onnxruntime.InferenceSession" in page
+    assert "torch.export.load" in page
     assert "Kendall&#39;s tau 0.71, Spearman&#39;s rho 0.83, n = 8 Archs." in page
     assert "the Supernet has not converged" in page
-    assert "Test split read: 1 time." in page
-    assert "no: spread too wide" in page
+    assert "Test split read: once (2026-03-02T10:04:00, 360 images, final report)." in page
+    assert "no: IQR 16 % of median" in page
     assert "macs are above 1.3G" in page
     assert "n = 180 images" in page  # the holdout that scores are on
     assert 'href="models/chosen/model.safetensors"' in page
@@ -88,7 +94,7 @@ def test_user_text_is_escaped_everywhere(run: Path) -> None:
     assert "<script>window.injected" not in page
     assert "<b>cats" not in page
     assert "&lt;b&gt;cats &amp; dogs&lt;/b&gt;" in page
-    hover = [text for trace in figures_of(page)["front"]["data"] for text in trace.get("text", [])]
+    hover = [text for trace in figures_of(page)["front"]["data"] for text in trace.get("customdata", [])]
     assert any("&lt;b&gt;cats" in text for text in hover)
     assert not any("<b>cats" in text for text in hover)
 
@@ -98,7 +104,7 @@ def test_nothing_is_loaded_from_elsewhere(whole: Path) -> None:
     for link in re.findall(r"""(?:src|href)=["']([^"']+)|url\(([^)]+)""", page):
         assert not re.match(r"(?:https?:)?//", link[0] or link[1]), link
     assert "default-src 'none'" in page
-    assert page_of(whole).count("Plotly.newPlot(div") == 1
+    assert page.count("/* plotly.js */") == 1
 
 
 def test_half_a_run_names_what_is_missing(tmp_path: Path) -> None:
@@ -125,7 +131,8 @@ def test_a_run_that_stopped_after_search_says_not_retrained(run: Path) -> None:
     (run / "results.json").unlink()
     page = page_of(run)
     assert "with inherited weights; not retrained yet" in page
-    assert "retrain: missing" in page and "✓ search" not in page  # the tick is the style sheet's
+    assert "retrain: missing" in page
+    assert "✓ search" not in page
     assert '<li class="done">search</li>' in page
     assert "12 blocks" in page  # from front/<arch_id>/arch.json
 
@@ -176,14 +183,20 @@ def test_links_follow_the_page(run: Path, tmp_path: Path) -> None:
     assert 'href="../digits/models/chosen/model.safetensors"' in out.read_text()
 
 
-def test_many_trials_are_thinned_and_quick(tmp_path: Path) -> None:
-    folder = make_run_folder(tmp_path / "many", num_trials=9000)
-    start = time.perf_counter()
-    page = page_of(folder)
-    assert time.perf_counter() - start < 6  # about 1.5 s alone; the machine may be shared
-    front = figures_of(page)["front"]["data"]
-    assert 2000 < len(front[0]["x"]) <= 4000
-    assert "9000 scored trials, thinned evenly for drawing" in page
+def test_many_trials_are_thinned_but_the_front_stays(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = figures_of(page_of(run))["front"]["data"]
+    monkeypatch.setattr(plots, "MAX_POINTS", 100)
+    page = page_of(run)
+    thinned = figures_of(page)["front"]["data"]
+    assert 80 <= len(thinned[0]["x"]) <= 100 < len(whole[0]["x"])
+    assert thinned[1:] == whole[1:]
+    assert "300 scored trials, thinned evenly for drawing" in page
+
+
+def test_charts_are_what_plotly_reads(whole: Path) -> None:
+    """plotly's Python objects refuse an unknown name or a wrong value; plotly.js would pass over it in silence."""
+    for figure in figures_of(page_of(whole)).values():
+        go.Figure(figure)
 
 
 def test_block_costs_add_up_to_the_count() -> None:
@@ -219,7 +232,8 @@ def test_drawing_of_several_stages_keeps_one_scale() -> None:
         blocks=[block for stage in stages for block in stage.blocks],
     )  # fmt: skip
     svg = draw(cast(Arch, arch))
-    assert "stage 3" in svg and "embedding 1280" in svg
+    assert "stage 3" in svg
+    assert "embedding 1280" in svg
     widths = [float(w) for w in re.findall(r'width="([\d.]+)" height="\d+" rx="2" class="attention"', svg)]
     assert widths[-1] == pytest.approx(20 * widths[0], rel=0.05)
     _check_frame(svg)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ import rich.console
 from synthetic_run import make_run_folder, read
 
 from vitnas.report import front_table, tables
-from vitnas.report.plots import thin
+from vitnas.report.files import RunFiles
+from vitnas.report.plots import describer, thin
+from vitnas.space import autoformer
 
 
 @pytest.mark.parametrize(
@@ -91,8 +94,35 @@ def test_final_table_prints_brackets_as_they_are() -> None:
 
 
 def test_long_curves_become_means_of_equal_runs() -> None:
-    x, y = thin([(float(i), float(i % 2)) for i in range(6000)])
-    assert len(x) == 600
-    assert x[-1] == 5999
-    assert set(y) == {0.5}
-    assert thin([]) == ([], [])
+    points = thin([(float(i), float(i % 2)) for i in range(6000)])
+    assert len(points) == 600
+    assert points[-1] == (5999, 0.5)
+    assert thin([]) == []
+
+
+def test_hover_shows_the_genes_of_the_blocks_that_are_there(tmp_path: Path) -> None:
+    space = autoformer("tiny", image_size=32, patch_size=4, num_classes=10)
+    run = RunFiles(tmp_path, space=json.loads(json.dumps(space.to_json())))
+    genes = space.encode(space.smallest())
+    text = describer(run)({"arch_id": "a", "number": 3, "genes": list(genes), "values": {"accuracy": 0.5}})
+    depth = space.smallest().depth
+    assert "trial 3" in text
+    assert "accuracy 50.00 %" in text
+    assert f"depth: {depth}<br>num_heads: {' '.join(['3'] * depth)}<br>" in text
+
+
+def test_manifest_lists_are_cut_and_say_so() -> None:
+    rows = tables.keyed({"data": {"counts": list(range(1000))}, "git": None}).rows
+    assert rows[0][0] == "data.counts"
+    assert rows[0][1].endswith("18, 19, … 1000 in all")
+    assert rows[1] == ("git", "none")
+
+
+def test_latency_shows_the_percentiles_it_has() -> None:
+    record = {"runtime": "torch", "batch": 1, "median_ms": 2.0, "p25_ms": 1.9, "p75_ms": 2.1, "trusted": True}
+    table = tables.latency([record])
+    cells = dict(zip(table.headers, table.rows[0], strict=True))
+    assert cells["Median"] == "2.00 ms"
+    assert cells["Spread"] == "p25 1.90, p75 2.10"
+    assert cells["Trusted"] == "yes"
+    assert cells["Device"] == "not measured"

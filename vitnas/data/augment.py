@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image, ImageOps
 from timm.data import create_transform
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
@@ -66,17 +67,16 @@ class Augmenter:
 
     def _move(self, images_BCHW: Tensor, generator: torch.Generator) -> Tensor:
         """Pad with black, then take each image's window (mirrored or not) in one gather."""
-        count, _, size, _ = images_BCHW.shape
+        count, size = len(images_BCHW), images_BCHW.shape[3]
         down_B, right_B, flip_B = self._draw_moves(count, generator)
         side_S = torch.arange(size)
         columns_BS = torch.where(flip_B[:, None], side_S.flip(0), side_S) + right_B[:, None] + self.shift
         rows_BS = side_S + down_B[:, None] + self.shift
-        padded_BCHW = functional.pad(images_BCHW, (self.shift,) * 4) if self.shift else images_BCHW
-        image_B = torch.arange(count)
-        # Indexing with the channels sliced between puts them last: B S S C.
-        return padded_BCHW.permute(0, 2, 3, 1)[
-            image_B[:, None, None], rows_BS[:, :, None], columns_BS[:, None, :]
-        ].permute(0, 3, 1, 2)
+        padded_BCHW = functional.pad(images_BCHW, (self.shift,) * 4)
+        at_BSS = rows_BS[:, :, None] * padded_BCHW.shape[3] + columns_BS[:, None, :]
+        at_BCn = at_BSS.reshape(count, 1, -1).expand(-1, images_BCHW.shape[1], -1)
+        # A gather is three times faster here than indexing with two index tensors.
+        return padded_BCHW.flatten(2).gather(2, at_BCn).view_as(images_BCHW)
 
     def _warp(self, images_BCHW: Tensor, generator: torch.Generator) -> Tensor:
         """Turn, zoom, shift and mirror by bilinear sampling; black outside. float 0 to 255.
@@ -115,7 +115,21 @@ def _timm_stages(augment: Augment, form: Form) -> list[Callable[[Any], Any]]:
         std=form.std if form.in_chans == 3 else form.std * 3,
         separate=True,
     )
+    for stage in colour.transforms:
+        _keep_a_bit(stage)
     return [crop, colour] if augment.scale is not None else [colour]
+
+
+def _keep_a_bit(stage: Any) -> None:
+    """Keep timm's posterize from leaving 0 bits: its top magnitude asks for that, and Pillow 12 and up refuse it."""
+    policies = [op for policy in getattr(stage, "policy", []) for op in policy]
+    for op in [*policies, *getattr(stage, "ops", [])]:
+        if getattr(op.aug_fn, "__name__", "") == "posterize":
+            op.aug_fn = _posterize
+
+
+def _posterize(image: Image.Image, bits_to_keep: int, **_: Any) -> Image.Image:
+    return image if bits_to_keep >= 8 else ImageOps.posterize(image, max(1, bits_to_keep))
 
 
 def seed_from(*parts: object) -> int:

@@ -73,7 +73,7 @@ def _hfds_source(config: DataConfig, name: str, split: str) -> TimmSource:
     dataset = create_dataset(
         config.dataset, root=config.root, split=split, input_key=image_key, target_key=target_key
     )
-    raw: list[Any] = list(dataset.reader.dataset[target_key])
+    raw: list[Any] = list(dataset.reader.dataset[target_key][:])
     if any(label is None or label == -1 for label in raw):
         raise UserError(
             f"Split {split!r} of {config.dataset} has images without a label; every image needs one. Choose "

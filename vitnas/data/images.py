@@ -81,6 +81,7 @@ class Store:
         self.corrupt: list[str] = []
         self.fixed_NCHW: Tensor | None = None
         self.kept: list[Pixels] | None = None
+        self.is_native = True  # no image had to be resized so far
         self._fit = create_transform(
             (form.in_chans, form.image_size, form.image_size),
             is_training=False,
@@ -91,34 +92,40 @@ class Store:
 
     def load(self, stored_bytes: int) -> None:
         """Decode all images if `stored_bytes` fits in memory; afterwards `rows` are the readable ones."""
-        size = self.form.image_size
-        if isinstance(self.source, ArraySource) and self.source.pixels_NHWC.shape[1:] == (
-            size,
-            size,
-            self.form.in_chans,
-        ):
+        form = self.form
+        native = (form.image_size, form.image_size, form.in_chans)
+        if isinstance(self.source, ArraySource) and self.source.pixels_NHWC.shape[1:] == native:
             self.fixed_NCHW = torch.from_numpy(self.source.pixels_NHWC).permute(0, 3, 1, 2).contiguous()
             return
         if stored_bytes > self.ram_bytes:
             return
-        threads = (
-            min(8, os.cpu_count() or 1) if size > 64 else 1
-        )  # below, Python's lock outweighs the decoding
-        with quiet_pillow(), ThreadPoolExecutor(threads) as pool:
-            decoded = list(pool.map(self.decode, self.rows))
-        good = [row for row, pixels in zip(self.rows, decoded, strict=True) if pixels is not None]
-        self.record([self.source.name(row) for row in self.rows if decoded[row] is None])
+        fixed = None if self.whole else torch.empty((len(self.rows), *native), dtype=torch.uint8)
+        kept: list[Pixels] = []
+        good: list[int] = []
+        bad: list[str] = []
+        # Threads pay for large images only: with small ones the hand-over costs more than the decoding.
+        with quiet_pillow(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            decoded = (pool.map if form.image_size > 64 else map)(self.decode, self.rows)
+            for row, pixels in zip(self.rows, decoded, strict=True):
+                if pixels is None:
+                    bad.append(self.source.name(row))
+                    continue
+                if fixed is None:
+                    kept.append(pixels)
+                else:
+                    fixed[len(good)] = torch.from_numpy(pixels)
+                good.append(row)
+        self.record(bad)
         if not good:
             raise UserError(
-                f"None of the {len(self.rows)} images can be read (the first is {self.source.name(0)}); they "
-                "must be whole image files. Copy them again."
+                f"None of the {len(self.rows)} images can be read (the first is {bad[0]}); they must be whole "
+                "image files. Copy them again."
             )
         self.rows = good
-        kept = [pixels for pixels in decoded if pixels is not None]
-        if all(pixels.shape == (size, size, self.form.in_chans) for pixels in kept):
-            self.fixed_NCHW = torch.from_numpy(np.stack(kept)).permute(0, 3, 1, 2).contiguous()
-        else:
+        if fixed is None:
             self.kept = kept
+        else:
+            self.fixed_NCHW = fixed[: len(good)].permute(0, 3, 1, 2).contiguous()
 
     def decode(self, row: int, *, whole: bool | None = None) -> Pixels | None:
         """Read a row of the source as uint8 HWC at the size worth keeping; None when it is unreadable.
@@ -135,12 +142,11 @@ class Store:
                     "remove the file, or use on_corrupt=skip."
                 ) from error
             return None
-        size = self.form.image_size
-        if image.size != (size, size):
-            if self.whole if whole is None else whole:
-                image = _shrink(image, self.form)
-            else:
+        if image.size != (self.form.image_size, self.form.image_size):
+            self.is_native = False
+            if not (self.whole if whole is None else whole):
                 return np.ascontiguousarray(self._fit(image).permute(1, 2, 0).numpy())
+            image = _shrink(image, self.form)
         pixels: Pixels = np.array(image, dtype=np.uint8)
         return pixels if pixels.ndim == 3 else pixels[:, :, None]
 
@@ -204,10 +210,8 @@ class Images:
         store = self.store
         if store.kept is not None and (whole <= store.whole):
             return store.kept[place]
-        # A cropped copy will not do for a crop of the whole image, unless the two are the same thing.
-        if store.fixed_NCHW is not None and (
-            store.whole or not whole or isinstance(store.source, ArraySource)
-        ):
+        # A cropped copy will not do when the whole image is asked for, unless nothing had to be cropped.
+        if store.fixed_NCHW is not None and (store.is_native or not whole):
             return store.fixed_NCHW[place].permute(1, 2, 0).contiguous().numpy()
         return store.decode(store.rows[place], whole=whole)
 

@@ -193,9 +193,9 @@ def _assemble(config: DataConfig, opened: Opened) -> Data:
         raise UserError(
             f"{opened.corrupt[0]}; on_corrupt is 'raise'. Mend or remove the sample, or use on_corrupt=skip."
         )
-    form, area = _form(config, train)
+    form, area, is_native = _form(config, train)
     augment = augment_for(config.augment, image_size=form.image_size, in_chans=form.in_chans)
-    whole = augment.scale is not None
+    whole = augment.scale is not None and not is_native  # native images are stored as they are anyway
     store = Store(train, form, whole=whole, on_corrupt=config.on_corrupt)
     store.load(int(len(train) * form.in_chans * (area if whole else form.image_size**2)))
     if config.mean is None and form.in_chans == 1:
@@ -229,7 +229,7 @@ def _capped(source: Source, config: DataConfig, split: Split) -> Source:
     return Subset(source, some)
 
 
-def _form(config: DataConfig, source: Source) -> tuple[Form, float]:
+def _form(config: DataConfig, source: Source) -> tuple[Form, float, bool]:
     """Return the form of all images, found by looking at a few, and a kept image's mean area in pixels."""
     sizes: list[tuple[int, int]] = []
     modes: set[str] = set()
@@ -268,7 +268,7 @@ def _form(config: DataConfig, source: Source) -> tuple[Form, float]:
     )
     short = [min(1.0, form.keep_side / min(wh)) for wh in sizes]
     area = sum(w * h * s * s for (w, h), s in zip(sizes, short, strict=True)) / len(sizes)
-    return form, area
+    return form, area, alike and sizes[0] == (size, size)
 
 
 def _measured(form: Form, store: Store) -> Form:

@@ -68,6 +68,8 @@ def convert(
                 dynamo=False,
                 opset_version=min(opset, LEGACY_MAX_OPSET),
                 dynamic_axes=axes,
+                # ONNX Runtime folds constants itself; this folder fails on sliced tables (relative positions).
+                do_constant_folding=False,
                 **names,
             )
 

@@ -313,11 +313,10 @@ class LatencyMeter:
         images = random_images((self.target.batch, *shape)).to(model_device(source), model_dtype(source))
         try:
             convert(source, path, images, exporter="legacy", dynamic_batch=False)
-        except (
-            Exception
-        ):  # what tracing cannot take (FFT) the slower exporter often can; its error is the one to show
+            return onnx_call(path, self.target, shape)
+        except Exception:  # what tracing cannot take (FFT), or gets wrong, the slower exporter often can
             convert(source, path, images, exporter="dynamo", dynamic_batch=False)
-        return onnx_call(path, self.target, shape)
+            return onnx_call(path, self.target, shape)
 
     def _measure(
         self, calls: Mapping[str, Call], image_size: int, reference: Call | None

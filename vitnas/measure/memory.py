@@ -56,7 +56,7 @@ def peak_activation_bytes(
     return peak
 
 
-class _LiveStorages(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
+class _LiveStorages(TorchDispatchMode):
     """Follows the storages that operations return. After each operation the dead ones are swept out."""
 
     def __init__(self, ignored: Iterable[Tensor]) -> None:
@@ -74,17 +74,17 @@ class _LiveStorages(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torc
     ) -> Any:
         outputs = func(*args, **(kwargs or {}))
         # Swept before adding: a new storage may lie at the address of a dead one.
-        self._alive = {key: entry for key, entry in self._alive.items() if not _is_dead(entry[0])}
+        self._alive = {key: entry for key, entry in self._alive.items() if not entry[0].expired()}
         for output in tree_leaves(outputs):
             if isinstance(output, Tensor):
                 storage = output.untyped_storage()
                 if storage._cdata not in self._ignored:
-                    self._alive[storage._cdata] = (_weak(storage), storage.nbytes())
+                    self._alive[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
         self.peak = max(self.peak, sum(size for _, size in self._alive.values()))
         return outputs
 
 
-class _FusedAttention(TorchFunctionMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
+class _FusedAttention(TorchFunctionMode):
     """Sends attention to the CPU's fused kernel, which on the meta device torch would spell out with N x N weights."""
 
     def __torch_function__(
@@ -99,14 +99,6 @@ class _FusedAttention(TorchFunctionMode):  # type: ignore[no-untyped-call]  # to
             options = {name: kwargs[name] for name in ("is_causal", "attn_mask", "scale") if name in kwargs}
             return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*args, **options)[0]
         return func(*args, **kwargs)
-
-
-def _weak(storage: torch.UntypedStorage) -> StorageWeakRef:
-    return StorageWeakRef(storage)  # type: ignore[no-untyped-call]
-
-
-def _is_dead(reference: StorageWeakRef) -> bool:
-    return bool(reference.expired())  # type: ignore[no-untyped-call]
 
 
 def peak_process_bytes() -> int:

@@ -41,6 +41,7 @@ class RunFiles:
     export: Record = field(default_factory=dict)
     feasibility: list[Record] = field(default_factory=list)
     latency: list[Record] = field(default_factory=list)
+    test_reads: list[Record] | None = None
     metrics: list[Record] = field(default_factory=list)
     models: dict[str, Record] = field(default_factory=dict)
     archs: dict[str, Arch] = field(default_factory=dict)
@@ -85,6 +86,8 @@ def read_run(folder: Path) -> RunFiles:
     run.export = _mapping(run, folder / "export" / "export.json")
     run.feasibility = _records(run, folder / "feasibility.json")
     run.latency = _records(run, folder / "export" / "latency.json")
+    if (folder / "test_reads.json").exists():
+        run.test_reads = _records(run, folder / "test_reads.json")
     run.metrics = _metrics(run, folder / "metrics.jsonl")
     found = {path.parent.name: _mapping(run, path) for path in sorted(folder.glob("models/*/result.json"))}
     run.models = {role: found[role] for role in sorted(found, key=_role_order)}
@@ -149,10 +152,11 @@ def _mapping(run: RunFiles, path: Path) -> Record:
 
 
 def _records(run: RunFiles, path: Path) -> list[Record]:
-    """Read a list of records, bare or under "rows"."""
+    """Read a list of records: bare, under "rows", or as an object from name to record."""
     value = _read(run, path)
     if isinstance(value, dict):
-        value = value.get("rows", [value])
+        named = [{"name": key, **item} for key, item in value.items() if isinstance(item, dict)]
+        value = value.get("rows", named or [value])
     if value is None:
         return []
     if not isinstance(value, list):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from vitnas.arch import Arch
 from vitnas.budget import Budget, Limit, format_quantity
 from vitnas.errors import UserError
 from vitnas.report.files import Record, RunFiles
@@ -188,39 +189,40 @@ def _bytes(paths: Iterable[Path]) -> int:
     return sum(path.stat().st_size for path in paths)
 
 
-def snippets(run: RunFiles) -> list[Snippet]:
-    """Three lines for each file that can be loaded."""
-    arch, found = run.chosen, []
-    shape = (
+def image_shape(arch: Arch | None) -> str:
+    """The shape of a batch that the Model takes, as text."""
+    return (
         f"(batch, {arch.in_chans}, {arch.image_size}, {arch.image_size})"
         if arch
         else "(batch, channels, height, width)"
     )
-    units = "float32, normalised as config.json says"
+
+
+def snippets(run: RunFiles) -> list[Snippet]:
+    """Three lines for each file that can be loaded."""
     folder, onnx, program = (
-        run.folder / p for p in ("models/chosen", "export/model.onnx", "export/model.pt2")
+        run.folder / path for path in ("models/chosen", "export/model.onnx", "export/model.pt2")
     )
+    found = []
     if (folder / "model.safetensors").exists():
         lines = (
             "import timm, vitnas",
             f"model = timm.create_model({'local-dir:' + folder.as_posix()!r}, pretrained=True).eval()",
-            f"logits = model(images)  # images: {shape} {units}",
+            "logits = model(images)",
         )
         found.append(Snippet("timm", "\n".join(lines)))
     if onnx.exists():
-        providers = ["CPUExecutionProvider"]
         lines = (
             "import onnxruntime",
-            f"session = onnxruntime.InferenceSession({onnx.as_posix()!r}, providers={providers})",
-            "(logits,) = session.run(None, {session.get_inputs()[0].name: images})  "
-            f"# images: {shape} {units}",
+            f"session = onnxruntime.InferenceSession({onnx.as_posix()!r}, providers=['CPUExecutionProvider'])",
+            "(logits,) = session.run(None, {session.get_inputs()[0].name: images})  # images: numpy",
         )
         found.append(Snippet("ONNX Runtime", "\n".join(lines)))
     if program.exists():
         lines = (
             "import torch",
             f"program = torch.export.load({program.as_posix()!r})",
-            f"logits = program.module()(images)  # images: {shape} {units}",
+            "logits = program.module()(images)",
         )
         found.append(Snippet("torch.export", "\n".join(lines)))
     return found

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import plotly.graph_objects as go
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
@@ -43,7 +42,7 @@ def report(folder: Path | str, out: Path | None = None) -> Path:
 
 def render(run: RunFiles, page: Path) -> str:
     """Return the page's HTML. `page` is where it will lie: links to the run's files are relative to it."""
-    figures: dict[str, go.Figure] = {}
+    figures: dict[str, plots.Figure] = {}
     context = {
         "name": run.folder.resolve().name,
         "problems": run.problems,
@@ -54,6 +53,7 @@ def render(run: RunFiles, page: Path) -> str:
         "budget": headline.budget_table(run),
         "files": headline.file_links(run, page),
         "snippets": headline.snippets(run),
+        "image_shape": headline.image_shape(run.chosen),
         "comparison": tables.comparison(run),
         "not_measured": tables.MISSING,
         **_search(run, figures),
@@ -62,13 +62,12 @@ def render(run: RunFiles, page: Path) -> str:
         **_correlation(run, figures),
         "feasibility": tables.feasibility(run.feasibility),
         "latency": tables.latency(run.latency),
-        "export": tables.export(run.export),
+        "export": tables.export(run.export, run.folder),
         "manifest": tables.keyed(run.manifest),
         "test_reads": _test_reads(run),
     }
-    drawn = {name: json.loads(figure.to_json()) for name, figure in figures.items()}
     # "<" cannot end the script element early once it is written as an escape, which JSON reads back as "<".
-    data = json.dumps(drawn, separators=(",", ":")).replace("<", "\\u003c")
+    data = json.dumps(figures, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -78,16 +77,16 @@ def render(run: RunFiles, page: Path) -> str:
     )
     template = environment.get_template("page.html.j2")
     return template.render(
-        **context, drawn=set(drawn), figures=Markup(data), plotly_js=Markup(get_plotlyjs())
+        **context, drawn=set(figures), figures=Markup(data), plotly_js=Markup(get_plotlyjs())
     )
 
 
-def _keep(figures: dict[str, go.Figure], name: str, figure: go.Figure | None) -> None:
+def _keep(figures: dict[str, plots.Figure], name: str, figure: plots.Figure | None) -> None:
     if figure is not None:
         figures[name] = figure
 
 
-def _search(run: RunFiles, figures: dict[str, go.Figure]) -> dict[str, Any]:
+def _search(run: RunFiles, figures: dict[str, plots.Figure]) -> dict[str, Any]:
     _keep(figures, "front", plots.front(run))
     _keep(figures, "hypervolume", plots.hypervolume(run.search))
     scored = sum(trial.get("state") == "scored" for trial in run.search.get("trials", []))
@@ -102,14 +101,17 @@ def _search(run: RunFiles, figures: dict[str, go.Figure]) -> dict[str, Any]:
 
 
 def _holdout(run: RunFiles) -> str:
-    """The split that scores come from, with its n where the run recorded one."""
+    """The split that scores come from, with its n where the manifest counts its images."""
     data = run.manifest.get("data")
-    found = [run.search.get("n_holdout"), data.get("holdout") if isinstance(data, Mapping) else None]
-    n = next((value for value in found if tables.is_number(value)), None)
-    return f"the holdout carved out of train ({f'n = {n} images' if n is not None else 'n not recorded'})"
+    counts = data.get("counts") if isinstance(data, Mapping) else None
+    n = counts.get("holdout") if isinstance(counts, Mapping) else None
+    n = sum(n) if isinstance(n, list) and all(map(tables.is_number, n)) else n
+    return (
+        f"the holdout carved out of train ({f'n = {n} images' if tables.is_number(n) else 'n not recorded'})"
+    )
 
 
-def _training(run: RunFiles, figures: dict[str, go.Figure]) -> dict[str, Any]:
+def _training(run: RunFiles, figures: dict[str, plots.Figure]) -> dict[str, Any]:
     retrained = sorted(
         {str(line.get("stage")) for line in run.metrics if str(line.get("stage")).startswith("retrain")}
     )
@@ -118,15 +120,16 @@ def _training(run: RunFiles, figures: dict[str, go.Figure]) -> dict[str, Any]:
     _keep(figures, "monitor", plots.monitor(run.metrics))
     _keep(figures, "retrain", plots.curves(run.metrics, stages))
     _keep(figures, "retrain_accuracy", plots.retrain_accuracy(run.metrics, stages))
-    return {"warnings": [_warning(line) for line in run.metrics if line.get("event") == "warning"]}
+    warnings = [_warning(line) for line in run.metrics if line.get("event") == "warning"]
+    return {"warnings": list(dict.fromkeys(warnings))}
 
 
 def _warning(line: Record) -> str:
-    when = f", epoch {line['epoch']}" if tables.is_number(line.get("epoch")) else ""
+    when = next((f", {key} {line[key]}" for key in ("epoch", "step") if tables.is_number(line.get(key))), "")
     return f"{line.get('stage', 'run')}{when}: {line.get('text', line.get('message', 'no text'))}"
 
 
-def _architecture(arch: Arch | None, figures: dict[str, go.Figure]) -> dict[str, Any]:
+def _architecture(arch: Arch | None, figures: dict[str, plots.Figure]) -> dict[str, Any]:
     if arch is None:
         return {"drawing": "", "arch": None, "arch_text": ""}
     _keep(figures, "costs", plots.costs(block_costs(arch)))
@@ -156,7 +159,7 @@ def block_costs(arch: Arch) -> list[tuple[str, int, int, int, int]]:
     return [(label, row[0], row[1], row[2], row[3]) for label, row in grouped.items()]
 
 
-def _correlation(run: RunFiles, figures: dict[str, go.Figure]) -> dict[str, Any]:
+def _correlation(run: RunFiles, figures: dict[str, plots.Figure]) -> dict[str, Any]:
     points: Sequence[Record] = run.correlation.get("points", [])
     _keep(figures, "correlation", plots.correlation(points, run.chosen_id))
     n = run.correlation.get("n", len(points))
@@ -174,9 +177,12 @@ def _correlation(run: RunFiles, figures: dict[str, go.Figure]) -> dict[str, Any]
 
 
 def _test_reads(run: RunFiles) -> str:
-    """How often the test split was read, wherever the run recorded it."""
-    data = run.manifest.get("data")
-    for record in (run.results, run.manifest, data if isinstance(data, Mapping) else {}):
-        if tables.is_number(record.get("test_reads")):
-            return str(record["test_reads"])
-    return tables.MISSING
+    """How often, when and what for the test split was read."""
+    if run.test_reads is None:
+        return tables.MISSING
+    reads = [
+        f"{r.get('when', '?')}, {r.get('num_images', '?')} images, {r.get('purpose', '?')}"
+        for r in run.test_reads
+    ]
+    times = "once" if len(reads) == 1 else "never" if not reads else f"{len(reads)} times"
+    return f"{times} ({'; '.join(reads)})" if reads else times

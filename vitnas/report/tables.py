@@ -8,13 +8,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import rich.table
+from rich.markup import escape
 
 from vitnas.report.files import ROLES, Record, RunFiles
 
 MISSING = "not measured"
+MAX_LISTED = 20  # longer lists of the manifest are cut there, and say so
 
 
 @dataclass(frozen=True)
@@ -53,10 +56,10 @@ def number(value: Any, unit: str = "", digits: int = 3) -> str:
     if not is_number(value):
         return MISSING
     scaled, prefix = float(value), ""
-    for prefix in ("", "k", "M", "G", "T"):
-        if abs(scaled) < 999.5 or prefix == "T":
+    for larger in ("k", "M", "G", "T"):
+        if abs(scaled) < 999.5:
             break
-        scaled /= 1000
+        scaled, prefix = scaled / 1000, larger
     whole = not prefix and float(value).is_integer()
     text = f"{scaled:.0f}" if whole else _significant(scaled, digits)
     return f"{text} {prefix}{unit}".rstrip() if unit else f"{text}{prefix}"
@@ -65,8 +68,11 @@ def number(value: Any, unit: str = "", digits: int = 3) -> str:
 def _significant(value: float, digits: int) -> str:
     if value == 0:
         return "0"
-    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
-    return f"{value:.{decimals}f}"
+    rounded = float(
+        f"{value:.{digits - 1}e}"
+    )  # first, as 0.9996 has one digit less behind the point once it is 1.00
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(rounded))))
+    return f"{rounded:.{decimals}f}"
 
 
 def size(value: Any) -> str:
@@ -116,9 +122,12 @@ def latency_text(value: Any) -> str:
 
 
 def _spread(record: Record) -> str:
-    low, high = (record.get(f"{p}_ms", record.get(p)) for p in ("p10", "p90"))
-    if is_number(low) and is_number(high):
-        return f" (p10 {_significant(float(low), 3)}, p90 {_significant(float(high), 3)})"
+    """Return " (p5 7.1, p95 7.8)" from the widest pair of percentiles there is."""
+    for low, high in (("p05", "p95"), ("p10", "p90"), ("p25", "p75")):
+        ends = [record.get(f"{name}_ms", record.get(name)) for name in (low, high)]
+        if all(is_number(end) for end in ends):
+            first, last = (_significant(float(end or 0), 3) for end in ends)
+            return f" (p{int(low[1:])} {first}, {high} {last})"
     return f" (spread {MISSING})"
 
 
@@ -188,7 +197,7 @@ def front_table(results: Mapping[str, Any]) -> rich.table.Table:
     for row in results.get("rows", []):
         role = str(row.get("role", row.get("name", "")))
         style = "bold" if role == "chosen" else None
-        table.add_row(role_name(role), *_result_cells(row), style=style)
+        table.add_row(escape(role_name(role)), *map(escape, _result_cells(row)), style=style)
     return table
 
 
@@ -238,7 +247,7 @@ def _quantity(value: Any, unit: str) -> str:
 
 
 def keyed(record: Record) -> Table:
-    """Two columns, key and value; nested records become dotted keys."""
+    """Two columns, key and value; nested records become dotted keys, long lists are cut."""
     return Table(("Key", "Value"), tuple(_flat(record)))
 
 
@@ -248,7 +257,10 @@ def _flat(record: Record, prefix: str = "") -> list[tuple[str, str]]:
         if isinstance(value, Mapping):
             rows += _flat(value, f"{prefix}{key}.")
         elif isinstance(value, list):
-            rows.append((f"{prefix}{key}", ", ".join(map(str, value))))
+            shown = ", ".join(map(str, value[:MAX_LISTED]))
+            rows.append(
+                (f"{prefix}{key}", f"{shown}, … {len(value)} in all" if len(value) > MAX_LISTED else shown)
+            )
         else:
             rows.append((f"{prefix}{key}", "none" if value is None else str(value)))
     return rows
@@ -258,53 +270,69 @@ def latency(records: Sequence[Record]) -> Table:
     """Every latency with what it depends on."""
     rows = []
     for row in records:
-        trusted = _pick(row, "trusted")
         cells = [_pick(row, *keys) for _, keys in _LATENCY_COLUMNS]
-        spread = latency_text(row).partition("(")[2].rstrip(")") or MISSING
-        verdict = {"True": "yes", "False": "no: spread too wide"}.get(trusted, trusted)
-        rows.append((*cells, latency_text(row).partition(" (")[0], spread, verdict))
-    headers = (*(header for header, _ in _LATENCY_COLUMNS), "Median", "Spread", "Trusted")
+        median, _, spread = latency_text(row).partition(" (")
+        ratio = row.get("ratio_to_reference")
+        shown = _significant(float(ratio), 3) if ratio is not None and is_number(ratio) else MISSING
+        rows.append((*cells, median, spread.rstrip(")") or MISSING, shown, _trust(row)))
+    headers = (
+        *(header for header, _ in _LATENCY_COLUMNS),
+        "Median",
+        "Spread",
+        "Ratio to reference",
+        "Trusted",
+    )
     return Table(headers, tuple(rows), numeric=tuple(range(2, len(headers) - 1)))
+
+
+def _trust(row: Record) -> str:
+    trusted = row.get("trusted")
+    if not isinstance(trusted, bool):
+        return MISSING
+    low, middle, high = (row.get(f"{name}_ms") for name in ("p25", "median", "p75"))
+    if trusted or not (is_number(low) and is_number(middle) and is_number(high) and middle):
+        return "yes" if trusted else "no"
+    return f"no: IQR {100 * ((high or 0) - (low or 0)) / middle:.0f} % of median"
 
 
 # Header -> keys that may hold it.
 _LATENCY_COLUMNS = (
-    ("Runtime", ("runtime", "backend", "target", "name")),
+    ("Runtime", ("runtime", "name")),
     ("Device", ("device",)),
-    ("Batch", ("batch", "batch_size")),
-    ("Threads", ("threads", "num_threads")),
+    ("Batch", ("batch",)),
+    ("Threads", ("threads",)),
     ("Dtype", ("dtype",)),
-    ("Warm-up", ("warmup", "num_warmup")),
-    ("Runs", ("runs", "repeats", "num_runs")),
+    ("Warm-up", ("warmup",)),
+    ("Runs", ("runs",)),
 )
 
 
-def export(record: Record) -> Table:
-    """How each exported file compares with the Model it came from."""
+def export(record: Record, folder: Path) -> Table:
+    """How each exported file compares with the Model it came from. Paths are shown from `folder` where inside it."""
     rows = []
     for name, check in record.items():
         if isinstance(check, Mapping):
+            path = Path(_pick(check, "path"))
+            inside = path.is_absolute() and path.is_relative_to(folder.resolve())
+            noise = check.get("real_images") is False
             rows.append(
                 (
                     name,
-                    _pick(check, "path"),
+                    (path.relative_to(folder.resolve()) if inside else path).as_posix(),
                     _difference(check.get("max_abs_diff")),
                     percent(check.get("top1_agreement")),
-                    _pick(check, "n_images"),
+                    _pick(check, "n_images") + (" (noise)" if noise else ""),
                     number(check.get("params")),
-                    str(check.get("opset") or "no opset"),
+                    number(check.get("exported_params")),
+                    str(check.get("opset") or ""),
+                    " ".join(map(str, check.get("problems") or ())),
                 )
             )
     headers = (
-        "Format",
-        "File",
-        "Largest difference of logits",
-        "Same top-1",
-        "n images",
-        "Params in file",
-        "Opset",
-    )
-    return Table(headers, tuple(rows), numeric=(2, 3, 4, 5, 6))
+        "Format", "File", "Largest difference of logits", "Same top-1", "n images", "Params of Model", "of file",
+        "Opset", "Problems",
+    )  # fmt: skip
+    return Table(headers, tuple(rows), numeric=(2, 3, 4, 5, 6, 7))
 
 
 def _difference(value: Any) -> str:

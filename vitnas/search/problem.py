@@ -122,34 +122,47 @@ class Problem:
     def repair(self, genes: Genes, rng: random.Random, seen: Collection[Genes]) -> Genes | None:
         """Move one gene at a time toward the counted limits; None where no move helps any more.
 
-        Each step looks at every Arch one gene away. One that meets the Budget and is not in `seen` ends it;
-        else the one that misses by least is the next.
+        Each step looks at every Arch one gene away. One that meets the Budget and is not in `seen` ends it; else
+        the one that misses by least is the next. Where none is nearer, Archs two genes away are looked at.
         """
         genes = self.space.canonical(genes)
         miss = float(self.violation([genes])[0])
         for _ in range(2 * len(self.space.genes)):
-            around = sorted(self._neighbours(genes))
-            if not around:
-                return None
-            misses = self.violation(around)
-            if met := [
-                near for near, value in zip(around, misses, strict=True) if value == 0 and near not in seen
-            ]:
-                return rng.choice(met)
-            nearest = int(np.argmin(misses))
-            if misses[nearest] >= miss:
+            for around in (self._one_away(genes), self._two_away(genes, rng)):
+                if not around:
+                    return None
+                misses = self.violation(around)
+                inside = [near for near, value in zip(around, misses, strict=True) if value == 0]
+                if new := [near for near in inside if near not in seen]:
+                    return rng.choice(new)
+                nearest = int(np.argmin(misses))
+                if 0 < misses[nearest] < miss:
+                    break
+            else:
                 return None
             genes, miss = around[nearest], float(misses[nearest])
         return None
 
-    def _neighbours(self, genes: Genes) -> set[Genes]:
-        """Every canonical Arch that differs in one gene."""
+    def _one_away(self, genes: Genes) -> list[Genes]:
+        """Every canonical Arch that differs in one gene, in a fixed order."""
         counts = [len(gene.options) for gene in self.space.genes]
         rows = np.tile(np.asarray(genes, dtype=np.int64), (sum(counts), 1))
-        rows[np.arange(len(rows)), np.repeat(np.arange(len(counts)), counts)] = [
-            option for count in counts for option in range(count)
-        ]
-        return {_genes(row) for row in self.space.canonical_matrix(rows)} - {genes}
+        places = np.repeat(np.arange(len(counts)), counts)
+        rows[np.arange(len(rows)), places] = [option for count in counts for option in range(count)]
+        return self._unique(rows, genes)
+
+    def _two_away(self, genes: Genes, rng: random.Random, num: int = 2048) -> list[Genes]:
+        """Up to `num` random Archs that differ in two genes, in a fixed order."""
+        generator = np.random.default_rng(rng.getrandbits(64))
+        counts = np.array([len(gene.options) for gene in self.space.genes])
+        rows = np.tile(np.asarray(genes, dtype=np.int64), (num, 1))
+        for _ in range(2):
+            places = generator.integers(0, len(counts), num)
+            rows[np.arange(num), places] = generator.integers(0, counts[places])
+        return self._unique(rows, genes)
+
+    def _unique(self, rows: np.ndarray, other_than: Genes) -> list[Genes]:
+        return sorted({_genes(row) for row in self.space.canonical_matrix(rows)} - {other_than})
 
     @cached_property
     def _listed(self) -> tuple[Genes, ...] | None:

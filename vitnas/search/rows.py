@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import optuna
 from optuna.exceptions import StorageInternalError
@@ -27,16 +28,22 @@ def proposal_rng(seed: int, index: int) -> random.Random:
     return random.Random(f"{seed}/{index}")
 
 
+def record(row: FrozenTrial) -> dict[str, Any]:
+    """What `Study` wrote into the row when it was made: proposal, genes, cost, lease and links."""
+    value: dict[str, Any] = row.user_attrs["trial"]
+    return value
+
+
 def num_taken(rows: Sequence[FrozenTrial]) -> int:
     """Places of a limited search that are taken: scored or running Archs, a run again counting once."""
-    again = {row.user_attrs.get("retry_of") for row in rows}
+    again = {record(row).get("retry_of") for row in rows}
     taken = (TrialState.COMPLETE, *UNFINISHED)
     return sum(row.state in taken and row.number not in again for row in rows)
 
 
 def ancestors_of(mine: FrozenTrial, rows: Sequence[FrozenTrial]) -> set[int]:
     """The numbers of the Trials that this one runs again."""
-    links = {row.number: row.user_attrs.get("retry_of") for row in rows}
+    links = {row.number: record(row).get("retry_of") for row in rows}
     numbers: set[int] = set()
     number = links[mine.number]
     while number is not None:
@@ -46,7 +53,7 @@ def ancestors_of(mine: FrozenTrial, rows: Sequence[FrozenTrial]) -> set[int]:
 
 
 def is_dead(row: FrozenTrial) -> bool:
-    lease = row.user_attrs["lease"]
+    lease = row.user_attrs.get("lease", record(row)["lease"])
     if lease["until"] < time.time():
         return True
     return lease["host"] == this_host() and not is_alive(lease["pid"])

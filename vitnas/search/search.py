@@ -19,7 +19,7 @@ from vitnas.errors import UserError, nearest
 from vitnas.search.evolution import Evolution
 from vitnas.search.feasibility import feasibility
 from vitnas.search.latency import Build, LatencyMeter, measure_ms, meters_of
-from vitnas.search.optuna_search import OPTUNA_SAMPLERS, OptunaSearch
+from vitnas.search.optuna_search import OptunaSearch
 from vitnas.search.problem import DEFAULT_OBJECTIVES, Objective
 from vitnas.search.random_search import RandomSearch
 from vitnas.search.study import LEASE_S, Study
@@ -42,9 +42,10 @@ SEARCHERS: dict[str, Callable[[int], Searcher]] = {
     "evolution": Evolution.sized,
     "autoformer": lambda num_trials: Evolution.autoformer(),
     "random": lambda num_trials: RandomSearch(),
-    **{
-        name: lambda num_trials, name=name: OptunaSearch(name) for name in OPTUNA_SAMPLERS if name != "random"
-    },
+    "tpe": lambda num_trials: OptunaSearch("tpe"),
+    "nsga2": lambda num_trials: OptunaSearch("nsga2"),
+    "nsga3": lambda num_trials: OptunaSearch("nsga3"),
+    "gp": lambda num_trials: OptunaSearch("gp"),
 }
 
 
@@ -112,10 +113,13 @@ def search(
     if limits.counted and not study.trials():
         feasibility(study.problem.space, limits.counted, n=10_000, seed=seed)
     allowed = 10 * wanted if max_rejections is None else max_rejections
-    while (trial := _ask(study, chosen, wanted, allowed)) is not None:
+    while (trial := _ask(study, chosen, wanted)) is not None:
         done = _run(study, trial, evaluator, meters, build)
         if on_trial is not None:
             on_trial(study, done)
+        if done.state == "rejected" and study.num_rejected() >= allowed:
+            logger.warning("stopped after %d Archs missed the budget", allowed)
+            break
     return study
 
 
@@ -142,16 +146,12 @@ def _run(
         raise
 
 
-def _ask(study: Study, searcher: Searcher, num_trials: int, max_rejections: int) -> Trial | None:
+def _ask(study: Study, searcher: Searcher, num_trials: int) -> Trial | None:
     """The next Trial to run, or None when the search is over.
 
     Waits while other workers run the last ones: if one of them dies, its Arch is run here.
     """
     while True:
-        trials = study.trials()
-        if sum(trial.state == "rejected" for trial in trials) >= max_rejections > 0:
-            logger.warning("stopped after %d Archs missed the budget", max_rejections)
-            return None
         try:
             trial = study.ask(searcher, limit=num_trials)
         except NothingLeftError as error:

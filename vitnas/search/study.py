@@ -37,6 +37,7 @@ from vitnas.search.rows import (
     num_taken,
     open_study,
     proposal_rng,
+    record,
 )
 from vitnas.search.storage import this_host
 from vitnas.search.trial import NothingLeftError, Searcher, State, Trial
@@ -185,6 +186,10 @@ class Study:
         """Trials that some worker is evaluating."""
         return sum(trial.state == "running" for trial in self.trials())
 
+    def num_rejected(self) -> int:
+        """Trials whose Arch missed the Budget."""
+        return sum(trial.state == "rejected" for trial in self.trials())
+
     def front(self) -> list[Trial]:
         """The scored Trials that none beats in all objectives, best in the first objective first."""
         scored = self.scored()
@@ -257,18 +262,18 @@ class Study:
     def _rows(self) -> list[FrozenTrial]:
         """Every Optuna trial of the Study that was not dropped."""
         rows = self._study.get_trials(deepcopy=False)
-        return [row for row in rows if "genes" in row.user_attrs and "dropped" not in row.user_attrs]
+        return [row for row in rows if "trial" in row.user_attrs and "dropped" not in row.user_attrs]
 
     def _history(self, rows: Sequence[FrozenTrial]) -> list[Trial]:
-        again = {row.user_attrs.get("retry_of") for row in rows}
+        again = {record(row).get("retry_of") for row in rows}
         latest = [self._trial(row) for row in rows if row.number not in again]
         return sorted(latest, key=lambda trial: (trial.proposal, trial.number))
 
     def _trial(self, row: FrozenTrial) -> Trial:
         if row.number in self._finished:
             return self._finished[row.number]
-        attrs = row.user_attrs
-        result = attrs.get("result", {}) if row.state not in UNFINISHED else {}
+        attrs = record(row)
+        result = row.user_attrs.get("result", {}) if row.state not in UNFINISHED else {}
         counted = result.get("cost", attrs["cost"])
         trial = Trial(
             number=row.number,
@@ -305,23 +310,26 @@ class Study:
         self._study.add_trial(
             create_trial(
                 state=TrialState.RUNNING,
+                # One attribute, not ten: each is a statement of its own in the database.
                 user_attrs={
-                    **attrs,
-                    "genes": list(genes),
-                    "arch": self.problem.space.decode(genes).id,
-                    "cost": counted,
-                    "lease": self._lease(self.lease_s),
-                    "token": token,
+                    "trial": {
+                        **attrs,
+                        "arch": self.problem.space.decode(genes).id,
+                        "genes": list(genes),
+                        "cost": counted,
+                        "token": token,
+                        "lease": self._lease(self.lease_s),
+                    }
                 },
                 constraints=shares or None,
             )
         )
         rows = self._rows()
-        mine = next(row for row in reversed(rows) if row.user_attrs["token"] == token)
+        mine = next(row for row in reversed(rows) if record(row)["token"] == token)
         earlier = [row for row in rows if row.number < mine.number]
         ancestors = ancestors_of(mine, rows)
         reason = None
-        if any(row.number not in ancestors and tuple(row.user_attrs["genes"]) == genes for row in earlier):
+        if any(row.number not in ancestors and tuple(record(row)["genes"]) == genes for row in earlier):
             reason = "another worker was first with this Arch"
         elif limit is not None and not ancestors and num_taken(earlier) >= limit:
             reason = "another worker took the last place"
@@ -333,11 +341,11 @@ class Study:
 
     def _retry_dead(self, rows: Sequence[FrozenTrial]) -> Trial | None:
         """Close the running Trials of dead workers and start the first of them again."""
-        again = {row.user_attrs.get("retry_of") for row in rows}
+        again = {record(row).get("retry_of") for row in rows}
         for row in rows:
             if row.state not in UNFINISHED or not is_dead(row):
                 continue
-            attempt = row.user_attrs["attempt"]
+            attempt = record(row)["attempt"]
             if row.number in again:  # the worker that ran it again died before closing it
                 self._close_failed(row.number)
             elif attempt >= MAX_ATTEMPTS:
@@ -347,10 +355,10 @@ class Study:
                 self._close_failed(row.number)
             else:
                 logger.warning("trial %d lost its worker; the same Arch is run again", row.number)
-                kept = {name: row.user_attrs.get(name) for name in ("proposal", "generation")}
+                kept = {name: record(row)[name] for name in ("proposal", "generation")}
                 attrs = {**kept, "attempt": attempt + 1, "retry_of": row.number}
                 # The new Trial first: a kill between the two leaves a link that the next worker follows.
-                claimed = self._claim(tuple(row.user_attrs["genes"]), attrs, None)
+                claimed = self._claim(tuple(record(row)["genes"]), attrs, None)
                 self._close_failed(row.number)
                 if claimed is not None:
                     return claimed
@@ -365,10 +373,10 @@ class Study:
         numbers: Sequence[float] | None,
     ) -> bool:
         counted = {"macs": cost.macs, "params": cost.params, "memory_bytes": cost.memory_bytes}
-        record = {**result, "cost": {**counted, "latency_ms": dict(cost.latency_ms)}}
+        told = {**result, "cost": {**counted, "latency_ms": dict(cost.latency_ms)}}
         trial_id = self._id(trial.number)
         try:
-            self._storage.set_trial_user_attr(trial_id, "result", record)
+            self._storage.set_trial_user_attr(trial_id, "result", told)
             if cost.latency_ms and self.problem.budget.latency_targets:
                 handle = optuna.Trial(self._study, trial_id)
                 for limit in self.problem.budget.limits:

@@ -1,0 +1,12 @@
+"""Samplers: which Archs train at this step. `SAMPLERS` maps a word to its class."""
+
+from __future__ import annotations
+
+from vitnas.sample.draw import Draw, Fixed, Sampler
+from vitnas.sample.sandwich import Sandwich
+from vitnas.sample.several import Several
+from vitnas.sample.uniform import Uniform
+
+SAMPLERS = {"uniform": Uniform, "sandwich": Sandwich, "several": Several}
+
+__all__ = ["SAMPLERS", "Draw", "Fixed", "Sampler", "Sandwich", "Several", "Uniform"]

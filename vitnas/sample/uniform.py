@@ -1,0 +1,19 @@
+"""Uniform sampling: one random Arch per step (single path one shot; AutoFormer section 4.2)."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from vitnas.sample.draw import Draw
+from vitnas.space import Space
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Every gene uniform; one Arch for the whole batch."""
+
+    space: Space
+
+    def draw(self, rng: random.Random) -> list[Draw]:
+        return [Draw(arch=self.space.sample(rng))]

@@ -1,0 +1,28 @@
+"""Training: one visible loop for Supernets and Models."""
+
+from vitnas.train.config import TrainConfig
+from vitnas.train.engine import Engine
+from vitnas.train.evaluate import Score, evaluate
+from vitnas.train.loop import Fitted, NonFiniteLossError, fit, step_rng
+from vitnas.train.monitor import Monitor, convergence_warning
+from vitnas.train.progress import ConsoleProgress, Progress, Silent
+from vitnas.train.task import Batch, Classification, Task
+
+__all__ = [
+    "Batch",
+    "Classification",
+    "ConsoleProgress",
+    "Engine",
+    "Fitted",
+    "Monitor",
+    "NonFiniteLossError",
+    "Progress",
+    "Score",
+    "Silent",
+    "Task",
+    "TrainConfig",
+    "convergence_warning",
+    "evaluate",
+    "fit",
+    "step_rng",
+]

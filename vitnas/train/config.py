@@ -1,0 +1,65 @@
+"""TrainConfig: everything about a training run that is not the data, the network or the Archs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from vitnas.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How to train.
+
+    `lr` is what the optimizer gets; it is not scaled by the batch size. `warmup_epochs` and `epochs` count passes
+    over the data. `ema` is the decay per optimizer step of an average of the weights, which is then what is
+    evaluated and kept; None for none. `clip_grad` is the largest norm of all gradients together. `accumulate` batches
+    make one optimizer step. `monitor_every` epochs a few Archs are evaluated on the holdout split; 0 for never.
+    """
+
+    epochs: float = 30
+    optimizer: str = "adamw"
+    lr: float = 1e-3
+    weight_decay: float = 0.05
+    schedule: str = "cosine"
+    warmup_epochs: float = 1
+    warmup_lr: float = 1e-6
+    min_lr: float = 1e-5
+    clip_grad: float | None = 5.0
+    accumulate: int = 1
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    ema: float | None = None
+    drop_path: float = 0.0
+    monitor_every: float = 5
+    checkpoint_minutes: float = 3
+    log_every: int = 20
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "lr", "accumulate", "log_every"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be above 0. Raise it.")
+        for name in (
+            "weight_decay",
+            "warmup_epochs",
+            "warmup_lr",
+            "min_lr",
+            "monitor_every",
+            "checkpoint_minutes",
+        ):
+            if getattr(self, name) < 0:
+                raise UserError(
+                    f"{name} is {getattr(self, name)}; it cannot be negative. Use 0 to turn it off."
+                )
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise UserError(f"ema is {self.ema}; it is a decay between 0 and 1. Use 0.999, or none.")
+        if not 0 <= self.drop_path < 1:
+            raise UserError(f"drop_path is {self.drop_path}; it must be from 0 to below 1. Use 0.1.")
+        if self.precision not in ("fp32", "bf16", "fp16"):
+            raise UserError(
+                f"precision is {self.precision!r}; it must be fp32, bf16 or fp16. Use fp32 on a CPU."
+            )
+
+
+Trackers = Sequence[Literal["tensorboard", "wandb"]]

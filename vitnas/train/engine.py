@@ -1,0 +1,165 @@
+"""Engine: the handful of calls that training needs from Accelerate (devices, precision, processes, trackers).
+
+Several processes are started by torchrun, `accelerate launch` or SLURM's srun. Networks are *not* wrapped in DDP: ranks may train
+different Archs in the same step, so gradients are averaged here, those of parameters that only some ranks used too.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from vitnas.errors import MissingExtra
+
+BUCKET = 8 << 20  # elements per all-reduce: large enough to be worth the call, small beside the gradients
+PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb"}
+
+
+class Engine:
+    """Where and in what precision to run, and how to talk to the other processes.
+
+    Args:
+        precision: fp32, bf16 or fp16 (with loss scaling).
+        cpu: stay on the CPU although there is an accelerator.
+        trackers: tensorboard, wandb; they log beside metrics.jsonl.
+        folder: where trackers write.
+
+    Raises:
+        MissingExtra: a tracker that is not installed.
+    """
+
+    def __init__(
+        self,
+        *,
+        precision: str = "fp32",
+        cpu: bool = False,
+        trackers: Iterable[str] = (),
+        folder: Path | None = None,
+    ) -> None:
+        names = list(trackers)
+        for name in names:
+            _require(name)
+        adopt_slurm()
+        self.accelerator = Accelerator(
+            mixed_precision=PRECISIONS[precision], cpu=cpu, log_with=names or None, project_dir=folder
+        )
+        if names:
+            self.accelerator.init_trackers("vitnas")
+
+    @property
+    def device(self) -> torch.device:
+        return self.accelerator.device
+
+    @property
+    def rank(self) -> int:
+        return self.accelerator.process_index
+
+    @property
+    def world(self) -> int:
+        return self.accelerator.num_processes
+
+    @property
+    def is_main(self) -> bool:
+        return self.accelerator.is_main_process
+
+    def prepare(self, optimizer: torch.optim.Optimizer) -> Any:
+        """The optimizer, with loss scaling where the precision needs it."""
+        return self.accelerator.prepare_optimizer(optimizer)
+
+    def autocast(self) -> Any:
+        return self.accelerator.autocast()
+
+    def backward(self, loss: Tensor) -> None:
+        self.accelerator.backward(loss)
+
+    def scaler_state(self) -> dict[str, Any]:
+        scaler = self.accelerator.scaler
+        return {} if scaler is None else scaler.state_dict()
+
+    def restore_scaler(self, state: Mapping[str, Any]) -> None:
+        if self.accelerator.scaler is not None and state:
+            self.accelerator.scaler.load_state_dict(dict(state))
+
+    def clip(self, parameters: list[nn.Parameter], max_norm: float) -> None:
+        self.accelerator.clip_grad_norm_(parameters, max_norm)
+
+    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Mean gradient over the processes. A parameter that some did not use counts as 0 there; one that nobody
+        used keeps no gradient, so that the optimizer leaves it alone."""
+        if self.world == 1:
+            return
+        everything = [p for p in parameters if p.requires_grad]
+        used = torch.tensor([p.grad is not None for p in everything], dtype=torch.float32, device=self.device)
+        used = self.accelerator.reduce(used, reduction="sum")
+        bucket: list[nn.Parameter] = []
+        size = 0
+        for parameter in (p for p, n in zip(everything, used.tolist(), strict=True) if n):
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            bucket.append(parameter)
+            size += parameter.numel()
+            if size >= BUCKET:
+                self._average(bucket)
+                bucket, size = [], 0
+        if bucket:
+            self._average(bucket)
+
+    def _average(self, parameters: list[nn.Parameter]) -> None:
+        grads = [p.grad for p in parameters if p.grad is not None]
+        flat = self.accelerator.reduce(torch.cat([grad.reshape(-1) for grad in grads]), reduction="mean")
+        for grad, mean in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
+            grad.copy_(mean.view_as(grad))
+
+    def sum(self, value: Tensor) -> Tensor:
+        """Sum over the processes."""
+        total: Tensor = self.accelerator.reduce(value, reduction="sum")
+        return total
+
+    def wait(self) -> None:
+        self.accelerator.wait_for_everyone()
+
+    def track(self, values: Mapping[str, float], step: int) -> None:
+        """Send numbers to the trackers, if there are any."""
+        if self.accelerator.log_with:
+            self.accelerator.log(dict(values), step=step)
+
+    def close(self) -> None:
+        """Flush the trackers and leave the process group."""
+        self.accelerator.end_training()
+
+
+def _require(tracker: str) -> None:
+    try:
+        if tracker == "tensorboard":
+            import torch.utils.tensorboard  # noqa: F401
+        elif tracker == "wandb":
+            import wandb  # noqa: F401
+    except ImportError as error:
+        raise MissingExtra(f"the tracker {tracker!r}", "track") from error
+
+
+def adopt_slurm() -> None:
+    """Under srun without torchrun, give torch the variables that it reads (rank, world size, first host)."""
+    if (
+        "RANK" in os.environ
+        or int(os.environ.get("SLURM_NTASKS", "1")) < 2
+        or "SLURM_PROCID" not in os.environ
+    ):
+        return
+    first = os.environ.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1")
+    os.environ |= {
+        "RANK": os.environ["SLURM_PROCID"],
+        "LOCAL_RANK": os.environ.get("SLURM_LOCALID", "0"),
+        "WORLD_SIZE": os.environ["SLURM_NTASKS"],
+        "MASTER_ADDR": os.environ.get("MASTER_ADDR", first),
+        "MASTER_PORT": os.environ.get(
+            "MASTER_PORT", str(20000 + int(os.environ.get("SLURM_JOB_ID", "0")) % 10000)
+        ),
+    }

@@ -1,0 +1,55 @@
+"""Accuracy of a network, or of one Arch of a Supernet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vitnas.arch import Arch
+from vitnas.train.task import run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """Top-1 and top-5 accuracy in [0, 1], mean cross-entropy, and the number of images they are of."""
+
+    accuracy: float
+    top5: float
+    loss: float
+    n: int
+
+
+@torch.no_grad()
+def evaluate(
+    network: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    arch: Arch | None = None,
+    *,
+    device: torch.device | str | None = None,
+) -> Score:
+    """Score `network` (as `arch`) on all `batches`, in evaluation mode; the training mode is restored.
+
+    Args:
+        batches: (B, C, H, W) images and (B,) class numbers.
+        device: where the network is; found from its parameters when None.
+    """
+    target_device = torch.device(device) if device is not None else next(network.parameters()).device
+    was_training = network.training
+    network.eval()
+    totals = torch.zeros(4, dtype=torch.float64)
+    try:
+        for images_BCHW, targets_B in batches:
+            images_BCHW, targets_B = images_BCHW.to(target_device), targets_B.to(target_device)
+            logits_BY = run(network, images_BCHW, arch).float()
+            best = logits_BY.topk(min(5, logits_BY.shape[1]), dim=1).indices == targets_B[:, None]
+            loss = functional.cross_entropy(logits_BY, targets_B, reduction="sum")
+            sums = torch.stack([best[:, 0].sum(), best.sum(), loss, loss.new_tensor(len(targets_B))])
+            totals += sums.double().cpu()
+    finally:
+        network.train(was_training)
+    top1, top5, total_loss, n = totals.tolist()
+    return Score(accuracy=top1 / n, top5=top5 / n, loss=total_loss / n, n=int(n))

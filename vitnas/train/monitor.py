@@ -1,0 +1,92 @@
+"""Watching a Supernet learn: the smallest, middle, largest and a few random Archs on held-out images.
+
+A Supernet that has not converged ranks Archs badly; `convergence_warning` says so in words.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from vitnas.arch import Arch
+from vitnas.count import count
+from vitnas.data import EvalBatches, require_not_test
+from vitnas.space import Space
+from vitnas.train.evaluate import evaluate
+
+STILL_RISING = 0.01  # mean accuracy gained over the last third of the record that counts as not converged
+
+
+@dataclass(frozen=True)
+class Monitor:
+    """Evaluates a fixed set of Archs whenever it is called.
+
+    Args:
+        archs: (role, Arch) pairs.
+        batches: held-out images; the test split is refused.
+    """
+
+    archs: tuple[tuple[str, Arch], ...]
+    batches: EvalBatches
+
+    def __post_init__(self) -> None:
+        require_not_test(self.batches.images, "monitoring")
+
+    @classmethod
+    def of(cls, space: Space, batches: EvalBatches, *, num_random: int = 3, seed: int = 0) -> Monitor:
+        """The smallest, middle and largest Arch of `space` and `num_random` random ones."""
+        rng = random.Random(f"monitor/{seed}")
+        fixed = (("smallest", space.smallest()), ("middle", space.middle()), ("largest", space.largest()))
+        return cls((*fixed, *(("random", space.sample(rng)) for _ in range(num_random))), batches)
+
+    def __call__(self, network: nn.Module) -> list[dict[str, Any]]:
+        """One record per Arch: role, arch_id, macs, accuracy, loss, n."""
+        records = []
+        for role, arch in self.archs:
+            score = evaluate(network, self.batches, arch)
+            records.append(
+                {
+                    "role": role,
+                    "arch_id": arch.id,
+                    "macs": count(arch).macs,
+                    "accuracy": score.accuracy,
+                    "loss": score.loss,
+                    "n": score.n,
+                }
+            )
+        return records
+
+
+def convergence_warning(history: Sequence[Sequence[dict[str, Any]]], num_classes: int) -> str | None:
+    """Why the Supernet should not be trusted yet, or None.
+
+    Args:
+        history: the Monitor's records over time.
+        num_classes: for the accuracy of guessing.
+    """
+    if not history:
+        return None
+    means = [sum(record["accuracy"] for record in records) / len(records) for records in history]
+    last = {record["role"]: record["accuracy"] for record in history[-1]}
+    if means[-1] < 1.5 / num_classes:
+        return (
+            f"The supernet has not learned: its Archs reach {means[-1]:.1%} on average, guessing gives "
+            f"{1 / num_classes:.1%}. Train longer or change the learning rate."
+        )
+    if len(means) >= 4:
+        gained = means[-1] - means[-1 - max(1, len(means) // 3)]
+        if gained > STILL_RISING:
+            return (
+                f"The supernet has not converged: mean accuracy still rose by {gained:.1%} over the last third of the "
+                "evaluations. Its ranking of Archs may change with more epochs."
+            )
+    if last["largest"] < last["smallest"] - 0.01:
+        return (
+            f"The supernet is unbalanced: the largest Arch reaches {last['largest']:.1%}, the smallest "
+            f"{last['smallest']:.1%}. Train longer, or use the sandwich sampler."
+        )
+    return None

@@ -1,0 +1,69 @@
+"""Optimizer, schedule and averaged weights, all timm's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from timm.optim import create_optimizer_v2, list_optimizers
+from timm.scheduler import create_scheduler_v2
+from timm.utils import ModelEmaV3
+from torch import nn
+
+from vitnas.errors import UserError, nearest
+from vitnas.train.config import TrainConfig
+
+
+def make_optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """timm's optimizer of that name; biases, norms and what `no_weight_decay` names are not decayed.
+
+    Raises:
+        UserError: unknown optimizer.
+    """
+    if config.optimizer.lower() not in (known := list_optimizers()):
+        raise UserError(
+            f"optimizer is {config.optimizer!r}; it must be one of timm's.{nearest(config.optimizer, known)}"
+        )
+    return create_optimizer_v2(network, opt=config.optimizer, lr=config.lr, weight_decay=config.weight_decay)
+
+
+def make_schedule(
+    optimizer: torch.optim.Optimizer, config: TrainConfig, steps: int, steps_per_epoch: int
+) -> Any:
+    """A timm schedule driven by `step_update(step)`; it keeps no state that a resume would need.
+
+    Args:
+        steps: optimizer steps in all.
+        steps_per_epoch: optimizer steps in a pass over the data.
+
+    Raises:
+        UserError: a schedule that is unknown or not a function of the step.
+    """
+    if config.schedule not in ("cosine", "poly", "tanh", "none"):
+        known = ("cosine", "poly", "tanh", "none")
+        raise UserError(
+            f"schedule is {config.schedule!r}; it must be one of {', '.join(known)}.{nearest(config.schedule, known)}"
+        )
+    if config.schedule == "none":
+        return None
+    warmup = min(round(config.warmup_epochs * steps_per_epoch), steps - 1)
+    schedule, _ = create_scheduler_v2(
+        optimizer,
+        sched=config.schedule,
+        num_epochs=steps,
+        warmup_epochs=warmup,
+        warmup_lr=min(config.warmup_lr, config.lr),
+        min_lr=min(config.min_lr, config.lr),
+        cooldown_epochs=0,
+        step_on_epochs=False,
+        updates_per_epoch=1,
+    )
+    return schedule
+
+
+def make_ema(network: nn.Module, config: TrainConfig) -> ModelEmaV3 | None:
+    """The averaged copy of `network`, or None.
+
+    The decay rises with the step number (timm's warm-up), as a short run would otherwise keep its random start.
+    """
+    return None if config.ema is None else ModelEmaV3(network, decay=config.ema, use_warmup=True)

@@ -1,0 +1,84 @@
+"""Progress: rich bars on a terminal, a plain line now and then elsewhere."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+
+PLAIN_SECONDS = 10.0
+
+
+class Progress(Protocol):
+    """Told what goes on; tells a person."""
+
+    def update(self, stage: str, step: int, steps: int, text: str = "") -> None:
+        """`step` of `steps` of a stage are done; `text` says how it goes."""
+        ...
+
+    def note(self, text: str) -> None:
+        """A line worth keeping."""
+        ...
+
+    def done(self, stage: str, warning: str | None = None) -> None:
+        """A stage is over."""
+        ...
+
+
+class Silent:
+    """Says nothing; the default in a library."""
+
+    def update(self, stage: str, step: int, steps: int, text: str = "") -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+    def done(self, stage: str, warning: str | None = None) -> None: ...
+
+
+class ConsoleProgress:
+    """Bars on a terminal; without one, a line per stage at least every ten seconds. Use as a context manager."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console()
+        self._tasks: dict[str, TaskID] = {}
+        self._last: dict[str, float] = {}
+        columns = (
+            TextColumn("{task.description:<24}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
+        self._bars = Bars(*columns, TextColumn("{task.fields[text]}"), console=self.console)
+
+    def __enter__(self) -> ConsoleProgress:
+        if self.console.is_terminal:
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.console.is_terminal:
+            self._bars.stop()
+
+    def update(self, stage: str, step: int, steps: int, text: str = "") -> None:
+        if self.console.is_terminal:
+            if stage not in self._tasks:
+                self._tasks[stage] = self._bars.add_task(stage, total=steps, text=text)
+            self._bars.update(self._tasks[stage], completed=step, total=steps, text=text)
+            return
+        now = time.monotonic()
+        if step >= steps or now - self._last.setdefault(stage, now) >= PLAIN_SECONDS:
+            self._last[stage] = now
+            self.console.print(f"{stage}: {step}/{steps}  {text}", highlight=False)
+
+    def note(self, text: str) -> None:
+        self.console.print(f"  {text}", highlight=False)
+
+    def done(self, stage: str, warning: str | None = None) -> None:
+        if warning:
+            self.console.print(f"[yellow]Warning:[/yellow] {warning}", highlight=False)
