@@ -154,9 +154,13 @@ def stem_part(arch: Arch, dim: int) -> Part:
 
 def head_part(arch: Arch, dim: int) -> Part:
     """Final norm and classifier, for features of width `dim`."""
+    tokens = arch.num_tokens * dim
+    pooled = 0 if arch.global_pool == "token" else dim  # the class token alone is a view
+    normed = dim if arch.fc_norm else 0
     return Part(
         name="head",
         macs=dim * arch.num_classes,
         params=2 * dim + (dim * arch.num_classes + arch.num_classes if arch.num_classes else 0),
-        memory=2 * arch.num_tokens * dim + dim,
+        # The tokens stay alive to the end.
+        memory=tokens + max(tokens, pooled + normed, (normed or pooled) + arch.num_classes),
     )

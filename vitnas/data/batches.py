@@ -192,9 +192,12 @@ class _ByNumber(Dataset[Any]):
     def __init__(self, batches: TrainBatches | EvalBatches) -> None:
         self.batches = batches
 
-    def __getitems__(self, numbers: list[int]) -> _Loaded:
+    def __getitems__(self, numbers: list[int]) -> _Loaded | UserError:
         (number,) = numbers
-        return self.batches.load(number)
+        try:
+            return self.batches.load(number)
+        except UserError as error:  # raised in a worker it would reach the user inside a traceback
+            return error
 
 
 def _loader(batches: TrainBatches | EvalBatches, numbers: Any, workers: int) -> Iterator[_Loaded]:
@@ -205,7 +208,10 @@ def _loader(batches: TrainBatches | EvalBatches, numbers: Any, workers: int) -> 
         collate_fn=_as_is,
         generator=torch.Generator(),  # else the loader would draw from the global one
     )
-    return iter(loader)
+    for loaded in loader:
+        if isinstance(loaded, UserError):
+            raise loaded
+        yield loaded
 
 
 def _as_is(loaded: Any) -> Any:

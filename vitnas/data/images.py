@@ -65,18 +65,15 @@ class Store:
     """Decoded images of one source.
 
     With `whole` images keep their aspect ratio (random resized crops need it), else they are resized and
-    centre cropped to the final size. `load` decodes everything when it takes less than `ram_bytes`, and drops
+    centre cropped to the final size. `load` decodes everything when it takes less than RAM_BYTES, and drops
     what cannot be read; a store that is too large reads on access.
     """
 
-    def __init__(
-        self, source: Source, form: Form, *, whole: bool, on_corrupt: str = "skip", ram_bytes: int = RAM_BYTES
-    ) -> None:
+    def __init__(self, source: Source, form: Form, *, whole: bool, on_corrupt: str = "skip") -> None:
         self.source = source
         self.form = form
         self.whole = whole
         self.on_corrupt = on_corrupt
-        self.ram_bytes = ram_bytes
         self.rows = list(range(len(source)))  # rows of the source that are in use
         self.corrupt: list[str] = []
         self.fixed_NCHW: Tensor | None = None
@@ -97,8 +94,9 @@ class Store:
         if isinstance(self.source, ArraySource) and self.source.pixels_NHWC.shape[1:] == native:
             self.fixed_NCHW = torch.from_numpy(self.source.pixels_NHWC).permute(0, 3, 1, 2).contiguous()
             return
-        if stored_bytes > self.ram_bytes:
+        if stored_bytes > RAM_BYTES:
             return
+        logger.info("Decoding %d images into memory (about %d MB)", len(self.rows), stored_bytes // 10**6)
         fixed = None if self.whole else torch.empty((len(self.rows), *native), dtype=torch.uint8)
         kept: list[Pixels] = []
         good: list[int] = []
@@ -118,8 +116,8 @@ class Store:
         self.record(bad)
         if not good:
             raise UserError(
-                f"None of the {len(self.rows)} images can be read (the first is {bad[0]}); they must be whole "
-                "image files. Copy them again."
+                f"None of the {len(self.rows)} images can be read (the first is {bad[0]}); they must be "
+                "whole image files. Copy them again."
             )
         self.rows = good
         if fixed is None:

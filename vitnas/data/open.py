@@ -17,7 +17,7 @@ from vitnas.data.config import Augment, DataConfig, augment_for
 from vitnas.data.images import UNREADABLE, Form, Images, Split, Store, quiet_pillow
 from vitnas.data.schemes import open_sources
 from vitnas.data.sources import ArraySource, Pixels, Source, Subset
-from vitnas.data.splits import Opened, carve
+from vitnas.data.splits import Opened, carve, match_classes
 from vitnas.errors import UserError
 from vitnas.runs import read_json, write_json
 
@@ -188,6 +188,7 @@ def open_data(config: DataConfig) -> Data:
 
 
 def _assemble(config: DataConfig, opened: Opened) -> Data:
+    match_classes(opened, config)
     train, test = _capped(opened.train, config, "train"), _capped(opened.test, config, "test")
     if config.on_corrupt == "raise" and opened.corrupt:
         raise UserError(

@@ -1,6 +1,6 @@
 """Opening a dataset string: `digits`, a folder of class folders, `torch/...`; `hfds/` and `wds/` are in `hub.py`.
 
-Every scheme returns one Source for train and one for test, with the same classes in the same order.
+Every scheme returns one Source for train and one for test.
 """
 
 from __future__ import annotations
@@ -11,11 +11,10 @@ from pathlib import Path
 
 import numpy as np
 from timm.data import create_dataset
-from timm.utils.misc import natural_key
 
 from vitnas.data.config import TEST_NAMES, TRAIN_NAMES, DataConfig
 from vitnas.data.hub import first_line, open_hfds, open_wds
-from vitnas.data.sources import ArraySource, Source, TimmSource
+from vitnas.data.sources import ArraySource, TimmSource
 from vitnas.data.splits import Opened, carve, carve_test, find_test, note_test_name
 from vitnas.errors import UserError, nearest
 
@@ -25,45 +24,17 @@ NUM_DIGITS_TEST = 360
 
 
 def open_sources(config: DataConfig) -> Opened:
-    """Open the train and test sources of `config.dataset`, with equal classes; no image is decoded.
+    """Open the train and test sources of `config.dataset`; no image is decoded, and classes are not compared.
 
     Raises:
-        UserError: the dataset is unknown, missing, empty or has one class, or its splits' classes differ.
+        UserError: the dataset is unknown, missing or empty.
         MissingExtra: the scheme needs a package that is not installed.
     """
     scheme, slash, _ = config.dataset.partition("/")
     opener = (
         SCHEMES.get(scheme.lower(), _open_folder) if slash or config.dataset == "digits" else _open_folder
     )
-    opened = opener(config)
-    present = sorted({opened.train.class_names[target] for target in set(opened.train.targets)})
-    if len(present) == 1:
-        raise UserError(
-            f"{config.dataset} has one class only, {present[0]!r}; at least 2 are needed. Put the images of "
-            "each class into a folder of their own."
-        )
-    _match_classes(opened.train, opened.test, config)
-    return opened
-
-
-def _match_classes(train: Source, test: Source, config: DataConfig) -> None:
-    """Number test's classes as train does."""
-    in_train = {train.class_names[target] for target in set(train.targets)}
-    in_test = {test.class_names[target] for target in set(test.targets)}
-    if in_train != in_test:
-        parts = []
-        for split, odd in (("train", in_train - in_test), ("test", in_test - in_train)):
-            names = sorted(odd, key=natural_key)
-            if names:
-                parts.append(f"only in {split}: {', '.join(names[:5])}" + ("..." if len(names) > 5 else ""))
-        raise UserError(
-            f"The classes of {config.dataset} differ between its splits ({'; '.join(parts)}); both must have "
-            "the same. Rename, add or remove the odd ones."
-        )
-    if train.class_names != test.class_names:
-        number = {name: target for target, name in enumerate(train.class_names)}
-        test.targets = [number[test.class_names[target]] for target in test.targets]
-        test.class_names = train.class_names
+    return opener(config)
 
 
 def _open_digits(config: DataConfig) -> Opened:

@@ -8,6 +8,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from timm.utils.misc import natural_key
+
 from vitnas.data.config import TEST_NAMES, DataConfig
 from vitnas.data.sources import Source, Subset
 from vitnas.errors import UserError, nearest
@@ -104,3 +106,33 @@ def note_test_name(config: DataConfig, test_name: str) -> tuple[str, ...]:
     note = f"{config.dataset} has no split {config.test_split!r}; {test_name!r} is read as test."
     logger.warning(note)
     return (note,)
+
+
+def match_classes(opened: Opened, config: DataConfig) -> None:
+    """Check that train and test have the same classes, at least two, and number test's as train does.
+
+    Raises:
+        UserError: one class only, or classes that differ; the odd ones are named.
+    """
+    train, test = opened.train, opened.test
+    in_train = {train.class_names[target] for target in set(train.targets)}
+    in_test = {test.class_names[target] for target in set(test.targets)}
+    if len(in_train) == 1:
+        raise UserError(
+            f"{config.dataset} has one class only, {next(iter(in_train))!r}; at least 2 are needed. Put the "
+            "images of each class into a folder of their own."
+        )
+    if in_train != in_test:
+        parts = []
+        for split, odd in (("train", in_train - in_test), ("test", in_test - in_train)):
+            names = sorted(odd, key=natural_key)
+            if names:
+                parts.append(f"only in {split}: {', '.join(names[:5])}" + ("..." if len(names) > 5 else ""))
+        raise UserError(
+            f"The classes of {config.dataset} differ between its splits ({'; '.join(parts)}); both must have "
+            "the same. Rename, add or remove the odd ones."
+        )
+    if train.class_names != test.class_names:
+        number = {name: target for target, name in enumerate(train.class_names)}
+        test.targets = [number[test.class_names[target]] for target in test.targets]
+        test.class_names = train.class_names

@@ -54,10 +54,12 @@ def convert(
                 opset_version=opset,
                 dynamic_shapes=shapes,
                 external_data=False,
+                optimize=False,
                 verbose=False,
                 **names,
             )
             assert program is not None  # None only comes from the legacy exporter
+            _optimize(program.model, {name for name, _ in model.named_parameters()})
             program.save(str(path), external_data=False)
         else:
             axes = {name: {0: BATCH_NAME} for name in (INPUT_NAME, OUTPUT_NAME)} if dynamic_batch else None
@@ -72,6 +74,23 @@ def convert(
                 do_constant_folding=False,
                 **names,
             )
+
+
+def _optimize(graph: Any, parameters: set[str]) -> None:
+    """Simplify the exporter's graph, but keep every parameter as it is.
+
+    The exporter's own optimization also folds parameters into larger constants (tables of relative positions become a
+    vector per pair of patches), so that the file no longer holds the Model's parameters. ONNX Runtime does such folding
+    itself when it loads a file.
+    """
+    from onnxscript.optimizer import optimize_ir
+
+    def should_fold(node: Any) -> bool | None:
+        """Only the transposed weights of linear layers may be computed ahead."""
+        touches = any(value is not None and value.name in parameters for value in node.inputs)
+        return False if touches and node.op_type != "Transpose" else None
+
+    optimize_ir(graph, should_fold=should_fold)
 
 
 @contextlib.contextmanager

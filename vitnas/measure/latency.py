@@ -7,6 +7,7 @@ the background is waited for at both edges. The environment is written beside th
 
 from __future__ import annotations
 
+import copy
 import gc
 import tempfile
 import time
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from vitnas.errors import UserError
@@ -24,6 +26,7 @@ from vitnas.measure.environment import environment
 from vitnas.measure.runtimes import (
     Call,
     onnx_call,
+    onnx_session,
     reference_call,
     require_device,
     synchronizer,
@@ -294,8 +297,6 @@ class LatencyMeter:
             )
         if not Path(path).is_file():
             raise UserError(f"{path} does not exist; it should be an ONNX file. Export it first.")
-        from vitnas.measure.runtimes import onnx_session
-
         shape = tuple(onnx_session(path, self.target).get_inputs()[0].shape[1:])
         return self._measure({"file": onnx_call(path, self.target, shape)}, shape[1], None)["file"]
 
@@ -305,10 +306,6 @@ class LatencyMeter:
             return torch_call(model, self.target, shape)
         source = model
         if self.target.dtype != str(model_dtype(model)).removeprefix("torch."):
-            import copy
-
-            import torch
-
             source = copy.deepcopy(model).to(getattr(torch, self.target.dtype))
         images = random_images((self.target.batch, *shape)).to(model_device(source), model_dtype(source))
         try:

@@ -137,8 +137,10 @@ class Softmax(nn.Module):
         inner = num_heads * head_dim
         if not relative_position:
             return 4 * tokens * inner + max(tokens * num_heads, tokens * dim)
-        features = 2 * grid_size + bool(num_prefix_tokens)
-        wide = (
-            tokens * num_heads * (head_dim + features)
-        )  # q, k, v and the output, each with its line features
-        return 3 * tokens * inner + tokens * features + 4 * wide + tokens * num_heads
+        # q, k and v stay alive throughout, and one more tensor of their size while they are mixed.
+        patches, features = grid_size**2, 2 * grid_size + bool(num_prefix_tokens)
+        lines, wide = tokens * features, tokens * num_heads * (head_dim + features)
+        attention = lines + 4 * wide + tokens * num_heads  # q, k, v and output, each with its line features
+        combine = lines + wide + 2 * patches * (head_dim + inner) + tokens * inner
+        combine += head_dim if num_prefix_tokens else 0
+        return 3 * tokens * inner + max(attention, combine, tokens * (inner + dim))

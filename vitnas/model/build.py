@@ -1,4 +1,4 @@
-"""build(arch): an initialised Model; skeleton(arch): the same without storage, for borrowed weights."""
+"""build(arch): an initialised Model, or on the meta device one without storage, for counting and borrowed weights."""
 
 from __future__ import annotations
 

@@ -14,12 +14,13 @@ from typing import Any, Literal
 
 import torch
 from timm.layers import DropPath, Mlp, PatchEmbed, global_pool_nlc, resample_abs_pos_embed
-from timm.models import checkpoint_seq
+from timm.models import checkpoint, checkpoint_seq
 from torch import Tensor, nn
 
 from vitnas.arch import Arch, Block
 from vitnas.errors import UserError
 from vitnas.layers.axes import Axes
+from vitnas.layers.relative_position import RelativePosition2d
 from vitnas.mixers import MIXERS
 
 
@@ -63,7 +64,8 @@ class Model(nn.Module):
     def __init__(self, arch: Arch, *, drop_path: float | Sequence[float] = 0.0) -> None:
         super().__init__()
         self.arch = arch
-        self.num_classes, self.global_pool = arch.num_classes, arch.global_pool
+        self.in_chans, self.num_classes = arch.in_chans, arch.num_classes
+        self.global_pool: str = arch.global_pool  # or "", which an Arch does not say: see reset_classifier
         self.embed_dim = self.num_features = self.head_hidden_size = arch.embed_dim
         self.num_prefix_tokens = arch.num_prefix_tokens
         self.grad_checkpointing = False
@@ -82,9 +84,7 @@ class Model(nn.Module):
         self.norm = nn.Identity() if arch.fc_norm else nn.LayerNorm(dim, eps=arch.norm_eps)
         self.fc_norm = nn.LayerNorm(dim, eps=arch.norm_eps) if arch.fc_norm else nn.Identity()
         self.head = nn.Linear(dim, arch.num_classes) if arch.num_classes else nn.Identity()
-        self.feature_info = [
-            {"module": f"blocks.{i}", "num_chs": dim, "reduction": arch.patch_size} for i in range(arch.depth)
-        ]
+        self.feature_info = feature_info(arch)
         self.pretrained_cfg = self.default_cfg = default_cfg(arch)
 
     def axes(self) -> dict[str, Axes]:
@@ -100,7 +100,7 @@ class Model(nn.Module):
         if self.cls_token is not None:
             axes["cls_token"] = one + one + dim
         if self.pos_embed is not None:
-            axes["pos_embed"] = one + (("tokens", self.pos_embed.shape[1]),) + dim
+            axes["pos_embed"] = (*one, ("tokens", self.pos_embed.shape[1]), *dim)
         norm = "fc_norm" if self.arch.fc_norm else "norm"
         axes |= {f"{norm}.weight": dim, f"{norm}.bias": dim}
         if isinstance(self.head, nn.Linear):
@@ -115,15 +115,19 @@ class Model(nn.Module):
     def forward_features(self, images_BCHW: Tensor) -> Tensor:
         """(B, C, H, W) images to (B, N, D) tokens, after the final norm."""
         x_BND = self.embed(images_BCHW)
-        if self.grad_checkpointing and not torch.jit.is_scripting():
+        if self.grad_checkpointing:
             x_BND = checkpoint_seq(self.blocks, x_BND)
         else:
-            x_BND = self.blocks(x_BND)
+            for block in self.blocks:  # calling `blocks` itself would keep the first block's input to the end
+                x_BND = block(x_BND)
         normed: Tensor = self.norm(x_BND)
         return normed
 
     def forward_head(self, x_BND: Tensor, pre_logits: bool = False) -> Tensor:
-        """(B, N, D) tokens to (B, Y) logits, or to (B, D) pooled features with `pre_logits`."""
+        """(B, N, D) tokens to (B, Y) logits, or to (B, D) pooled features with `pre_logits`.
+
+        With `global_pool` "" nothing is pooled and the tokens' axis stays.
+        """
         pooled: Tensor = self.fc_norm(
             global_pool_nlc(x_BND, pool_type=self.global_pool, num_prefix_tokens=self.num_prefix_tokens)
         )
@@ -139,91 +143,132 @@ class Model(nn.Module):
     def forward_intermediates(
         self,
         x: Tensor,
-        indices: int | list[int] | None = None,
+        indices: int | Sequence[int] | None = None,
         return_prefix_tokens: bool = False,
         norm: bool = False,
         stop_early: bool = False,
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
+        output_dict: bool = False,
     ) -> Any:
         """Features after chosen blocks, as timm's method of this name: (B, D, H, W) maps or (B, N, D) tokens.
 
         Args:
             x: (B, C, H, W) images.
             indices: the last n blocks, or block numbers; None for all.
-            return_prefix_tokens: give (features, class token) pairs.
+            return_prefix_tokens: give (features, class token) pairs, if there is a class token.
             norm: apply the final norm to each.
             stop_early: do not run blocks behind the last one asked for.
             output_fmt: "NCHW" maps or "NLC" tokens without the class token.
             intermediates_only: leave out the final features.
+            output_dict: give `image_features`, `image_intermediates` and `image_intermediates_prefix` by name.
+
+        Raises:
+            UserError: blocks that do not exist, or an unknown format.
         """
         if output_fmt not in ("NCHW", "NLC"):
-            raise UserError(f"output_fmt is {output_fmt!r}; it must be 'NCHW' or 'NLC'.")
+            raise UserError(f"output_fmt is {output_fmt!r}; it must be 'NCHW' or 'NLC'. Choose one.")
         take, last = take_indices(len(self.blocks), indices)
         tokens = self.embed(x)
         kept: list[Tensor] = []
         for index, block in enumerate(self.blocks[: last + 1] if stop_early else self.blocks):
-            tokens = block(tokens)
+            tokens = checkpoint(block, tokens) if self.grad_checkpointing else block(tokens)
             if index in take:
                 kept.append(self.norm(tokens) if norm else tokens)
-        prefix = [item[:, : self.num_prefix_tokens] for item in kept]
+        prefix = [item[:, : self.num_prefix_tokens] for item in kept] if self.num_prefix_tokens else []
         maps = [item[:, self.num_prefix_tokens :] for item in kept]
         if output_fmt == "NCHW":
-            height, width = self.patch_embed.dynamic_feat_size(x.shape[-2:])
-            maps = [item.transpose(1, 2).unflatten(2, (height, width)).contiguous() for item in maps]
-        features: list[Any] = list(zip(maps, prefix, strict=True)) if return_prefix_tokens else list(maps)
+            grid = self.patch_embed.dynamic_feat_size(x.shape[-2:])
+            maps = [item.transpose(1, 2).unflatten(2, grid).contiguous() for item in maps]
+        if output_dict:
+            named: dict[str, Any] = {"image_intermediates": maps}
+            if prefix and return_prefix_tokens:
+                named["image_intermediates_prefix"] = prefix
+            return named if intermediates_only else named | {"image_features": self.norm(tokens)}
+        features = list(zip(maps, prefix, strict=True)) if prefix and return_prefix_tokens else maps
         return features if intermediates_only else (self.norm(tokens), features)
 
     def prune_intermediate_layers(
-        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drop the blocks behind the last one asked for, and the head; returns the block numbers kept."""
+        """Drop the blocks behind the last one asked for, and the head; returns the block numbers kept.
+
+        `arch` follows, except that it cannot say that the final norm is gone.
+        """
         take, last = take_indices(len(self.blocks), indices)
         self.blocks = self.blocks[: last + 1]
+        stage = self.arch.stages[0]
+        self.arch = replace(self.arch, stages=(replace(stage, blocks=stage.blocks[: last + 1]),))
+        self.feature_info = feature_info(self.arch)
         if prune_norm:
             self.norm = nn.Identity()
         if prune_head:
             self.fc_norm = nn.Identity()
-            self.reset_classifier(0)
-        return list(take)
+            self.reset_classifier(0, "")
+        return take
 
     def get_classifier(self) -> nn.Module:
         return self.head
 
-    def reset_classifier(self, num_classes: int, global_pool: Literal["token", "avg"] | None = None) -> None:
-        """Give the model a fresh head for `num_classes` (0: none)."""
-        self.arch = replace(
-            self.arch, num_classes=num_classes, global_pool=global_pool or self.arch.global_pool
-        )
-        self.num_classes, self.global_pool = num_classes, self.arch.global_pool
+    def reset_classifier(
+        self, num_classes: int, global_pool: Literal["token", "avg", ""] | None = None
+    ) -> None:
+        """Give the model a fresh head for `num_classes` (0: none), and optionally another pooling.
+
+        `global_pool` "" pools nothing, for dense tasks; the Arch then keeps the pooling it had.
+
+        Raises:
+            UserError: an unknown pooling, or "token" without a class token.
+        """
+        arch = replace(self.arch, num_classes=num_classes, global_pool=global_pool or self.arch.global_pool)
+        self.num_classes = num_classes
+        self.global_pool = self.global_pool if global_pool is None else global_pool
         old = self.patch_embed.proj.weight
         self.head = nn.Linear(self.embed_dim, num_classes).to(old) if num_classes else nn.Identity()
         if num_classes:
             nn.init.trunc_normal_(self.head.weight, std=0.02)
             nn.init.zeros_(self.head.bias)
+        self._describe(arch)
 
-    def set_input_size(self, img_size: int | None = None, patch_size: int | None = None) -> None:
-        """Change the image or patch size; the position table is resampled (bicubic).
+    def set_input_size(
+        self, img_size: int | Sequence[int] | None = None, patch_size: int | Sequence[int] | None = None
+    ) -> None:
+        """Change the image or patch size, in pixels; positions and patch weights are resampled as timm does.
+
+        Tables of relative positions stay: they go by distance in patches.
 
         Raises:
-            UserError: the patch does not divide the image.
+            UserError: sides that differ, or a patch that does not divide the image.
         """
         old = self.arch
-        self.arch = replace(
-            old, image_size=img_size or old.image_size, patch_size=patch_size or old.patch_size
+        arch = replace(
+            old,
+            image_size=old.image_size if img_size is None else square("img_size", img_size),
+            patch_size=old.patch_size if patch_size is None else square("patch_size", patch_size),
         )
-        self.patch_embed.set_input_size(img_size=self.arch.image_size, patch_size=self.arch.patch_size)
-        grid = self.arch.grid_size
+        self.patch_embed.set_input_size(img_size=arch.image_size, patch_size=arch.patch_size)
+        grid = arch.grid_size
         if self.pos_embed is not None and grid != old.grid_size:
             table = resample_abs_pos_embed(
                 self.pos_embed, [grid, grid], [old.grid_size] * 2, num_prefix_tokens=self.num_prefix_tokens
             )
-            self.pos_embed = nn.Parameter(table.detach())
-        for block in self.blocks:
-            for name in ("rel_pos_k", "rel_pos_v"):
-                if getattr(block.attn, name, None) is not None:
-                    getattr(block.attn, name).grid_size = grid
-        self.pretrained_cfg = self.default_cfg = default_cfg(self.arch)
+            self.pos_embed = nn.Parameter(table.detach(), requires_grad=self.pos_embed.requires_grad)
+        for module in self.modules():
+            if isinstance(module, RelativePosition2d):
+                module.grid_size = grid
+        self.feature_info = feature_info(arch)
+        # What timm's factory noted when it made this Model; its savers read it.
+        if hasattr(self, "_model_args"):
+            size = (arch.image_size, arch.image_size)
+            self._model_args = {**self._model_args, "img_size": size, "patch_size": arch.patch_size}
+            self._traits = {**getattr(self, "_traits", {}), "img_size": size}
+        self._describe(arch)
+
+    def _describe(self, arch: Arch) -> None:
+        """Take `arch` as what this Model now is, in timm's description of it too."""
+        self.arch = arch
+        changed = {key: default_cfg(arch)[key] for key in ("num_classes", "input_size")}
+        self.pretrained_cfg = self.default_cfg = {**self.pretrained_cfg, **changed}
 
     def no_weight_decay(self) -> set[str]:
         """Parameters besides biases and norms that are not decayed, as in timm's VisionTransformer."""
@@ -233,7 +278,7 @@ class Model(nn.Module):
         """Layer groups for layer-wise learning rates, as in timm."""
         return {
             "stem": r"^cls_token|pos_embed|patch_embed",
-            "blocks": [(r"^blocks\.(\d+)", None), (r"^norm|^fc_norm", (99999,))],
+            "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],
         }
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -262,15 +307,12 @@ def drop_path_rates(rate: float | Sequence[float], depth: int) -> Sequence[float
     return [rate * index / max(1, depth - 1) for index in range(depth)]
 
 
-def take_indices(depth: int, indices: int | list[int] | None) -> tuple[list[int], int]:
+def take_indices(depth: int, indices: int | Sequence[int] | None) -> tuple[list[int], int]:
     """Block numbers to take (None: all; n: the last n; negative numbers count from the end) and the last of them."""
-    if indices is None:
-        indices = depth
-    take = (
-        list(range(depth - indices, depth))
-        if isinstance(indices, int)
-        else [i % depth if i < 0 else i for i in indices]
-    )
+    if indices is None or isinstance(indices, int):
+        take = list(range(depth - (depth if indices is None else indices), depth))
+    else:
+        take = [index + depth if index < 0 else index for index in indices]
     if not take or min(take) < 0 or max(take) >= depth:
         raise UserError(
             f"indices is {indices}; the model has blocks 0 to {depth - 1}. Ask for some of these."
@@ -278,9 +320,27 @@ def take_indices(depth: int, indices: int | list[int] | None) -> tuple[list[int]
     return take, max(take)
 
 
+def square(name: str, size: int | Sequence[int]) -> int:
+    """The side of a size given as one number or as two equal ones."""
+    sides = (size,) if isinstance(size, int) else tuple(size)
+    if len(set(sides)) != 1 or len(sides) > 2:
+        raise UserError(f"{name} is {size}; both sides must be the same number of pixels. Give one number.")
+    return int(sides[0])
+
+
+def feature_info(arch: Arch) -> list[dict[str, Any]]:
+    """Per block what timm's feature extraction asks for: module, channels, pixels per feature."""
+    widths = [stage.embed_dim for stage in arch.stages for _ in stage.blocks]
+    return [
+        {"module": f"blocks.{index}", "num_chs": width, "reduction": arch.patch_size}
+        for index, width in enumerate(widths)
+    ]
+
+
 def default_cfg(arch: Arch) -> dict[str, Any]:
-    """timm's description of the input that a model expects."""
+    """timm's description of a model: what makes it, the input that it expects, its first and last layer."""
     return {
+        "architecture": "vitnas_arch",
         "url": "",
         "num_classes": arch.num_classes,
         "input_size": (arch.in_chans, arch.image_size, arch.image_size),

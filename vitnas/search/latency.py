@@ -9,7 +9,6 @@ from torch import nn
 
 from vitnas.arch import Arch
 from vitnas.errors import UserError
-from vitnas.model import build as build_model
 
 Build: TypeAlias = Callable[[Arch], nn.Module]
 
@@ -51,5 +50,10 @@ def meters_of(
 
 def measure_ms(meter: LatencyMeter, arch: Arch, build: Build | None) -> float:
     """Median milliseconds of the Model of `arch`."""
-    timing = meter.measure((build or build_model)(arch))
+    if build is None:
+        # Here and not at the top: a search without latency needs no network code, which takes seconds to import.
+        from vitnas.model import build as build_model
+
+        build = build_model
+    timing = meter.measure(build(arch))
     return float(timing) if isinstance(timing, float | int) else float(timing.median_ms)

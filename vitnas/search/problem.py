@@ -16,6 +16,7 @@ from vitnas.space.space import Genes, Space
 
 # Spaces up to this size are listed whole, so that "nothing is left" is known and not guessed.
 LISTED_SIZE = 4096
+_PATHS = 8
 
 
 @dataclass(frozen=True)
@@ -120,27 +121,32 @@ class Problem:
         return None
 
     def repair(self, genes: Genes, rng: random.Random, seen: Collection[Genes]) -> Genes | None:
-        """Move one gene at a time toward the counted limits; None where no move helps any more.
+        """Move one gene at a time toward the counted limits; None where that leads nowhere.
 
         Each step looks at every Arch one gene away. One that meets the Budget and is not in `seen` ends it; else
-        the one that misses by least is the next. Where none is nearer, Archs two genes away are looked at.
+        any one that misses by less is the next. Always taking the nearest would spend the large genes (depth,
+        width) first and stop beside the Budget; a path that stops is begun again instead.
         """
-        genes = self.space.canonical(genes)
-        miss = float(self.violation([genes])[0])
-        for _ in range(2 * len(self.space.genes)):
-            for around in (self._one_away(genes), self._two_away(genes, rng)):
+        start = self.space.canonical(genes)
+        for _ in range(_PATHS):
+            here, miss = start, float(self.violation([start])[0])
+            for _ in range(2 * len(self.space.genes)):
+                around = self._one_away(here)
                 if not around:
                     return None
                 misses = self.violation(around)
-                inside = [near for near, value in zip(around, misses, strict=True) if value == 0]
-                if new := [near for near in inside if near not in seen]:
-                    return rng.choice(new)
-                nearest = int(np.argmin(misses))
-                if 0 < misses[nearest] < miss:
+                met = [
+                    near
+                    for near, value in zip(around, misses, strict=True)
+                    if value == 0 and near not in seen
+                ]
+                if met:
+                    return rng.choice(met)
+                better = np.flatnonzero((misses < miss) & (misses > 0))
+                if len(better) == 0:
                     break
-            else:
-                return None
-            genes, miss = around[nearest], float(misses[nearest])
+                place = int(rng.choice(better.tolist()))
+                here, miss = around[place], float(misses[place])
         return None
 
     def _one_away(self, genes: Genes) -> list[Genes]:
@@ -149,20 +155,7 @@ class Problem:
         rows = np.tile(np.asarray(genes, dtype=np.int64), (sum(counts), 1))
         places = np.repeat(np.arange(len(counts)), counts)
         rows[np.arange(len(rows)), places] = [option for count in counts for option in range(count)]
-        return self._unique(rows, genes)
-
-    def _two_away(self, genes: Genes, rng: random.Random, num: int = 2048) -> list[Genes]:
-        """Up to `num` random Archs that differ in two genes, in a fixed order."""
-        generator = np.random.default_rng(rng.getrandbits(64))
-        counts = np.array([len(gene.options) for gene in self.space.genes])
-        rows = np.tile(np.asarray(genes, dtype=np.int64), (num, 1))
-        for _ in range(2):
-            places = generator.integers(0, len(counts), num)
-            rows[np.arange(num), places] = generator.integers(0, counts[places])
-        return self._unique(rows, genes)
-
-    def _unique(self, rows: np.ndarray, other_than: Genes) -> list[Genes]:
-        return sorted({_genes(row) for row in self.space.canonical_matrix(rows)} - {other_than})
+        return sorted({_genes(row) for row in self.space.canonical_matrix(rows)} - {genes})
 
     @cached_property
     def _listed(self) -> tuple[Genes, ...] | None:

@@ -11,14 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from vitnas.budget import Budget, Cost, Limit
 from vitnas.errors import UserError
 from vitnas.search.problem import Problem
 from vitnas.search.storage import is_alive, open_storage, quiet, this_host
+from vitnas.search.trial import Trial
+
+# What databases say when another process makes the same tables or the same Study at the same moment.
+_RACE_WORDS = ("locked", "already exists", "unique constraint", "duplicate")
 
 UNFINISHED = (TrialState.RUNNING, TrialState.WAITING)
 
@@ -32,6 +36,25 @@ def record(row: FrozenTrial) -> dict[str, Any]:
     """What `Study` wrote into the row when it was made: proposal, genes, cost, lease and links."""
     value: dict[str, Any] = row.user_attrs["trial"]
     return value
+
+
+def counted(cost: Cost) -> dict[str, int]:
+    """The part of a Cost that is known without measuring."""
+    return {"macs": cost.macs, "params": cost.params, "memory_bytes": cost.memory_bytes}
+
+
+def missed(trial: Trial, budget: Budget) -> list[str]:
+    """The text of each limit that a rejected Trial missed; other reasons stand as they are."""
+    if trial.state != "rejected":
+        return []
+    return [str(li) for li in budget.limits if _share(li, trial.cost) > 0] or list(trial.reasons)
+
+
+def _share(limit: Limit, cost: Cost) -> float:
+    """By how much the limit is missed; 0 for a latency that was not measured, as counting decided before."""
+    if limit.quantity == "latency" and limit.target not in cost.latency_ms:
+        return 0.0
+    return limit.violation(cost.value(limit.quantity, limit.target))
 
 
 def num_taken(rows: Sequence[FrozenTrial]) -> int:
@@ -81,8 +104,9 @@ def open_study(
                 )
                 study.set_metric_names([objective.name for objective in problem.objectives])
                 return opened, study
-        except (UserError, StorageInternalError):
-            if attempt == 4:
+        except Exception as error:
+            is_race = any(word in f"{error} {error.__cause__}".lower() for word in _RACE_WORDS)
+            if not is_race or attempt == 4:
                 raise
             time.sleep(0.2 * (attempt + 1))
     raise AssertionError("not reached")

@@ -64,7 +64,7 @@ def open_storage(where: str | Path | BaseStorage) -> BaseStorage:
         raise UserError(f"storage {text} needs a database driver ({error}); install it.") from error
     except Exception as error:
         raise UserError(
-            f"storage {text} cannot be opened ({type(error).__name__}: {error}); it must be a writable path, "
+            f"storage {text} cannot be opened ({str(error).splitlines()[0]}); it must be a writable path, "
             "'journal:path' or a database URL that Optuna takes. Mend it."
         ) from error
 

@@ -33,7 +33,9 @@ from vitnas.search.rows import (
     UNFINISHED,
     ancestors_of,
     check_identity,
+    counted,
     is_dead,
+    missed,
     num_taken,
     open_study,
     proposal_rng,
@@ -225,7 +227,7 @@ class Study:
         trials = [trial for trial in self._history(rows) if trial.state != "running"]
         rejections: dict[str, int] = {}
         for trial in trials:
-            for limit in self._missed(trial):
+            for limit in missed(trial, self.problem.budget):
                 rejections[limit] = rejections.get(limit, 0) + 1
         scored = [trial for trial in trials if trial.state == "scored"]
         starts = [row.datetime_start for row in rows if row.datetime_start]
@@ -274,14 +276,13 @@ class Study:
             return self._finished[row.number]
         attrs = record(row)
         result = row.user_attrs.get("result", {}) if row.state not in UNFINISHED else {}
-        counted = result.get("cost", attrs["cost"])
         trial = Trial(
             number=row.number,
             proposal=attrs["proposal"],
             genes=tuple(attrs["genes"]),
             space=self.problem.space,
             state=_STATES.get(row.state, "running"),
-            cost=Cost(**counted),
+            cost=Cost(**result.get("cost", attrs["cost"])),
             values=result.get("values", {}),
             reasons=tuple(result.get("reasons", ())),
             generation=attrs.get("generation"),
@@ -294,18 +295,10 @@ class Study:
         values = [[o.value(trial.values, trial.cost) for o in self.problem.objectives] for trial in trials]
         return oriented(values, self.problem.objectives)
 
-    def _missed(self, trial: Trial) -> list[str]:
-        """The text of each limit that a rejected Trial missed; other reasons stand as they are."""
-        if trial.state != "rejected":
-            return []
-        shares = self.problem.budget.violations(trial.cost)
-        return [text for text, share in shares.items() if share > 0] or list(trial.reasons)
-
     def _claim(self, genes: Genes, attrs: Mapping[str, Any], limit: int | None) -> Trial | None:
         """Create a running Trial; None where another worker was first with these genes, or took the last place."""
         token = uuid.uuid4().hex
         cost = self.problem.cost(genes)
-        counted = {"macs": cost.macs, "params": cost.params, "memory_bytes": cost.memory_bytes}
         shares = self.problem.budget.counted.violations(cost)
         self._study.add_trial(
             create_trial(
@@ -316,7 +309,7 @@ class Study:
                         **attrs,
                         "arch": self.problem.space.decode(genes).id,
                         "genes": list(genes),
-                        "cost": counted,
+                        "cost": counted(cost),
                         "token": token,
                         "lease": self._lease(self.lease_s),
                     }
@@ -372,8 +365,7 @@ class Study:
         result: Mapping[str, Any],
         numbers: Sequence[float] | None,
     ) -> bool:
-        counted = {"macs": cost.macs, "params": cost.params, "memory_bytes": cost.memory_bytes}
-        told = {**result, "cost": {**counted, "latency_ms": dict(cost.latency_ms)}}
+        told = {**result, "cost": {**counted(cost), "latency_ms": dict(cost.latency_ms)}}
         trial_id = self._id(trial.number)
         try:
             self._storage.set_trial_user_attr(trial_id, "result", told)

@@ -55,11 +55,11 @@ class Supernet(nn.Module):
         self.sharing = sharing or Sharing()
         self.drop_path = drop_path
         self._cache = _Cache()
-        self._axes: dict[str, Axes] = {}
+        self.axes: dict[str, Axes] = {}
         largest = build(space.largest(), generator=generator)
         for name, axes in named_axes(largest).items():
             _register(self, name, largest.get_parameter(name))
-            self._axes[name] = axes
+            self.axes[name] = axes
 
     def forward(self, images_BCHW: Tensor, arch: Arch) -> Tensor:
         """(B, C, H, W) images to (B, Y) logits of `arch`.
@@ -94,7 +94,7 @@ class Supernet(nn.Module):
         for name, axes in named_axes(skeleton).items():
             shared = shared_name(name, slots)
             shape = tuple(skeleton.get_parameter(name).shape)
-            pieces.append(self.sharing.piece(name, shared, axes, self._axes[shared], shape))
+            pieces.append(self.sharing.piece(name, shared, axes, self.axes[shared], shape))
         return _Subnet(skeleton, tuple(pieces))
 
     def _borrow(self, subnet: _Subnet, *, with_grad: bool) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ bit on a CPU.
 
 from __future__ import annotations
 
+import json
 import math
 import random
 import time
@@ -94,7 +95,7 @@ def fit(
         UserError: a checkpoint of another run, options that do not fit.
     """
     config, engine, progress = config or TrainConfig(), engine or Engine(), progress or Silent()
-    batches = loader if hasattr(loader, "from_step") else _Plain(loader)
+    batches: Batches = loader if hasattr(loader, "from_step") else _Plain(loader)
     network.to(engine.device).train()
     steps_per_epoch = max(1, batches.steps_per_epoch // config.accumulate)
     steps = max(1, round(config.epochs * steps_per_epoch))
@@ -296,8 +297,6 @@ class _Log:
         records = list(read_jsonl(self._path))
         kept = [r for r in records if r.get("stage") != self._stage or r["step"] <= step]
         if len(kept) < len(records) and self._engine.is_main:
-            import json
-
             write_atomic(self._path, "".join(json.dumps(record) + "\n" for record in kept))
         self._engine.wait()
         return [r["archs"] for r in kept if r.get("stage") == self._stage and r.get("event") == "monitor"]

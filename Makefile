@@ -1,0 +1,47 @@
+# Everything here needs only python3 (3.11 or newer), pip and make. The virtual environment is made on first use.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.PHONY: quickstart test test-all check lint format types setup bench clean help
+
+help:           ## show this list
+	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
+
+setup: $(READY) ## make the virtual environment
+
+$(READY): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("vitnas needs Python 3.11 or newer; this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -e '.[dev,data]'
+	touch $@
+
+quickstart: $(READY) ## the main job: handwritten digits in, a searched, trained and exported model out
+	$(BIN)/vitnas run tour folder=runs/tour
+
+test: $(READY)  ## the default tests (under 5 minutes on two cores)
+	$(BIN)/python -m pytest -q -m "not slow and not gpu"
+
+test-all: $(READY) ## all tests that this machine can run
+	$(BIN)/python -m pytest -q
+
+check: lint types test ## what CI runs
+
+lint: $(READY)  ## formatting and lint
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+format: $(READY) ## put the formatting right
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+types: $(READY) ## type checks
+	$(BIN)/mypy
+
+bench: $(READY) ## the speed table, as ratios measured side by side
+	$(BIN)/python benchmarks/spine.py
+
+clean:          ## remove the virtual environment and caches (not runs/)
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build *.egg-info

@@ -1,0 +1,306 @@
+"""The loop: what it averages, what it refuses, and that a resumed run equals an uninterrupted one."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vitnas.arch import Arch
+from vitnas.data import Augment, Data, TrainBatches, synthetic
+from vitnas.errors import UserError
+from vitnas.runs import read_jsonl
+from vitnas.sample import Draw, Fixed, Sandwich, Several, Uniform
+from vitnas.space import AutoFormerSpace, autoformer
+from vitnas.supernet import Supernet
+from vitnas.train import (
+    Batch,
+    Classification,
+    Monitor,
+    NonFiniteLossError,
+    TrainConfig,
+    convergence_warning,
+    evaluate,
+    fit,
+    step_rng,
+)
+
+CONFIG = TrainConfig(epochs=2, lr=1e-3, warmup_epochs=0.5, monitor_every=0, log_every=1, checkpoint_minutes=0, drop_path=0.1)
+
+
+@pytest.fixture(scope="module")
+def data() -> Data:
+    return synthetic(num_classes=4, image_size=16, n=96, seed=0)
+
+
+@pytest.fixture(scope="module")
+def space(data: Data) -> AutoFormerSpace:
+    return autoformer(
+        "micro",
+        image_size=16,
+        patch_size=8,
+        in_chans=data.in_chans,
+        num_classes=4,
+        embed_dims=(16, 32),
+        depths=(1, 2),
+        num_heads=(1, 2),
+        mlp_ratios=(1.0, 2.0),
+        head_dim=8,
+    )
+
+
+def make(space: AutoFormerSpace, seed: int = 0) -> Supernet:
+    return Supernet(space, drop_path=0.1, generator=torch.Generator().manual_seed(seed))
+
+
+def batches(data: Data, batch_size: int = 16) -> TrainBatches:
+    return TrainBatches(data.train, Augment(shift=0.1), batch_size=batch_size, seed=3)
+
+
+class Interrupt(Exception):
+    pass
+
+
+class Stopping(Uniform):
+    """Uniform sampling that stops the run at a step, as a kill would."""
+
+    def __init__(self, space: AutoFormerSpace, at: int) -> None:
+        super().__init__(space)
+        object.__setattr__(self, "at", at)
+        object.__setattr__(self, "count", 0)
+
+    def draw(self, rng: object) -> list[Draw]:
+        object.__setattr__(self, "count", self.count + 1)  # type: ignore[attr-defined]
+        if self.count > self.at:  # type: ignore[attr-defined]
+            raise Interrupt
+        return super().draw(rng)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("ema", [None, 0.9])
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    data: Data, space: AutoFormerSpace, tmp_path: Path, ema: float | None
+) -> None:
+    config = replace(CONFIG, ema=ema)
+    augment = Augment(mixup=0.5, label_smoothing=0.1)
+    whole = make(space)
+    want = fit(whole, Classification(), Uniform(space), batches(data), config=config, augment=augment, num_classes=4)
+    first = make(space)
+    common = {"config": config, "augment": augment, "num_classes": 4, "folder": tmp_path}
+    with pytest.raises(Interrupt):
+        fit(first, Classification(), Stopping(space, at=5), batches(data), **common)
+    torch.manual_seed(99)  # whatever happened to the global generator must not matter
+    second = make(space, seed=1)  # its weights come from the checkpoint
+    got = fit(second, Classification(), Uniform(space), batches(data), **common)
+    assert got.steps == want.steps
+    for name, value in want.network.state_dict().items():
+        torch.testing.assert_close(got.network.state_dict()[name], value, rtol=0, atol=0, msg=name)
+    steps = [r["step"] for r in read_jsonl(tmp_path / "metrics.jsonl")]
+    assert steps == list(range(1, want.steps + 1)), "lines of the killed part must not stay"
+
+
+def test_a_checkpoint_of_another_run_is_refused(data: Data, space: AutoFormerSpace, tmp_path: Path) -> None:
+    with pytest.raises(Interrupt):
+        fit(make(space), Classification(), Stopping(space, 3), batches(data), config=CONFIG, folder=tmp_path)
+    with pytest.raises(UserError, match=r"another config \(lr: 0\.001 then, 0\.01 now\)"):
+        fit(make(space), Classification(), Uniform(space), batches(data), config=replace(CONFIG, lr=0.01), folder=tmp_path)
+    with pytest.raises(UserError, match="another seed"):
+        fit(make(space), Classification(), Uniform(space), batches(data), config=CONFIG, folder=tmp_path, seed=1)
+
+
+def test_a_damaged_checkpoint_is_named(data: Data, space: AutoFormerSpace, tmp_path: Path) -> None:
+    path = tmp_path / "checkpoints" / "train.safetensors"
+    path.parent.mkdir()
+    path.write_bytes(b"not a checkpoint")
+    with pytest.raises(UserError, match=r"train\.safetensors cannot be read"):
+        fit(make(space), Classification(), Uniform(space), batches(data), config=CONFIG, folder=tmp_path)
+
+
+class Exploding:
+    """A Task whose loss becomes no number at a step."""
+
+    def __init__(self, at: int) -> None:
+        self.at, self.calls = at, 0
+
+    def __call__(self, network: nn.Module, batch: Batch, arch: Arch | None) -> tuple[dict[str, Tensor], Tensor]:
+        losses, logits = Classification()(network, batch, arch)
+        self.calls += 1
+        return ({"loss": losses["loss"] * (math.nan if self.calls > self.at else 1)}, logits)
+
+
+def test_a_non_finite_loss_stops_before_the_weights_are_touched(data: Data, space: AutoFormerSpace) -> None:
+    want, got = make(space), make(space)
+    three_steps = replace(CONFIG, schedule="none", warmup_epochs=0)
+    with pytest.raises(NonFiniteLossError, match=r"loss of Arch d\d+-l\d-\w+ is nan at step 3 \(epoch 0\.\d\)"):
+        fit(got, Exploding(at=3), Uniform(space), batches(data), config=three_steps)
+    per_epoch = batches(data).steps_per_epoch
+    fit(want, Classification(), Uniform(space), batches(data), config=replace(three_steps, epochs=3 / per_epoch))
+    for name, value in want.state_dict().items():
+        torch.testing.assert_close(got.state_dict()[name], value, rtol=0, atol=0, msg=name)
+
+
+def one_step(space: AutoFormerSpace, loader: object, sampler: object, **options: object) -> dict[str, Tensor]:
+    """Gradients of one step, read back from plain SGD with rate 1."""
+    net = make(space)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    config = TrainConfig(
+        epochs=1e-9, optimizer="sgd", lr=1.0, weight_decay=0, schedule="none", clip_grad=None, monitor_every=0, **options
+    )
+    fit(net.eval(), Classification(), sampler, loader, config=config)  # type: ignore[arg-type]
+    return {name: before[name] - value for name, value in net.state_dict().items()}
+
+
+class Loader:
+    """The same batches in order, and endless."""
+
+    def __init__(self, *batches: tuple[Tensor, Tensor]) -> None:
+        self.batches, self.steps_per_epoch = batches, len(batches)
+
+    def from_step(self, step: int) -> Iterator[tuple[Tensor, Tensor]]:
+        while True:
+            yield self.batches[step % len(self.batches)]
+            step += 1
+
+
+@pytest.fixture
+def still(space: AutoFormerSpace, monkeypatch: pytest.MonkeyPatch) -> AutoFormerSpace:
+    """No stochastic depth, so that slices and whole batches can be compared."""
+    monkeypatch.setitem(globals(), "make", lambda space, seed=0: Supernet(space, generator=torch.Generator().manual_seed(seed)))
+    return space
+
+
+class Pair:
+    """Two given Archs, each on half of the batch."""
+
+    def __init__(self, *archs: Arch) -> None:
+        self.archs = archs
+
+    def draw(self, rng: object) -> list[Draw]:
+        n = len(self.archs)
+        return [Draw(arch=arch, part=(i, n), weight=1 / n) for i, arch in enumerate(self.archs)]
+
+
+def test_several_archs_on_slices_give_the_mean_of_their_gradients(still: AutoFormerSpace) -> None:
+    torch.manual_seed(0)
+    images, targets = torch.randn(8, 3, 16, 16), torch.randint(0, 4, (8,))
+    archs = still.smallest(), still.largest()
+    got = one_step(still, Loader((images, targets)), Pair(*archs))
+    half = [one_step(still, Loader((images[i : i + 4], targets[i : i + 4])), Fixed(a)) for i, a in zip((0, 4), archs, strict=True)]
+    for name, value in got.items():
+        torch.testing.assert_close(value, (half[0][name] + half[1][name]) / 2, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_accumulated_batches_give_the_gradient_of_their_union(still: AutoFormerSpace) -> None:
+    torch.manual_seed(0)
+    images, targets = torch.randn(8, 3, 16, 16), torch.randint(0, 4, (8,))
+    whole = one_step(still, Loader((images, targets)), Fixed(still.largest()))
+    halves = Loader((images[:4], targets[:4]), (images[4:], targets[4:]))
+    got = one_step(still, halves, Fixed(still.largest()), accumulate=2)
+    for name, value in got.items():
+        torch.testing.assert_close(value, whole[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_clipping_bounds_the_gradient(still: AutoFormerSpace) -> None:
+    torch.manual_seed(0)
+    loader = Loader((torch.randn(8, 3, 16, 16), torch.randint(0, 4, (8,))))
+    net = make(still)
+    before = [p.detach().clone() for p in net.parameters()]
+    config = TrainConfig(epochs=1e-9, optimizer="momentum", lr=1.0, weight_decay=0, schedule="none", clip_grad=0.01, monitor_every=0)
+    fit(net, Classification(), Fixed(still.largest()), loader, config=config)
+    norm = torch.stack([(p.detach() - q).norm() for p, q in zip(net.parameters(), before, strict=True)]).norm()
+    assert float(norm) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_training_learns(data: Data, space: AutoFormerSpace) -> None:
+    net = Supernet(space, generator=torch.Generator().manual_seed(0))
+    loader = TrainBatches(data.train, Augment(), batch_size=16, seed=0)
+    fit(net, Classification(), Uniform(space), loader, config=TrainConfig(epochs=15, lr=5e-3, monitor_every=0))
+    assert evaluate(net, data.train.batches(64), space.largest()).accuracy > 0.6
+
+
+def test_a_batch_smaller_than_the_number_of_archs_is_refused(data: Data, space: AutoFormerSpace) -> None:
+    loader = TrainBatches(data.train, Augment(), batch_size=2, seed=0)
+    with pytest.raises(UserError, match="the batch has 2 images; 3 Archs per step"):
+        fit(make(space), Classification(), Several(space, 3), loader, config=CONFIG)
+
+
+def test_distillation_uses_the_largest_archs_logits(space: AutoFormerSpace) -> None:
+    seen: list[tuple[str, bool]] = []
+
+    def task(network: nn.Module, batch: Batch, arch: Arch | None) -> tuple[dict[str, Tensor], Tensor]:
+        assert arch is not None
+        seen.append((arch.id, batch.teacher_BY is not None))
+        return Classification()(network, batch, arch)
+
+    loader = Loader((torch.randn(4, 3, 16, 16), torch.randint(0, 4, (4,))))
+    fit(make(space), task, Sandwich(space, num_random=1), loader, config=replace(CONFIG, epochs=1e-9))
+    assert [teacher for _, teacher in seen] == [False, True, True]
+    assert seen[0][0] == space.largest().id
+    assert seen[2][0] == space.smallest().id
+
+
+def test_monitor_and_metrics(data: Data, space: AutoFormerSpace, tmp_path: Path) -> None:
+    monitor = Monitor.of(space, data.holdout.batches(64), num_random=2)
+    config = replace(CONFIG, monitor_every=1)
+    fit(make(space), Classification(), Uniform(space), batches(data), config=config, monitor=monitor, folder=tmp_path)
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    watched = [r for r in records if r.get("event") == "monitor"]
+    assert [round(r["epoch"]) for r in watched] == [1, 2]
+    assert [a["role"] for a in watched[0]["archs"]] == ["smallest", "middle", "largest", "random", "random"]
+    assert {"loss", "lr", "images_per_s", "epoch"} <= set(records[0])
+
+
+def test_monitoring_refuses_the_test_split(data: Data, space: AutoFormerSpace, tmp_path: Path) -> None:
+    test = data.open_test(tmp_path / "reads.json")
+    with pytest.raises(UserError, match="test"):
+        Monitor.of(space, test.batches(64))
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "words"),
+    [
+        ([[0.1, 0.1]], "has not learned"),
+        ([[0.3, 0.3], [0.4, 0.4], [0.5, 0.5], [0.6, 0.6]], "has not converged"),
+        ([[0.9, 0.5]], "unbalanced"),
+        ([[0.9, 0.9], [0.9, 0.9], [0.9, 0.9], [0.9, 0.91]], None),
+    ],
+)
+def test_convergence_warning(accuracies: list[list[float]], words: str | None) -> None:
+    history = [[{"role": r, "accuracy": a} for r, a in zip(("smallest", "largest"), row, strict=True)] for row in accuracies]
+    warning = convergence_warning(history, num_classes=10)
+    assert (warning is None) if words is None else (warning is not None and words in warning)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"epochs": 0}, "epochs is 0"),
+        ({"ema": 1.5}, "ema is 1.5"),
+        ({"drop_path": 1.0}, "drop_path is 1.0"),
+        ({"precision": "fp8"}, "precision is 'fp8'"),
+        ({"weight_decay": -1}, "weight_decay is -1"),
+    ],
+)
+def test_bad_options_are_named(options: dict[str, object], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        TrainConfig(**options)  # type: ignore[arg-type]
+
+
+def test_unknown_optimizer_and_schedule(data: Data, space: AutoFormerSpace) -> None:
+    with pytest.raises(UserError, match=r"optimizer is 'adamv'.*Nearest"):
+        fit(make(space), Classification(), Uniform(space), batches(data), config=replace(CONFIG, optimizer="adamv"))
+    with pytest.raises(UserError, match=r"schedule is 'cosin'.*Nearest: 'cosine'"):
+        fit(make(space), Classification(), Uniform(space), batches(data), config=replace(CONFIG, schedule="cosin"))
+
+
+def test_the_stream_of_archs_is_fixed_by_seed_step_and_rank(space: AutoFormerSpace) -> None:
+    uniform = Uniform(space)
+    draws = [uniform.draw(step_rng(0, step, rank))[0].arch for step in range(20) for rank in range(2)]
+    again = [uniform.draw(step_rng(0, step, rank))[0].arch for step in range(20) for rank in range(2)]
+    assert draws == again
+    assert draws[::2] != draws[1::2], "ranks draw different Archs"

@@ -1,0 +1,68 @@
+"""The command line: `vitnas run RECIPE [field=value ...]`, and each stage as a command on a run folder."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from vitnas.errors import UserError, nearest
+
+USAGE = """\
+[bold]vitnas[/bold]: images and a budget in, the Pareto-best vision transformers out.
+
+[bold]A whole run[/bold]
+  vitnas run RECIPE \\[field=value ...]     all stages into one run folder; the same command again resumes it
+  vitnas run run.yaml \\[field=value ...]   the same from a file (every run folder has one)
+      folder=PATH                         where to; default runs/RECIPE
+
+[bold]One stage of a run folder[/bold] (in this order; each does nothing when its result is there)
+  vitnas train FOLDER                     train the supernet
+  vitnas search FOLDER                    score Archs within the budget; start it several times to search together
+  vitnas retrain FOLDER                   train the chosen Arch and its baselines
+  vitnas export FOLDER                    ONNX, torch.export and timm files, verified
+  vitnas bench FOLDER                     latency of the trained models
+  vitnas evaluate FOLDER                  the final table; the only stage that reads the test split
+  vitnas specialize FOLDER budget=TEXT    the best Arch found for another budget, saved with inherited weights
+  vitnas report FOLDER                    write report.html anew, also of an unfinished run
+  vitnas dashboard FOLDER                 watch the search in a browser (needs the extra `dashboard`)
+
+[bold]Looking things up[/bold]
+  vitnas list                             recipes, spaces, searchers, named models
+  vitnas show NAME                        a recipe's fields, or a model block by block (a name or an arch.json)
+  vitnas count NAME                       MACs, parameters and memory, by every convention
+  vitnas doctor                           is this machine ready? versions, devices, extras
+
+Fields are dotted, as `vitnas show RECIPE` lists them:
+  vitnas run tour budget='macs<=1.3M and params<=100K' supernet.epochs=30 data.dataset=path/to/images
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit status. Users' errors are one sentence, not a traceback."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    console = Console(highlight=False, soft_wrap=True)
+    if not words or words[0] in ("-h", "--help", "help") or "--help" in words or "-h" in words:
+        console.print(USAGE)
+        return 0
+    errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    try:
+        from vitnas.cli.commands import COMMANDS
+
+        if words[0] not in COMMANDS:
+            raise UserError(
+                f"{words[0]!r} is no command; commands are {', '.join(COMMANDS)}.{nearest(words[0], COMMANDS)}"
+            )
+        COMMANDS[words[0]](words[1:], console)
+    except UserError as error:
+        errors.print("[red]vitnas:[/red] ", end="")
+        errors.print(str(error), markup=False)
+        return 2
+    except KeyboardInterrupt:
+        errors.print("vitnas: stopped; the same command continues from the last checkpoint.")
+        return 130
+    except BrokenPipeError:  # `vitnas list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0

@@ -1,0 +1,175 @@
+"""The commands. Each takes the words behind its name and a console."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from vitnas.cli.fields import claim_folder, make_run, open_run, split_words
+from vitnas.cli.lookup import count_command, doctor_command, list_command, show_command
+from vitnas.errors import MissingExtra, UserError
+from vitnas.report import front_table, report
+from vitnas.runs import read_json
+from vitnas.stages import STAGES, Context
+from vitnas.train import ConsoleProgress
+
+Command = Callable[[list[str], Console], None]
+
+
+def run_command(words: list[str], console: Console) -> None:
+    """All stages of a recipe into one run folder."""
+    names, pairs = split_words(words)
+    if len(names) != 1:
+        raise UserError(
+            "`vitnas run` takes one recipe or YAML file, then field=value. `vitnas list` names the recipes."
+        )
+    folder = pairs.pop("folder", None)
+    run = make_run(names[0], pairs)
+    where = (
+        Path(folder)
+        if folder
+        else Path("runs") / (names[0] if names[0] == run.recipe else Path(names[0]).stem)
+    )
+    with ConsoleProgress(console) as progress:
+        context = Context(run, where, progress)
+        table = STAGES["prepare"](context) if not (where / "run.yaml").exists() else None
+        if context.engine.is_main:
+            claim_folder(run, where)
+        context.engine.wait()
+        claim_folder(run, where)
+        table = table or STAGES["prepare"](context)
+        if context.engine.is_main:
+            console.print(f"[bold]{run.recipe}[/bold] into {where}")
+            console.print(feasibility_table(table.to_json()))
+        for name, stage in STAGES.items():
+            if name != "prepare":
+                stage(context)
+        if context.engine.is_main:
+            finale(where, console)
+        context.engine.close()
+
+
+def stage_command(name: str) -> Command:
+    """A command that does one stage of a run folder."""
+
+    def command(words: list[str], console: Console) -> None:
+        folder = one_folder(words, name)
+        with ConsoleProgress(console) as progress:
+            context = Context(open_run(folder), folder, progress)
+            STAGES[name](context)
+            if context.engine.is_main:
+                if name == "evaluate":
+                    finale(folder, console)
+                console.print(f"{name}: done ({folder})")
+            context.engine.close()
+
+    return command
+
+
+def specialize_command(words: list[str], console: Console) -> None:
+    """The best Arch of a finished search for another budget."""
+    from vitnas.budget import Budget, format_quantity
+    from vitnas.stages.searching import open_study, save_front_member
+
+    names, pairs = split_words(words)
+    if len(names) != 1 or set(pairs) != {"budget"}:
+        raise UserError(
+            "`vitnas specialize` takes a run folder and budget=TEXT, for example budget='macs<=1M'."
+        )
+    folder = Path(names[0])
+    with ConsoleProgress(console) as progress:
+        context = Context(open_run(folder), folder, progress)
+        with open_study(context, "search") as study:
+            trial = study.best(Budget.parse(pairs["budget"]))
+        where = save_front_member(context, trial)
+    cost = trial.cost
+    console.print(
+        f"{trial.arch.id}: {trial.arch.describe()}\n"
+        f"  {trial.values['accuracy']:.1%} on the holdout split with inherited weights; "
+        f"{format_quantity(cost.macs, 'macs')} MACs, {format_quantity(cost.params, 'params')} params\n  {where}"
+    )
+
+
+def report_command(words: list[str], console: Console) -> None:
+    """report.html of a run folder."""
+    console.print(str(report(one_folder(words, "report"))))
+
+
+def dashboard_command(words: list[str], console: Console) -> None:
+    """optuna-dashboard on the run's Study."""
+    folder = one_folder(words, "dashboard")
+    run = open_run(folder)
+    try:
+        from optuna_dashboard import run_server
+    except ImportError as error:
+        raise MissingExtra("the dashboard", "dashboard") from error
+    storage = run.search.storage or f"sqlite:///{folder / 'study.db'}"
+    if run.search.storage is None and not (folder / "study.db").exists():
+        raise UserError(
+            f"{folder} has no study.db yet; the search writes it. Run `vitnas search {folder}` first."
+        )
+    console.print("http://localhost:8080 (stop with Ctrl-C)")
+    run_server(storage, host="localhost", port=8080)
+
+
+def one_folder(words: list[str], command: str) -> Path:
+    """The run folder among `words`."""
+    names, pairs = split_words(words)
+    if len(names) != 1 or pairs:
+        raise UserError(
+            f"`vitnas {command}` takes one run folder and nothing else; fields are fixed by its run.yaml."
+        )
+    return Path(names[0])
+
+
+def finale(folder: Path, console: Console) -> None:
+    """The table a person wants, and where the files are."""
+    results = read_json(folder / "results.json")
+    console.print(front_table(results))
+    for name, path in results["files"].items():
+        console.print(f"  {name:<13} {folder / path}")
+
+
+def feasibility_table(rows: list[dict[str, Any]]) -> Table:
+    """What the Space ranges over, and how much of it meets the budget."""
+    from vitnas.budget import format_quantity
+
+    table = Table(
+        "budget",
+        "smallest",
+        "largest",
+        "random Archs that meet it",
+        title="Feasibility",
+        title_justify="left",
+    )
+    for row in rows:
+        quantity = row["quantity"].split()[0]
+        low, high = (
+            "" if row[end] is None else format_quantity(row[end], quantity)
+            for end in ("space_min", "space_max")
+        )
+        share = f"{row['share_feasible']:.1%} of {row['n']:,}" + (f" ({row['note']})" if row["note"] else "")
+        table.add_row(row["requested"] or "no limit", low, high, share)
+    return table
+
+
+COMMANDS: dict[str, Command] = {
+    "run": run_command,
+    "train": stage_command("train"),
+    "search": stage_command("search"),
+    "specialize": specialize_command,
+    "retrain": stage_command("retrain"),
+    "export": stage_command("export"),
+    "bench": stage_command("bench"),
+    "evaluate": stage_command("evaluate"),
+    "report": report_command,
+    "dashboard": dashboard_command,
+    "list": list_command,
+    "show": show_command,
+    "count": count_command,
+    "doctor": doctor_command,
+}

@@ -1,0 +1,146 @@
+"""From words on the command line to a Run: a recipe or a YAML file, then `field=value` overrides."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from argparse import ArgumentError
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentParser
+
+from vitnas.errors import UserError, nearest
+from vitnas.recipes import RECIPES
+from vitnas.stages.run import Run, differences, field_names, plain, save_run
+
+
+def split_words(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Positional words and `field=value` pairs; leading dashes are forgiven (`--seed=1`, `--seed 1`)."""
+    names: list[str] = []
+    pairs: dict[str, str] = {}
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        key, equals, value = word.partition("=")
+        if word.startswith("--") and not equals:
+            if not rest:
+                raise UserError(f"{word} has no value; write {word.lstrip('-')}=VALUE.")
+            value, equals = rest.pop(0), "="
+        if equals:
+            pairs[key.lstrip("-").replace("-", "_")] = value
+        else:
+            names.append(word)
+    return names, pairs
+
+
+def make_run(name: str, pairs: dict[str, str]) -> Run:
+    """The Run of a recipe or a YAML file, with overrides.
+
+    Raises:
+        UserError: unknown recipe, file or field (the nearest is named), or a value of the wrong type.
+    """
+    known = set(field_names())
+    for field in pairs:
+        if field not in known:
+            raise UserError(
+                f"there is no field {field!r}.{nearest(field, known)} `vitnas show RECIPE` lists them all."
+            )
+    base = _base(name, known)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--run", type=Run)
+    words = [f"--run={json.dumps(base)}", *(f"--run.{field}={value}" for field, value in pairs.items())]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # jsonargparse's own deprecations differ between its versions
+            parsed = parser.parse_args(words)
+            make = getattr(parser, "instantiate", None) or parser.instantiate_classes
+            run: Run = make(parsed).run
+    except ArgumentError as error:
+        reason = " ".join(str(error).replace("Parser key", "").replace('"run.', '"').split())
+        raise UserError(f"a field has a value of the wrong kind: {reason}") from error
+    return run
+
+
+def _base(name: str, known: set[str]) -> dict[str, Any]:
+    if name in RECIPES:
+        found: dict[str, Any] = plain(RECIPES[name]())
+        return found
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml"):
+        raise UserError(f"{name!r} is no recipe; recipes are {', '.join(RECIPES)}.{nearest(name, RECIPES)}")
+    values = read_yaml(path)
+    recipe = values.get("recipe", "tour")
+    if recipe not in RECIPES:
+        raise UserError(f"{path} names the recipe {recipe!r}; recipes are {', '.join(RECIPES)}.")
+    base: dict[str, Any] = plain(RECIPES[recipe]())
+    _merge(base, values, known, path)
+    return base
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file with a mapping.
+
+    Raises:
+        UserError: missing, unreadable or something else.
+    """
+    try:
+        values = yaml.safe_load(path.read_text())
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{path} does not exist; give a recipe ({', '.join(RECIPES)}) or a YAML file."
+        ) from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(
+            f"{path} cannot be read as YAML ({' '.join(str(error).split())}). Mend the file."
+        ) from error
+    if not isinstance(values, dict):
+        raise UserError(
+            f"{path} holds no fields; a run is written as `field: value` lines. See any run.yaml."
+        )
+    return values
+
+
+def _merge(
+    base: dict[str, Any], values: dict[str, Any], known: set[str], path: Path, prefix: str = ""
+) -> None:
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if name not in known:
+            raise UserError(f"{path} has an unknown field {name!r}.{nearest(name, known)}")
+        if isinstance(value, dict) and isinstance(base.get(key), dict):
+            _merge(base[key], value, known, path, f"{name}.")
+        else:
+            base[key] = value
+
+
+def claim_folder(run: Run, folder: Path) -> None:
+    """Write run.yaml, or check that the folder's is the same run.
+
+    Raises:
+        UserError: the folder holds another run (each differing field is named), or cannot be written.
+    """
+    path = folder / "run.yaml"
+    if path.exists():
+        changed = differences(read_yaml(path), plain(run))
+        if changed:
+            raise UserError(
+                f"{folder} holds another run ({'; '.join(changed)}). Repeat its command, or give another folder=PATH."
+            )
+        return
+    save_run(run, path)
+
+
+def open_run(folder: Path) -> Run:
+    """The Run of a run folder.
+
+    Raises:
+        UserError: no such folder, no run.yaml, or one that cannot be read.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder; give the run folder that `vitnas run` made.")
+    if not (folder / "run.yaml").exists():
+        raise UserError(f"{folder} has no run.yaml, so it is no run folder; give one that `vitnas run` made.")
+    return make_run(str(folder / "run.yaml"), {})

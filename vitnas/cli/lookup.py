@@ -1,0 +1,123 @@
+"""list, show, count, doctor: looking things up without a run folder."""
+
+from __future__ import annotations
+
+import importlib.util
+from importlib import metadata
+from pathlib import Path
+from typing import get_args
+
+import yaml
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from vitnas.arch import Arch
+from vitnas.budget import format_quantity
+from vitnas.cli.fields import split_words
+from vitnas.count import count, parts
+from vitnas.errors import UserError, nearest
+from vitnas.measure.environment import environment
+from vitnas.mixers.softmax import Convention
+from vitnas.model.published import PUBLISHED
+from vitnas.recipes import RECIPES
+from vitnas.runs import read_json
+from vitnas.sample import SAMPLERS
+from vitnas.search import SEARCHERS
+from vitnas.space import SPACES
+from vitnas.space.autoformer import SIZES
+from vitnas.stages.run import plain
+
+EXTRAS = {
+    "data": ("datasets", "hfds/ dataset strings"),
+    "dashboard": ("optuna_dashboard", "vitnas dashboard"),
+    "postgres": ("psycopg", "many workers on one search"),
+    "track": ("tensorboard", "trackers=[tensorboard]"),
+}
+
+
+def list_command(words: list[str], console: Console) -> None:
+    """Everything that has a name."""
+    if words:
+        raise UserError(
+            f"`vitnas list` takes nothing, but {words[0]!r} was given. `vitnas show {words[0]}` looks it up."
+        )
+    table = Table("recipe", "what it does", show_edge=False)
+    for name, recipe in RECIPES.items():
+        table.add_row(name, (recipe.__doc__ or "").splitlines()[0])
+    console.print(table)
+    console.print(f"\nspaces     {', '.join(SPACES)} (sizes {', '.join(SIZES)})")
+    console.print(f"samplers   {', '.join(SAMPLERS)}")
+    console.print(f"searchers  {', '.join(SEARCHERS)}")
+    console.print(f"models     {', '.join(PUBLISHED)} (timm.create_model after `import vitnas`)")
+
+
+def show_command(words: list[str], console: Console) -> None:
+    """A recipe's fields, or an Arch block by block."""
+    name = one_name(words, "show")
+    if name in RECIPES:
+        console.print(escape(yaml.safe_dump(plain(RECIPES[name]()), sort_keys=False)), end="")
+        return
+    arch = find_arch(name)
+    console.print(f"{arch.id}: {arch.describe()}")
+    table = Table("part", "heads x dim", "MLP", "MACs", "params", show_edge=False)
+    for part in parts(arch):
+        block = arch.blocks[int(part.name.split(".")[1])] if part.name.startswith("blocks.") else None
+        heads = f"{block.num_heads} x {block.head_dim}" if block and part.name.endswith("attn") else ""
+        hidden = str(block.mlp_hidden) if block and part.name.endswith("mlp") else ""
+        macs, params = format_quantity(part.macs, "macs"), format_quantity(part.params, "params")
+        table.add_row(part.name, heads, hidden, macs, params)
+    console.print(table)
+
+
+def count_command(words: list[str], console: Console) -> None:
+    """Cost of an Arch by every convention (see vitnas/count.py)."""
+    arch = find_arch(one_name(words, "count"))
+    cost = count(arch)
+    console.print(f"{arch.id}: {arch.describe()}")
+    for convention in get_args(Convention):
+        macs = count(arch, convention=convention).macs
+        console.print(f"  MACs ({convention}){'':<{16 - len(convention)}} {macs:>16,}")
+    console.print(f"  {'params':<23} {cost.params:>16,}")
+    console.print(f"  {'peak activations, bytes':<23} {cost.memory_bytes:>16,}")
+
+
+def doctor_command(words: list[str], console: Console) -> None:
+    """Versions, devices and extras; says what is missing and how to get it."""
+    found = environment()
+    for key, value in found.items():
+        if isinstance(value, dict):
+            continue
+        console.print(f"{key:<16} {value}")
+    for extra, (module, use) in EXTRAS.items():
+        there = importlib.util.find_spec(module) is not None
+        state = (
+            metadata.version(module.replace("_", "-"))
+            if there
+            else f"missing: pip install 'vitnas\\[{extra}]'"
+        )
+        console.print(f"extra {extra:<10} {state}  ({use})")
+
+
+def find_arch(name: str) -> Arch:
+    """A published Arch by name, or the one in an arch.json or in a folder that has one.
+
+    Raises:
+        UserError: neither.
+    """
+    if name in PUBLISHED:
+        return PUBLISHED[name]
+    path = Path(name) / "arch.json" if Path(name).is_dir() else Path(name)
+    if path.suffix == ".json":
+        return Arch.from_json(read_json(path))
+    known = (*PUBLISHED, *RECIPES)
+    raise UserError(
+        f"{name!r} is no model, recipe or arch.json; known are {', '.join(known)}.{nearest(name, known)}"
+    )
+
+
+def one_name(words: list[str], command: str) -> str:
+    names, pairs = split_words(words)
+    if len(names) != 1 or pairs:
+        raise UserError(f"`vitnas {command}` takes one name; `vitnas list` shows them.")
+    return names[0]

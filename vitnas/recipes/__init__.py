@@ -1,0 +1,17 @@
+"""Recipes: functions that return complete, typed Runs. `RECIPES` lists them by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from vitnas.recipes.autoformer import autoformer_cifar, autoformer_tiny
+from vitnas.recipes.tour import tour
+from vitnas.stages.run import Run
+
+RECIPES: dict[str, Callable[[], Run]] = {
+    "tour": tour,
+    "autoformer_cifar": autoformer_cifar,
+    "autoformer_tiny": autoformer_tiny,
+}
+
+__all__ = ["RECIPES"]

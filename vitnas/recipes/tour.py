@@ -1,0 +1,24 @@
+"""tour: every stage on the handwritten digits that come with scikit-learn, in minutes on two CPU cores."""
+
+from __future__ import annotations
+
+from vitnas.data import DataConfig
+from vitnas.stages.run import RetrainConfig, Run, SearchConfig, SpaceConfig
+from vitnas.train import TrainConfig
+
+
+def tour() -> Run:
+    """Handwritten digits (8x8 pixels, 10 classes), the AutoFormer space in miniature, at most 1.6 M MACs."""
+    return Run(
+        recipe="tour",
+        budget="macs<=1.6M",
+        data=DataConfig(dataset="digits", holdout=0.15, batch_size=128),
+        space=SpaceConfig(kind="autoformer", size="micro", patch_size=2),
+        supernet=TrainConfig(epochs=60, lr=3e-3, warmup_epochs=4, monitor_every=10, log_every=10),
+        search=SearchConfig(searcher="evolution", num_trials=100),
+        retrain=RetrainConfig(
+            train=TrainConfig(epochs=60, lr=3e-3, warmup_epochs=4, monitor_every=0, log_every=10),
+            rank_archs=6,
+            rank_epochs=15,
+        ),
+    )

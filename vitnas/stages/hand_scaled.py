@@ -1,0 +1,66 @@
+"""The plain ViT that a person would scale by hand to the same budget: the baseline that a search has to beat.
+
+DeiT's rules (arXiv 2012.12877): all blocks equal, MLP four times the width, class token, learned positions, no relative
+positions. Width and depth are scaled until the budget is used; among those that use it about equally well, the one
+whose width-to-depth ratio is nearest to DeiT-Ti's (192 / 12 = 16) wins.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from vitnas.arch import Arch, Block, Stage
+from vitnas.budget import Budget
+from vitnas.count import count
+from vitnas.errors import UserError
+
+RATIO = 16.0  # DeiT-Ti's width over depth
+CLOSE = 0.02  # nets within 2 % of the best use of the budget count as equal
+WIDTH_STEP = 4
+
+
+def hand_scaled(like: Arch, budget: Budget) -> Arch:
+    """The hand-scaled ViT for `budget`'s counted limits, for the images, patch and classes of `like`.
+
+    Where the budget does not limit MACs from above, `like`'s own MACs are the limit.
+
+    Raises:
+        UserError: no plain ViT meets the budget.
+    """
+    limits = [
+        limit.high for limit in budget.counted.limits if limit.quantity == "macs" and limit.high is not None
+    ]
+    limit = min(limits, default=count(like).macs)
+    options = []
+    for depth in range(2, 25):
+        for width in range(4 * WIDTH_STEP, 1025, WIDTH_STEP):
+            arch = plain_vit(like, width, depth)
+            cost = count(arch)
+            if cost.macs > limit:
+                break
+            if not budget.counted.misses(cost):
+                options.append((cost.macs, arch))
+    if not options:
+        raise UserError(
+            f"no plain ViT meets the budget {budget.text!r}; leave the baseline 'hand_scaled' out."
+        )
+    most = max(macs for macs, _ in options)
+    near = [arch for macs, arch in options if macs >= (1 - CLOSE) * most]
+    return min(near, key=lambda arch: abs(arch.embed_dim / arch.depth - RATIO))
+
+
+def plain_vit(like: Arch, width: int, depth: int) -> Arch:
+    """A DeiT of that width and depth; heads are as near to 64 wide (or to `like`'s) as the width allows."""
+    wanted = like.blocks[0].head_dim
+    heads = min((h for h in range(1, width + 1) if width % h == 0), key=lambda h: abs(width / h - wanted))
+    block = Block(num_heads=heads, head_dim=width // heads, mlp_hidden=4 * width)
+    return replace(
+        like,
+        stages=(Stage(embed_dim=width, blocks=(block,) * depth),),
+        relative_position=0,
+        global_pool="token",
+        class_token=True,
+        position="learned",
+        fc_norm=False,
+        norm_eps=1e-6,
+    )

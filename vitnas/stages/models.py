@@ -1,0 +1,162 @@
+"""retrain: train the chosen Arch and its baselines in the same way, and see how well the supernet ranked Archs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from vitnas.arch import Arch
+from vitnas.count import count
+from vitnas.errors import UserError
+from vitnas.export import load_timm, save_timm
+from vitnas.extract import extract
+from vitnas.model import Model, build
+from vitnas.runs import read_json, write_json
+from vitnas.sample import Fixed
+from vitnas.search import Trial, rank_correlation
+from vitnas.stages.context import Context
+from vitnas.stages.hand_scaled import hand_scaled
+from vitnas.stages.searching import open_study, run_study
+from vitnas.train import Classification, TrainConfig, evaluate, fit
+
+
+def chosen_trial(context: Context) -> Trial:
+    """The Trial that search.json chose."""
+    chosen = read_json(context.folder / "search.json")["chosen"]
+    with open_study(context, "search") as study:
+        return next(trial for trial in study.scored() if trial.arch.id == chosen)
+
+
+def train_models(context: Context) -> None:
+    """Train `chosen` and the baselines into models/<role>/, then correlation.json. Skips what is there."""
+    trial = chosen_trial(context)
+    train_role(context, "chosen", lambda: (trial.arch, trial.values["accuracy"]))
+    for role in context.run.retrain.baselines:
+        train_role(context, role, _baseline(context, role, trial.arch))
+    rank_archs(context)
+
+
+def _baseline(context: Context, role: str, chosen: Arch) -> Callable[[], tuple[Arch, float | None]]:
+    def pick() -> tuple[Arch, float | None]:
+        if role == "hand_scaled":
+            return hand_scaled(chosen, context.budget), None
+        with run_study(context, "random_search", "random", "random search") as study:
+            context.engine.wait()
+            best = study.best()
+            return best.arch, best.values["accuracy"]
+
+    return pick
+
+
+def train_role(context: Context, role: str, pick: Callable[[], tuple[Arch, float | None]]) -> None:
+    """Train one model of the comparison and write it with its result.json (holdout accuracy; test comes last)."""
+    folder = context.folder / "models" / role
+    if (folder / "result.json").exists():
+        return
+    arch, supernet_accuracy = pick()
+    retrain = context.run.retrain
+    inherit = retrain.start == "inherited" and supernet_accuracy is not None
+    model, seconds = train_one(context, arch, retrain.train, f"retrain/{role}", inherit=inherit)
+    score = evaluate(model, context.holdout)
+    cost = count(arch)
+    result = {
+        "role": role,
+        "arch_id": arch.id,
+        "macs": cost.macs,
+        "params": cost.params,
+        "memory_bytes": cost.memory_bytes,
+        "holdout_accuracy": score.accuracy,
+        "n_holdout": score.n,
+        "test_accuracy": None,
+        "n_test": None,
+        "epochs": retrain.train.epochs,
+        "seconds": seconds,
+        "from": "inherited" if inherit else "scratch",
+        "supernet_accuracy": supernet_accuracy,
+    }
+    context.once(folder / "result.json", lambda: _save(context, model, folder, result))
+
+
+def train_one(
+    context: Context, arch: Arch, config: TrainConfig, stage: str, *, inherit: bool
+) -> tuple[Model, float]:
+    """A Model of `arch`, trained on the train split; returns it with the seconds that it took."""
+    if inherit:
+        model = extract(context.supernet, arch, drop_path=config.drop_path).cpu()
+    else:
+        model = build(arch, drop_path=config.drop_path, generator=context.generator(stage))
+    fitted = fit(
+        model,
+        Classification(label_smoothing=context.augment.label_smoothing),
+        Fixed(),
+        context.train_batches(stage),
+        config=config,
+        augment=context.augment,
+        num_classes=context.data.num_classes,
+        seed=context.run.seed,
+        engine=context.engine,
+        folder=context.folder,
+        stage=stage,
+        progress=context.progress,
+    )
+    network = fitted.network
+    assert isinstance(network, Model)
+    return network.eval(), fitted.seconds
+
+
+def load_model(context: Context, role: str) -> Model:
+    """The trained Model of a role, on the CPU."""
+    model = load_timm(context.folder / "models" / role)
+    assert isinstance(model, Model)
+    return model.eval()
+
+
+def rank_archs(context: Context) -> None:
+    """Train a few Archs from scratch, briefly, and hold their accuracy against the supernet's (correlation.json)."""
+    target, retrain = context.folder / "correlation.json", context.run.retrain
+    if target.exists() or not retrain.rank_archs:
+        return
+    with open_study(context, "search") as study:
+        trials = spread(study.scored(), retrain.rank_archs)
+    config = replace(retrain.train, epochs=retrain.rank_epochs)
+    points: list[dict[str, Any]] = []
+    for trial in trials:
+        done = context.folder / "ranking" / f"{trial.arch.id}.json"
+        if not done.exists():
+            model, _ = train_one(context, trial.arch, config, f"ranking/{trial.arch.id}", inherit=False)
+            accuracy = evaluate(model, context.holdout).accuracy
+            point = {
+                "arch_id": trial.arch.id,
+                "macs": trial.cost.macs,
+                "supernet_accuracy": trial.values["accuracy"],
+                "trained_accuracy": accuracy,
+            }
+            context.once(done, lambda done=done, point=point: write_json(done, point))  # type: ignore[misc]
+        points.append(read_json(done))
+    pairs = ([p["supernet_accuracy"] for p in points], [p["trained_accuracy"] for p in points])
+    found: dict[str, Any]
+    try:
+        found = {**rank_correlation(*pairs)}
+    except UserError as error:  # too few Archs, or all equally good: there is no order to compare
+        found = {"kendall_tau": None, "spearman": None, "n": len(points), "note": str(error)}
+    how = (
+        f"{len(points)} scored Archs spread over the supernet's ranking, each trained from scratch for "
+        f"{retrain.rank_epochs:g} epochs (seed {context.run.seed}); both accuracies on the holdout split"
+    )
+    context.once(target, lambda: write_json(target, {**found, "how": how, "points": points}))
+
+
+def spread(trials: list[Trial], n: int) -> list[Trial]:
+    """`n` Trials evenly spaced over the ranking by accuracy, best and worst included."""
+    ranked = sorted(trials, key=lambda trial: (trial.values["accuracy"], trial.number))
+    if len(ranked) <= n:
+        return ranked
+    return [ranked[round(i * (len(ranked) - 1) / max(1, n - 1))] for i in range(n)]
+
+
+def _save(context: Context, model: Model, folder: Path, result: dict[str, Any]) -> None:
+    save_timm(model.cpu(), folder, class_names=context.data.class_names, data_config=context.data_config)
+    write_json(folder / "arch.json", model.arch.to_json())
+    write_json(folder / "result.json", result)

@@ -1,0 +1,54 @@
+"""prepare: open everything that can be wrong, say what can be met, write down where and how the run is made."""
+
+from __future__ import annotations
+
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+from vitnas.measure.environment import environment, git_commit
+from vitnas.runs import write_json
+from vitnas.search import Feasibility, feasibility
+from vitnas.stages.context import Context
+from vitnas.train.optim import make_optimizer
+
+
+def prepare(context: Context) -> Feasibility:
+    """Check the data, the Space and the Budget before any expensive work; write manifest, space and feasibility.
+
+    Raises:
+        UserError: whatever is wrong, in one sentence; an impossible budget comes with the feasible range.
+    """
+    run, folder = context.run, context.folder
+    space, budget = context.space, context.budget
+    make_optimizer(context.new_supernet(), run.supernet)  # an unknown optimizer shows now, not in an hour
+    table = feasibility(space, budget, seed=run.seed, latency_meter=context.meters or None)
+    if context.engine.is_main:
+        write_json(
+            folder / "space.json",
+            {
+                **space.to_json(),
+                "name": space.name,
+                "genes": [{"name": gene.name, "options": list(gene.options)} for gene in space.genes],
+                "size": float(space.size()),
+            },
+        )
+        write_json(folder / "feasibility.json", table.to_json())
+        if not (folder / "manifest.json").exists():
+            write_json(folder / "manifest.json", manifest(context))
+    context.engine.wait()
+    return table
+
+
+def manifest(context: Context) -> dict[str, object]:
+    """What a number needs beside it: versions, host, seed, data, command."""
+    return {
+        **environment(),
+        "seed": context.run.seed,
+        "data": context.data.fingerprint(),
+        "git": git_commit(Path.cwd()),
+        "command": " ".join(["vitnas", *sys.argv[1:]]),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "processes": context.engine.world,
+        "device": str(context.engine.device),
+    }

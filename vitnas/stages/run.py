@@ -1,0 +1,180 @@
+"""Run: everything that fixes a run's result, as nested frozen dataclasses. A recipe returns one; run.yaml holds one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from vitnas.budget import Budget
+from vitnas.data import DataConfig
+from vitnas.errors import UserError
+from vitnas.measure.target import parse_target
+from vitnas.runs import write_atomic
+from vitnas.search import SEARCHERS
+from vitnas.space import SPACES
+from vitnas.train import TrainConfig
+
+BASELINES = ("hand_scaled", "random_search")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpaceConfig:
+    """Which Space. Image size, channels and classes come from the data.
+
+    `size` is a preset of the Space; options left at None are the preset's.
+    """
+
+    kind: str = "autoformer"
+    size: str = "micro"
+    patch_size: int = 2
+    embed_dims: tuple[int, ...] | None = None
+    depths: tuple[int, ...] | None = None
+    num_heads: tuple[int, ...] | None = None
+    mlp_ratios: tuple[float, ...] | None = None
+    head_dim: int | None = None
+    relative_position: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in SPACES:
+            raise UserError(f"space.kind is {self.kind!r}; it must be one of {', '.join(SPACES)}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerConfig:
+    """Which Archs train at a step: `uniform` (one), `sandwich` (largest, random, smallest) or `several` (on slices)."""
+
+    kind: Literal["uniform", "sandwich", "several"] = "uniform"
+    num_random: int = 2
+    num_archs: int = 2
+    distill: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    """How to search: `searcher` is a name (`evolution`, `autoformer`, `random`, `tpe`, `nsga2`, ...), `num_trials` the
+    Archs to score, `objectives` what to improve, `storage` an Optuna URL (None: study.db in the run folder)."""
+
+    searcher: str = "evolution"
+    num_trials: int = 200
+    objectives: tuple[str, ...] = ("accuracy", "macs")
+    storage: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.searcher not in SEARCHERS:
+            raise UserError(f"search.searcher is {self.searcher!r}; searchers are {', '.join(SEARCHERS)}.")
+        if self.num_trials < 1:
+            raise UserError(f"search.num_trials is {self.num_trials}; a search scores at least 1 Arch.")
+        if not self.objectives or self.objectives[0] != "accuracy":
+            raise UserError(
+                f"search.objectives is {self.objectives}; the first must be accuracy. Put it first."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrainConfig:
+    """How the chosen Arch is trained for use, and what it is compared with.
+
+    `start` is `scratch` (new weights; the comparison is then at equal training) or `inherited` (from the supernet; the
+    table says so). `baselines` are trained in the same way: a `hand_scaled` plain ViT at the same budget and the best of
+    a `random_search` with as many scored Archs. `rank_archs` Archs are trained from scratch for `rank_epochs` to see how well
+    the supernet ranks them; 0 leaves that out.
+    """
+
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(monitor_every=0))
+    start: Literal["scratch", "inherited"] = "scratch"
+    baselines: tuple[str, ...] = BASELINES
+    rank_archs: int = 6
+    rank_epochs: float = 10
+
+    def __post_init__(self) -> None:
+        for name in self.baselines:
+            if name not in BASELINES:
+                raise UserError(f"retrain.baselines has {name!r}; known are {', '.join(BASELINES)}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """What to write and where to measure: `onnx`, `torch_export` (.pt2); latency targets as in a budget."""
+
+    formats: tuple[Literal["onnx", "torch_export"], ...] = ("onnx", "torch_export")
+    latency: tuple[str, ...] = ("onnxruntime,batch=1", "torch,batch=1")
+
+    def __post_init__(self) -> None:
+        for target in self.latency:
+            parse_target(target)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A complete run. `budget` is text (`macs<=1.3G and params<=6M`); empty means no limit.
+
+    `pretrained` names a timm ViT that the supernet starts from. `threads` are CPU threads (None: torch's choice).
+    """
+
+    recipe: str = "tour"
+    budget: str = ""
+    seed: int = 0
+    data: DataConfig = field(default_factory=DataConfig)
+    space: SpaceConfig = field(default_factory=SpaceConfig)
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    supernet: TrainConfig = field(default_factory=TrainConfig)
+    pretrained: str | None = None
+    search: SearchConfig = field(default_factory=SearchConfig)
+    retrain: RetrainConfig = field(default_factory=RetrainConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    device: Literal["auto", "cpu"] = "auto"
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.budget:
+            Budget.parse(self.budget)
+        if self.threads is not None and self.threads < 1:
+            raise UserError(f"threads is {self.threads}; it must be at least 1. Leave it out for all cores.")
+
+
+def field_names(kind: type[Any] = Run, prefix: str = "") -> Iterator[str]:
+    """Every field of a Run that can be set, dotted: `supernet.epochs`, `data.dataset`, ..."""
+    from typing import get_type_hints
+
+    hints = get_type_hints(kind)
+    for item in fields(kind):
+        name = f"{prefix}{item.name}"
+        yield name
+        nested = [
+            t for t in (hints[item.name], *getattr(hints[item.name], "__args__", ())) if is_dataclass(t)
+        ]
+        for inner in nested:
+            yield from field_names(inner, f"{name}.")  # type: ignore[arg-type]
+
+
+def save_run(run: Run, path: Path) -> None:
+    """Write run.yaml."""
+    write_atomic(
+        path,
+        "# The resolved run: every field, defaults included.\n" + yaml.safe_dump(plain(run), sort_keys=False),
+    )
+
+
+def plain(value: Any) -> Any:
+    """A dataclass as plain YAML values (tuples become lists)."""
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
+    """What changed between two plain runs: `supernet.epochs: 30 then, 40 now`."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [
+            text
+            for key in dict.fromkeys((*old, *new))
+            for text in differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)
+        ]
+    return [] if old == new else [f"{prefix}: {old!r} then, {new!r} now"]

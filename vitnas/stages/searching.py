@@ -1,0 +1,98 @@
+"""search: score Archs with the supernet's weights within the budget; save every member of the front."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from vitnas.arch import Arch
+from vitnas.data import EvalBatches, require_not_test
+from vitnas.errors import UserError
+from vitnas.export import save_timm
+from vitnas.extract import extract
+from vitnas.runs import write_json
+from vitnas.search import Objective, Study, Trial, search
+from vitnas.stages.context import Context
+from vitnas.supernet import Supernet
+from vitnas.train import evaluate
+
+
+class SupernetEvaluator:
+    """Scores an Arch on held-out train images with inherited weights. The test split is refused."""
+
+    def __init__(self, supernet: Supernet, batches: EvalBatches) -> None:
+        require_not_test(batches.images, "search")
+        self.supernet, self.batches, self.split = supernet, batches, batches.images.split
+
+    def __call__(self, arch: Arch) -> Mapping[str, float]:
+        score = evaluate(self.supernet, self.batches, arch)
+        return {"accuracy": score.accuracy, "loss": score.loss}
+
+
+def objectives(names: tuple[str, ...]) -> tuple[Objective, ...]:
+    """`accuracy` up, costs down."""
+    return tuple(Objective(name, "maximize" if name == "accuracy" else "minimize") for name in names)
+
+
+def open_study(context: Context, name: str) -> Study:
+    """The Study of that name in the run's storage."""
+    storage = context.run.search.storage or context.folder / "study.db"
+    return Study.open(
+        storage,
+        name=name,
+        space=context.space,
+        budget=context.budget,
+        objectives=objectives(context.run.search.objectives),
+        seed=context.run.seed,
+    )
+
+
+def run_study(context: Context, name: str, searcher: str, stage: str) -> Study:
+    """Continue a Study until it has the run's number of scored Archs. Several processes may do so together."""
+    wanted = context.run.search.num_trials
+    study = open_study(context, name)
+
+    def report(study: Study, trial: Trial) -> None:
+        scored = study.scored()
+        best = max((t.values["accuracy"] for t in scored), default=0.0)
+        context.progress.update(
+            stage, len(scored), wanted, f"best {best:.1%}, {study.num_rejected()} rejected"
+        )
+
+    return search(
+        context.supernet,
+        SupernetEvaluator(context.supernet, context.holdout),
+        study=study,
+        searcher=searcher,
+        num_trials=wanted,
+        latency_meter=context.meters or None,
+        on_trial=report,
+    )
+
+
+def search_archs(context: Context) -> None:
+    """The search of a run: study.db, search.json and front/<arch id>/ for every member of the front."""
+    target = context.folder / "search.json"
+    if target.exists():
+        return
+    with run_study(context, "search", context.run.search.searcher, "search") as study:
+        context.engine.wait()
+        if not study.scored():
+            raise UserError(
+                f"the search scored no Arch: {study.num_rejected()} missed the budget {context.budget.text!r}. Widen it."
+            )
+        if context.engine.is_main:
+            for trial in study.front():
+                save_front_member(context, trial)
+            write_json(target, study.summary())
+    context.engine.wait()
+
+
+def save_front_member(context: Context, trial: Trial) -> Path:
+    """Inherited weights, config and Arch of one Trial."""
+    folder = context.folder / "front" / trial.arch.id
+    if not (folder / "arch.json").exists():
+        model = extract(context.supernet, trial.arch)
+        save_timm(model, folder, class_names=context.data.class_names, data_config=context.data_config)
+        write_json(folder / "arch.json", trial.arch.to_json())
+    return folder

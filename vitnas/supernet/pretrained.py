@@ -1,0 +1,84 @@
+"""Start a Supernet from a pretrained timm ViT: a good beginning when images are few or time is short."""
+
+from __future__ import annotations
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from vitnas.errors import UserError
+from vitnas.layers.axes import named_axes
+from vitnas.model.timm_keys import from_timm
+from vitnas.supernet.supernet import Supernet
+
+
+def start_from_timm(supernet: Supernet, source: str | nn.Module) -> str:
+    """Copy a plain timm ViT's weights into the shared tensors, as far as both have the same entries.
+
+    On every axis the first entries are copied (heads, hidden units, blocks, channels), so each Arch gets a prefix of the
+    pretrained network. Positions and patch weights are resampled to the Space's grid; what the ViT lacks
+    (relative positions, extra blocks, a classifier for other classes) keeps its initial weights.
+
+    Args:
+        source: a name for `timm.create_model(..., pretrained=True)` or a timm VisionTransformer.
+
+    Returns:
+        One sentence: what was copied and how much of the Supernet that is.
+
+    Raises:
+        UserError: a model that is no plain ViT, or whose heads are of another width.
+    """
+    arch = supernet.space.largest()
+    if isinstance(source, str):
+        try:
+            source = timm.create_model(source, pretrained=True)
+        except (RuntimeError, ValueError, OSError) as error:
+            raise UserError(
+                f"the pretrained model cannot be loaded ({' '.join(str(error).split())[:200]}); it must be a timm name "
+                "whose weights are at hand or can be downloaded. Leave `pretrained` out to start anew."
+            ) from error
+    model = from_timm(source)
+    name, given = type(source).__name__, model.arch.blocks[0].head_dim
+    if given != arch.blocks[0].head_dim:
+        raise UserError(
+            f"the pretrained model's heads are {given} wide; the space's are {arch.blocks[0].head_dim}. Set the space's "
+            f"head_dim to {given}, or start from another model."
+        )
+    model.set_input_size(img_size=arch.image_size, patch_size=arch.patch_size)
+    weights = dict(model.named_parameters())
+    weights["patch_embed.proj.weight"] = _adapt_channels(weights["patch_embed.proj.weight"], arch.in_chans)
+    if model.num_classes != arch.num_classes:
+        weights = {key: value for key, value in weights.items() if not key.startswith("head.")}
+    axes = named_axes(model)
+    copied = 0
+    with torch.no_grad():
+        for key, shared in supernet.named_parameters():
+            if key in weights:
+                copied += _copy_overlap(shared, supernet.axes[key], weights[key], axes[key])
+    total = sum(p.numel() for p in supernet.parameters())
+    return f"started from a pretrained {name}: {copied / total:.0%} of the supernet's weights are copied"
+
+
+def _copy_overlap(
+    target: Tensor,
+    target_axes: tuple[tuple[str, int], ...],
+    source: Tensor,
+    source_axes: tuple[tuple[str, int], ...],
+) -> int:
+    """Copy the first entries on every axis; returns how many numbers were copied."""
+    sizes = [
+        source.shape[1] if name == "in_chans" else size for name, size in source_axes
+    ]  # channels were adapted
+    region = tuple(slice(0, min(a, b)) for (_, a), b in zip(target_axes, sizes, strict=True))
+    part = source.reshape(sizes)[region]
+    target.view([size for _, size in target_axes])[region] = part
+    return part.numel()
+
+
+def _adapt_channels(weight_DCPP: Tensor, in_chans: int) -> Tensor:
+    """For images of other channels: the channels' sum for grey (a grey image equals its three channels), else their
+    mean repeated, scaled to keep the output's size."""
+    if weight_DCPP.shape[1] == in_chans:
+        return weight_DCPP
+    total = weight_DCPP.sum(1, keepdim=True)
+    return (total / in_chans).expand(-1, in_chans, -1, -1)
