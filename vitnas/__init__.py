@@ -70,3 +70,5 @@ _HOME = {
     "search": "search",
     "select": "supernet",
 }
+
+import vitnas.model.registry  # noqa: E402, F401 - makes the models known to timm

@@ -62,7 +62,7 @@ def main(storage: str, num_trials: int, die_after: int, pause_s: float) -> None:
 
     def evaluator(arch: Arch) -> dict[str, float]:
         if done == die_after:
-            Path(storage + ".dying").write_text(arch.id)
+            Path(storage.removeprefix("journal:") + ".dying").write_text(arch.id)
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(pause_s)
         return score(arch)

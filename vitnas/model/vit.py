@@ -224,11 +224,12 @@ class Model(nn.Module):
         self.num_classes = num_classes
         self.global_pool = self.global_pool if global_pool is None else global_pool
         old = self.patch_embed.proj.weight
-        self.head = nn.Linear(self.embed_dim, num_classes).to(old) if num_classes else nn.Identity()
+        self.head = nn.Identity()
         if num_classes:
-            nn.init.trunc_normal_(self.head.weight, std=0.02)
-            nn.init.zeros_(self.head.bias)
-        self._describe(arch)
+            self.head = head = nn.Linear(self.embed_dim, num_classes).to(old)
+            nn.init.trunc_normal_(head.weight, std=0.02)
+            nn.init.zeros_(head.bias)
+        self.record_arch(arch)
 
     def set_input_size(
         self, img_size: int | Sequence[int] | None = None, patch_size: int | Sequence[int] | None = None
@@ -257,18 +258,24 @@ class Model(nn.Module):
             if isinstance(module, RelativePosition2d):
                 module.grid_size = grid
         self.feature_info = feature_info(arch)
-        # What timm's factory noted when it made this Model; its savers read it.
-        if hasattr(self, "_model_args"):
+        noted = getattr(self, "_model_args", None)
+        if noted is not None:  # timm's factory made this Model, and its savers read what it noted
             size = (arch.image_size, arch.image_size)
-            self._model_args = {**self._model_args, "img_size": size, "patch_size": arch.patch_size}
-            self._traits = {**getattr(self, "_traits", {}), "img_size": size}
-        self._describe(arch)
+            self._model_args: dict[str, Any] = {**noted, "img_size": size, "patch_size": arch.patch_size}
+            self._traits: dict[str, Any] = {**getattr(self, "_traits", {}), "img_size": size}
+        self.record_arch(arch)
 
-    def _describe(self, arch: Arch) -> None:
+    def record_arch(self, arch: Arch) -> None:
         """Take `arch` as what this Model now is, in timm's description of it too."""
         self.arch = arch
-        changed = {key: default_cfg(arch)[key] for key in ("num_classes", "input_size")}
-        self.pretrained_cfg = self.default_cfg = {**self.pretrained_cfg, **changed}
+        cfg = {**self.pretrained_cfg}
+        cfg |= {key: default_cfg(arch)[key] for key in ("num_classes", "input_size")}
+        for key in ("mean", "std"):
+            if (
+                len(cfg[key]) != arch.in_chans
+            ):  # other channels than the published ones: their mean, as timm does
+                cfg[key] = (sum(cfg[key]) / len(cfg[key]),) * arch.in_chans
+        self.pretrained_cfg = self.default_cfg = cfg
 
     def no_weight_decay(self) -> set[str]:
         """Parameters besides biases and norms that are not decayed, as in timm's VisionTransformer."""

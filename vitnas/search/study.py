@@ -105,8 +105,6 @@ class Study:
         check_identity(study, problem, seed)
         return cls(study, opened, problem, seed, lease_s)
 
-    # -- asking and telling ---------------------------------------------------------------------------------
-
     def ask(self, searcher: Searcher, *, limit: int | None = None) -> Trial | None:
         """The next Trial, running and leased to this worker: first what dead workers left, then a new one.
 
@@ -173,8 +171,6 @@ class Study:
     def release(self, trial: Trial) -> bool:
         """Give a running Trial back: the next worker to ask runs the same Arch again."""
         return self._set_lease(trial, 0.0)
-
-    # -- reading --------------------------------------------------------------------------------------------
 
     def trials(self) -> list[Trial]:
         """All Trials by proposal; one that was run again stands there once, as its latest run."""
@@ -258,8 +254,6 @@ class Study:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    # -- inside ---------------------------------------------------------------------------------------------
 
     def _rows(self) -> list[FrozenTrial]:
         """Every Optuna trial of the Study that was not dropped."""

@@ -1,0 +1,139 @@
+"""Names for `timm.create_model`: the published Archs, and `vitnas_arch` for any other.
+
+    timm.create_model("autoformer_tiny", num_classes=10, img_size=64, drop_path_rate=0.1)
+    timm.create_model("vitnas_arch", arch=arch)          # an Arch, or its JSON
+
+Importing this module registers them; nothing is built before a name is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import resample_abs_pos_embed, resample_patch_embed
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from torch import Tensor
+
+from vitnas.arch import Arch
+from vitnas.errors import UserError, nearest
+from vitnas.model.build import build
+from vitnas.model.published import PUBLISHED
+from vitnas.model.vit import Model, default_cfg, square
+
+ARCH_OPTIONS = (
+    "num_classes",
+    "in_chans",
+    "patch_size",
+)  # options that are fields of an Arch of the same name
+OPTIONS = (*ARCH_OPTIONS, "img_size", "global_pool", "drop_path_rate", "drop_rate", "device", "dtype")
+
+_register: Callable[[Callable[..., Any]], Callable[..., Any]] = register_model  # timm leaves it untyped
+
+# timm reads this name when a model of this module is registered.
+default_cfgs = generate_default_cfgs(
+    {
+        f"{name}.untrained": {
+            **default_cfg(arch),
+            "mean": IMAGENET_DEFAULT_MEAN,
+            "std": IMAGENET_DEFAULT_STD,
+            "crop_pct": 0.875,
+        }
+        for name, arch in PUBLISHED.items()
+    }
+)
+
+
+@_register
+def autoformer_tiny(pretrained: bool = False, **options: Any) -> Any:
+    """AutoFormer-T (arXiv 2107.00651): 5.9 M parameters."""
+    return _create("autoformer_tiny", PUBLISHED["autoformer_tiny"], pretrained, options)
+
+
+@_register
+def autoformer_small(pretrained: bool = False, **options: Any) -> Any:
+    """AutoFormer-S (arXiv 2107.00651): 22.9 M parameters."""
+    return _create("autoformer_small", PUBLISHED["autoformer_small"], pretrained, options)
+
+
+@_register
+def autoformer_base(pretrained: bool = False, **options: Any) -> Any:
+    """AutoFormer-B (arXiv 2107.00651): 53.7 M parameters."""
+    return _create("autoformer_base", PUBLISHED["autoformer_base"], pretrained, options)
+
+
+@_register
+def vitnas_arch(pretrained: bool = False, **options: Any) -> Any:
+    """The Model of any Arch: `arch` is an Arch, or what `Arch.to_json` gave.
+
+    Raises:
+        UserError: no Arch, or one that cannot be read.
+    """
+    given = options.pop("arch", None)
+    if given is None:
+        raise UserError("arch is missing; vitnas_arch takes an Arch or its JSON. Give arch=...")
+    arch = given if isinstance(given, Arch) else Arch.from_json(given)
+    cfg = options.get("pretrained_cfg")
+    options["pretrained_cfg"] = {**default_cfg(arch), **(cfg if isinstance(cfg, dict) else {})}
+    return _create("vitnas_arch", arch, pretrained, options)
+
+
+def _create(name: str, arch: Arch, pretrained: bool, options: dict[str, Any]) -> Any:
+    """A Model, or timm's feature extractor around one with `features_only`."""
+    made = build_model_with_cfg(
+        partial(_build, name, arch),
+        name,
+        pretrained,
+        pretrained_filter_fn=fit_weights,
+        feature_cfg={"out_indices": min(3, arch.depth), "feature_cls": "getter"},
+        **options,
+    )
+    model = getattr(made, "model", made)
+    if isinstance(model, Model):
+        model.record_arch(model.arch)  # timm describes the weights' source: its sizes, not those asked for
+        asked = {key: model.pretrained_cfg[key] for key in ("input_size", "mean", "std")}
+        made.pretrained_cfg = made.default_cfg = {**made.pretrained_cfg, **asked}
+    return made
+
+
+def _build(name: str, arch: Arch, **options: Any) -> Model:
+    """The Model of `arch` with timm's options applied."""
+    for word in options:
+        if word not in OPTIONS:
+            raise UserError(
+                f"{name} has no option {word!r}; it takes {', '.join(OPTIONS)}.{nearest(word, OPTIONS)}"
+            )
+    if options.get("drop_rate"):
+        raise UserError(
+            f"drop_rate is {options['drop_rate']}; {name} has no dropout before its head. Use drop_path_rate."
+        )
+    changed = {key: options[key] for key in ARCH_OPTIONS if key in options}
+    if "img_size" in options:
+        changed["image_size"] = square("img_size", options["img_size"])
+    pool = options.get("global_pool")
+    model = build(
+        replace(arch, **changed, global_pool=pool or arch.global_pool),
+        drop_path=options.get("drop_path_rate", 0.0),
+        device=options.get("device"),
+    )
+    if pool == "":
+        model.global_pool = pool
+    return model.to(dtype=options.get("dtype"))
+
+
+def fit_weights(state: dict[str, Tensor], model: Model) -> dict[str, Tensor]:
+    """Resample positions and patches of weights that were made for another image or patch size, as timm does."""
+    state = dict(state)
+    patch = state.get("patch_embed.proj.weight")
+    size = [model.arch.patch_size] * 2
+    if patch is not None and list(patch.shape[-2:]) != size:
+        state["patch_embed.proj.weight"] = resample_patch_embed(patch, size)
+    table = state.get("pos_embed")
+    if table is not None and model.pos_embed is not None and table.shape[1] != model.pos_embed.shape[1]:
+        state["pos_embed"] = resample_abs_pos_embed(
+            table, [model.arch.grid_size] * 2, num_prefix_tokens=model.num_prefix_tokens
+        )
+    return state
