@@ -16,7 +16,7 @@ def extract(supernet: Supernet, arch: Arch, *, drop_path: float = 0.0) -> Model:
     Raises:
         UserError: `arch` is not in the Supernet's Space.
     """
-    device = next(supernet.parameters()).device
-    model = build(arch, drop_path=drop_path, device="meta").to_empty(device=device)
+    like = next(supernet.parameters())
+    model = build(arch, drop_path=drop_path, device="meta").to(like.dtype).to_empty(device=like.device)
     model.load_state_dict({name: tensor.detach() for name, tensor in select(supernet, arch).items()})
     return model.train(supernet.training)

@@ -13,7 +13,8 @@ adds exactly q_i . r^K_ij to the logit. Likewise one-hot features appended to th
 query, how much weight each row, column and the class token received, from which r^V follows by one small product.
 So the N x N x head_dim gather of a direct implementation never exists, and fused attention can be used.
 
-Shapes: B images, A heads, N tokens, K head_dim, G patches along one side, F = 2G + (1 with a class token) features.
+Shapes: B images, A heads, N tokens, K head_dim, G patches along one side, T table entries in use,
+F = 2G + (1 with a class token) features.
 """
 
 from __future__ import annotations
@@ -47,20 +48,13 @@ class RelativePosition2d(nn.Module):
         Returns:
             (B, A, N, F): per query its products with each row's vector, each column's, and the class token's.
         """
-        G, prefix = self.grid_size, self.num_prefix_tokens
-        grid = q_BANK[:, :, prefix:].unflatten(2, (G, G))
-        rows_GGK, cols_GGK = self._tables()
-        rows = torch.einsum("bxrck,rjk->bxrcj", grid, rows_GGK).flatten(2, 3)
-        cols = torch.einsum("bxrck,cjk->bxrcj", grid, cols_GGK).flatten(2, 3)
-        if not prefix:
-            return torch.cat([rows, cols], dim=-1)
-        zero_BAN2 = q_BANK @ torch.stack([self.rows[0], self.cols[0]], dim=-1)
-        both = zero_BAN2.sum(-1, keepdim=True)
-        patches = torch.cat([rows, cols, both[:, :, prefix:]], dim=-1)
-        first = zero_BAN2[:, :, :prefix].repeat_interleave(
-            G, dim=-1
-        )  # the class token is nowhere: entry 0 for all
-        return torch.cat([torch.cat([first, both[:, :, :prefix]], dim=-1), patches], dim=2)
+        products_BANT = q_BANK @ self._table().t()
+        index = self._index(q_BANK.device).expand(*q_BANK.shape[:2], -1, -1)
+        lines = products_BANT.gather(-1, index)
+        if not self.num_prefix_tokens:
+            return lines
+        rows, cols = products_BANT.chunk(2, dim=-1)
+        return torch.cat([lines, rows[..., :1] + cols[..., :1]], dim=-1)
 
     def combine(self, weights_BANF: Tensor) -> Tensor:
         """sum_j A_ij r_ij, from the attention weight that each row, column and the class token received.
@@ -71,29 +65,36 @@ class RelativePosition2d(nn.Module):
         Returns:
             (B, A, N, K), to be added to the output of attention.
         """
-        G, prefix = self.grid_size, self.num_prefix_tokens
-        grid = weights_BANF[:, :, prefix:].unflatten(2, (G, G))
-        rows_GGK, cols_GGK = self._tables()
-        out = torch.einsum("bxrcj,rjk->bxrck", grid[..., :G], rows_GGK)
-        out = (out + torch.einsum("bxrcj,cjk->bxrck", grid[..., G : 2 * G], cols_GGK)).flatten(2, 3)
-        if not prefix:
+        table_TK, lines = self._table(), weights_BANF[..., : 2 * self.grid_size]
+        index = self._index(weights_BANF.device).expand(*weights_BANF.shape[:2], -1, -1)
+        weights_BANT = lines.new_zeros(*lines.shape[:3], len(table_TK)).scatter_add(-1, index, lines)
+        out = weights_BANT @ table_TK
+        if not self.num_prefix_tokens:
             return out
-        zero_K = self.rows[0] + self.cols[0]
-        patches = out + weights_BANF[:, :, prefix:, 2 * G :] * zero_K
-        # Attention sums to 1, so entry 0 for every key is just entry 0.
-        first = zero_K.expand(*out.shape[:2], prefix, -1)
-        return torch.cat([first, patches], dim=2)
+        return out + weights_BANF[..., 2 * self.grid_size :] * (self.rows[0] + self.cols[0])
 
-    def _tables(self) -> tuple[Tensor, Tensor]:
-        """(G, G, K) each: the vector from every row (column) to every row (column)."""
-        index = distance_index(self.grid_size, self.max_distance, self.rows.device)
-        return self.rows[index], self.cols[index]
+    def _reach(self) -> int:
+        """The largest distance that this grid has and the tables tell apart."""
+        return min(self.max_distance, self.grid_size - 1)
 
+    def _table(self) -> Tensor:
+        """(T, K): entry 0 and the distances in reach of the row table, then of the column table."""
+        middle, reach = self.max_distance + 1, self._reach()
+        parts = ((table[:1], table[middle - reach : middle + reach + 1]) for table in (self.rows, self.cols))
+        return torch.cat([part for pair in parts for part in pair])
 
-def distance_index(grid_size: int, max_distance: int, device: torch.device) -> Tensor:
-    """(G, G) table entries for the step from line i to line j: clip(j - i) + max_distance + 1."""
-    line = torch.arange(grid_size, device=device)
-    return (line[None, :] - line[:, None]).clamp(-max_distance, max_distance) + max_distance + 1
+    def _index(self, device: torch.device) -> Tensor:
+        """(N, 2G): the entry of `_table` for the step from every token to every row, then to every column.
+
+        The class token is nowhere, so its entries are those of entry 0.
+        """
+        grid, reach = self.grid_size, self._reach()
+        line = torch.arange(grid, device=device)
+        step_GG = (line[None, :] - line[:, None]).clamp(-reach, reach) + reach + 1
+        nowhere = step_GG.new_zeros(self.num_prefix_tokens, grid)
+        rows_NG = torch.cat([nowhere, step_GG.repeat_interleave(grid, 0)])
+        cols_NG = torch.cat([nowhere, step_GG.repeat(grid, 1)])
+        return torch.cat([rows_NG, cols_NG + (2 * reach + 2)], dim=1)
 
 
 def line_features(grid_size: int, num_prefix_tokens: int, device: torch.device, dtype: torch.dtype) -> Tensor:

@@ -111,7 +111,8 @@ class Softmax(nn.Module):
         if relative_position and convention == "executed":
             features = 2 * grid_size + bool(num_prefix_tokens)
             macs += 2 * tokens**2 * num_heads * features  # the wider q, k and v
-            macs += 4 * grid_size**3 * inner + bool(num_prefix_tokens) * 2 * tokens * inner  # tables
+            entries = 2 * (2 * min(relative_position, grid_size - 1) + 2)
+            macs += 2 * tokens * entries * inner  # products with the tables
         elif relative_position and convention == "dense_relative":
             macs += 2 * tokens**2 * inner
         return macs
@@ -137,10 +138,16 @@ class Softmax(nn.Module):
         inner = num_heads * head_dim
         if not relative_position:
             return 4 * tokens * inner + max(tokens * num_heads, tokens * dim)
-        # q, k and v stay alive throughout, and one more tensor of their size while they are mixed.
-        patches, features = grid_size**2, 2 * grid_size + bool(num_prefix_tokens)
+        # q, k and v stay alive throughout. The peak is in attention, or, with narrow heads on a fine grid, when the
+        # index into the tables is made or the weights meet them.
+        features = 2 * grid_size + bool(num_prefix_tokens)
+        entries = 2 * (2 * min(relative_position, grid_size - 1) + 2)
         lines, wide = tokens * features, tokens * num_heads * (head_dim + features)
-        attention = lines + 4 * wide + tokens * num_heads  # q, k, v and output, each with its line features
-        combine = lines + wide + 2 * patches * (head_dim + inner) + tokens * inner
-        combine += head_dim if num_prefix_tokens else 0
-        return 3 * tokens * inner + max(attention, combine, tokens * (inner + dim))
+        products = num_heads * tokens * entries
+        index = 2 * tokens * 2 * grid_size  # of 64-bit integers
+        making = index + 6 * tokens * grid_size + 2 * grid_size * (grid_size + 1 + num_prefix_tokens)
+        attention = 4 * wide + tokens * num_heads  # q, k, v and output, each with its line features
+        scores = products + max(making, index + num_heads * tokens * (2 * features + bool(num_prefix_tokens)))
+        after = max(products, (3 if num_prefix_tokens else 1) * tokens * inner)
+        combine = wide + entries * head_dim + max(making, index + products + after)
+        return 3 * tokens * inner + max(lines + max(attention, scores, combine), tokens * (inner + dim))

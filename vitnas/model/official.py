@@ -57,8 +57,8 @@ def autoformer_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             tensors[ours] = torch.cat([tensor[part::3] for part in range(3)]) if weight else tensor
     if unknown or not tensors:
         raise UserError(
-            f"the checkpoint has {len(unknown)} names that an AutoFormer lacks ({', '.join(unknown[:4])}); it must be a "
-            "state dict of the authors' AutoFormer code. Choose another file."
+            f"the checkpoint has {len(unknown)} names that an AutoFormer lacks ({', '.join(unknown[:4])}); it must "
+            "be a state dict of the authors' AutoFormer code. Choose another file."
         )
     return tensors
 
@@ -122,8 +122,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
             content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, pickle.UnpicklingError, safetensors.SafetensorError) as error:
         raise UserError(
-            f"{path} cannot be read as a checkpoint ({' '.join(str(error).split())[:120]}); it must be safetensors or a "
-            "torch file of tensors. Check the path, or convert it."
+            f"{path} cannot be read as a checkpoint ({' '.join(str(error).split())[:120]}); it must be safetensors "
+            "or a torch file of tensors. Check the path, or convert it."
         ) from error
     state = content.get("model", content) if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):

@@ -76,7 +76,6 @@ def autoformer_weights(source: str | Path | Mapping[str, Tensor], arch: Arch) ->
     pieces = [
         AUTOFORMER_OFFICIAL.piece(name, name, axes, largest[name], tuple(skeleton.get_parameter(name).shape))
         for name, axes in named_axes(skeleton).items()
-        if name in dict(skeleton.named_parameters())
     ]
     return {piece.name: piece.take(tensors[piece.shared].contiguous()) for piece in pieces}
 

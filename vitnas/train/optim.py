@@ -24,7 +24,9 @@ def make_optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Optim
         raise UserError(
             f"optimizer is {config.optimizer!r}; it must be one of timm's.{nearest(config.optimizer, known)}"
         )
-    return create_optimizer_v2(network, opt=config.optimizer, lr=config.lr, weight_decay=config.weight_decay)
+    # The fused kernel takes a sixth of the time on nets of many small tensors; the others take no such argument.
+    fused = {"fused": True} if config.optimizer.lower() in ("adamw", "adam") else {}
+    return create_optimizer_v2(network, opt=config.optimizer, lr=config.lr, weight_decay=config.weight_decay, **fused)
 
 
 def make_schedule(

@@ -1,0 +1,185 @@
+"""Plain ViTs to and from timm: the same weights give the same logits, and what an Arch cannot say is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import pytest
+import timm
+import torch
+from timm.layers import GluMlp, RmsNorm
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from vitnas.errors import UserError
+from vitnas.model import Model, build
+from vitnas.model.published import PUBLISHED
+from vitnas.model.timm_keys import arch_of_timm, from_timm, to_timm
+from vitnas.space import autoformer
+from vitnas.testing import randomize_
+
+SMALL: dict[str, Any] = {
+    "img_size": 16,
+    "patch_size": 4,
+    "embed_dim": 32,
+    "depth": 2,
+    "num_heads": 2,
+    "num_classes": 5,
+}
+PLAIN = partial(VisionTransformer, **SMALL)
+
+# What timm's class can say and an Arch too.
+GOOD: dict[str, Any] = {
+    "vit_tiny": lambda: timm.create_model("vit_tiny_patch16_224", img_size=64, depth=3),
+    "deit_small": lambda: timm.create_model("deit_small_patch16_224", img_size=32, depth=2, num_classes=10),
+    "mean pooled, fc_norm": lambda: timm.create_model(
+        "vit_tiny_patch16_224", img_size=48, depth=2, global_pool="avg", class_token=False
+    ),
+    "plain": PLAIN,
+    "mean pooled with class token": lambda: PLAIN(global_pool="avg"),
+    "mean pooled, norm before": lambda: PLAIN(global_pool="avg", class_token=False, fc_norm=False),
+    "no qkv bias": lambda: PLAIN(qkv_bias=False),
+    "no positions": lambda: PLAIN(pos_embed="none"),
+    "grey": lambda: PLAIN(in_chans=1),
+    "no classifier": lambda: PLAIN(num_classes=0),
+    "odd MLP": lambda: PLAIN(mlp_ratio=3.3),
+    "eps": lambda: PLAIN(norm_layer=partial(nn.LayerNorm, eps=1e-3)),
+    "any size": lambda: PLAIN(dynamic_img_size=True),
+    "drop path": lambda: PLAIN(drop_path_rate=0.2),
+}
+BAD: dict[str, tuple[Any, str]] = {
+    "qk_norm": (lambda: PLAIN(qk_norm=True), r"blocks\.0: queries and keys are normalised \(qk_norm\)"),
+    "layer scale": (lambda: PLAIN(init_values=1e-5), r"blocks\.1: it has layer scale \(init_values\)"),
+    "reg tokens": (lambda: PLAIN(reg_tokens=2), r"it has 3 tokens before the patches \(reg_tokens\)"),
+    "pre norm": (lambda: PLAIN(pre_norm=True), r"it has a norm before the blocks \(pre_norm\)"),
+    "swiglu": (lambda: PLAIN(mlp_layer=GluMlp), r"its MLP is a GluMlp"),
+    "not square": (
+        lambda: PLAIN(img_size=(16, 32)),
+        r"its images \(16, 32\) or patches \(4, 4\) are not square",
+    ),
+    "no position of the class token": (
+        lambda: PLAIN(no_embed_class=True),
+        r"its class token has no position",
+    ),
+    "attention pooling": (lambda: PLAIN(global_pool="map"), r"it pools by 'map'"),
+    "max pooling": (lambda: PLAIN(global_pool="max"), r"it pools by 'max'"),
+    "no final norm": (lambda: PLAIN(final_norm=False), r"it has not exactly one final norm"),
+    "rms norm": (lambda: PLAIN(norm_layer=RmsNorm), r"not every norm is a LayerNorm"),
+    "relu": (lambda: PLAIN(act_layer=nn.ReLU), r"its MLP's activation is ReLU, not exact GELU"),
+    "no proj bias": (lambda: PLAIN(proj_bias=False), r"the output projection has no bias"),
+    "attention norm": (
+        lambda: PLAIN(scale_attn_norm=True),
+        r"the output of attention is normalised or gated",
+    ),
+    "mlp norm": (lambda: PLAIN(scale_mlp_norm=True), r"its MLP has a norm or lacks biases"),
+    "distilled": (
+        lambda: timm.create_model("deit_tiny_distilled_patch16_224", depth=1),
+        r"it is a VisionTransformerDistilled, not timm's VisionTransformer itself",
+    ),
+    "another network": (lambda: nn.Linear(2, 2), r"this Linear cannot be written as an Arch"),
+}
+
+
+def images_for(model: Any, n: int = 2) -> Tensor:
+    stem = model.patch_embed
+    return torch.randn(n, stem.proj.in_channels, *stem.img_size, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_logits_agree_both_ways(name: str, generator: torch.Generator) -> None:
+    theirs = GOOD[name]().eval()
+    randomize_(theirs, generator)
+    images = images_for(theirs)
+    ours = from_timm(theirs)
+    with torch.no_grad():
+        want = theirs(images)
+        torch.testing.assert_close(ours(images), want, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(to_timm(ours)(images), want, rtol=1e-5, atol=1e-5)
+    assert list(ours.state_dict()) == list(theirs.state_dict()) == list(to_timm(ours).state_dict())
+    assert arch_of_timm(to_timm(ours)) == ours.arch == arch_of_timm(theirs)
+
+
+def test_the_arch_says_what_timm_was_told() -> None:
+    arch = arch_of_timm(GOOD["vit_tiny"]())
+    assert (arch.image_size, arch.patch_size, arch.embed_dim, arch.depth) == (64, 16, 192, 3)
+    assert {(block.num_heads, block.head_dim, block.mlp_hidden) for block in arch.blocks} == {(3, 64, 768)}
+    assert (arch.num_classes, arch.norm_eps, arch.fc_norm, arch.global_pool) == (1000, 1e-6, False, "token")
+    assert arch_of_timm(GOOD["mean pooled, fc_norm"]()).fc_norm
+    assert arch_of_timm(GOOD["odd MLP"]()).blocks[0].mlp_hidden == int(32 * 3.3)
+    assert arch_of_timm(GOOD["eps"]()).norm_eps == 1e-3
+
+
+def test_weights_are_copies(generator: torch.Generator) -> None:
+    theirs = PLAIN()
+    ours = from_timm(theirs)
+    back = to_timm(ours)
+    before = theirs.head.weight.clone()
+    randomize_(ours, generator)
+    torch.testing.assert_close(theirs.head.weight, before, rtol=0, atol=0)
+    assert not torch.equal(ours.head.weight, back.head.weight)
+
+
+def test_what_is_not_weights_comes_along() -> None:
+    theirs = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=3, drop_path_rate=0.2).double()
+    ours = from_timm(theirs)
+    assert ours.training
+    assert next(ours.parameters()).dtype == torch.float64
+    rates = [getattr(block.drop_path1, "drop_prob", 0.0) for block in ours.blocks]
+    assert rates == pytest.approx([0.0, 0.1, 0.2])
+    assert ours.pretrained_cfg["mean"] == theirs.pretrained_cfg["mean"] == (0.5, 0.5, 0.5)
+    assert ours.pretrained_cfg["input_size"] == (3, 32, 32)
+    assert to_timm(ours).pretrained_cfg["std"] == theirs.pretrained_cfg["std"]
+    assert not to_timm(ours.eval()).training
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_an_arch_cannot_say_is_refused(name: str) -> None:
+    make, message = BAD[name]
+    with pytest.raises(UserError, match=message):
+        from_timm(make())
+
+
+def test_all_reasons_are_given_at_once() -> None:
+    with pytest.raises(UserError, match=r"reg_tokens\); .*pre_norm\).*Use a plain ViT or DeiT"):
+        arch_of_timm(PLAIN(reg_tokens=1, pre_norm=True))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"relative_position": 14}, r"it has relative positions \(up to 14 patches\)"),
+        ({"heads": (2, 4)}, r"its blocks differ in heads, MLP or mixer"),
+        ({"heads": (4, 4)}, r"4 heads of 16 are not as wide as its embed_dim 32"),
+    ],
+    ids=str,
+)
+def test_what_timm_cannot_say_is_refused(change: dict[str, Any], message: str) -> None:
+    arch = arch_of_timm(PLAIN())
+    if "heads" in change:
+        stage = arch.stages[0]
+        blocks = tuple(replace(b, num_heads=n) for b, n in zip(stage.blocks, change["heads"], strict=True))
+        arch = replace(arch, stages=(replace(stage, blocks=blocks),))
+    else:
+        arch = replace(arch, **change)
+    with pytest.raises(UserError, match=message + r".*Keep it as a Model"):
+        to_timm(build(arch))
+
+
+def test_an_mlp_width_that_timms_rounding_would_lose() -> None:
+    arch = arch_of_timm(PLAIN())
+    stage = replace(arch.stages[0], embed_dim=98)
+    lossy = [hidden for hidden in range(1, 400) if int(98 * (hidden / 98)) != hidden]
+    assert lossy
+    for hidden in (*lossy[:3], 392):
+        block = replace(stage.blocks[0], head_dim=49, mlp_hidden=hidden)
+        model = build(replace(arch, stages=(replace(stage, blocks=(block,)),)))
+        assert to_timm(model).blocks[0].mlp.fc1.out_features == hidden
+
+
+def test_published_archs_are_no_plain_vits() -> None:
+    arch = replace(PUBLISHED["autoformer_tiny"], image_size=32, patch_size=16)
+    with pytest.raises(UserError, match=r"differ in heads.*relative positions"):
+        to_timm(build(arch))
+    assert isinstance(build(autoformer("micro", image_size=8, patch_size=4).smallest()), Model)

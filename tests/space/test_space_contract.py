@@ -1,0 +1,34 @@
+"""The Space's contract for the AutoFormer spaces, and for one small enough to count by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from vitnas.space import Space, autoformer
+from vitnas.testing import SpaceContract
+
+
+class TestTiny(SpaceContract):
+    @pytest.fixture
+    def space(self) -> Space:
+        return autoformer("tiny")
+
+
+class TestMicro(SpaceContract):
+    @pytest.fixture
+    def space(self) -> Space:
+        return autoformer("micro", image_size=32, patch_size=4, num_classes=10, in_chans=1)
+
+
+class TestCountable(SpaceContract):
+    @pytest.fixture
+    def space(self) -> Space:
+        return autoformer(
+            "tiny",
+            image_size=32,
+            embed_dims=(64, 96),
+            depths=(1, 2, 4),
+            num_heads=(1, 2),
+            mlp_ratios=(1.0, 1.5, 2.0),
+            relative_position=0,
+        )

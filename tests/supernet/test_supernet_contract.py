@@ -1,0 +1,38 @@
+"""The Supernet's contract for the AutoFormer space, with the default and with the authors' sharing."""
+
+from __future__ import annotations
+
+import pytest
+
+from vitnas.space import autoformer
+from vitnas.supernet import AUTOFORMER_OFFICIAL, Supernet
+from vitnas.testing import SupernetContract
+
+SPACE = autoformer("micro", image_size=16, patch_size=4, num_classes=5)
+
+
+class TestPrefix(SupernetContract):
+    @pytest.fixture
+    def supernet(self) -> Supernet:
+        return Supernet(SPACE).eval()
+
+
+class TestAutoFormerOfficial(SupernetContract):
+    @pytest.fixture
+    def supernet(self) -> Supernet:
+        return Supernet(SPACE, sharing=AUTOFORMER_OFFICIAL).eval()
+
+
+class TestWithoutRelativePosition(SupernetContract):
+    @pytest.fixture
+    def supernet(self) -> Supernet:
+        space = autoformer(
+            "micro",
+            image_size=16,
+            patch_size=4,
+            num_classes=5,
+            in_chans=1,
+            relative_position=0,
+            depths=(1, 3),
+        )
+        return Supernet(space).eval()

@@ -1,0 +1,163 @@
+"""ModelContract: what every Model promises to timm and to us. Subclass it and give a fixture `model`."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import timm.data
+import torch
+from timm.models import group_parameters
+from timm.optim import param_groups_layer_decay
+from torch import Tensor
+
+from vitnas.arch import Arch
+from vitnas.layers.axes import named_axes
+from vitnas.model import Model, build
+from vitnas.testing.random import randomize_
+from vitnas.testing.refusal import refusal
+
+
+class ModelContract:
+    """Tests of one Model; a fixture `model` gives a small one in evaluation mode, with a classifier."""
+
+    def images(self, model: Model, n: int = 2) -> Tensor:
+        shape = (n, model.arch.in_chans, model.arch.image_size, model.arch.image_size)
+        return torch.randn(shape, generator=torch.Generator().manual_seed(1))
+
+    def test_forward_is_features_then_head(self, model: Model) -> None:
+        images, arch = self.images(model), model.arch
+        logits = model(images)
+        assert logits.shape == (2, arch.num_classes)
+        assert bool(logits.isfinite().all())
+        features = model.forward_features(images)
+        assert features.shape == (2, arch.num_tokens, arch.embed_dim)
+        torch.testing.assert_close(model.forward_head(features), logits, rtol=0, atol=0)
+        pooled = model.forward_head(features, pre_logits=True)
+        assert pooled.shape == (2, model.num_features) == (2, model.head_hidden_size)
+        torch.testing.assert_close(model.get_classifier()(pooled), logits, rtol=0, atol=0)
+
+    def test_images_do_not_mix(self, model: Model) -> None:
+        images = self.images(model, 3)
+        torch.testing.assert_close(model(images)[1:2], model(images[1:2]), rtol=1e-4, atol=1e-5)
+
+    def test_every_parameter_gets_a_gradient(self, model: Model) -> None:
+        randomize_(model, torch.Generator().manual_seed(0))
+        model.train()(self.images(model)).square().sum().backward()
+        without = [n for n, p in model.named_parameters() if p.grad is None or not bool(p.grad.any())]
+        assert not without, f"no gradient for {without}"
+        assert all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)
+
+    def test_reset_classifier(self, model: Model) -> None:
+        images, arch = self.images(model), model.arch
+        model.reset_classifier(arch.num_classes + 2)
+        assert model(images).shape == (2, arch.num_classes + 2) == (2, model.num_classes)
+        assert model.pretrained_cfg["num_classes"] == model.arch.num_classes == arch.num_classes + 2
+        model.reset_classifier(0)
+        assert model(images).shape == (2, model.num_features)
+        model.reset_classifier(0, "")
+        assert model(images).shape == (2, arch.num_tokens, model.num_features)
+        model.reset_classifier(3, "avg")
+        assert model(images).shape == (2, 3)
+        assert model.arch.global_pool == model.global_pool == "avg"
+        assert "it must be one of token, avg" in refusal(lambda: model.reset_classifier(3, "max"))  # type: ignore[arg-type]
+
+    def test_maps_for_dense_tasks(self, model: Model) -> None:
+        images, arch = self.images(model), model.arch
+        final, maps = model.forward_intermediates(images, norm=True)
+        assert [tuple(item.shape) for item in maps] == [
+            (2, info["num_chs"], arch.image_size // info["reduction"], arch.image_size // info["reduction"])
+            for info in model.feature_info
+        ]
+        torch.testing.assert_close(final, model.forward_features(images), rtol=0, atol=0)
+        tokens = final[:, model.num_prefix_tokens :]
+        torch.testing.assert_close(maps[-1].flatten(2).transpose(1, 2), tokens, rtol=0, atol=0)
+        for info in model.feature_info:
+            model.get_submodule(info["module"])
+
+    def test_pruning_keeps_the_features(self, model: Model) -> None:
+        images, depth = self.images(model), model.arch.depth
+        want = model.forward_intermediates(images, indices=[0], intermediates_only=True)
+        assert model.prune_intermediate_layers([0], prune_norm=True) == [0]
+        assert len(model.blocks) == model.arch.depth == len(model.feature_info) == 1 < depth
+        got = model.forward_intermediates(images, indices=[0], intermediates_only=True)
+        torch.testing.assert_close(got, want, rtol=0, atol=0)
+        assert f"indices is {depth}" in refusal(lambda: model.prune_intermediate_layers(depth))
+
+    def test_set_input_size(self, model: Model) -> None:
+        arch, before = model.arch, model(self.images(model))
+        original = copy.deepcopy(model)
+        model.set_input_size(img_size=(arch.image_size * 2, arch.image_size * 2))
+        assert model.arch.image_size == 2 * arch.image_size
+        assert model.pretrained_cfg["input_size"][1:] == (2 * arch.image_size,) * 2
+        assert model(self.images(model)).shape == before.shape
+        assert {n: p.shape for n, p in model.named_parameters()} == {
+            n: p.shape for n, p in build(model.arch, device="meta").named_parameters()
+        }
+        rebuilt = build(model.arch).eval()
+        rebuilt.load_state_dict(model.state_dict())
+        images = self.images(model)
+        torch.testing.assert_close(rebuilt(images), model(images), rtol=0, atol=0)
+        original.set_input_size(img_size=arch.image_size)  # nothing to do
+        torch.testing.assert_close(original(self.images(original)), before, rtol=0, atol=0)
+        assert "both sides must be" in refusal(lambda: model.set_input_size(img_size=(32, 64)))
+        assert "must be a multiple of" in refusal(
+            lambda: model.set_input_size(img_size=arch.patch_size * 9 - 1)
+        )
+
+    def test_parameter_groups(self, model: Model) -> None:
+        names = {name for name, _ in model.named_parameters()}
+        assert {
+            name for name in names if name in ("pos_embed", "cls_token")
+        } == model.no_weight_decay() & names
+        layers = group_parameters(model, model.group_matcher(), reverse=True)
+        assert set(layers) == names
+        assert layers["patch_embed.proj.weight"] == 0
+        assert all(
+            layers[name] == 1 + int(name.split(".")[1]) for name in names if name.startswith("blocks.")
+        )
+        groups = param_groups_layer_decay(
+            model, 0.05, no_weight_decay_list=model.no_weight_decay(), layer_decay=0.5
+        )
+        assert sum(len(group["params"]) for group in groups) == len(names)
+        by_id = {id(p): group for group in groups for p in group["params"]}
+        assert by_id[id(model.patch_embed.proj.weight)]["lr_scale"] == 0.5 ** (model.arch.depth + 1)
+        assert by_id[id(model.head.weight)]["lr_scale"] == 1
+
+    def test_checkpointing_changes_no_gradient(self, model: Model) -> None:
+        randomize_(model, torch.Generator().manual_seed(0))
+        images, found = self.images(model), []
+        for enable in (False, True):
+            model.zero_grad()
+            model.set_grad_checkpointing(enable)
+            model(images).square().sum().backward()
+            maps = model.forward_intermediates(images, intermediates_only=True)
+            found.append([*(p.grad for p in model.parameters()), *maps])
+        torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
+
+    def test_timm_knows_the_input(self, model: Model) -> None:
+        config = timm.data.resolve_model_data_config(model)
+        assert config["input_size"] == (model.arch.in_chans, model.arch.image_size, model.arch.image_size)
+        assert len(config["mean"]) == len(config["std"]) == model.arch.in_chans
+        cfg: dict[str, Any] = model.pretrained_cfg
+        assert cfg is model.default_cfg
+        assert f"{cfg['classifier']}.weight" in model.state_dict()
+        assert f"{cfg['first_conv']}.weight" in model.state_dict()
+
+    def test_arch_and_state_dict_say_everything(self, model: Model) -> None:
+        randomize_(model, torch.Generator().manual_seed(0))
+        again = build(Arch.from_json(model.arch.to_json())).eval()
+        again.load_state_dict(model.state_dict())
+        images = self.images(model)
+        torch.testing.assert_close(again(images), model(images), rtol=0, atol=0)
+
+    def test_every_parameter_has_named_axes(self, model: Model) -> None:
+        axes = named_axes(model)
+        assert set(axes) == {name for name, _ in model.named_parameters()}
+
+    def test_double_precision(self, model: Model) -> None:
+        images = self.images(model)
+        single = model(images)
+        torch.testing.assert_close(
+            model.double()(images.double()).float(), single.detach(), rtol=1e-3, atol=1e-4
+        )

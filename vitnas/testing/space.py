@@ -1,0 +1,167 @@
+"""SpaceContract: what every Space promises. Subclass it and give a fixture `space`."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import random
+from dataclasses import replace
+
+import numpy as np
+
+from vitnas.arch import Arch
+from vitnas.count import count
+from vitnas.space import Genes, Space, space_from_json
+from vitnas.testing.refusal import refusal
+
+BRUTE_FORCE = 20_000  # Spaces with at most so many gene combinations are counted one by one
+
+
+class SpaceContract:
+    """Tests of one Space."""
+
+    def test_genes_and_archs_match_one_to_one(self, space: Space) -> None:
+        rng = random.Random(0)
+        found: dict[Arch, Genes] = {}
+        for _ in range(50):
+            genes = space.random_genes(rng)
+            arch = space.decode(genes)
+            assert space.encode(arch) == genes
+            assert space.canonical(genes) == genes
+            assert space.contains(arch) == []
+            assert found.setdefault(arch, genes) == genes
+        assert len(set(found.values())) == len(found)
+
+    def test_genes_that_do_not_matter_do_not_matter(self, space: Space) -> None:
+        rng = random.Random(1)
+        for _ in range(50):
+            loose = [rng.randrange(n) for n in space.num_options]
+            canonical = space.canonical(loose)
+            assert space.decode(loose) == space.decode(canonical)
+            assert space.encode(space.decode(loose)) == canonical
+
+    def test_size_counts_different_archs(self, space: Space) -> None:
+        if math.prod(space.num_options) <= BRUTE_FORCE:
+            every = itertools.product(*(range(n) for n in space.num_options))
+            assert space.size() == len({space.decode(genes) for genes in every})
+        else:
+            rng = random.Random(2)
+            assert space.size() > len({space.random_genes(rng) for _ in range(200)}) > 1
+
+    def test_extremes_and_corners(self, space: Space) -> None:
+        corners = space.corners()
+        assert {space.largest(), space.smallest()} <= set(corners)
+        assert len(set(corners)) == len(corners)
+        for arch in [*corners, space.middle()]:
+            assert space.contains(arch) == []
+            for cost in ("macs", "params", "memory_bytes"):
+                value = getattr(count(arch), cost)
+                assert (
+                    getattr(count(space.smallest()), cost) <= value <= getattr(count(space.largest()), cost)
+                )
+
+    def test_random_matrix_is_canonical_and_uniform(self, space: Space) -> None:
+        n = 4000
+        matrix = space.random_matrix(n, np.random.default_rng(0))
+        assert matrix.shape == (n, len(space.genes))
+        np.testing.assert_array_equal(space.canonical_matrix(matrix), matrix)
+        active = space.active_matrix(matrix)
+        for index, options in enumerate(space.num_options):
+            values = matrix[active[:, index], index]
+            share = np.bincount(values, minlength=options) / max(1, len(values))
+            # six deviations of a share of so many draws
+            np.testing.assert_allclose(
+                share, 1 / options, atol=6 * (1 / options / max(1, len(values))) ** 0.5
+            )
+
+    def test_random_genes_follow_the_generator(self, space: Space) -> None:
+        drawn = [[space.random_genes(rng) for _ in range(5)] for rng in (random.Random(3), random.Random(3))]
+        assert drawn[0] == drawn[1]
+        assert space.sample(random.Random(3)) == space.decode(drawn[0][0])
+
+    def test_mutation(self, space: Space) -> None:
+        rng = random.Random(4)
+        changed = 0
+        for _ in range(50):
+            genes = space.random_genes(rng)
+            assert space.mutate_genes(genes, rng, prob=0, structural_prob=0) == genes
+            child = space.mutate_genes(genes, rng, prob=0.5, structural_prob=0)
+            assert space.encode(space.decode(child)) == child
+            for gene, before, after in zip(space.genes, genes, child, strict=True):
+                assert before == after or not gene.structural
+            changed += child != genes
+        assert changed > 10
+
+    def test_mutation_reaches_every_option(self, space: Space) -> None:
+        rng = random.Random(5)
+        seen = {(i, v) for _ in range(400) for i, v in enumerate(self._wild(space, rng))}
+        assert seen == {(i, v) for i, n in enumerate(space.num_options) for v in range(n)}
+
+    @staticmethod
+    def _wild(space: Space, rng: random.Random) -> tuple[int, ...]:
+        return space.mutate_genes(space.encode(space.largest()), rng, prob=1, structural_prob=0.5)
+
+    def test_crossover_takes_genes_from_the_parents(self, space: Space) -> None:
+        rng = random.Random(6)
+        mixed = 0
+        for _ in range(50):
+            first, second = space.random_genes(rng), space.random_genes(rng)
+            assert space.cross_genes(first, first, rng) == first
+            child = space.cross_genes(first, second, rng)
+            assert space.encode(space.decode(child)) == child
+            alive = space.active_matrix(np.asarray([child, first, second])).tolist()
+            for index, value in enumerate(child):
+                if alive[0][index]:
+                    allowed = [p[index] for p, a in ((first, alive[1]), (second, alive[2])) if a[index]]
+                    assert value in (allowed or [first[index], second[index]])
+            mixed += child not in (first, second)
+        assert mixed > 10
+
+    def test_an_arch_of_another_shape_is_refused_with_every_reason(self, space: Space) -> None:
+        arch = space.middle()
+        other = replace(
+            arch,
+            image_size=arch.image_size + arch.patch_size,
+            num_classes=arch.num_classes + 1,
+            stages=(replace(arch.stages[0], embed_dim=7919), *arch.stages[1:]),
+        )
+        reasons = space.contains(other)
+        assert len(reasons) >= 3
+        for call in (space.encode, space.check):
+            message = refusal(lambda call=call: call(other))  # type: ignore[misc]
+            assert all(reason in message for reason in reasons)
+            assert space.name in message
+            assert other.id in message
+        for word in ("image_size", "num_classes", "embed_dim"):
+            assert any(word in reason for reason in reasons)
+
+    def test_genes_of_another_length_or_range_are_refused(self, space: Space) -> None:
+        genes = list(space.encode(space.smallest()))
+        assert f"there are {len(genes) - 1} genes" in refusal(lambda: space.decode(genes[:-1]))
+        genes[-1] = space.num_options[-1]
+        assert f"gene {len(genes) - 1} ({space.genes[-1].name})" in refusal(lambda: space.decode(genes))
+        genes[-1] = -1
+        assert "counts from 0" in refusal(lambda: space.decode(genes))
+
+    def test_cost_table_is_the_count(self, space: Space) -> None:
+        corners = [space.encode(arch) for arch in space.corners()]
+        matrix = np.concatenate([np.asarray(corners), space.random_matrix(40, np.random.default_rng(7))])
+        costs = space.cost_table().costs(matrix)
+        for row, genes in enumerate(matrix.tolist()):
+            cost = count(space.decode(genes))
+            got = tuple(int(costs[key][row]) for key in ("macs", "params", "memory"))
+            assert got == (cost.macs, cost.params, cost.memory_bytes)
+
+    def test_json_round_trip(self, space: Space) -> None:
+        again = space_from_json(json.loads(json.dumps(space.to_json())))
+        assert again == space
+        assert again.genes == space.genes
+        assert again.largest() == space.largest()
+
+    def test_slots_point_into_the_largest(self, space: Space) -> None:
+        for arch in space.corners():
+            slots = space.slots(arch)
+            assert len(slots) == arch.depth
+            assert slots == sorted(set(slots))
+            assert 0 <= slots[0] <= slots[-1] < space.largest().depth

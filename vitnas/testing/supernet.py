@@ -1,0 +1,108 @@
+"""SupernetContract: what every Space and sharing promises as a Supernet. Subclass it and give a fixture `supernet`."""
+
+from __future__ import annotations
+
+import copy
+import random
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from vitnas.arch import Arch
+from vitnas.extract import extract
+from vitnas.model import build
+from vitnas.supernet import Supernet, select
+from vitnas.testing.random import randomize_
+
+
+class SupernetContract:
+    """Tests of one Supernet; a fixture `supernet` gives a small one in evaluation mode, without drop path."""
+
+    num_random = 6
+
+    def archs(self, supernet: Supernet) -> list[Arch]:
+        rng = random.Random(0)
+        return [*supernet.space.corners(), *(supernet.space.sample(rng) for _ in range(self.num_random))]
+
+    def images(self, supernet: Supernet, n: int = 2) -> Tensor:
+        arch = supernet.space.largest()
+        shape = (n, arch.in_chans, arch.image_size, arch.image_size)
+        return torch.randn(shape, generator=torch.Generator().manual_seed(1))
+
+    def test_extracted_model_is_the_supernet_bit_for_bit(self, supernet: Supernet) -> None:
+        randomize_(supernet, torch.Generator().manual_seed(0))
+        images = self.images(supernet)
+        for arch in self.archs(supernet):
+            model = extract(supernet, arch)
+            with torch.no_grad():
+                torch.testing.assert_close(model(images), supernet(images, arch), rtol=0, atol=0)
+            assert model.arch == arch
+            assert not model.training
+
+    def test_gradients_equal_autograd_through_select(self, supernet: Supernet) -> None:
+        randomize_(supernet, torch.Generator().manual_seed(0))
+        images = self.images(supernet)
+        for arch in {supernet.space.largest(), supernet.space.smallest(), *self.archs(supernet)[-2:]}:
+            supernet.zero_grad(set_to_none=True)
+            self.loss(supernet(images, arch)).backward()
+            self.assert_gradients(supernet, self.autograd(supernet, images, arch))
+
+    def test_two_archs_in_one_backward_add_up(self, supernet: Supernet) -> None:
+        randomize_(supernet, torch.Generator().manual_seed(0))
+        images = self.images(supernet)
+        pair = (supernet.space.largest(), supernet.space.smallest())
+        supernet.zero_grad(set_to_none=True)
+        total = sum(self.loss(supernet(images, arch)) for arch in pair)
+        assert isinstance(total, Tensor)
+        total.backward()
+        first, second = (self.autograd(supernet, images, arch) for arch in pair)
+        self.assert_gradients(supernet, {name: first[name] + second[name] for name in first})
+
+    def test_state_dict_has_the_names_of_the_largest_model(self, supernet: Supernet) -> None:
+        want = {name: value.shape for name, value in build(supernet.space.largest()).state_dict().items()}
+        assert {name: value.shape for name, value in supernet.state_dict().items()} == want
+
+    def test_select_gives_every_parameter_of_the_model(self, supernet: Supernet) -> None:
+        for arch in self.archs(supernet):
+            want = {name: p.shape for name, p in build(arch, device="meta").named_parameters()}
+            assert {name: tensor.shape for name, tensor in select(supernet, arch).items()} == want
+
+    def test_a_copy_shares_nothing(self, supernet: Supernet) -> None:
+        randomize_(supernet, torch.Generator().manual_seed(0))
+        images, arch = self.images(supernet), supernet.space.middle()
+        before = supernet(images, arch).detach()
+        other = copy.deepcopy(supernet)
+        torch.testing.assert_close(other(images, arch), before, rtol=0, atol=0)
+        randomize_(other, torch.Generator().manual_seed(2))
+        assert not torch.equal(other(images, arch), before)
+        torch.testing.assert_close(supernet(images, arch), before, rtol=0, atol=0)
+        supernet.zero_grad(set_to_none=True)
+        self.loss(other(images, arch)).backward()
+        assert all(parameter.grad is None for parameter in supernet.parameters())
+
+    def test_the_order_of_calls_does_not_matter(self, supernet: Supernet) -> None:
+        randomize_(supernet, torch.Generator().manual_seed(0))
+        images, large, small = self.images(supernet), supernet.space.largest(), supernet.space.smallest()
+        with torch.no_grad():
+            first = supernet(images, large), supernet(images, small)
+            second = supernet(images, small), supernet(images, large)
+        torch.testing.assert_close(first, second[::-1], rtol=0, atol=0)
+
+    @staticmethod
+    def loss(logits: Tensor) -> Tensor:
+        return (logits * torch.linspace(-1, 1, logits.numel()).view_as(logits)).sum()
+
+    def autograd(self, supernet: Supernet, images: Tensor, arch: Arch) -> dict[str, Tensor]:
+        """Gradients by the plain way: autograd through views of the shared tensors."""
+        names, shared = zip(*supernet.named_parameters(), strict=True)
+        skeleton = build(arch, device="meta").eval()
+        logits = functional_call(skeleton, select(supernet, arch), (images,))
+        found = torch.autograd.grad(self.loss(logits), shared, allow_unused=True, materialize_grads=True)
+        return dict(zip(names, found, strict=True))
+
+    @staticmethod
+    def assert_gradients(supernet: Supernet, want: dict[str, Tensor]) -> None:
+        for name, parameter in supernet.named_parameters():
+            got = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            torch.testing.assert_close({name: got}, {name: want[name]}, rtol=0, atol=0)
