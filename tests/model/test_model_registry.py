@@ -17,7 +17,7 @@ from torch import Tensor
 
 import vitnas  # noqa: F401 - registers the models
 from vitnas.arch import Arch
-from vitnas.count import count
+from vitnas.counting import count
 from vitnas.errors import UserError
 from vitnas.model import Model, build
 from vitnas.model.published import PUBLISHED

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from vitnas.arch import Arch, Block, Stage
-from vitnas.count import count
+from vitnas.counting import count
 from vitnas.space import AutoFormerSpace, autoformer
 from vitnas.supernet import AUTOFORMER_OFFICIAL, Supernet
 from vitnas.supernet.official import load_autoformer_model, load_autoformer_supernet

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vitnas.arch import Arch
 from vitnas.errors import UserError
-from vitnas.extract import extract
+from vitnas.extraction import extract
 from vitnas.layers.axes import named_axes
 from vitnas.space import autoformer
 from vitnas.supernet import AUTOFORMER_OFFICIAL, Sharing, Supernet, select

@@ -31,7 +31,9 @@ from vitnas.train import (
     step_rng,
 )
 
-CONFIG = TrainConfig(epochs=2, lr=1e-3, warmup_epochs=0.5, monitor_every=0, log_every=1, checkpoint_minutes=0, drop_path=0.1)
+CONFIG = TrainConfig(
+    epochs=2, lr=1e-3, warmup_epochs=0.5, monitor_every=0, log_every=1, checkpoint_minutes=0, drop_path=0.1
+)
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +91,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     config = replace(CONFIG, ema=ema)
     augment = Augment(mixup=0.5, label_smoothing=0.1)
     whole = make(space)
-    want = fit(whole, Classification(), Uniform(space), batches(data), config=config, augment=augment, num_classes=4)
+    want = fit(
+        whole, Classification(), Uniform(space), batches(data), config=config, augment=augment, num_classes=4
+    )
     first = make(space)
     common = {"config": config, "augment": augment, "num_classes": 4, "folder": tmp_path}
     with pytest.raises(Interrupt):
@@ -108,9 +112,24 @@ def test_a_checkpoint_of_another_run_is_refused(data: Data, space: AutoFormerSpa
     with pytest.raises(Interrupt):
         fit(make(space), Classification(), Stopping(space, 3), batches(data), config=CONFIG, folder=tmp_path)
     with pytest.raises(UserError, match=r"another config \(lr: 0\.001 then, 0\.01 now\)"):
-        fit(make(space), Classification(), Uniform(space), batches(data), config=replace(CONFIG, lr=0.01), folder=tmp_path)
+        fit(
+            make(space),
+            Classification(),
+            Uniform(space),
+            batches(data),
+            config=replace(CONFIG, lr=0.01),
+            folder=tmp_path,
+        )
     with pytest.raises(UserError, match="another seed"):
-        fit(make(space), Classification(), Uniform(space), batches(data), config=CONFIG, folder=tmp_path, seed=1)
+        fit(
+            make(space),
+            Classification(),
+            Uniform(space),
+            batches(data),
+            config=CONFIG,
+            folder=tmp_path,
+            seed=1,
+        )
 
 
 def test_a_damaged_checkpoint_is_named(data: Data, space: AutoFormerSpace, tmp_path: Path) -> None:
@@ -127,7 +146,9 @@ class Exploding:
     def __init__(self, at: int) -> None:
         self.at, self.calls = at, 0
 
-    def __call__(self, network: nn.Module, batch: Batch, arch: Arch | None) -> tuple[dict[str, Tensor], Tensor]:
+    def __call__(
+        self, network: nn.Module, batch: Batch, arch: Arch | None
+    ) -> tuple[dict[str, Tensor], Tensor]:
         losses, logits = Classification()(network, batch, arch)
         self.calls += 1
         return ({"loss": losses["loss"] * (math.nan if self.calls > self.at else 1)}, logits)
@@ -136,10 +157,18 @@ class Exploding:
 def test_a_non_finite_loss_stops_before_the_weights_are_touched(data: Data, space: AutoFormerSpace) -> None:
     want, got = make(space), make(space)
     three_steps = replace(CONFIG, schedule="none", warmup_epochs=0)
-    with pytest.raises(NonFiniteLossError, match=r"loss of Arch d\d+-l\d-\w+ is nan at step 3 \(epoch 0\.\d\)"):
+    with pytest.raises(
+        NonFiniteLossError, match=r"loss of Arch d\d+-l\d-\w+ is nan at step 3 \(epoch 0\.\d\)"
+    ):
         fit(got, Exploding(at=3), Uniform(space), batches(data), config=three_steps)
     per_epoch = batches(data).steps_per_epoch
-    fit(want, Classification(), Uniform(space), batches(data), config=replace(three_steps, epochs=3 / per_epoch))
+    fit(
+        want,
+        Classification(),
+        Uniform(space),
+        batches(data),
+        config=replace(three_steps, epochs=3 / per_epoch),
+    )
     for name, value in want.state_dict().items():
         torch.testing.assert_close(got.state_dict()[name], value, rtol=0, atol=0, msg=name)
 
@@ -149,7 +178,14 @@ def one_step(space: AutoFormerSpace, loader: object, sampler: object, **options:
     net = make(space)
     before = {name: value.clone() for name, value in net.state_dict().items()}
     config = TrainConfig(
-        epochs=1e-9, optimizer="sgd", lr=1.0, weight_decay=0, schedule="none", clip_grad=None, monitor_every=0, **options
+        epochs=1e-9,
+        optimizer="sgd",
+        lr=1.0,
+        weight_decay=0,
+        schedule="none",
+        clip_grad=None,
+        monitor_every=0,
+        **options,
     )
     fit(net.eval(), Classification(), sampler, loader, config=config)  # type: ignore[arg-type]
     return {name: before[name] - value for name, value in net.state_dict().items()}
@@ -170,7 +206,11 @@ class Loader:
 @pytest.fixture
 def still(space: AutoFormerSpace, monkeypatch: pytest.MonkeyPatch) -> AutoFormerSpace:
     """No stochastic depth, so that slices and whole batches can be compared."""
-    monkeypatch.setitem(globals(), "make", lambda space, seed=0: Supernet(space, generator=torch.Generator().manual_seed(seed)))
+    monkeypatch.setitem(
+        globals(),
+        "make",
+        lambda space, seed=0: Supernet(space, generator=torch.Generator().manual_seed(seed)),
+    )
     return space
 
 
@@ -190,7 +230,10 @@ def test_several_archs_on_slices_give_the_mean_of_their_gradients(still: AutoFor
     images, targets = torch.randn(8, 3, 16, 16), torch.randint(0, 4, (8,))
     archs = still.smallest(), still.largest()
     got = one_step(still, Loader((images, targets)), Pair(*archs))
-    half = [one_step(still, Loader((images[i : i + 4], targets[i : i + 4])), Fixed(a)) for i, a in zip((0, 4), archs, strict=True)]
+    half = [
+        one_step(still, Loader((images[i : i + 4], targets[i : i + 4])), Fixed(a))
+        for i, a in zip((0, 4), archs, strict=True)
+    ]
     for name, value in got.items():
         torch.testing.assert_close(value, (half[0][name] + half[1][name]) / 2, rtol=1e-4, atol=1e-6, msg=name)
 
@@ -210,16 +253,28 @@ def test_clipping_bounds_the_gradient(still: AutoFormerSpace) -> None:
     loader = Loader((torch.randn(8, 3, 16, 16), torch.randint(0, 4, (8,))))
     net = make(still)
     before = [p.detach().clone() for p in net.parameters()]
-    config = TrainConfig(epochs=1e-9, optimizer="momentum", lr=1.0, weight_decay=0, schedule="none", clip_grad=0.01, monitor_every=0)
+    config = TrainConfig(
+        epochs=1e-9,
+        optimizer="momentum",
+        lr=1.0,
+        weight_decay=0,
+        schedule="none",
+        clip_grad=0.01,
+        monitor_every=0,
+    )
     fit(net, Classification(), Fixed(still.largest()), loader, config=config)
-    norm = torch.stack([(p.detach() - q).norm() for p, q in zip(net.parameters(), before, strict=True)]).norm()
+    norm = torch.stack(
+        [(p.detach() - q).norm() for p, q in zip(net.parameters(), before, strict=True)]
+    ).norm()
     assert float(norm) == pytest.approx(0.01, rel=1e-3)
 
 
 def test_training_learns(data: Data, space: AutoFormerSpace) -> None:
     net = Supernet(space, generator=torch.Generator().manual_seed(0))
     loader = TrainBatches(data.train, Augment(), batch_size=16, seed=0)
-    fit(net, Classification(), Uniform(space), loader, config=TrainConfig(epochs=15, lr=5e-3, monitor_every=0))
+    fit(
+        net, Classification(), Uniform(space), loader, config=TrainConfig(epochs=15, lr=5e-3, monitor_every=0)
+    )
     assert evaluate(net, data.train.batches(64), space.largest()).accuracy > 0.6
 
 
@@ -247,7 +302,15 @@ def test_distillation_uses_the_largest_archs_logits(space: AutoFormerSpace) -> N
 def test_monitor_and_metrics(data: Data, space: AutoFormerSpace, tmp_path: Path) -> None:
     monitor = Monitor.of(space, data.holdout.batches(64), num_random=2)
     config = replace(CONFIG, monitor_every=1)
-    fit(make(space), Classification(), Uniform(space), batches(data), config=config, monitor=monitor, folder=tmp_path)
+    fit(
+        make(space),
+        Classification(),
+        Uniform(space),
+        batches(data),
+        config=config,
+        monitor=monitor,
+        folder=tmp_path,
+    )
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     watched = [r for r in records if r.get("event") == "monitor"]
     assert [round(r["epoch"]) for r in watched] == [1, 2]
@@ -271,7 +334,10 @@ def test_monitoring_refuses_the_test_split(data: Data, space: AutoFormerSpace, t
     ],
 )
 def test_convergence_warning(accuracies: list[list[float]], words: str | None) -> None:
-    history = [[{"role": r, "accuracy": a} for r, a in zip(("smallest", "largest"), row, strict=True)] for row in accuracies]
+    history = [
+        [{"role": r, "accuracy": a} for r, a in zip(("smallest", "largest"), row, strict=True)]
+        for row in accuracies
+    ]
     warning = convergence_warning(history, num_classes=10)
     assert (warning is None) if words is None else (warning is not None and words in warning)
 
@@ -293,9 +359,21 @@ def test_bad_options_are_named(options: dict[str, object], words: str) -> None:
 
 def test_unknown_optimizer_and_schedule(data: Data, space: AutoFormerSpace) -> None:
     with pytest.raises(UserError, match=r"optimizer is 'adamv'.*Nearest"):
-        fit(make(space), Classification(), Uniform(space), batches(data), config=replace(CONFIG, optimizer="adamv"))
+        fit(
+            make(space),
+            Classification(),
+            Uniform(space),
+            batches(data),
+            config=replace(CONFIG, optimizer="adamv"),
+        )
     with pytest.raises(UserError, match=r"schedule is 'cosin'.*Nearest: 'cosine'"):
-        fit(make(space), Classification(), Uniform(space), batches(data), config=replace(CONFIG, schedule="cosin"))
+        fit(
+            make(space),
+            Classification(),
+            Uniform(space),
+            batches(data),
+            config=replace(CONFIG, schedule="cosin"),
+        )
 
 
 def test_the_stream_of_archs_is_fixed_by_seed_step_and_rank(space: AutoFormerSpace) -> None:

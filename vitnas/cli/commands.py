@@ -12,7 +12,7 @@ from rich.table import Table
 from vitnas.cli.fields import claim_folder, make_run, open_run, split_words
 from vitnas.cli.lookup import count_command, doctor_command, list_command, show_command
 from vitnas.errors import MissingExtra, UserError
-from vitnas.report import front_table, report
+from vitnas.reporting import front_table, report
 from vitnas.runs import read_json
 from vitnas.stages import STAGES, Context
 from vitnas.train import ConsoleProgress

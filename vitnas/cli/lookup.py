@@ -15,7 +15,7 @@ from rich.table import Table
 from vitnas.arch import Arch
 from vitnas.budget import format_quantity
 from vitnas.cli.fields import split_words
-from vitnas.count import count, parts
+from vitnas.counting import count, parts
 from vitnas.errors import UserError, nearest
 from vitnas.measure.environment import environment
 from vitnas.mixers.softmax import Convention
@@ -23,7 +23,7 @@ from vitnas.model.published import PUBLISHED
 from vitnas.recipes import RECIPES
 from vitnas.runs import read_json
 from vitnas.sample import SAMPLERS
-from vitnas.search import SEARCHERS
+from vitnas.searching import SEARCHERS
 from vitnas.space import SPACES
 from vitnas.space.autoformer import SIZES
 from vitnas.stages.run import plain
@@ -71,7 +71,7 @@ def show_command(words: list[str], console: Console) -> None:
 
 
 def count_command(words: list[str], console: Console) -> None:
-    """Cost of an Arch by every convention (see vitnas/count.py)."""
+    """Cost of an Arch by every convention (see vitnas/counting.py)."""
     arch = find_arch(one_name(words, "count"))
     cost = count(arch)
     console.print(f"{arch.id}: {arch.describe()}")

@@ -16,7 +16,6 @@ from torch.nn import functional
 from vitnas.layers.axes import Axes
 from vitnas.layers.relative_position import RelativePosition2d, line_features
 
-
 Convention = Literal["executed", "plain", "dense_relative"]
 
 

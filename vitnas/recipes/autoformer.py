@@ -1,7 +1,7 @@
 """AutoFormer (Chen et al., arXiv 2107.00651): uniform sampling in an elastic ViT space, evolution on inherited weights.
 
 Its parts: `space/autoformer.py` (genes, 2-D relative positions), `supernet/` with prefix sharing ("weight
-entanglement"), `sample/uniform.py`, `search/evolution.py` with the paper's settings (`searcher="autoformer"`).
+entanglement"), `sample/uniform.py`, `searching/evolution.py` with the paper's settings (`searcher="autoformer"`).
 Deviations: PAPERS.md.
 """
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vitnas.arch import Arch, Block, Stage
-from vitnas.count import BYTES, Frame, block_cost, head_part, stem_part
+from vitnas.counting import BYTES, Frame, block_cost, head_part, stem_part
 from vitnas.errors import UserError, nearest
 from vitnas.space.space import Gene, Genes, Matrix, NotInSpace, Space, Term, field_reasons, option_reason
 

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from vitnas.data import EvalBatches
 from vitnas.errors import UserError
-from vitnas.export import export_model, load_timm
+from vitnas.exporting import export_model, load_timm
 from vitnas.measure.latency import LatencyMeter
-from vitnas.report import report
-from vitnas.report.tables import wilson
+from vitnas.reporting import report
+from vitnas.reporting.tables import wilson
 from vitnas.runs import read_json, write_json
 from vitnas.stages.context import EVAL_BATCH, Context
 from vitnas.stages.models import load_model

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from vitnas.arch import Arch, Block, Stage
 from vitnas.budget import Budget
-from vitnas.count import count
+from vitnas.counting import count
 from vitnas.errors import UserError
 
 RATIO = 16.0  # DeiT-Ti's width over depth

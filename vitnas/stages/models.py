@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from vitnas.arch import Arch
-from vitnas.count import count
+from vitnas.counting import count
 from vitnas.errors import UserError
-from vitnas.export import load_timm, save_timm
-from vitnas.extract import extract
+from vitnas.exporting import load_timm, save_timm
+from vitnas.extraction import extract
 from vitnas.model import Model, build
 from vitnas.runs import read_json, write_json
 from vitnas.sample import Fixed
-from vitnas.search import Trial, rank_correlation
+from vitnas.searching import Trial, rank_correlation
 from vitnas.stages.context import Context
 from vitnas.stages.hand_scaled import hand_scaled
 from vitnas.stages.searching import open_study, run_study

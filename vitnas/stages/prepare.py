@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vitnas.measure.environment import environment, git_commit
 from vitnas.runs import write_json
-from vitnas.search import Feasibility, feasibility
+from vitnas.searching import Feasibility, feasibility
 from vitnas.stages.context import Context
 from vitnas.train.optim import make_optimizer
 

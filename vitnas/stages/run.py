@@ -14,7 +14,7 @@ from vitnas.data import DataConfig
 from vitnas.errors import UserError
 from vitnas.measure.target import parse_target
 from vitnas.runs import write_atomic
-from vitnas.search import SEARCHERS
+from vitnas.searching import SEARCHERS
 from vitnas.space import SPACES
 from vitnas.train import TrainConfig
 
@@ -78,10 +78,10 @@ class SearchConfig:
 class RetrainConfig:
     """How the chosen Arch is trained for use, and what it is compared with.
 
-    `start` is `scratch` (new weights; the comparison is then at equal training) or `inherited` (from the supernet; the
-    table says so). `baselines` are trained in the same way: a `hand_scaled` plain ViT at the same budget and the best of
-    a `random_search` with as many scored Archs. `rank_archs` Archs are trained from scratch for `rank_epochs` to see how well
-    the supernet ranks them; 0 leaves that out.
+    `start` is `scratch` (new weights; the comparison is then at equal training) or `inherited` (from the supernet;
+    the table says so). `baselines` are trained in the same way: a `hand_scaled` plain ViT at the same budget and the
+    best of a `random_search` with as many scored Archs. `rank_archs` Archs are trained from scratch for `rank_epochs`
+    to see how well the supernet ranks them; 0 leaves that out.
     """
 
     train: TrainConfig = field(default_factory=lambda: TrainConfig(monitor_every=0))

@@ -8,10 +8,10 @@ from pathlib import Path
 from vitnas.arch import Arch
 from vitnas.data import EvalBatches, require_not_test
 from vitnas.errors import UserError
-from vitnas.export import save_timm
-from vitnas.extract import extract
+from vitnas.exporting import save_timm
+from vitnas.extraction import extract
 from vitnas.runs import write_json
-from vitnas.search import Objective, Study, Trial, search
+from vitnas.searching import Objective, Study, Trial, search
 from vitnas.stages.context import Context
 from vitnas.supernet import Supernet
 from vitnas.train import evaluate
@@ -79,7 +79,7 @@ def search_archs(context: Context) -> None:
         context.engine.wait()
         if not study.scored():
             raise UserError(
-                f"the search scored no Arch: {study.num_rejected()} missed the budget {context.budget.text!r}. Widen it."
+                f"the search scored no Arch: {study.num_rejected()} missed {context.budget.text!r}. Widen the budget."
             )
         if context.engine.is_main:
             for trial in study.front():

@@ -10,7 +10,7 @@ STAGE = "supernet"
 
 
 def train_supernet(context: Context) -> None:
-    """Train the supernet, continuing from its checkpoint; writes supernet.safetensors. Does nothing if that is there."""
+    """Train the supernet, continuing from its checkpoint, into supernet.safetensors, unless that is there."""
     target = context.folder / "supernet.safetensors"
     if target.exists():
         return

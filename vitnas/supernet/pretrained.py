@@ -15,8 +15,8 @@ from vitnas.supernet.supernet import Supernet
 def start_from_timm(supernet: Supernet, source: str | nn.Module) -> str:
     """Copy a plain timm ViT's weights into the shared tensors, as far as both have the same entries.
 
-    On every axis the first entries are copied (heads, hidden units, blocks, channels), so each Arch gets a prefix of the
-    pretrained network. Positions and patch weights are resampled to the Space's grid; what the ViT lacks
+    On every axis the first entries are copied (heads, hidden units, blocks, channels), so each Arch gets a prefix of
+    the pretrained network. Positions and patch weights are resampled to the Space's grid; what the ViT lacks
     (relative positions, extra blocks, a classifier for other classes) keeps its initial weights.
 
     Args:
@@ -41,8 +41,8 @@ def start_from_timm(supernet: Supernet, source: str | nn.Module) -> str:
     name, given = type(source).__name__, model.arch.blocks[0].head_dim
     if given != arch.blocks[0].head_dim:
         raise UserError(
-            f"the pretrained model's heads are {given} wide; the space's are {arch.blocks[0].head_dim}. Set the space's "
-            f"head_dim to {given}, or start from another model."
+            f"the pretrained model's heads are {given} wide; the space's are {arch.blocks[0].head_dim}. Set the "
+            f"space's head_dim to {given}, or start from another model."
         )
     model.set_input_size(img_size=arch.image_size, patch_size=arch.patch_size)
     weights = dict(model.named_parameters())
@@ -71,7 +71,7 @@ def _copy_overlap(
     ]  # channels were adapted
     region = tuple(slice(0, min(a, b)) for (_, a), b in zip(target_axes, sizes, strict=True))
     part = source.reshape(sizes)[region]
-    target.view([size for _, size in target_axes])[region] = part
+    target.detach().view([size for _, size in target_axes])[region] = part
     return part.numel()
 
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from vitnas.arch import Arch
-from vitnas.count import count
+from vitnas.counting import count
 from vitnas.space import Genes, Space, space_from_json
 from vitnas.testing.refusal import refusal
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from vitnas.arch import Arch
-from vitnas.extract import extract
+from vitnas.extraction import extract
 from vitnas.model import build
 from vitnas.supernet import Supernet, select
 from vitnas.testing.random import randomize_

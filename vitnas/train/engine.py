@@ -1,7 +1,7 @@
 """Engine: the handful of calls that training needs from Accelerate (devices, precision, processes, trackers).
 
-Several processes are started by torchrun, `accelerate launch` or SLURM's srun. Networks are *not* wrapped in DDP: ranks may train
-different Archs in the same step, so gradients are averaged here, those of parameters that only some ranks used too.
+Several processes are started by torchrun, `accelerate launch` or SLURM's srun. Networks are *not* wrapped in DDP: ranks
+may train different Archs in the same step, so gradients are averaged here, those that only some ranks have too.
 """
 
 from __future__ import annotations

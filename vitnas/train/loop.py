@@ -1,8 +1,8 @@
 """fit: the one training loop, for Supernets and for single Models.
 
-Everything random (data order, augmentation, mixing, Archs, dropout) is a function of (seed, step, rank). A checkpoint is
-therefore weights, optimizer state and the step, and a run that was killed and resumed equals one that was not, bit for
-bit on a CPU.
+Everything random (data order, augmentation, mixing, Archs, dropout) is a function of (seed, step, rank). A checkpoint
+is therefore weights, optimizer state and the step, and a run that was killed and resumed equals one that was not, bit
+for bit on a CPU.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from timm.data import Mixup
@@ -84,7 +84,7 @@ def fit(
         network: a Supernet, or any network when `sampler` is `Fixed()`.
         task: losses of a batch.
         sampler: which Archs train at a step.
-        loader: `TrainBatches`, or any re-iterable of (images, class numbers); only the former resumes mid-epoch exactly.
+        loader: `TrainBatches`, or any re-iterable of (images, class numbers), which resumes at an epoch's start.
         augment: its `mixup` and `cutmix` mix images and labels; `num_classes` is then needed.
         folder: run folder for metrics and checkpoints; None keeps nothing. A checkpoint found there is continued.
         stage: name of this training in the run folder.
@@ -95,7 +95,7 @@ def fit(
         UserError: a checkpoint of another run, options that do not fit.
     """
     config, engine, progress = config or TrainConfig(), engine or Engine(), progress or Silent()
-    batches: Batches = loader if hasattr(loader, "from_step") else _Plain(loader)
+    batches = cast(Batches, loader) if hasattr(loader, "from_step") else _Plain(loader)
     network.to(engine.device).train()
     steps_per_epoch = max(1, batches.steps_per_epoch // config.accumulate)
     steps = max(1, round(config.epochs * steps_per_epoch))
@@ -199,7 +199,7 @@ class _Run:
             name = "the network" if arch is None else f"Arch {arch}"
             raise NonFiniteLossError(
                 f"the loss of {name} is {value} at step {step} (epoch {step / steps_per_epoch:.1f}); training cannot go "
-                "on. The weights are those before this step. Lower lr, lower clip_grad, or use precision=fp32 or bf16."
+                "on. The weights are those before this step. Lower lr or clip_grad, or use precision fp32 or bf16."
             )
 
     def monitor(self, monitor: Monitor, step: int, epoch: float, progress: Progress) -> list[dict[str, Any]]:

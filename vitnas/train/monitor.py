@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from vitnas.arch import Arch
-from vitnas.count import count
+from vitnas.counting import count
 from vitnas.data import EvalBatches, require_not_test
 from vitnas.space import Space
 from vitnas.train.evaluate import evaluate

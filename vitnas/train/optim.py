@@ -26,7 +26,9 @@ def make_optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Optim
         )
     # The fused kernel takes a sixth of the time on nets of many small tensors; the others take no such argument.
     fused = {"fused": True} if config.optimizer.lower() in ("adamw", "adam") else {}
-    return create_optimizer_v2(network, opt=config.optimizer, lr=config.lr, weight_decay=config.weight_decay, **fused)
+    return create_optimizer_v2(
+        network, opt=config.optimizer, lr=config.lr, weight_decay=config.weight_decay, **fused
+    )
 
 
 def make_schedule(

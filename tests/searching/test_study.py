@@ -1,0 +1,267 @@
+"""The Study: what it refuses, what it keeps, leases, retries, best, front and search.json."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.storages import InMemoryStorage
+from search_help import BUDGET, DOZEN, MICRO, evolution, score, told
+
+from vitnas.errors import UserError
+from vitnas.searching import NothingLeftError, Objective, RandomSearch, Study, Trial, search
+from vitnas.searching import rows as rows_module
+
+
+def open_micro(storage: object | None = None, **options: object) -> Study:
+    where = storage if storage is not None else InMemoryStorage()
+    given = {"space": MICRO, "budget": BUDGET, **options}
+    return Study.open(where, **given)  # type: ignore[arg-type]
+
+
+def run(study: Study, num: int) -> list[Trial]:
+    trials = []
+    for _ in range(num):
+        trial = study.ask(RandomSearch())
+        assert trial is not None
+        study.tell(trial, score(trial.arch))
+        trials.append(trial)
+    return trials
+
+
+def test_ask_tell_reject() -> None:
+    study = open_micro()
+    first, second = study.ask(RandomSearch()), study.ask(RandomSearch())
+    assert first is not None
+    assert second is not None
+    assert first.genes != second.genes
+    assert study.num_running() == 2
+    assert study.tell(first, {"accuracy": 0.5, "loss": 1.25})
+    assert study.reject(second, ["latency is 9ms; the budget allows at most 8ms"])
+    done = study.trials()
+    assert [trial.state for trial in done] == ["scored", "rejected"]
+    assert done[0].values == {"accuracy": 0.5, "loss": 1.25}
+    assert done[1].values == {}
+    assert done[1].reasons == ("latency is 9ms; the budget allows at most 8ms",)
+    assert study.scored() == [done[0]]
+
+
+def test_what_counting_rejects_needs_no_latency_in_the_summary() -> None:
+    study = open_micro(budget="macs<=700K and latency<=6ms")
+    trial = study.ask(RandomSearch())
+    assert trial is not None
+    big = replace(trial.cost, macs=800_000)
+    study.reject(trial, study.problem.budget.counted.misses(big), big)
+    assert study.summary()["rejections"] == {"macs<=700K": 1}
+
+
+def test_optuna_sees_values_names_and_constraints() -> None:
+    storage = InMemoryStorage()
+    run(open_micro(storage), 3)
+    study = optuna.load_study(study_name="search", storage=storage)
+    assert study.metric_names == ["accuracy", "macs"]
+    assert all(trial.constraints == {BUDGET: 0.0} for trial in study.trials)
+    assert len(study.best_trials) >= 1
+
+
+def test_sqlite_and_journal_keep_everything(tmp_path: Path) -> None:
+    for where in (str(tmp_path / "a" / "s.db"), f"journal:{tmp_path / 'j.log'}"):
+        with open_micro(where) as study:
+            run(study, 3)
+            before = told(study)
+        with open_micro(where) as again:
+            assert told(again) == before
+            assert [trial.proposal for trial in again.trials()] == [0, 1, 2]
+    assert (tmp_path / "a" / "s.db").exists()
+
+
+def test_another_search_under_the_same_name_is_refused() -> None:
+    storage = InMemoryStorage()
+    open_micro(storage)
+    with pytest.raises(
+        UserError, match=r"budget is 'macs<=1G'; study 'search' was made with 'macs<=700K'\. Give"
+    ):
+        open_micro(storage, budget="macs<=1G")
+    with pytest.raises(UserError, match=r"space is 'dozen-\w+'; study 'search' was made with 'micro-"):
+        open_micro(storage, space=DOZEN)
+    with pytest.raises(UserError, match=r"objectives is 'accuracy \(maximize\)'; study"):
+        open_micro(storage, objectives=(Objective("accuracy"),))
+    with pytest.raises(UserError, match="seed is 7; study 'search' was made with 0"):
+        open_micro(storage, seed=7)
+    assert open_micro(storage, name="other", budget="macs<=1G").trials() == []
+
+
+def test_storage_that_cannot_be_opened(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a database, and long enough to be looked at " * 50)
+    with pytest.raises(
+        UserError, match=r"file cannot be opened \(.*not a database\); it must be a writable path"
+    ):
+        open_micro(tmp_path / "file")
+    with pytest.raises(UserError, match=r"objectives are .*; give one or more, each once"):
+        open_micro(objectives=())
+
+
+def test_bad_scores_are_refused() -> None:
+    study = open_micro()
+    trial = study.ask(RandomSearch())
+    assert trial is not None
+    with pytest.raises(UserError, match=r"accuracy of Arch .* is nan; a score must be a finite number"):
+        study.tell(trial, {"accuracy": float("nan")})
+    with pytest.raises(UserError, match="objective 'accuracy' is not given; the evaluator gives top1"):
+        study.tell(trial, {"top1": 0.5})
+    assert study.tell(trial, {"accuracy": 0.5})
+
+
+def test_nothing_left() -> None:
+    study = open_micro(space=DOZEN, budget=None)
+    run(study, 12)
+    with pytest.raises(NothingLeftError, match="the search has tried 12 Archs; no other was found"):
+        study.ask(RandomSearch())
+
+
+def test_a_trial_whose_lease_ran_out_is_run_again_once(caplog: pytest.LogCaptureFixture) -> None:
+    storage = InMemoryStorage()
+    lost, other = open_micro(storage, lease_s=0.05), open_micro(storage)
+    trial = lost.ask(RandomSearch())
+    assert trial is not None
+    time.sleep(0.1)
+    again = other.ask(RandomSearch())
+    assert again is not None
+    assert again.genes == trial.genes
+    assert (again.proposal, again.number) == (trial.proposal, trial.number + 1)
+    new = other.ask(RandomSearch())
+    assert new is not None
+    assert new.genes != trial.genes
+    assert not lost.touch(trial)
+    assert not lost.tell(trial, {"accuracy": 0.1})
+    assert "its result is dropped" in caplog.text
+    assert other.tell(again, {"accuracy": 0.2})
+    assert [t.values for t in other.scored()] == [{"accuracy": 0.2}]
+
+
+def test_touch_keeps_a_lease_and_release_gives_it_up() -> None:
+    storage = InMemoryStorage()
+    mine, other = open_micro(storage, lease_s=0.3), open_micro(storage)
+    trial = mine.ask(RandomSearch())
+    assert trial is not None
+    time.sleep(0.2)
+    assert mine.touch(trial)
+    time.sleep(0.2)
+    second = other.ask(RandomSearch())
+    assert second is not None
+    assert second.genes != trial.genes
+    assert mine.release(trial)
+    third = other.ask(RandomSearch())
+    assert third is not None
+    assert third.genes == trial.genes
+
+
+def test_an_arch_that_always_kills_its_worker_is_left(caplog: pytest.LogCaptureFixture) -> None:
+    study = open_micro()
+    genes = []
+    for _ in range(4):
+        trial = study.ask(RandomSearch())
+        assert trial is not None
+        genes.append(trial.genes)
+        study.release(trial)
+    assert genes[0] == genes[1] == genes[2] != genes[3]
+    assert next((t.state, t.reasons) for t in study.trials()) == ("failed", ("its worker died 3 times",))
+    assert "trial 2 is left as failed" in caplog.text
+
+
+def test_a_kill_between_the_retry_and_the_closing_runs_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The retry exists, the dead trial still looks running: it is closed, not started a second time."""
+    storage = InMemoryStorage()
+    lost, other = open_micro(storage, lease_s=0.01), open_micro(storage)
+    trial = lost.ask(RandomSearch())
+    assert trial is not None
+    time.sleep(0.05)
+    with monkeypatch.context() as patch:
+        patch.setattr(other, "_close_failed", lambda number: None)
+        again = other.ask(RandomSearch())
+    assert again is not None
+    third = other.ask(RandomSearch())
+    assert third is not None
+    assert again.genes == trial.genes != third.genes
+    assert not lost.touch(trial)
+
+
+def test_the_same_arch_asked_by_two_workers_goes_to_the_first() -> None:
+    """Both proposed from the same history; the second finds the first one's trial and asks again."""
+    storage = InMemoryStorage()
+    one, two = open_micro(storage), open_micro(storage)
+    stale = two._rows()
+    first = one.ask(RandomSearch())
+    assert first is not None
+    real, calls = two._rows, []
+
+    def rows() -> list[optuna.trial.FrozenTrial]:
+        calls.append(1)
+        return stale if len(calls) == 1 else real()
+
+    two._rows = rows  # type: ignore[method-assign]
+    second = two.ask(RandomSearch())
+    assert second is not None
+    assert second.genes != first.genes
+    assert (second.number, second.proposal) == (2, 1)
+    assert [trial.number for trial in one.trials()] == [0, 2]
+
+
+def test_the_last_place_goes_to_one_worker() -> None:
+    storage = InMemoryStorage()
+    one, two = open_micro(storage), open_micro(storage)
+    run(one, 2)
+    stale = two._rows()
+    assert one.ask(RandomSearch(), limit=3) is not None
+    real, calls = two._rows, []
+
+    def rows() -> list[optuna.trial.FrozenTrial]:
+        calls.append(1)
+        return stale if len(calls) == 1 else real()
+
+    two._rows = rows  # type: ignore[method-assign]
+
+    class Other(RandomSearch):
+        """Proposes another Arch than the first worker got, so that only the limit is in the way."""
+
+        def propose(self, problem, history, index, rng):  # type: ignore[no-untyped-def]
+            return super().propose(problem, history, index + 1, rows_module.proposal_rng(5, index))
+
+    assert two.ask(Other(), limit=3) is None
+    assert one.num_running() == 1
+
+
+def test_best_and_front() -> None:
+    study = open_micro(budget=None)
+    trials = [study.ask(RandomSearch()) for _ in range(4)]
+    by_cost = sorted((t for t in trials if t is not None), key=lambda t: t.cost.macs)
+    for trial, accuracy in zip(by_cost, (0.5, 0.9, 0.9, 0.8), strict=True):
+        study.tell(trial, {"accuracy": accuracy})
+    assert study.best().genes == by_cost[1].genes  # equal accuracy: fewer MACs
+    assert [t.genes for t in study.front()] == [by_cost[1].genes, by_cost[0].genes]
+    tight = f"macs<={by_cost[0].cost.macs}"
+    assert study.best(tight).genes == by_cost[0].genes
+    with pytest.raises(UserError, match=r"none of 4 scored Archs meets the budget 'macs<=1K'"):
+        study.best("macs<=1K")
+
+
+def test_summary_is_what_the_report_reads() -> None:
+    study = search(None, score, space=MICRO, budget=BUDGET, searcher=evolution())
+    summary = json.loads(json.dumps(study.summary(), allow_nan=False))
+    assert summary["objectives"] == [
+        {"name": "accuracy", "direction": "maximize"},
+        {"name": "macs", "direction": "minimize"},
+    ]
+    assert (summary["budget"], summary["num_scored"], summary["num_rejected"]) == (BUDGET, 30, 0)
+    first = summary["trials"][0]
+    assert set(first) == {"number", "arch_id", "genes", "values", "costs", "state", "reasons", "generation"}
+    assert set(first["costs"]) == {"macs", "params", "memory"}
+    assert [trial["generation"] for trial in summary["trials"]] == [0] * 10 + [1] * 10 + [2] * 10
+    assert summary["chosen"] in summary["front"]
+    assert summary["chosen"] == study.best().arch.id
+    assert summary["hypervolume"][-1][0] == 30
+    assert replace(study.best(), state="scored").arch == MICRO.decode(study.best().genes)

@@ -1,0 +1,166 @@
+"""count: equal to torch's own counter, to the parameters, to the live activations, and to what was published."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from vitnas.arch import Arch, Block, Stage
+from vitnas.counting import BYTES, Convention, count, parts
+from vitnas.measure.memory import peak_activation_bytes
+from vitnas.model import build
+from vitnas.model.published import PUBLISHED
+from vitnas.space import autoformer
+
+SPACES = {
+    "tiny": autoformer("tiny"),
+    "small": autoformer("small"),
+    "base": autoformer("base"),
+    "micro": autoformer("micro", image_size=32, patch_size=4, num_classes=10),
+    "micro_grey_8px": autoformer("micro", image_size=8, patch_size=2, num_classes=10, in_chans=1),
+    "plain": autoformer("tiny", relative_position=0),
+}
+# The same widths in few blocks: torch's counters take a second per dozen blocks.
+SHALLOW = {name: replace(space, depths=(1, 2)) for name, space in SPACES.items()}
+
+
+def image_shape(arch: Arch) -> tuple[int, int, int]:
+    return (arch.in_chans, arch.image_size, arch.image_size)
+
+
+def wild_arch(rng: random.Random) -> Arch:
+    """Any shape: heads wider than the embedding, tiny grids, many classes."""
+    class_token = rng.random() < 0.6
+    patch, grid = rng.choice([1, 2, 4]), rng.choice([2, 3, 4, 8])
+    blocks = tuple(
+        Block(
+            num_heads=rng.choice([1, 2, 3, 5]),
+            head_dim=rng.choice([2, 7, 16, 64]),
+            mlp_hidden=rng.choice([1, 3, 16, 200]),
+        )
+        for _ in range(rng.choice([1, 2]))
+    )
+    return Arch(
+        image_size=patch * grid,
+        patch_size=patch,
+        in_chans=rng.choice([1, 3, 5]),
+        num_classes=rng.choice([0, 1, 10, 5000]),
+        stages=(Stage(embed_dim=rng.choice([1, 8, 17, 96]), blocks=blocks),),
+        class_token=class_token,
+        position=rng.choice(["learned", "none"]),
+        relative_position=rng.choice([0, 0, 1, 2, 14]),
+        global_pool=rng.choice(["token", "avg"]) if class_token else "avg",
+        fc_norm=rng.random() < 0.4,
+        qkv_bias=rng.random() < 0.7,
+    )
+
+
+def torch_macs(arch: Arch) -> int:
+    """By torch's counter, on the meta device: fused attention counts as nothing on the CPU."""
+    model = build(arch, device="meta").eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(torch.empty(1, *image_shape(arch), device="meta"))
+    assert counter.get_total_flops() % 2 == 0
+    return counter.get_total_flops() // 2
+
+
+def check(arch: Arch) -> None:
+    cost = count(arch)
+    assert cost.macs == torch_macs(arch)
+    model = build(arch, device="meta")
+    assert cost.params == sum(parameter.numel() for parameter in model.parameters())
+    assert cost.memory_bytes == peak_activation_bytes(model, image_shape(arch))
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_count_equals_torch_for_every_space(name: str) -> None:
+    rng = random.Random(0)
+    wide_and_narrow = [arch for arch in SHALLOW[name].corners() if arch.depth == 1]
+    for arch in [*wide_and_narrow, SHALLOW[name].sample(rng), SHALLOW[name].sample(rng)]:
+        check(arch)
+
+
+@pytest.mark.parametrize("name", ["tiny", "micro"])
+def test_count_equals_torch_at_full_depth(name: str) -> None:
+    check(SPACES[name].largest())
+    check(SPACES[name].sample(random.Random(0)))
+
+
+def test_count_equals_torch_for_any_shape() -> None:
+    rng = random.Random(1)
+    for arch in [wild_arch(rng) for _ in range(40)]:
+        cost = count(arch)
+        assert cost.macs == torch_macs(arch), arch
+        model = build(arch).eval()
+        assert cost.params == sum(parameter.numel() for parameter in model.parameters()), arch
+        assert cost.memory_bytes == peak_activation_bytes(model, image_shape(arch), device=None), arch
+
+
+@pytest.mark.parametrize("name", ["micro", "micro_grey_8px"])
+def test_memory_is_what_a_pass_on_the_cpu_holds(name: str) -> None:
+    for arch in (SHALLOW[name].smallest(), SHALLOW[name].largest(), SPACES[name].middle()):
+        for each in (arch, replace(arch, relative_position=0), replace(arch, class_token=False)):
+            model = build(each).eval()
+            assert count(each).memory_bytes == peak_activation_bytes(model, image_shape(each), device=None)
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_parts_add_up(name: str) -> None:
+    conventions: list[Convention] = ["executed", "plain", "dense_relative"]
+    for arch in (SPACES[name].largest(), SPACES[name].smallest(), SPACES[name].sample(random.Random(0))):
+        model = dict(build(arch, device="meta").named_parameters())
+        for convention in conventions:
+            found, cost = parts(arch, convention=convention), count(arch, convention=convention)
+            assert sum(part.macs for part in found) == cost.macs
+            assert sum(part.params for part in found) == cost.params
+            assert max(part.memory for part in found) * BYTES == cost.memory_bytes
+        names = [
+            "stem",
+            *(f"blocks.{i}.{what}" for i in range(arch.depth) for what in ("attn", "mlp")),
+            "head",
+        ]
+        assert [part.name for part in found] == names
+        # Attention comes with its norm: norm1, qkv, proj and tables.
+        first = [p.numel() for n, p in model.items() if n.startswith(("blocks.0.attn.", "blocks.0.norm1."))]
+        assert found[1].params == sum(first)
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "plain", "dense"),
+    [
+        ("autoformer_tiny", 5.868, 1.283, 1.482),
+        ("autoformer_small", 22.891, 4.774, 5.161),
+        ("autoformer_base", 53.692, 11.045, 11.691),
+    ],
+)
+def test_published_figures(name: str, params: float, plain: float, dense: float) -> None:
+    arch = PUBLISHED[name]
+    assert round(count(arch).params / 1e6, 3) == params
+    assert round(count(arch, convention="plain").macs / 1e9, 3) == plain
+    assert round(count(arch, convention="dense_relative").macs / 1e9, 3) == dense
+    # Ours costs less than the authors' code, and more than nothing.
+    assert plain < count(arch).macs / 1e9 < dense
+
+
+@pytest.mark.parametrize(
+    ("size", "params", "macs"),
+    [
+        ("tiny", (5.37, 10.52), (1.17, 2.26)),
+        ("small", (13.06, 34.79), (2.77, 7.20)),
+        ("base", (39.79, 76.88), None),
+    ],
+)
+def test_published_ranges(size: str, params: tuple[float, float], macs: tuple[float, float] | None) -> None:
+    ends = (SPACES[size].smallest(), SPACES[size].largest())
+    assert tuple(round(count(arch).params / 1e6, 2) for arch in ends) == params
+    if macs:
+        assert tuple(round(count(arch, convention="plain").macs / 1e9, 2) for arch in ends) == macs
+
+
+def test_a_plain_vit_costs_the_same_by_all_conventions() -> None:
+    arch = SPACES["plain"].middle()
+    assert len({count(arch, convention=c).macs for c in ("executed", "plain", "dense_relative")}) == 1

@@ -1,0 +1,74 @@
+"""Export: a Model as a file that others run, verified against the Model before it takes its place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from vitnas.errors import UserError
+from vitnas.exporting.onnx import export_onnx, unsupported
+from vitnas.exporting.timm_dir import load_timm, save_timm
+from vitnas.exporting.torch_export import export_program
+from vitnas.exporting.verify import Agreement, ExportError, compare, verify
+
+__all__ = [
+    "Agreement",
+    "ExportError",
+    "compare",
+    "export_model",
+    "export_onnx",
+    "export_program",
+    "load_timm",
+    "save_timm",
+    "unsupported",
+    "verify",
+]
+
+
+def export_model(
+    model: nn.Module,
+    path: Path | str,
+    images: Tensor | None = None,
+    *,
+    class_names: Sequence[str] | None = None,
+    data_config: Mapping[str, Any] | None = None,
+    tolerance: float | None = None,
+) -> dict[str, Any]:
+    """Write `model` to `path` in the format that its suffix names, and verify what was written.
+
+    Args:
+        path: `*.onnx` (ONNX Runtime and others), `*.pt2` (torch alone), or a folder (timm).
+        images: preprocessed (B, C, H, W) images to compare on; noise if None. A folder needs none: its
+            tensors are compared bit for bit.
+        class_names: names of the classes in order, written into the file.
+        data_config: `mean`, `std`, `interpolation`, `crop_pct` of the training images, where they differ from
+            the model's `pretrained_cfg`.
+        tolerance: allowed difference of the logits.
+
+    Returns:
+        The record of the export, as JSON values.
+
+    Raises:
+        UserError: another suffix, wrong images or class names, or `path` cannot be written.
+        ExportError: the model cannot be exported, or the file computes something else.
+
+    >>> export_model(model, "model.onnx", images)["max_abs_diff"]  # doctest: +SKIP
+    """
+    path = Path(path)
+    if path.suffix == ".onnx":
+        return export_onnx(
+            model, path, images, class_names=class_names, data_config=data_config, tolerance=tolerance
+        )
+    if path.suffix == ".pt2":
+        return export_program(
+            model, path, images, class_names=class_names, data_config=data_config, tolerance=tolerance
+        )
+    if path.suffix and not path.is_dir():
+        raise UserError(
+            f"export path is {str(path)!r}; it must end in .onnx or .pt2, or be a folder without a suffix (for timm). "
+            "Rename it."
+        )
+    return save_timm(model, path, class_names=class_names, data_config=data_config)

@@ -1,0 +1,210 @@
+"""A folder that timm loads: `config.json`, `model.safetensors` and a `README.md` that says how.
+
+    import timm, vitnas
+    model = timm.create_model("local-dir:FOLDER", pretrained=True)
+
+The import makes vitnas's models known to timm. Models of timm's own need no vitnas to load. Weights are
+safetensors; nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.models import save_for_hf
+from torch import nn
+
+import vitnas
+from vitnas.arch import Arch
+from vitnas.errors import UserError
+from vitnas.exporting.describe import check_class_names, first_line
+from vitnas.exporting.verify import ExportError, example_images
+from vitnas.measure.convert import evaluating, model_device, quiet
+from vitnas.runs import read_json, write_with
+
+ENTRY_POINT = "vitnas_arch"  # timm's name for "the Model of whatever Arch the config holds"
+WEIGHTS = "model.safetensors"
+
+
+def save_timm(
+    model: nn.Module,
+    folder: Path | str,
+    *,
+    class_names: Sequence[str] | None = None,
+    data_config: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Write `model` as a folder that timm loads, load it back, and compare every tensor bit for bit.
+
+    Other files in `folder` stay. A new folder appears in one step. In a folder that exists, the three files
+    are replaced one by one, the weights first.
+
+    Args:
+        class_names: names of the classes in order.
+        data_config: `mean`, `std`, `interpolation`, `crop_pct` that the model was trained with, where they
+            differ from the model's `pretrained_cfg`.
+
+    Returns:
+        The record: path, architecture, params, tensors, bytes.
+
+    Raises:
+        ExportError: timm cannot rebuild the model from the folder. What was there before is untouched.
+        UserError: wrong class names, a model without `pretrained_cfg`, or `folder` cannot be written.
+    """
+    folder = Path(folder)
+    if class_names is not None:
+        check_class_names(model, class_names)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; the folder for timm needs its own name. Choose another.")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as beside:
+            new = Path(beside) / "new"
+            _write(model, new, class_names, data_config or {})
+            _check(model, new)
+            size = sum(file.stat().st_size for file in new.iterdir())
+            _move(new, folder)
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be written ({error.strerror or error}); it needs free space. Mend that."
+        ) from error
+    return {
+        "path": str(folder),
+        "architecture": read_json(folder / "config.json")["architecture"],
+        "params": sum(parameter.numel() for parameter in model.parameters()),
+        "tensors": len(model.state_dict()),
+        "bytes": size,
+        "bit_exact": True,
+        "needs_import": "vitnas" if _arch_of(model) is not None else None,
+        "versions": {"timm": timm.__version__, "torch": str(torch.__version__), "vitnas": vitnas.__version__},
+    }
+
+
+def load_timm(folder: Path | str) -> nn.Module:
+    """The model of a folder that `save_timm` wrote, in evaluation mode.
+
+    Only safetensors are read: a folder whose weights are in another format is refused, not unpickled.
+
+    Raises:
+        UserError: the folder lacks a file, or timm cannot rebuild the model.
+    """
+    folder = Path(folder)
+    for name in ("config.json", WEIGHTS):
+        if not (folder / name).is_file():
+            raise UserError(
+                f"{folder} has no {name}; a saved model is a folder with config.json and {WEIGHTS}."
+            )
+    importlib.import_module("vitnas.model")  # registers the entry points with timm
+    name = read_json(folder / "config.json").get("architecture")
+    if not isinstance(name, str) or not timm.is_model(name):
+        raise UserError(f"{folder / 'config.json'} names the architecture {name!r}; timm does not know it.")
+    try:
+        with quiet():
+            model = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"{folder} cannot be loaded by timm ({first_line(error)}); save the model again."
+        ) from error
+    return model.eval()
+
+
+def _write(
+    model: nn.Module, folder: Path, class_names: Sequence[str] | None, data_config: Mapping[str, Any]
+) -> None:
+    arch = _arch_of(model)
+    config = getattr(model, "pretrained_cfg", None)
+    if not config or (arch is None and "architecture" not in config):
+        raise UserError(
+            f"{type(model).__name__} has no pretrained_cfg with an architecture; timm could not rebuild it. "
+            "Make it with timm.create_model or vitnas.build."
+        )
+    shown: Any = copy.copy(model)  # shares the weights; only its pretrained_cfg is another
+    shown.pretrained_cfg = {**config, **data_config}
+    if arch is not None:
+        shown.pretrained_cfg["architecture"] = ENTRY_POINT
+    labels = {"label_names": list(class_names)} if class_names is not None else {}
+    with quiet():
+        save_for_hf(shown, str(folder), model_config=labels, safe_serialization=True)
+    if arch is not None:
+        # timm adds what it finds on the model (image size, classes); the Arch says all of that, once.
+        path = folder / "config.json"
+        path.write_text(
+            json.dumps({**read_json(path), "model_args": {"arch": arch.to_json()}}, indent=1) + "\n"
+        )
+    (folder / "README.md").write_text(_card(model, class_names))
+
+
+def _check(model: nn.Module, folder: Path) -> None:
+    try:
+        rebuilt = load_timm(folder)
+    except UserError as error:
+        raise ExportError(f"timm cannot rebuild this {type(model).__name__}: {error}") from error
+    want, loaded = model.state_dict(), rebuilt.state_dict()
+    wrong = sorted(set(want) ^ set(loaded))
+    wrong += [
+        name for name in want if name in loaded and not torch.equal(want[name].cpu(), loaded[name].cpu())
+    ]
+    if wrong:
+        raise ExportError(
+            f"timm rebuilds this {type(model).__name__} with {len(wrong)} different tensors, e.g. {wrong[0]}; "
+            "the folder must give back the same model. Make it with timm.create_model or vitnas.build."
+        )
+    if model_device(model).type == "cpu":  # another device rounds differently; the tensors were compared
+        images, _ = example_images(model, None)
+        with evaluating(model), torch.no_grad():
+            same = torch.equal(model(images), rebuilt(images))
+        if not same:
+            raise ExportError(
+                f"timm rebuilds this {type(model).__name__} so that it computes something else with the same weights; "
+                "the folder must give back the same model. Make it with timm.create_model or vitnas.build."
+            )
+
+
+def _move(new: Path, folder: Path) -> None:
+    """Put the finished files in place; the config last, as it is what makes a folder a model."""
+    if not folder.exists():
+        for file in new.iterdir():
+            with open(file, "rb") as stream:
+                os.fsync(stream.fileno())
+        os.replace(new, folder)
+        return
+    for name in (WEIGHTS, "README.md", "config.json"):
+        write_with(folder / name, partial(_copy, new / name))
+
+
+def _copy(source: Path, target: Path) -> None:
+    shutil.copyfile(source, target)
+
+
+def _arch_of(model: nn.Module) -> Arch | None:
+    arch = getattr(model, "arch", None)
+    return arch if isinstance(arch, Arch) else None
+
+
+def _card(model: nn.Module, class_names: Sequence[str] | None) -> str:
+    arch = _arch_of(model)
+    title = arch.id if arch is not None else str(getattr(model, "pretrained_cfg", {}).get("architecture"))
+    what = f"A vision transformer: {arch.describe()}.\n\n" if arch is not None else ""
+    imports = (
+        "import timm\nimport vitnas  # makes the architecture known to timm; without it: 'Unknown model'"
+    )
+    classes = f"\nClasses, in order: {', '.join(map(str, class_names))}.\n" if class_names is not None else ""
+    return (
+        f"---\nlibrary_name: timm\ntags: [image-classification, timm]\n---\n# {title}\n\n{what}"
+        f"```python\n{imports if arch is not None else 'import timm'}\n\n"
+        'model = timm.create_model("local-dir:PATH_OF_THIS_FOLDER", pretrained=True).eval()\n'
+        "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))\n```\n"
+        f"{classes}\nSaved by vitnas {vitnas.__version__}.\n"
+    )

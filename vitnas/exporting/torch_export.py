@@ -1,0 +1,125 @@
+"""torch.export: a `.pt2` file that runs with torch alone, without the Model's code.
+
+`torch.export.load` unpickles the example inputs of a file if there are any. So they are left out of what is
+written, and the archive is searched for pickled records before it is read back for the comparison. With that,
+files written here hold raw tensors and JSON only. Files from elsewhere are never opened.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import vitnas
+from vitnas.exporting.describe import describe, first_line
+from vitnas.exporting.verify import ExportError, example_images, traced_images, verify
+from vitnas.measure.convert import BATCH_NAME, evaluating, quiet
+from vitnas.runs import write_with
+
+
+def export_program(
+    model: nn.Module,
+    path: Path | str,
+    images: Tensor | None = None,
+    *,
+    dynamic_batch: bool = True,
+    tolerance: float | None = None,
+    class_names: Sequence[str] | None = None,
+    data_config: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Write `model` as a `.pt2` file, read it back and compare it with the Model.
+
+    Load it with `torch.export.load(path).module()`. Arguments as in `export_onnx`; what that keeps as
+    metadata is the extra file `vitnas.json` of the archive.
+
+    Returns:
+        The record: path, bytes, parameter counts, agreement, problems in words.
+
+    Raises:
+        ExportError: torch.export cannot take the model, or the file computes something else. A file that was
+            at `path` before is untouched.
+        UserError: wrong images or class names; `path` cannot be written.
+    """
+    path, started = Path(path), time.perf_counter()
+    examples, real = example_images(model, images)
+    problems = [] if real else ["No images were given, so the comparison used noise."]
+    properties = describe(model, examples, class_names, data_config)
+    program = _trace(model, traced_images(examples, dynamic_batch=dynamic_batch), dynamic_batch)
+    with tempfile.TemporaryDirectory(prefix="vitnas-export-") as folder:
+        file = Path(folder) / "model.pt2"
+        with quiet():
+            torch.export.save(program, file, extra_files={"vitnas.json": json.dumps(properties)})
+        pickled = pickled_records(file)
+        if pickled:
+            problems.append(
+                f"The file holds pickled records ({', '.join(pickled)}), so it was not read back."
+            )
+        else:
+            with quiet():
+                program = torch.export.load(file)
+        run = program.module()
+        agreement = verify(
+            model,
+            run,
+            examples,
+            name="the torch.export file",
+            real_images=real,
+            tolerance=tolerance,
+            dynamic_batch=dynamic_batch,
+        )
+        write_with(path, lambda temporary: _fill(temporary, file))
+    params = sum(parameter.numel() for parameter in model.parameters())
+    exported = sum(parameter.numel() for parameter in program.parameters())
+    if exported != params:
+        problems.append(
+            f"The file holds {exported} parameters of the Model's {params}; the others are unused."
+        )
+    return {
+        "path": str(path),
+        "bytes": path.stat().st_size,
+        "dynamic_batch": dynamic_batch,
+        "params": params,
+        "exported_params": exported,
+        "params_equal": exported == params,
+        **agreement.to_json(),
+        "problems": problems,
+        "seconds": round(time.perf_counter() - started, 3),
+        "versions": {"torch": str(torch.__version__), "vitnas": vitnas.__version__},
+    }
+
+
+def pickled_records(file: Path) -> list[str]:
+    """Names of the records of a `.pt2` archive that reading it would unpickle; nothing is unpickled to find out."""
+    found = []
+    with zipfile.ZipFile(file) as archive:
+        for name in archive.namelist():
+            if "/sample_inputs/" in name and archive.getinfo(name).file_size:
+                found.append(name)
+            elif name.endswith("_config.json") and '"use_pickle": true' in archive.read(name).decode():
+                found.append(name)
+    return found
+
+
+def _trace(model: nn.Module, images: Tensor, dynamic_batch: bool) -> torch.export.ExportedProgram:
+    shapes = ({0: torch.export.Dim(BATCH_NAME)},) if dynamic_batch else None
+    try:
+        with evaluating(model), quiet(), torch.no_grad():
+            program = torch.export.export(model, (images,), dynamic_shapes=shapes)
+    except Exception as error:
+        raise ExportError(
+            f"torch.export cannot take this {type(model).__name__}: {first_line(error)}"
+        ) from error
+    program.example_inputs = None  # or else the file would hold them as a pickle
+    return program
+
+
+def _fill(target: Path, source: Path) -> None:
+    target.write_bytes(source.read_bytes())

@@ -1,0 +1,188 @@
+"""Make the report of a run: one HTML file that works offline, from whatever the run folder holds so far."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from vitnas.arch import Arch
+from vitnas.counting import parts
+from vitnas.reporting import drawing, headline, plots, tables
+from vitnas.reporting.files import Record, RunFiles, read_run, stage_label
+from vitnas.runs import write_atomic
+
+# With fewer pairs than this a rank correlation says nothing.
+MIN_PAIRS = 5
+
+
+def report(folder: Path | str, out: Path | None = None) -> Path:
+    """Write the report of the run in `folder` and return its path.
+
+    Parts of the run that are not there yet are named as missing; unreadable files are listed at the top.
+
+    Args:
+        folder: a run folder, finished or not.
+        out: the file to write; `folder/report.html` if left out.
+
+    Raises:
+        UserError: `folder` is no folder or holds no file of a run, or `out` cannot be written.
+    """
+    run = read_run(Path(folder))
+    page = out or run.folder / "report.html"
+    write_atomic(page, render(run, page))
+    return page
+
+
+def render(run: RunFiles, page: Path) -> str:
+    """Return the page's HTML. `page` is where it will lie: links to the run's files are relative to it."""
+    figures: dict[str, plots.Figure] = {}
+    context = {
+        "name": run.folder.resolve().name,
+        "problems": run.problems,
+        "stages": headline.stages(run),
+        "command": str(run.manifest.get("command", "")),
+        "headline": headline.sentence(run),
+        "why": headline.why(run),
+        "budget": headline.budget_table(run),
+        "files": headline.file_links(run, page),
+        "snippets": headline.snippets(run),
+        "image_shape": headline.image_shape(run.chosen),
+        "comparison": tables.comparison(run),
+        "not_measured": tables.MISSING,
+        **_search(run, figures),
+        **_training(run, figures),
+        **_architecture(run.chosen, figures),
+        **_correlation(run, figures),
+        "feasibility": tables.feasibility(run.feasibility),
+        "latency": tables.latency(run.latency),
+        "export": tables.export(run.export, run.folder),
+        "manifest": tables.keyed(run.manifest),
+        "test_reads": _test_reads(run),
+    }
+    # "<" cannot end the script element early once it is written as an escape, which JSON reads back as "<".
+    data = json.dumps(figures, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    template = environment.get_template("page.html.j2")
+    return template.render(
+        **context, drawn=set(figures), figures=Markup(data), plotly_js=Markup(get_plotlyjs())
+    )
+
+
+def _keep(figures: dict[str, plots.Figure], name: str, figure: plots.Figure | None) -> None:
+    if figure is not None:
+        figures[name] = figure
+
+
+def _search(run: RunFiles, figures: dict[str, plots.Figure]) -> dict[str, Any]:
+    _keep(figures, "front", plots.front(run))
+    _keep(figures, "hypervolume", plots.hypervolume(run.search))
+    scored = sum(trial.get("state") == "scored" for trial in run.search.get("trials", []))
+    return {
+        "search": run.search,
+        "num_points": scored,
+        "thinned": scored > plots.MAX_POINTS,
+        "holdout": _holdout(run),
+        "search_seconds": tables.number(run.search.get("seconds"), "s"),
+        "rejections": tables.rejections(run.search),
+    }
+
+
+def _holdout(run: RunFiles) -> str:
+    """The split that scores come from, with its n where the manifest counts its images."""
+    data = run.manifest.get("data")
+    counts = data.get("counts") if isinstance(data, Mapping) else None
+    n = counts.get("holdout") if isinstance(counts, Mapping) else None
+    n = sum(n) if isinstance(n, list) and all(map(tables.is_number, n)) else n
+    return (
+        f"the holdout carved out of train ({f'n = {n} images' if tables.is_number(n) else 'n not recorded'})"
+    )
+
+
+def _training(run: RunFiles, figures: dict[str, plots.Figure]) -> dict[str, Any]:
+    retrained = sorted(
+        {str(line.get("stage")) for line in run.metrics if str(line.get("stage")).startswith("retrain")}
+    )
+    stages = {stage: stage_label(stage) for stage in retrained}
+    _keep(figures, "supernet", plots.curves(run.metrics, {"supernet": "supernet"}))
+    _keep(figures, "monitor", plots.monitor(run.metrics))
+    _keep(figures, "retrain", plots.curves(run.metrics, stages))
+    _keep(figures, "retrain_accuracy", plots.retrain_accuracy(run.metrics, stages))
+    warnings = [_warning(line) for line in run.metrics if line.get("event") == "warning"]
+    return {"warnings": list(dict.fromkeys(warnings))}
+
+
+def _warning(line: Record) -> str:
+    when = next((f", {key} {line[key]}" for key in ("epoch", "step") if tables.is_number(line.get(key))), "")
+    return f"{line.get('stage', 'run')}{when}: {line.get('text', line.get('message', 'no text'))}"
+
+
+def _architecture(arch: Arch | None, figures: dict[str, plots.Figure]) -> dict[str, Any]:
+    if arch is None:
+        return {"drawing": "", "arch": None, "arch_text": ""}
+    _keep(figures, "costs", plots.costs(block_costs(arch)))
+    return {
+        "drawing": Markup(drawing.draw(arch)),
+        "arch": arch,
+        "arch_text": json.dumps(arch.to_json(), indent=1),
+    }
+
+
+def block_costs(arch: Arch) -> list[tuple[str, int, int, int, int]]:
+    """Group the counted parts into stem, blocks from 1, head: (label, attention, MLP, other MACs, params)."""
+    grouped: dict[str, list[int]] = {}
+    seen_block = False
+    for part in parts(arch):
+        match = re.match(r"(?:stages\.(\d+)\.)?blocks?\.(\d+)\b\.?(.*)", part.name)
+        if match:
+            seen_block = True
+            stage, index, inner = match.groups()
+            label = f"{int(stage) + 1}.{int(index) + 1}" if stage else str(int(index) + 1)
+            column = 0 if inner.startswith("attn") else 1 if inner.startswith("mlp") else 2
+        else:
+            label, column = "head" if seen_block else "stem", 2
+        row = grouped.setdefault(label, [0, 0, 0, 0])
+        row[column] += part.macs
+        row[3] += part.params
+    return [(label, row[0], row[1], row[2], row[3]) for label, row in grouped.items()]
+
+
+def _correlation(run: RunFiles, figures: dict[str, plots.Figure]) -> dict[str, Any]:
+    points: Sequence[Record] = run.correlation.get("points", [])
+    _keep(figures, "correlation", plots.correlation(points, run.chosen_id))
+    n = run.correlation.get("n", len(points))
+    tau, rho = run.correlation.get("kendall_tau"), run.correlation.get("spearman")
+    if not run.correlation:
+        text = ""
+    elif n < MIN_PAIRS:
+        text = (
+            f"n = {n} Archs: too few to tell whether the Supernet ranks them right ({MIN_PAIRS} are needed)."
+        )
+    else:
+        shown = [f"{value:.2f}" if tables.is_number(value) else tables.MISSING for value in (tau, rho)]
+        text = f"Kendall's tau {shown[0]}, Spearman's rho {shown[1]}, n = {n} Archs."
+    return {"correlation_text": text, "correlation_how": str(run.correlation.get("how", ""))}
+
+
+def _test_reads(run: RunFiles) -> str:
+    """How often, when and what for the test split was read."""
+    if run.test_reads is None:
+        return tables.MISSING
+    reads = [
+        f"{r.get('when', '?')}, {r.get('num_images', '?')} images, {r.get('purpose', '?')}"
+        for r in run.test_reads
+    ]
+    times = "once" if len(reads) == 1 else "never" if not reads else f"{len(reads)} times"
+    return f"{times} ({'; '.join(reads)})" if reads else times

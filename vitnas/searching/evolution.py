@@ -1,0 +1,155 @@
+"""Evolution over fixed-length genes: mutants and crossovers of the best Archs so far, all within the Budget.
+
+Paper: AutoFormer (arXiv 2107.00651), whose settings are `Evolution.autoformer()`. Two deliberate deviations: an
+Arch that misses the Budget after all redraws is repaired, one gene at a time, before a random one takes its place;
+and with several objectives the parents are NSGA-II's best (rank, then crowding) instead of the highest scores.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from vitnas.errors import UserError
+from vitnas.searching.pareto import best_first
+from vitnas.searching.problem import Problem, oriented
+from vitnas.searching.trial import Trial
+from vitnas.space.space import Genes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evolution:
+    """Generations of `population` Archs; the first is random, later ones descend from the best of all before.
+
+    Args:
+        population: Archs per generation.
+        parents: how many of the best Archs of all earlier generations may have children.
+        mutants: children by mutation per generation.
+        crossovers: children by crossover per generation; what is left of the population is random.
+        generations: how many generations a whole search has.
+        prob: chance that a mutation redraws a gene.
+        structural_prob: chance that it redraws a gene of the structure (depth, width of the whole net).
+        attempts: redraws of a child that misses the Budget or was tried before; then it is repaired.
+    """
+
+    population: int = 50
+    parents: int = 10
+    mutants: int = 25
+    crossovers: int = 25
+    generations: int = 20
+    prob: float = 0.2
+    structural_prob: float = 0.4
+    attempts: int = 10
+
+    def __post_init__(self) -> None:
+        for name in ("population", "parents", "generations", "attempts"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if self.mutants < 0 or self.crossovers < 0 or self.mutants + self.crossovers > self.population:
+            raise UserError(
+                f"mutants + crossovers is {self.mutants} + {self.crossovers}; both are at least 0 and together at "
+                f"most the population of {self.population}. Lower them or raise it."
+            )
+        for name in ("prob", "structural_prob"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name} is {getattr(self, name)}; a probability lies in 0..1.")
+        if self.mutants and not self.prob and not self.structural_prob:
+            raise UserError("prob and structural_prob are 0; mutants would equal their parents. Raise one.")
+
+    @classmethod
+    def autoformer(cls) -> Evolution:
+        """AutoFormer's settings: population 50, 10 parents, 25 mutants, 25 crossovers, 20 generations."""
+        return cls(
+            population=50,
+            parents=10,
+            mutants=25,
+            crossovers=25,
+            generations=20,
+            prob=0.2,
+            structural_prob=0.4,
+            attempts=10,
+        )
+
+    @classmethod
+    def sized(cls, num_trials: int, *, generations: int = 8) -> Evolution:
+        """AutoFormer's proportions, fitted to a search of `num_trials` Archs."""
+        population = max(2, round(num_trials / generations))
+        return cls(
+            population=population,
+            parents=max(2, population // 5),
+            mutants=population // 2,
+            crossovers=population // 2,
+            generations=max(1, -(-num_trials // population)),
+        )
+
+    @property
+    def num_trials(self) -> int:
+        """Archs that a whole search scores."""
+        return self.population * self.generations
+
+    def generation(self, index: int) -> int | None:
+        """Proposals count off generations of `population`."""
+        return index // self.population
+
+    def propose(
+        self, problem: Problem, history: Sequence[Trial], index: int, rng: random.Random
+    ) -> Genes | None:
+        """See `Searcher.propose`."""
+        seen = {trial.genes for trial in history}
+        slot, generation = index % self.population, index // self.population
+        earlier = [t for t in history if t.state == "scored" and t.proposal < generation * self.population]
+        parents = self._parents(problem, earlier)
+        if slot < self.mutants and parents:
+            child = self._child("mutant", problem, parents, seen, rng)
+        elif slot < self.mutants + self.crossovers and len(parents) > 1:
+            child = self._child("crossover", problem, parents, seen, rng)
+        else:
+            child = None
+        return child if child is not None else problem.draw(rng, seen)
+
+    def _parents(self, problem: Problem, scored: Sequence[Trial]) -> list[Genes]:
+        """The genes of the best `parents` Trials, best first."""
+        if not scored:
+            return []
+        values = [[o.value(trial.values, trial.cost) for o in problem.objectives] for trial in scored]
+        order = best_first(oriented(values, problem.objectives))
+        return [scored[place].genes for place in order[: self.parents]]
+
+    def _child(
+        self,
+        kind: Literal["mutant", "crossover"],
+        problem: Problem,
+        parents: Sequence[Genes],
+        seen: Collection[Genes],
+        rng: random.Random,
+    ) -> Genes | None:
+        """A new child within the Budget: the first of `attempts` draws that is, else one of them repaired."""
+        drawn = [self._draw(kind, problem, parents, rng) for _ in range(self.attempts)]
+        new = [genes for genes in dict.fromkeys(drawn) if genes not in seen]
+        if not new:
+            return None
+        inside = problem.meets(new)
+        for genes, is_inside in zip(new, inside, strict=True):
+            if is_inside:
+                return genes
+        misses = problem.violation(new)
+        return problem.repair(new[int(misses.argmin())], rng, seen)
+
+    def _draw(
+        self,
+        kind: Literal["mutant", "crossover"],
+        problem: Problem,
+        parents: Sequence[Genes],
+        rng: random.Random,
+    ) -> Genes:
+        space = problem.space
+        if kind == "crossover":
+            first, second = rng.sample(list(parents), 2)
+            return space.canonical(space.cross_genes(first, second, rng))
+        return space.canonical(
+            space.mutate_genes(
+                rng.choice(list(parents)), rng, prob=self.prob, structural_prob=self.structural_prob
+            )
+        )

@@ -1,0 +1,156 @@
+"""Any Optuna sampler as a Searcher: TPE, NSGA-II, NSGA-III, GP, or one of your own.
+
+Suggestions run against an in-memory copy of the history, so that the stored Study costs a handful of transactions
+per trial instead of one per gene. Optuna's samplers do not know what was tried before, nor a Space's canonical
+form; a suggestion that was tried or misses the Budget is asked again, then repaired, and at last replaced by a
+random Arch within the Budget.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
+from optuna.samplers import BaseSampler
+from optuna.study import StudyDirection
+from optuna.trial import TrialState, create_trial
+
+from vitnas.errors import UserError, nearest
+from vitnas.searching.problem import Problem
+from vitnas.searching.storage import quiet
+from vitnas.searching.trial import Trial
+from vitnas.space.space import Genes, Space
+
+OPTUNA_SAMPLERS: dict[str, Callable[..., BaseSampler]] = {
+    "tpe": optuna.samplers.TPESampler,
+    "nsga2": optuna.samplers.NSGAIISampler,
+    "nsga3": optuna.samplers.NSGAIIISampler,
+    "gp": optuna.samplers.GPSampler,
+    "random": optuna.samplers.RandomSampler,
+}
+
+
+@dataclass
+class OptunaSearch:
+    """Proposes what an Optuna sampler suggests.
+
+    Args:
+        sampler: a name of `OPTUNA_SAMPLERS`, a function from a seed to a sampler, or a sampler object. Only the
+            first two make a search that was killed go on bit for bit: an object's own generator is not stored.
+        attempts: suggestions asked per proposal before the last one is repaired.
+    """
+
+    sampler: str | Callable[[int], BaseSampler] | BaseSampler = "tpe"
+    attempts: int = 4
+    # The copy of the history that the sampler reads. It only saves time: it is made anew when it does not fit.
+    _copy: optuna.Study | None = field(default=None, init=False, repr=False, compare=False)
+    _copied: list[int] = field(default_factory=list, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.sampler, str) and self.sampler not in OPTUNA_SAMPLERS:
+            raise UserError(
+                f"sampler is {self.sampler!r}; Optuna samplers by name are {', '.join(OPTUNA_SAMPLERS)}."
+                f"{nearest(self.sampler, OPTUNA_SAMPLERS)}"
+            )
+
+    def generation(self, index: int) -> int | None:
+        """None: Optuna keeps its generations to itself."""
+        return None
+
+    def propose(
+        self, problem: Problem, history: Sequence[Trial], index: int, rng: random.Random
+    ) -> Genes | None:
+        """See `Searcher.propose`."""
+        seen = {trial.genes for trial in history}
+        distributions = _distributions(problem.space)
+        with quiet():
+            sampler = self._make(rng.getrandbits(31))
+            study = self._mirror(problem, history, distributions, sampler)
+            last: Genes | None = None
+            for _ in range(self.attempts):
+                asked = study.ask(distributions)
+                genes = problem.space.canonical(_genes(problem.space, asked.params))
+                study.tell(asked, state=TrialState.FAIL)  # samplers leave failed trials out
+                if genes not in seen and problem.meets([genes])[0]:
+                    return genes
+                last = genes
+        repaired = problem.repair(last, rng, seen) if last is not None else None
+        return repaired if repaired is not None else problem.draw(rng, seen)
+
+    def _make(self, seed: int) -> BaseSampler:
+        if isinstance(self.sampler, BaseSampler):
+            return self.sampler
+        if isinstance(self.sampler, str):
+            return OPTUNA_SAMPLERS[self.sampler](seed=seed)
+        return self.sampler(seed)
+
+    def _mirror(
+        self,
+        problem: Problem,
+        history: Sequence[Trial],
+        distributions: dict[str, BaseDistribution],
+        sampler: BaseSampler,
+    ) -> optuna.Study:
+        """The in-memory Study of all scored Trials, with `sampler`."""
+        scored = [trial for trial in history if trial.state == "scored"]
+        numbers = [trial.number for trial in scored]
+        if self._copy is None or self._copied != numbers[: len(self._copied)]:
+            directions = [StudyDirection[o.direction.upper()] for o in problem.objectives]
+            self._copy, self._copied = optuna.create_study(directions=directions), []
+        study = self._copy
+        study.sampler = sampler
+        for trial in scored[len(self._copied) :]:
+            _add(study, sampler, problem, trial, distributions)
+        self._copied = numbers
+        return study
+
+
+def _add(
+    study: optuna.Study,
+    sampler: BaseSampler,
+    problem: Problem,
+    trial: Trial,
+    distributions: dict[str, BaseDistribution],
+) -> None:
+    """Record one scored Trial, with the generation a genetic sampler would have given it."""
+    attrs: dict[str, Any] = {}
+    if isinstance(sampler, optuna.samplers.BaseGASampler):
+        # Asking for the generation of a running trial writes it down; the record then carries the same attribute.
+        running = study.ask()
+        sampler.get_trial_generation(study, study.trials[running.number])
+        attrs = dict(study.trials[running.number].system_attrs)
+        study.tell(running, state=TrialState.FAIL)
+    study.add_trial(
+        create_trial(
+            state=TrialState.COMPLETE,
+            values=[objective.value(trial.values, trial.cost) for objective in problem.objectives],
+            params=_params(problem.space, trial.genes),
+            distributions=distributions,
+            system_attrs=attrs,
+        )
+    )
+
+
+def _distributions(space: Space) -> dict[str, BaseDistribution]:
+    """Ordered numbers as integers, so that samplers can interpolate; anything else as categories."""
+    result: dict[str, BaseDistribution] = {}
+    for gene in space.genes:
+        count = len(gene.options)
+        numeric = all(isinstance(option, int | float) for option in gene.options)
+        if count > 1 and numeric and list(gene.options) == sorted(gene.options):
+            result[gene.name] = IntDistribution(0, count - 1)
+        elif count > 1:
+            result[gene.name] = CategoricalDistribution(list(range(count)))
+    return result
+
+
+def _params(space: Space, genes: Genes) -> dict[str, int]:
+    return {g.name: option for g, option in zip(space.genes, genes, strict=True) if len(g.options) > 1}
+
+
+def _genes(space: Space, params: dict[str, Any]) -> Genes:
+    return tuple(int(params.get(gene.name, 0)) for gene in space.genes)

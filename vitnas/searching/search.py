@@ -1,0 +1,220 @@
+"""The search loop: ask for an Arch, hold it against the Budget, score it, tell the Study."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from optuna.storages import BaseStorage, InMemoryStorage
+
+from vitnas.arch import Arch
+from vitnas.budget import Budget
+from vitnas.errors import UserError, nearest
+from vitnas.searching.evolution import Evolution
+from vitnas.searching.feasibility import feasibility
+from vitnas.searching.latency import Build, LatencyMeter, measure_ms, meters_of
+from vitnas.searching.optuna_search import OptunaSearch
+from vitnas.searching.problem import DEFAULT_OBJECTIVES, Objective
+from vitnas.searching.random_search import RandomSearch
+from vitnas.searching.study import LEASE_S, Study
+from vitnas.searching.trial import NothingLeftError, Searcher, Trial
+from vitnas.space.space import Space
+
+logger = logging.getLogger(__name__)
+
+NUM_TRIALS = 200
+_POLL_S = 0.5
+
+
+class Evaluator(Protocol):
+    """Scores an Arch on held-out training images; must give 'accuracy' if that is an objective."""
+
+    def __call__(self, arch: Arch) -> Mapping[str, float]: ...
+
+
+SEARCHERS: dict[str, Callable[[int], Searcher]] = {
+    "evolution": Evolution.sized,
+    "autoformer": lambda num_trials: Evolution.autoformer(),
+    "random": lambda num_trials: RandomSearch(),
+    "tpe": lambda num_trials: OptunaSearch("tpe"),
+    "nsga2": lambda num_trials: OptunaSearch("nsga2"),
+    "nsga3": lambda num_trials: OptunaSearch("nsga3"),
+    "gp": lambda num_trials: OptunaSearch("gp"),
+}
+
+
+def search(
+    supernet: Any,
+    evaluator: Evaluator,
+    *,
+    space: Space | None = None,
+    budget: Budget | str | None = None,
+    objectives: Sequence[Objective] = DEFAULT_OBJECTIVES,
+    searcher: Searcher | str | None = None,
+    study: Study | None = None,
+    storage: str | Path | BaseStorage | None = None,
+    name: str = "search",
+    num_trials: int | None = None,
+    seed: int = 0,
+    latency_meter: LatencyMeter | Mapping[str, LatencyMeter] | None = None,
+    build: Build | None = None,
+    on_trial: Callable[[Study, Trial], None] | None = None,
+    max_rejections: int | None = None,
+    lease_s: float = LEASE_S,
+) -> Study:
+    """Search for the best Archs within a Budget. Several processes may call this on one storage.
+
+    What misses the Budget is rejected with reasons and never scored: first the counted limits, then latency as
+    measured on the Model, and only then does the evaluator run.
+
+    Args:
+        supernet: gives the Space by its `.space`; None where `space` or `study` is given.
+        evaluator: Arch to scores by name, on held-out training images.
+        space: the Space, where there is no supernet.
+        budget: what an Arch may cost, as a Budget or text such as 'macs<=1.3G'.
+        objectives: default accuracy up, MACs down.
+        searcher: a Searcher or a name of `SEARCHERS`; default an Evolution sized for `num_trials`.
+        study: an open Study, instead of space, budget, objectives, storage, name and seed.
+        storage: path or URL, see `open_storage`; default in memory, gone with the process.
+        name: of the Study in the storage.
+        num_trials: scored Archs over all workers, earlier runs included; default the searcher's own, else 200.
+        seed: of every proposal.
+        latency_meter: a meter, or one per latency target of the Budget and the objectives.
+        build: Arch to the Model that is timed; default `vitnas.model.build`.
+        on_trial: called after each Trial of this worker, with the Study and the Trial.
+        max_rejections: stop after so many; default 10 per scored Trial wanted.
+        lease_s: see `Study.open`.
+
+    Returns:
+        The Study; `study.best().arch` is the answer.
+
+    Raises:
+        UserError: an evaluator that looks at test images, an impossible Budget (with the feasible range), a
+            latency limit without a meter, a score that is missing or not finite.
+    """
+    if getattr(evaluator, "split", None) == "test":
+        raise UserError(
+            "the evaluator's split is 'test'; a search that looks at test images makes the test worthless. "
+            "Score on a held-out part of the training images."
+        )
+    chosen, wanted = _searcher(searcher, num_trials)
+    if study is None:
+        where = storage if storage is not None else InMemoryStorage()
+        study = _new_study(supernet, where, space, budget, objectives, name, seed, lease_s)
+    limits = study.problem.budget
+    timed = [o.name.partition("@")[2] for o in study.problem.objectives if o.quantity == "latency"]
+    meters = meters_of(latency_meter, list(dict.fromkeys((*limits.latency_targets, *timed))))
+    if limits.counted and not study.trials():
+        feasibility(study.problem.space, limits.counted, n=10_000, seed=seed)
+    allowed = 10 * wanted if max_rejections is None else max_rejections
+    while (trial := _ask(study, chosen, wanted)) is not None:
+        done = _run(study, trial, evaluator, meters, build)
+        if on_trial is not None:
+            on_trial(study, done)
+        if done.state == "rejected" and study.num_rejected() >= allowed:
+            logger.warning("stopped after %d Archs missed the budget", allowed)
+            break
+    return study
+
+
+def _run(
+    study: Study, trial: Trial, evaluator: Evaluator, meters: Mapping[str, LatencyMeter], build: Build | None
+) -> Trial:
+    """Score or reject one running Trial; given back to the Study if anything raises."""
+    budget, cost = study.problem.budget, trial.cost
+    try:
+        with _kept(study, trial):
+            reasons = budget.counted.misses(cost)
+            if meters and not reasons:
+                latency_ms = {name: measure_ms(meter, trial.arch, build) for name, meter in meters.items()}
+                cost = replace(cost, latency_ms=latency_ms)
+                reasons = budget.misses(cost)
+            if reasons:
+                study.reject(trial, reasons, cost)
+                return replace(trial, state="rejected", cost=cost, reasons=tuple(reasons))
+            values = dict(evaluator(trial.arch))
+            study.tell(trial, values, cost)
+            return replace(trial, state="scored", cost=cost, values=values)
+    except BaseException:
+        study.release(trial)
+        raise
+
+
+def _ask(study: Study, searcher: Searcher, num_trials: int) -> Trial | None:
+    """The next Trial to run, or None when the search is over.
+
+    Waits while other workers run the last ones: if one of them dies, its Arch is run here.
+    """
+    while True:
+        try:
+            trial = study.ask(searcher, limit=num_trials)
+        except NothingLeftError as error:
+            trial = None
+            if study.num_running() == 0:
+                logger.warning("%s", error)
+                return None
+        if trial is not None:
+            return trial
+        if study.num_running() == 0:
+            return None
+        time.sleep(_POLL_S)
+
+
+@contextlib.contextmanager
+def _kept(study: Study, trial: Trial) -> Iterator[None]:
+    """Renew the Trial's lease from a thread, however long the scoring takes."""
+    over = threading.Event()
+
+    def renew() -> None:
+        while not over.wait(study.lease_s / 3):
+            study.touch(trial)
+
+    thread = threading.Thread(target=renew, name="vitnas-lease", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _searcher(searcher: Searcher | str | None, num_trials: int | None) -> tuple[Searcher, int]:
+    """The Searcher and how many Trials it is to have scored."""
+    if num_trials is not None and num_trials < 1:
+        raise UserError(f"num_trials is {num_trials}; a search scores at least 1 Arch.")
+    if searcher is None or isinstance(searcher, str):
+        named = searcher or "evolution"
+        if named not in SEARCHERS:
+            raise UserError(
+                f"searcher is {named!r}; searchers are {', '.join(SEARCHERS)}.{nearest(named, SEARCHERS)}"
+            )
+        found = SEARCHERS[named](num_trials or NUM_TRIALS)
+    else:
+        found = searcher
+    own = getattr(found, "num_trials", NUM_TRIALS)
+    return found, num_trials if num_trials is not None else int(own)
+
+
+def _new_study(
+    supernet: Any,
+    storage: str | Path | BaseStorage,
+    space: Space | None,
+    budget: Budget | str | None,
+    objectives: Sequence[Objective],
+    name: str,
+    seed: int,
+    lease_s: float,
+) -> Study:
+    if space is None:
+        if supernet is None:
+            raise UserError("there is no space; a search needs one. Pass a supernet, a space or a study.")
+        space = supernet.space
+    return Study.open(
+        storage, name=name, space=space, budget=budget, objectives=objectives, seed=seed, lease_s=lease_s
+    )

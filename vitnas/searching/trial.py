@@ -1,0 +1,97 @@
+"""One Arch that a search tried (`Trial`), and the contract of what proposes the next one (`Searcher`)."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal, Protocol
+
+from vitnas.arch import Arch
+from vitnas.budget import Cost
+from vitnas.errors import UserError
+from vitnas.searching.problem import Problem
+from vitnas.space.space import Genes, Space
+
+State = Literal["running", "scored", "rejected", "failed"]
+
+
+class NothingLeftError(UserError):
+    """The Searcher knows no Arch that meets the Budget and was not tried."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One Arch of a Study.
+
+    Args:
+        number: Optuna's trial number, unique in the Study; a trial run again gets a new one.
+        proposal: which proposal of the Searcher it is, from 0; a trial run again keeps it.
+        genes: canonical genes; `arch` decodes them.
+        state: running, scored, rejected (misses the Budget, see `reasons`) or failed (its workers died).
+        values: what the evaluator gave, by name; empty unless scored.
+        cost: the Cost, with the measured latencies if the Budget limits any.
+        reasons: why it was rejected or failed.
+        generation: of the Searcher, if it has any.
+    """
+
+    number: int
+    proposal: int
+    genes: Genes
+    space: Space = field(repr=False, compare=False)
+    state: State
+    cost: Cost
+    values: Mapping[str, float] = field(default_factory=dict, hash=False)
+    reasons: tuple[str, ...] = ()
+    generation: int | None = None
+
+    @cached_property
+    def arch(self) -> Arch:
+        """The Arch that the genes stand for."""
+        return self.space.decode(self.genes)
+
+    def to_json(self) -> dict[str, Any]:
+        """The record that search.json and the report hold."""
+        costs: dict[str, Any] = {
+            "macs": self.cost.macs,
+            "params": self.cost.params,
+            "memory": self.cost.memory_bytes,
+        }
+        if self.cost.latency_ms:
+            costs["latency_ms"] = dict(self.cost.latency_ms)
+        return {
+            "number": self.number,
+            "arch_id": self.arch.id,
+            "genes": list(self.genes),
+            "values": dict(self.values),
+            "costs": costs,
+            "state": self.state,
+            "reasons": list(self.reasons),
+            "generation": self.generation,
+        }
+
+
+class Searcher(Protocol):
+    """Says which Arch to try next.
+
+    A pure function: the same history, index and generator give the same genes in any process, so that a search
+    that was killed goes on as if it had not been.
+    """
+
+    def propose(
+        self, problem: Problem, history: Sequence[Trial], index: int, rng: random.Random
+    ) -> Genes | None:
+        """Canonical genes that meet the counted limits and are in no Trial of `history`; None if nothing is left.
+
+        Args:
+            problem: Space, Budget and objectives.
+            history: all Trials so far, of every state, by proposal.
+            index: the number of this proposal, from 0.
+            rng: made from the Study's seed and `index`.
+        """
+        ...
+
+    def generation(self, index: int) -> int | None:
+        """The generation that proposal `index` belongs to; None for a Searcher without generations."""
+        ...
