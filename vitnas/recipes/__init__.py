@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from vitnas.recipes.autoformer import autoformer_cifar, autoformer_tiny
+from vitnas.recipes.autoformer import autoformer, autoformer_cifar
 from vitnas.recipes.tour import tour
 from vitnas.stages.run import Run
 
 RECIPES: dict[str, Callable[[], Run]] = {
     "tour": tour,
     "autoformer_cifar": autoformer_cifar,
-    "autoformer_tiny": autoformer_tiny,
+    "autoformer": autoformer,
 }
 
 __all__ = ["RECIPES"]

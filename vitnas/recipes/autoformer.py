@@ -12,7 +12,7 @@ from vitnas.stages.run import ExportConfig, RetrainConfig, Run, SamplerConfig, S
 from vitnas.train import TrainConfig
 
 
-def autoformer_tiny() -> Run:
+def autoformer() -> Run:
     """AutoFormer-T on a folder of images at 224 pixels: 500 epochs, the paper's search. Needs a GPU and days."""
     train = TrainConfig(
         epochs=500,
@@ -25,7 +25,7 @@ def autoformer_tiny() -> Run:
         precision="bf16",
     )
     return Run(
-        recipe="autoformer_tiny",
+        recipe="autoformer",
         budget="params<=6M",
         data=DataConfig(
             dataset="imagenet", image_size=224, batch_size=1024, workers=16, augment="strong", holdout=10_000

@@ -190,15 +190,37 @@ def _result_cells(row: Record) -> tuple[str, ...]:
 
 
 def front_table(results: Mapping[str, Any]) -> rich.table.Table:
-    """Make the table that ends a run from the content of results.json: one row per compared Model."""
+    """Make the table that ends a run from the content of results.json: one row per compared Model.
+
+    Latency is the median; its spread, device and the rest are in the report.
+    """
+    rows = results.get("rows", [])
+    targets = list(dict.fromkeys(name for row in rows for name in _by_target(row)))
     table = rich.table.Table(title="Same budget, three ways to spend it", title_justify="left")
-    for header in ("Model", "Test accuracy", "95 % CI", "n", "Params", "MACs", "Memory", "Latency, median"):
-        table.add_column(header, justify="left" if header == "Model" else "right")
-    for row in results.get("rows", []):
+    headers = ("Model", "Test accuracy", "95 % CI", "n", "Params", "MACs", "Memory")
+    for header in (*headers, *(f"ms, {target.replace(',', ', ')}" for target in targets)):
+        table.add_column(escape(header), justify="left" if header == "Model" else "right", no_wrap=header == "Model")
+    for row in rows:
         role = str(row.get("role", row.get("name", "")))
         style = "bold" if role == "chosen" else None
-        table.add_row(escape(role_name(role)), *map(escape, _result_cells(row)), style=style)
+        measured = _by_target(row)
+        times = [_significant(measured[name], 3) if name in measured else MISSING for name in targets]
+        table.add_row(escape(role_name(role)), *map(escape, (*_result_cells(row)[:-1], *times)), style=style)
     return table
+
+
+def _by_target(row: Record) -> dict[str, float]:
+    """Median latency in ms by target."""
+    latency = row.get("latency_ms")
+    if not isinstance(latency, Mapping):
+        return {"latency": float(latency)} if is_number(latency) else {}
+    if is_number(latency.get("median_ms")):
+        return {str(latency.get("target", latency.get("runtime", "latency"))): float(latency["median_ms"])}
+    return {
+        str(name): float(part["median_ms"])
+        for name, part in latency.items()
+        if isinstance(part, Mapping) and is_number(part.get("median_ms"))
+    }
 
 
 def rejections(search: Record) -> Table:

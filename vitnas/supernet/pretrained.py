@@ -54,7 +54,7 @@ def start_from_timm(supernet: Supernet, source: str | nn.Module) -> str:
     with torch.no_grad():
         for key, shared in supernet.named_parameters():
             if key in weights:
-                copied += _copy_overlap(shared, supernet.axes[key], weights[key], axes[key])
+                copied += _copy_overlap(shared.data, supernet.axes[key], weights[key], axes[key])
     total = sum(p.numel() for p in supernet.parameters())
     return f"started from a pretrained {name}: {copied / total:.0%} of the supernet's weights are copied"
 
@@ -71,7 +71,7 @@ def _copy_overlap(
     ]  # channels were adapted
     region = tuple(slice(0, min(a, b)) for (_, a), b in zip(target_axes, sizes, strict=True))
     part = source.reshape(sizes)[region]
-    target.detach().view([size for _, size in target_axes])[region] = part
+    target.view([size for _, size in target_axes])[region] = part
     return part.numel()
 
 

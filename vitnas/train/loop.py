@@ -198,8 +198,8 @@ class _Run:
             arch, value = bad
             name = "the network" if arch is None else f"Arch {arch}"
             raise NonFiniteLossError(
-                f"the loss of {name} is {value} at step {step} (epoch {step / steps_per_epoch:.1f}); training cannot go "
-                "on. The weights are those before this step. Lower lr or clip_grad, or use precision fp32 or bf16."
+                f"the loss of {name} is {value} at step {step} (epoch {step / steps_per_epoch:.1f}); training stops. "
+                "The weights are those before this step. Lower lr or clip_grad, or use precision fp32 or bf16."
             )
 
     def monitor(self, monitor: Monitor, step: int, epoch: float, progress: Progress) -> list[dict[str, Any]]:

@@ -1,0 +1,155 @@
+"""The command line: fields are checked before any work, errors are one sentence, help teaches."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from vitnas.cli import main
+from vitnas.cli.fields import claim_folder, make_run, open_run, split_words
+from vitnas.data import Augment
+from vitnas.errors import UserError
+from vitnas.recipes import RECIPES
+from vitnas.stages.run import differences, field_names, plain, save_run
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_survives_yaml(name: str, tmp_path: Path) -> None:
+    run = RECIPES[name]()
+    save_run(run, tmp_path / "run.yaml")
+    assert make_run(str(tmp_path / "run.yaml"), {}) == run
+    assert open_run(tmp_path) == run
+
+
+def test_overrides_are_typed_and_nested() -> None:
+    run = make_run(
+        "tour",
+        {
+            "supernet.epochs": "7",
+            "budget": "macs<=2M and params<=90K",
+            "space.embed_dims": "[16, 32]",
+            "data.augment.rotate": "3",
+            "data.max_images": "null",
+            "retrain.baselines": "[hand_scaled]",
+        },
+    )
+    assert run.supernet.epochs == 7
+    assert run.budget == "macs<=2M and params<=90K"
+    assert run.space.embed_dims == (16, 32)
+    assert isinstance(run.data.augment, Augment)
+    assert run.data.augment.rotate == 3
+    assert run.retrain.baselines == ("hand_scaled",)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["run", "tuor"], r"'tuor' is no recipe.*Nearest: 'tour'"),
+        (["run", "tour", "supernet.epoch=3"], r"no field 'supernet\.epoch'.*Nearest: 'supernet\.epochs'"),
+        (["run", "tour", "supernet.epochs=many"], r"a value of the wrong kind: \"supernet\.epochs"),
+        (["run", "tour", "budget=macs<=1X"], r"1X|unit"),
+        (["run", "tour", "supernet.lr=-1"], r"lr is -1\.0; it must be above 0"),
+        (["run"], "takes one recipe"),
+        (["rum", "tour"], r"'rum' is no command.*Nearest: 'run'"),
+        (["train", "nowhere"], "nowhere is not a folder"),
+        (["run", "nowhere.yaml"], r"nowhere\.yaml does not exist"),
+        (["show", "autoformer_tini"], r"Nearest: 'autoformer_tiny'"),
+        (["specialize", "x"], "takes a run folder and budget=TEXT"),
+        (["list", "x"], "takes nothing"),
+        (["run", "tour", "data.dataset=no/such/folder"], "no/such/folder"),
+        (["run", "tour", "budget=macs<=1K"], r"macs<=1K.*ranges from"),
+        (["run", "tour", "space.patch_size=3"], r"image_size is 8; it must be a multiple of patch_size 3"),
+        (["run", "tour", "supernet.optimizer=adamv"], "optimizer is 'adamv'"),
+        (["run", "tour", "search.searcher=evolve"], "search.searcher is 'evolve'"),
+        (["run", "tour", "export.latency=[tensorrt]"], "tensorrt"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_leaves_nothing(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import re
+
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("vitnas: ")
+    assert "Traceback" not in error
+    assert re.search(message, " ".join(error.split())), error
+    assert not (tmp_path / "runs" / "tour" / "run.yaml").exists(), "a refused run leaves no run folder to trip over"
+
+
+def test_a_yaml_with_an_unknown_field_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"recipe": "tour", "supernet": {"epoch": 3}}))
+    with pytest.raises(UserError, match=r"unknown field 'supernet\.epoch'.*Nearest: 'supernet\.epochs'"):
+        make_run(str(tmp_path / "mine.yaml"), {})
+
+
+def test_a_yaml_that_is_none_is_named(tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text("a: [")
+    with pytest.raises(UserError, match="cannot be read as YAML"):
+        make_run(str(tmp_path / "bad.yaml"), {})
+    (tmp_path / "list.yaml").write_text("- a")
+    with pytest.raises(UserError, match="holds no fields"):
+        make_run(str(tmp_path / "list.yaml"), {})
+
+
+def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
+    run = RECIPES["tour"]()
+    claim_folder(run, tmp_path)
+    claim_folder(run, tmp_path)
+    with pytest.raises(UserError, match=r"holds another run \(seed: 0 then, 5 now\)"):
+        claim_folder(replace(run, seed=5), tmp_path)
+
+
+def test_words_and_fields() -> None:
+    assert split_words(["a", "b=1", "--c=2", "--d-e", "3", "budget=macs<=1G"]) == (
+        ["a"],
+        {"b": "1", "c": "2", "d_e": "3", "budget": "macs<=1G"},
+    )
+    with pytest.raises(UserError, match="--seed has no value"):
+        split_words(["--seed"])
+
+
+def test_the_options_are_frozen() -> None:
+    """The command line does not grow by accident: a new field is a decision, made here too."""
+    names = set(field_names())
+    assert {"budget", "seed", "data.dataset", "space.size", "supernet.epochs", "retrain.train.epochs"} <= names
+    assert len(names) == NUM_FIELDS, sorted(names)
+
+
+NUM_FIELDS = 104
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    from vitnas.cli.commands import COMMANDS
+
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    for name in COMMANDS:
+        assert f"vitnas {name}" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["list"], "autoformer_base"),
+        (["show", "tour"], "supernet:"),
+        (["show", "autoformer_tiny"], "blocks.12.mlp"),
+        (["count", "autoformer_tiny"], "5,867,944"),
+        (["count", "autoformer_small"], "4,773,"),
+        (["doctor"], "torch"),
+    ],
+)
+def test_looking_things_up(words: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 0
+    assert expected in capsys.readouterr().out
+
+
+def test_differences_name_the_field() -> None:
+    run = RECIPES["tour"]()
+    assert differences(plain(run), plain(replace(run, budget="macs<=9G"))) == [
+        f"budget: {run.budget!r} then, 'macs<=9G' now"
+    ]
