@@ -80,19 +80,18 @@ def check(arch: Arch) -> None:
 def test_count_equals_torch_for_every_space(name: str) -> None:
     rng = random.Random(0)
     wide_and_narrow = [arch for arch in SHALLOW[name].corners() if arch.depth == 1]
-    for arch in [*wide_and_narrow, SHALLOW[name].sample(rng), SHALLOW[name].sample(rng)]:
+    for arch in [*wide_and_narrow, SHALLOW[name].sample(rng)]:
         check(arch)
 
 
-@pytest.mark.parametrize("name", ["tiny", "micro"])
-def test_count_equals_torch_at_full_depth(name: str) -> None:
-    check(SPACES[name].largest())
-    check(SPACES[name].sample(random.Random(0)))
+def test_count_equals_torch_at_full_depth() -> None:
+    check(SPACES["tiny"].largest())
+    check(SPACES["micro"].sample(random.Random(0)))
 
 
 def test_count_equals_torch_for_any_shape() -> None:
     rng = random.Random(1)
-    for arch in [wild_arch(rng) for _ in range(40)]:
+    for arch in [wild_arch(rng) for _ in range(16)]:
         cost = count(arch)
         assert cost.macs == torch_macs(arch), arch
         model = build(arch).eval()

@@ -9,10 +9,30 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from vitnas.errors import UserError
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Say in one sentence that `path` cannot be written, whatever the writer raised.
+
+    Raises:
+        UserError: the folder cannot be written to, or the disk is full.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:  # safetensors wraps what the disk says
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"{path} cannot be written ({reason}); the folder must be writable with free space. "
+            "Mend that and run the same command again: it continues from the last checkpoint."
+        ) from error
 
 
 def write_with(path: Path, write: Callable[[Path], None]) -> None:
@@ -26,19 +46,15 @@ def write_with(path: Path, write: Callable[[Path], None]) -> None:
     """
     temporary: str | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        os.close(handle)
-        write(Path(temporary))
-        with open(temporary, "rb") as stream:
-            os.fsync(stream.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp makes files private; a run folder is meant to be shared
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be written ({error.strerror or error}); the folder must be writable with free space. "
-            "Mend that and run the same command again: it continues from the last checkpoint."
-        ) from error
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+            os.close(handle)
+            write(Path(temporary))
+            with open(temporary, "rb") as stream:
+                os.fsync(stream.fileno())
+            os.chmod(temporary, 0o644)  # mkstemp makes files private; a run folder is meant to be shared
+            os.replace(temporary, path)
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
@@ -78,10 +94,16 @@ def read_json(path: Path) -> Any:
 
 
 def append_jsonl(path: Path, record: Mapping[str, Any]) -> None:
-    """Append one JSON line in a single write, so that lines of several processes do not mix."""
+    """Append one JSON line in a single write, so that lines of several processes do not mix.
+
+    Raises:
+        UserError: as `write_with`. A part of the line may stay; `read_jsonl` leaves it out.
+    """
     line = json.dumps(record, allow_nan=False) + "\n"
-    with open(path, "ab") as stream:
-        stream.write(line.encode())
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "ab") as stream:
+            stream.write(line.encode())
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:

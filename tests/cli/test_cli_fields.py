@@ -68,7 +68,11 @@ def test_overrides_are_typed_and_nested() -> None:
     ],
 )
 def test_bad_input_is_one_sentence_and_leaves_nothing(
-    words: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    words: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     import re
 
@@ -78,7 +82,9 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(
     assert error.startswith("vitnas: ")
     assert "Traceback" not in error
     assert re.search(message, " ".join(error.split())), error
-    assert not (tmp_path / "runs" / "tour" / "run.yaml").exists(), "a refused run leaves no run folder to trip over"
+    assert not (tmp_path / "runs" / "tour" / "run.yaml").exists(), (
+        "a refused run leaves no run folder to trip over"
+    )
 
 
 def test_a_yaml_with_an_unknown_field_is_refused(tmp_path: Path) -> None:
@@ -116,7 +122,14 @@ def test_words_and_fields() -> None:
 def test_the_options_are_frozen() -> None:
     """The command line does not grow by accident: a new field is a decision, made here too."""
     names = set(field_names())
-    assert {"budget", "seed", "data.dataset", "space.size", "supernet.epochs", "retrain.train.epochs"} <= names
+    assert {
+        "budget",
+        "seed",
+        "data.dataset",
+        "space.size",
+        "supernet.epochs",
+        "retrain.train.epochs",
+    } <= names
     assert len(names) == NUM_FIELDS, sorted(names)
 
 

@@ -24,6 +24,8 @@ from vitnas.model.published import PUBLISHED
 from vitnas.space import autoformer
 from vitnas.testing import randomize_
 
+# Since then timm notes how a model was made, saves it, and adapts weights of any number of channels.
+TIMM_NOTES = hasattr(timm.models, "get_model_args")
 ARCH = autoformer("micro", image_size=16, patch_size=4, num_classes=5, in_chans=1).smallest()
 
 
@@ -147,6 +149,7 @@ def test_checkpoint_path(tmp_path: Path, generator: torch.Generator) -> None:
         timm.create_model("vitnas_arch", arch=ARCH, num_classes=3, checkpoint_path=path)
 
 
+@pytest.mark.skipif(not TIMM_NOTES, reason="this timm does not save how a model was made")
 @pytest.mark.parametrize("resized", [False, True])
 @pytest.mark.parametrize("name", ["autoformer_tiny", "vitnas_arch"])
 def test_timm_saves_and_loads(tmp_path: Path, name: str, resized: bool, generator: torch.Generator) -> None:
@@ -171,8 +174,9 @@ def test_a_model_of_our_own_saves_with_its_arch(tmp_path: Path, generator: torch
     assert again.arch == ARCH
     torch.testing.assert_close(again(images_for(ARCH)), model(images_for(ARCH)), rtol=0, atol=0)
     # Other classes, channels and sizes are adapted as timm does for its own ViTs.
+    chans = 3 if TIMM_NOTES else 1
     other = timm.create_model(
-        f"local-dir:{tmp_path}", pretrained=True, num_classes=3, in_chans=3, img_size=32
+        f"local-dir:{tmp_path}", pretrained=True, num_classes=3, in_chans=chans, img_size=32
     )
     want = build(ARCH)
     want.load_state_dict(model.state_dict())

@@ -68,6 +68,10 @@ BAD: dict[str, tuple[Any, str]] = {
     "no final norm": (lambda: PLAIN(final_norm=False), r"it has not exactly one final norm"),
     "rms norm": (lambda: PLAIN(norm_layer=RmsNorm), r"not every norm is a LayerNorm"),
     "relu": (lambda: PLAIN(act_layer=nn.ReLU), r"its MLP's activation is ReLU, not exact GELU"),
+    "tanh gelu": (
+        lambda: PLAIN(act_layer=partial(nn.GELU, approximate="tanh")),
+        r"not exact GELU \(act_layer\)",
+    ),
     "no proj bias": (lambda: PLAIN(proj_bias=False), r"the output projection has no bias"),
     "attention norm": (
         lambda: PLAIN(scale_attn_norm=True),

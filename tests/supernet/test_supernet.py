@@ -134,12 +134,13 @@ def test_gradients_outside_of_an_arch_are_zero(supernet: Supernet, images: Tenso
     assert not qkv[4:12].any()
 
 
-def test_gradients_of_several_steps_accumulate(supernet: Supernet, images: Tensor) -> None:
-    supernet(images, LARGE).sum().backward()
+@pytest.mark.parametrize("arch", [SMALL, LARGE], ids=["small", "large"])
+def test_gradients_of_several_steps_accumulate(supernet: Supernet, images: Tensor, arch: Arch) -> None:
+    supernet(images, arch).sum().backward()
     once = {name: p.grad.clone() for name, p in supernet.named_parameters() if p.grad is not None}
-    supernet(images, LARGE).sum().backward()
-    for name, parameter in supernet.named_parameters():
-        torch.testing.assert_close(parameter.grad, 2 * once[name], rtol=0, atol=0)
+    supernet(images, arch).sum().backward()
+    twice = {name: p.grad for name, p in supernet.named_parameters() if p.grad is not None}
+    torch.testing.assert_close(twice, {name: 2 * grad for name, grad in once.items()}, rtol=0, atol=0)
 
 
 def test_without_gradients_nothing_is_kept(supernet: Supernet, images: Tensor) -> None:

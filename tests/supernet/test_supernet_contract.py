@@ -8,7 +8,7 @@ from vitnas.space import autoformer
 from vitnas.supernet import AUTOFORMER_OFFICIAL, Supernet
 from vitnas.testing import SupernetContract
 
-SPACE = autoformer("micro", image_size=16, patch_size=4, num_classes=5)
+SPACE = autoformer("micro", image_size=16, patch_size=4, num_classes=5, depths=(1, 2))
 
 
 class TestPrefix(SupernetContract):
@@ -33,6 +33,6 @@ class TestWithoutRelativePosition(SupernetContract):
             num_classes=5,
             in_chans=1,
             relative_position=0,
-            depths=(1, 3),
+            depths=(1, 2),
         )
         return Supernet(space).eval()

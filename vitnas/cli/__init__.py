@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -39,6 +40,9 @@ Fields are dotted, as `vitnas show RECIPE` lists them:
   vitnas run tour budget='macs<=1.3M and params<=100K' supernet.epochs=30 data.dataset=path/to/images
 """
 
+# What only the user can mend: permissions, a full or failing disk, a read-only file system.
+DISK = (errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status. Users' errors are one sentence, not a traceback."""
@@ -57,12 +61,25 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         COMMANDS[words[0]](words[1:], console)
     except UserError as error:
-        errors.print("[red]vitnas:[/red] ", end="")
-        errors.print(str(error), markup=False)
-        return 2
+        return _refuse(errors, str(error))
     except KeyboardInterrupt:
         errors.print("vitnas: stopped; the same command continues from the last checkpoint.")
         return 130
     except BrokenPipeError:  # `vitnas list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        return _refuse(
+            errors,
+            f"{error.filename or 'a file'}: {error.strerror}. Mend that and run the same command again.",
+        )
     return 0
+
+
+def _refuse(console: Console, sentence: str) -> int:
+    """Print one sentence; one of several processes says which it is."""
+    rank = os.environ.get("RANK", "0")
+    console.print(f"[red]vitnas{'' if rank == '0' else f' (process {rank})'}:[/red] ", end="")
+    console.print(sentence, markup=False)
+    return 2

@@ -44,7 +44,7 @@ def run_command(words: list[str], console: Console) -> None:
         table = table or STAGES["prepare"](context)
         if context.engine.is_main:
             console.print(f"[bold]{run.recipe}[/bold] into {where}")
-            console.print(feasibility_table(table.to_json()))
+            console.print(feasibility_table(table))
         for name, stage in STAGES.items():
             if name != "prepare":
                 stage(context)

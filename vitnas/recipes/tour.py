@@ -14,7 +14,9 @@ def tour() -> Run:
         recipe="tour",
         budget="macs<=1.6M",
         # The digits are centred in their 8x8 pixels: turning and zooming helps, shifting by a whole pixel hurts.
-        data=DataConfig(dataset="digits", holdout=0.15, batch_size=64, augment=Augment(rotate=10, zoom=(0.9, 1.1))),
+        data=DataConfig(
+            dataset="digits", holdout=0.15, batch_size=64, augment=Augment(rotate=10, zoom=(0.9, 1.1))
+        ),
         space=SpaceConfig(
             kind="autoformer",
             size="micro",

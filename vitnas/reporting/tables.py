@@ -199,7 +199,9 @@ def front_table(results: Mapping[str, Any]) -> rich.table.Table:
     table = rich.table.Table(title="Same budget, three ways to spend it", title_justify="left")
     headers = ("Model", "Test accuracy", "95 % CI", "n", "Params", "MACs", "Memory")
     for header in (*headers, *(f"ms, {target.replace(',', ', ')}" for target in targets)):
-        table.add_column(escape(header), justify="left" if header == "Model" else "right", no_wrap=header == "Model")
+        table.add_column(
+            escape(header), justify="left" if header == "Model" else "right", no_wrap=header == "Model"
+        )
     for row in rows:
         role = str(row.get("role", row.get("name", "")))
         style = "bold" if role == "chosen" else None

@@ -33,7 +33,7 @@ class Context:
 
     def __init__(self, run: Run, folder: Path, progress: Progress | None = None) -> None:
         self.run, self.folder = run, folder
-        self.progress: Progress = progress or Silent()
+        self._progress: Progress = progress or Silent()
         if run.threads is not None:
             torch.set_num_threads(run.threads)
 
@@ -45,6 +45,11 @@ class Context:
             trackers=self.run.trackers,
             folder=self.folder,
         )
+
+    @cached_property
+    def progress(self) -> Progress:
+        """The first process tells; the others are silent."""
+        return self._progress if self.engine.is_main else Silent()
 
     @cached_property
     def data(self) -> Data:

@@ -13,7 +13,7 @@ from vitnas.errors import UserError
 from vitnas.exporting import load_timm, save_timm
 from vitnas.extraction import extract
 from vitnas.model import Model, build
-from vitnas.runs import read_json, write_json
+from vitnas.runs import read_json, write_json, writing
 from vitnas.sample import Fixed
 from vitnas.searching import Trial, rank_correlation
 from vitnas.stages.context import Context
@@ -23,10 +23,22 @@ from vitnas.train import Classification, TrainConfig, evaluate, fit
 
 
 def chosen_trial(context: Context) -> Trial:
-    """The Trial that search.json chose."""
-    chosen = read_json(context.folder / "search.json")["chosen"]
+    """The Trial that search.json chose.
+
+    Raises:
+        UserError: the study does not hold it, or one of the two cannot be read.
+    """
+    path = context.folder / "search.json"
+    found = read_json(path)
+    chosen = found.get("chosen") if isinstance(found, dict) else None
     with open_study(context, "search") as study:
-        return next(trial for trial in study.scored() if trial.arch.id == chosen)
+        for trial in study.scored():
+            if trial.arch.id == chosen:
+                return trial
+    raise UserError(
+        f"{path} chose Arch {chosen}, which the study does not hold; they must be of one search. Delete {path.name} "
+        "and run `vitnas search` again."
+    )
 
 
 def train_models(context: Context) -> None:
@@ -43,7 +55,6 @@ def _baseline(context: Context, role: str, chosen: Arch) -> Callable[[], tuple[A
         if role == "hand_scaled":
             return hand_scaled(chosen, context.budget), None
         with run_study(context, "random_search", "random", "random search") as study:
-            context.engine.wait()
             best = study.best()
             return best.arch, best.values["accuracy"]
 
@@ -157,6 +168,7 @@ def spread(trials: list[Trial], n: int) -> list[Trial]:
 
 
 def _save(context: Context, model: Model, folder: Path, result: dict[str, Any]) -> None:
-    save_timm(model.cpu(), folder, class_names=context.data.class_names, data_config=context.data_config)
+    with writing(folder):
+        save_timm(model.cpu(), folder, class_names=context.data.class_names, data_config=context.data_config)
     write_json(folder / "arch.json", model.arch.to_json())
     write_json(folder / "result.json", result)

@@ -5,21 +5,29 @@ from __future__ import annotations
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from vitnas.measure.environment import environment, git_commit
-from vitnas.runs import write_json
-from vitnas.searching import Feasibility, feasibility
+from vitnas.runs import read_json, write_json
+from vitnas.searching import feasibility
 from vitnas.stages.context import Context
 from vitnas.train.optim import make_optimizer
 
 
-def prepare(context: Context) -> Feasibility:
+def prepare(context: Context) -> list[dict[str, Any]]:
     """Check the data, the Space and the Budget before any expensive work; write manifest, space and feasibility.
+
+    Returns:
+        The rows of feasibility.json; a run that was prepared before is not prepared again.
 
     Raises:
         UserError: whatever is wrong, in one sentence; an impossible budget comes with the feasible range.
     """
     run, folder = context.run, context.folder
+    written = folder / "feasibility.json"
+    if all((folder / name).exists() for name in ("run.yaml", "manifest.json", "space.json", written.name)):
+        rows: list[dict[str, Any]] = read_json(written)
+        return rows
     space, budget = context.space, context.budget
     make_optimizer(context.new_supernet(), run.supernet)  # an unknown optimizer shows now, not in an hour
     table = feasibility(space, budget, seed=run.seed, latency_meter=context.meters or None)
@@ -33,11 +41,11 @@ def prepare(context: Context) -> Feasibility:
                 "size": float(space.size()),
             },
         )
-        write_json(folder / "feasibility.json", table.to_json())
+        write_json(written, table.to_json())
         if not (folder / "manifest.json").exists():
             write_json(folder / "manifest.json", manifest(context))
     context.engine.wait()
-    return table
+    return table.to_json()
 
 
 def manifest(context: Context) -> dict[str, object]:

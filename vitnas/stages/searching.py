@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+
+from optuna.exceptions import StorageInternalError
 
 from vitnas.arch import Arch
 from vitnas.data import EvalBatches, require_not_test
 from vitnas.errors import UserError
 from vitnas.exporting import save_timm
 from vitnas.extraction import extract
-from vitnas.runs import write_json
+from vitnas.runs import write_json, writing
 from vitnas.searching import Objective, Study, Trial, search
 from vitnas.stages.context import Context
 from vitnas.supernet import Supernet
@@ -34,23 +37,39 @@ def objectives(names: tuple[str, ...]) -> tuple[Objective, ...]:
     return tuple(Objective(name, "maximize" if name == "accuracy" else "minimize") for name in names)
 
 
-def open_study(context: Context, name: str) -> Study:
-    """The Study of that name in the run's storage."""
+@contextmanager
+def open_study(context: Context, name: str) -> Iterator[Study]:
+    """The Study of that name in the run's storage.
+
+    Raises:
+        UserError: the storage cannot be read or written, now or while the Study is open.
+    """
     storage = context.run.search.storage or context.folder / "study.db"
-    return Study.open(
-        storage,
-        name=name,
-        space=context.space,
-        budget=context.budget,
-        objectives=objectives(context.run.search.objectives),
-        seed=context.run.seed,
-    )
+    try:
+        with Study.open(
+            storage,
+            name=name,
+            space=context.space,
+            budget=context.budget,
+            objectives=objectives(context.run.search.objectives),
+            seed=context.run.seed,
+        ) as study:
+            yield study
+    except StorageInternalError as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise UserError(
+            f"{storage} cannot be used ({reason}); it must be a whole study on a disk with free space. Mend that, or "
+            "delete it and search.json to search anew, and run the same command again."
+        ) from error
 
 
-def run_study(context: Context, name: str, searcher: str, stage: str) -> Study:
-    """Continue a Study until it has the run's number of scored Archs. Several processes may do so together."""
+@contextmanager
+def run_study(context: Context, name: str, searcher: str, stage: str) -> Iterator[Study]:
+    """Continue a Study until it has the run's number of scored Archs, and give it, still open.
+
+    Several processes may do so together; all of them are done when this yields.
+    """
     wanted = context.run.search.num_trials
-    study = open_study(context, name)
 
     def report(study: Study, trial: Trial) -> None:
         scored = study.scored()
@@ -59,15 +78,19 @@ def run_study(context: Context, name: str, searcher: str, stage: str) -> Study:
             stage, len(scored), wanted, f"best {best:.1%}, {study.num_rejected()} rejected"
         )
 
-    return search(
-        context.supernet,
-        SupernetEvaluator(context.supernet, context.holdout),
-        study=study,
-        searcher=searcher,
-        num_trials=wanted,
-        latency_meter=context.meters or None,
-        on_trial=report,
-    )
+    evaluator = SupernetEvaluator(context.supernet, context.holdout)
+    with open_study(context, name) as study:
+        search(
+            context.supernet,
+            evaluator,
+            study=study,
+            searcher=searcher,
+            num_trials=wanted,
+            latency_meter=context.meters or None,
+            on_trial=report,
+        )
+        context.engine.wait()
+        yield study
 
 
 def search_archs(context: Context) -> None:
@@ -76,7 +99,6 @@ def search_archs(context: Context) -> None:
     if target.exists():
         return
     with run_study(context, "search", context.run.search.searcher, "search") as study:
-        context.engine.wait()
         if not study.scored():
             raise UserError(
                 f"the search scored no Arch: {study.num_rejected()} missed {context.budget.text!r}. Widen the budget."
@@ -93,6 +115,7 @@ def save_front_member(context: Context, trial: Trial) -> Path:
     folder = context.folder / "front" / trial.arch.id
     if not (folder / "arch.json").exists():
         model = extract(context.supernet, trial.arch)
-        save_timm(model, folder, class_names=context.data.class_names, data_config=context.data_config)
+        with writing(folder):
+            save_timm(model, folder, class_names=context.data.class_names, data_config=context.data_config)
         write_json(folder / "arch.json", trial.arch.to_json())
     return folder

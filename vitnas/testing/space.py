@@ -98,6 +98,15 @@ class SpaceContract:
         seen = {(i, v) for _ in range(400) for i, v in enumerate(self._wild(space, rng))}
         assert seen == {(i, v) for i, n in enumerate(space.num_options) for v in range(n)}
 
+    def test_genes_that_a_mutation_brings_to_life_are_drawn(self, space: Space) -> None:
+        rng, start = random.Random(8), space.encode(space.smallest())
+        asleep = [
+            i for i, alive in enumerate(space.active_matrix(np.asarray([start]))[0].tolist()) if not alive
+        ]
+        children = [space.mutate_genes(start, rng, prob=0, structural_prob=1) for _ in range(400)]
+        for index in asleep:
+            assert {child[index] for child in children} == set(range(space.num_options[index]))
+
     @staticmethod
     def _wild(space: Space, rng: random.Random) -> tuple[int, ...]:
         return space.mutate_genes(space.encode(space.largest()), rng, prob=1, structural_prob=0.5)

@@ -287,17 +287,23 @@ class _Log:
 
     def write(self, record: dict[str, Any]) -> None:
         if self._path is not None and self._engine.is_main:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
             append_jsonl(self._path, {"stage": self._stage, **record})
 
     def truncate(self, step: int) -> list[list[dict[str, Any]]]:
         """Drop this stage's lines after `step` (a killed run wrote them); returns the monitor records kept."""
         if self._path is None or not self._path.exists():
             return []
-        records = list(read_jsonl(self._path))
-        kept = [r for r in records if r.get("stage") != self._stage or r["step"] <= step]
-        if len(kept) < len(records) and self._engine.is_main:
-            write_atomic(self._path, "".join(json.dumps(record) + "\n" for record in kept))
+        try:
+            records = list(read_jsonl(self._path))
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{self._path} cannot be read ({error}); every line must be a JSON object. Delete the bad lines."
+            ) from error
+        kept = [r for r in records if r.get("stage") != self._stage or r.get("step", 0) <= step]
+        text = "".join(json.dumps(record) + "\n" for record in kept)
+        # Compared as a whole: a line cut short by a kill goes too, or else the next one would be glued to it.
+        if self._engine.is_main and self._path.read_bytes() != text.encode():
+            write_atomic(self._path, text)
         self._engine.wait()
         return [r["archs"] for r in kept if r.get("stage") == self._stage and r.get("event") == "monitor"]
 

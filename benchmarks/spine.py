@@ -1,0 +1,320 @@
+"""The speed and memory table: every row is a ratio of two things measured side by side in one process.
+
+    python benchmarks/spine.py [--only NAME ...] [--rounds N] [--out results.csv]
+
+Rounds alternate between the two sides (A B A B ...), the ratio is the median of the rounds' ratios, so a machine that
+slows down for a while slows both. `target` is what the ratio must reach. Prints a table and appends it to a CSV named
+by device and torch version.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import random
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
+
+from vitnas.arch import Arch
+from vitnas.counting import count
+from vitnas.extraction import extract
+from vitnas.measure.environment import environment
+from vitnas.model import build
+from vitnas.space import autoformer
+from vitnas.supernet import Supernet
+from vitnas.train import evaluate
+
+SPACE = autoformer("tiny")
+BATCH = 16
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table. `ratio` is ours over the other's rate (higher is better) unless the name says time."""
+
+    name: str
+    against: str
+    target: str
+    ratio: float
+    low: float
+    high: float
+    ours: str
+    other: str
+    rounds: int
+
+
+def paired(
+    name: str, against: str, target: str, ours: Callable[[], object], other: Callable[[], object], rounds: int
+) -> Row:
+    """Speed of `ours` over `other`: median of the ratios of alternating rounds, after a warm-up of each."""
+    ours(), other()
+    pairs = []
+    for index in range(rounds):
+        sides = (ours, other) if index % 2 == 0 else (other, ours)
+        seconds = {}
+        for side in sides:
+            start = time.perf_counter()
+            side()
+            seconds[side] = time.perf_counter() - start
+        pairs.append((seconds[ours], seconds[other]))
+    ratios = sorted(b / a for a, b in pairs)
+    mine, theirs = (statistics.median(column) for column in zip(*pairs, strict=True))
+    return Row(
+        name,
+        against,
+        target,
+        statistics.median(ratios),
+        ratios[0],
+        ratios[-1],
+        f"{mine:.4f} s",
+        f"{theirs:.4f} s",
+        rounds,
+    )
+
+
+def step_of(
+    network: nn.Module, arch: Arch | Callable[[], Arch] | None, batch: int = BATCH
+) -> Callable[[], None]:
+    """A training step: forward, loss, backward, AdamW."""
+    images, targets = torch.randn(batch, 3, 224, 224), torch.randint(0, 1000, (batch,))
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=True)
+    network.train()
+
+    def step() -> None:
+        chosen = arch() if callable(arch) else arch
+        logits = network(images) if chosen is None else network(images, chosen)
+        functional.cross_entropy(logits, targets).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def supernet_step(rounds: int) -> Row:
+    arch = SPACE.middle()
+    supernet = Supernet(SPACE)
+    model = extract(supernet, arch)
+    return paired(
+        "supernet step, fixed Arch",
+        "extracted Model",
+        ">= 0.90",
+        step_of(supernet, arch),
+        step_of(model, None),
+        rounds,
+    )
+
+
+def relative_step(rounds: int) -> Row:
+    arch = SPACE.middle()
+    plain = replace(arch, relative_position=0)
+    return paired(
+        "step with 2-D relative positions",
+        "the same Arch without",
+        ">= 0.75",
+        step_of(build(arch), None),
+        step_of(build(plain), None),
+        rounds,
+    )
+
+
+def fresh_arch(rounds: int) -> Row:
+    """Random Archs cost more or less than a fixed one, so each round runs a fresh one and then the same again."""
+    supernet = Supernet(SPACE)
+    rng = random.Random(0)
+    current = [SPACE.middle()]
+    step = step_of(supernet, lambda: current[0])
+    step()
+    pairs = []
+    for _ in range(rounds):
+        current[0] = SPACE.sample(rng)
+        seconds = []
+        for _ in range(3):  # fresh, then twice known: the second known run is the other side
+            start = time.perf_counter()
+            step()
+            seconds.append(time.perf_counter() - start)
+        pairs.append((seconds[0], statistics.mean(seconds[1:])))
+    ratios = sorted(b / a for a, b in pairs)
+    mine, theirs = (statistics.median(column) for column in zip(*pairs, strict=True))
+    return Row(
+        "a fresh random Arch", "the same Arch again", ">= 0.90", statistics.median(ratios), ratios[0], ratios[-1],
+        f"{mine:.4f} s", f"{theirs:.4f} s", rounds,
+    )  # fmt: skip
+
+
+def several_archs(rounds: int, k: int = 4) -> Row:
+    """k Archs on slices of one batch, against k steps of a k-th of the batch."""
+    supernet = Supernet(SPACE)
+    rng = random.Random(0)
+    archs = [SPACE.sample(rng) for _ in range(k)]
+    images, targets = torch.randn(BATCH, 3, 224, 224), torch.randint(0, 1000, (BATCH,))
+    optimizer = torch.optim.AdamW(supernet.parameters(), lr=1e-4, fused=True)
+    part = BATCH // k
+
+    def run(step_each: bool) -> Callable[[], None]:
+        def body() -> None:
+            for i, arch in enumerate(archs):
+                rows = slice(i * part, (i + 1) * part)
+                functional.cross_entropy(supernet(images[rows], arch), targets[rows]).backward()
+                if step_each or i == k - 1:
+                    optimizer.step()
+                    optimizer.zero_grad(set_to_none=True)
+
+        return body
+
+    return paired(
+        f"{k} Archs in one step", f"{k} steps of a {k}th batch", ">= 1.00", run(False), run(True), rounds
+    )
+
+
+def scoring(rounds: int) -> Row:
+    arch = SPACE.middle()
+    supernet = Supernet(SPACE).eval()
+    model = extract(supernet, arch)
+    batches = [(torch.randn(32, 3, 224, 224), torch.randint(0, 1000, (32,))) for _ in range(2)]
+    row = paired(
+        "scoring an Arch (time)",
+        "validating its Model",
+        "<= 1.05",
+        lambda: evaluate(supernet, batches, arch),
+        lambda: evaluate(model, batches),
+        rounds,
+    )
+    return replace(row, ratio=1 / row.ratio, low=1 / row.high, high=1 / row.low)
+
+
+def counting(rounds: int) -> Row:
+    arch = SPACE.middle()
+    meta = torch.empty(1, 3, 224, 224, device="meta")
+    model = build(arch, device="meta")
+
+    def torch_counter() -> None:
+        with FlopCounterMode(display=False):
+            model(meta)
+
+    def ours() -> None:
+        for _ in range(1000):
+            count(arch)
+
+    row = paired("counting an Arch", "torch's flop counter", ">= 1000", ours, torch_counter, rounds)
+    return replace(
+        row, ratio=row.ratio * 1000, low=row.low * 1000, high=row.high * 1000, ours=f"{row.ours} per 1000"
+    )
+
+
+def cost_table(rounds: int) -> Row:
+    """Archs a second that are drawn, costed and kept when within a 1 % window; one core."""
+    table, rng = SPACE.cost_table(), np.random.default_rng(0)
+    n, rates = 100_000, []
+    for _ in range(max(3, rounds)):
+        start = time.perf_counter()
+        macs = table.costs(SPACE.random_matrix(n, rng))["macs"]
+        kept = int(((macs >= 1.60e9) & (macs <= 1.616e9)).sum())
+        rates.append(n / (time.perf_counter() - start))
+    rates.sort()
+    return Row(
+        "Archs/s drawn and costed", f"a 1 % window kept {kept} of {n}", ">= 100000", statistics.median(rates), rates[0],
+        rates[-1], "", "", len(rates),
+    )  # fmt: skip
+
+
+MEMORY = """
+import resource, torch
+from torch.nn import functional
+from vitnas.space import autoformer
+from vitnas.supernet import Supernet
+from vitnas.model import build
+torch.set_num_threads(1)
+space = autoformer("tiny")
+images, targets = torch.randn(16, 3, 224, 224), torch.randint(0, 1000, (16,))
+network = {"supernet": lambda: Supernet(space), "static": lambda: build(space.largest())}[KIND]()
+arch = (space.largest(),) if KIND == "supernet" else ()
+optimizer = torch.optim.AdamW(network.parameters(), fused=True)
+start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for _ in range(2):
+    functional.cross_entropy(network(images, *arch), targets).backward()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start)
+"""
+
+
+def memory(rounds: int) -> Row:
+    """Peak memory that two steps add to a fresh process, for the supernet as its largest Arch and for that Model."""
+    peaks = {}
+    for kind in ("supernet", "static"):
+        code = MEMORY.replace("KIND", repr(kind))
+        found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        peaks[kind] = int(found.stdout) / 1024
+    ratio = peaks["supernet"] / peaks["static"]
+    return Row(
+        "memory of a supernet step", "largest Model's step", "<= 1.15", ratio, ratio, ratio,
+        f"{peaks['supernet']:.0f} MiB", f"{peaks['static']:.0f} MiB", 1,
+    )  # fmt: skip
+
+
+ROWS: dict[str, Callable[[int], Row]] = {
+    "supernet": supernet_step,
+    "relative": relative_step,
+    "fresh": fresh_arch,
+    "several": several_archs,
+    "scoring": scoring,
+    "counting": counting,
+    "table": cost_table,
+    "memory": memory,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="*", choices=ROWS, default=list(ROWS))
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--out", type=Path, default=None)
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    machine = environment()
+    out = (
+        options.out
+        or Path(__file__).parent / "results" / f"spine_cpu_torch{torch.__version__.partition('+')[0]}.csv"
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    fresh = not out.exists()
+    with open(out, "a", newline="") as stream:
+        writer = csv.writer(stream)
+        if fresh:
+            writer.writerow(
+                "date,name,against,target,ratio,low,high,ours,other,rounds,threads,torch,cpu,cores".split(",")
+            )
+        for name in options.only:
+            row = ROWS[name](options.rounds)
+            print(
+                f"{row.name:<34} / {row.against:<30} {row.ratio:>12,.3f} ({row.low:,.3f}-{row.high:,.3f})  {row.target}",
+                flush=True,
+            )
+            writer.writerow(
+                [
+                    datetime.now(UTC).date(), row.name, row.against, row.target, f"{row.ratio:.4f}", f"{row.low:.4f}",
+                    f"{row.high:.4f}", row.ours, row.other, row.rounds, torch.get_num_threads(), torch.__version__,
+                    machine.get("cpu", ""), machine.get("cores", ""),
+                ]
+            )  # fmt: skip
+            stream.flush()
+
+
+if __name__ == "__main__":
+    main()

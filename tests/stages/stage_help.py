@@ -1,0 +1,164 @@
+"""A run that takes seconds, and processes that can be killed without paying for the imports each time."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vitnas.cli import main
+
+# Everything that a resumed run could get wrong is on: a moving average, stochastic depth, mixing, a checkpoint a step.
+FIELDS = {
+    "data.max_images": "240",
+    "data.batch_size": "32",
+    "data.augment.mixup": "0.2",
+    "space.embed_dims": "[16,24]",
+    "space.depths": "[1,2]",
+    "space.num_heads": "[1,2]",
+    "space.head_dim": "8",
+    "budget": "macs<=200K",
+    "supernet.epochs": "2",
+    "supernet.warmup_epochs": "0",
+    "supernet.ema": "0.9",
+    "supernet.drop_path": "0.1",
+    "supernet.monitor_every": "1",
+    "supernet.log_every": "1",
+    "supernet.checkpoint_minutes": "0",
+    "search.num_trials": "6",
+    "retrain.train.epochs": "1",
+    "retrain.train.warmup_epochs": "0",
+    "retrain.train.log_every": "1",
+    "retrain.train.checkpoint_minutes": "0",
+    "retrain.rank_archs": "2",
+    "retrain.rank_epochs": "1",
+    "export.formats": "[onnx]",
+    "export.latency": "[onnxruntime]",
+    "device": "cpu",
+    "threads": "1",
+}
+
+
+def words(folder: Path, **changes: str) -> list[str]:
+    """`run tour` with the tiny fields; `supernet__epochs="1"` changes `supernet.epochs`."""
+    fields = {**FIELDS, **{name.replace("__", "."): value for name, value in changes.items()}}
+    return ["run", "tour", f"folder={folder}", *(f"{name}={value}" for name, value in fields.items())]
+
+
+def refused(argv: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """Run a command that must end with one sentence and status 2; returns the sentence."""
+    capsys.readouterr()
+    assert main(argv) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert "Traceback" not in error
+    assert error.count("vitnas: ") == 1, error
+    return error
+
+
+class Warm:
+    """A process that has imported everything and forks a fresh process per command."""
+
+    def __init__(self, log: Path) -> None:
+        self.log = log
+        self.server = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("warm_server.py"))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        assert self._line() == "ready"
+
+    def _line(self) -> str:
+        assert self.server.stdout is not None
+        return self.server.stdout.readline().strip()
+
+    def start(self, argv: Sequence[str]) -> int:
+        """Start a command; returns the process's id."""
+        assert self.server.stdin is not None
+        self.server.stdin.write(json.dumps({"argv": list(argv), "log": str(self.log)}) + "\n")
+        self.server.stdin.flush()
+        return int(self._line())
+
+    def run(self, argv: Sequence[str]) -> None:
+        """Run a command to its end."""
+        self.start(argv)
+        status = int(self._line())
+        assert status == 0, self.log.read_text()
+
+    def kill_when(self, argv: Sequence[str], ready: Callable[[], bool], seconds: float = 90) -> None:
+        """Start a command and kill it, as `kill -9` does, when `ready()`."""
+        process, end = self.start(argv), time.monotonic() + seconds
+        while not ready():
+            assert time.monotonic() < end, f"waited in vain:\n{self.log.read_text()}"
+            time.sleep(0.001)
+        os.kill(process, signal.SIGKILL)
+        status = int(self._line())
+        assert status == -signal.SIGKILL, (
+            f"it ended with {status} before it was killed:\n{self.log.read_text()}"
+        )
+
+    def close(self) -> None:
+        self.server.kill()
+        self.server.communicate()
+
+
+def has_step(folder: Path, stage: str, step: int) -> Callable[[], bool]:
+    """metrics.jsonl shows this step of a stage."""
+
+    def ready() -> bool:
+        path = folder / "metrics.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return any(f'"stage": "{stage}' in line and f'"step": {step},' in line for line in lines)
+
+    return ready
+
+
+def has_trials(folder: Path, study: str, n: int) -> Callable[[], bool]:
+    """`n` Trials of a study are scored."""
+
+    def ready() -> bool:
+        if not (folder / "study.db").exists():
+            return False
+        database = sqlite3.connect(f"file:{folder / 'study.db'}?mode=ro", uri=True)
+        try:
+            query = "SELECT COUNT(*) FROM trials JOIN studies USING (study_id) WHERE state='COMPLETE' AND study_name=?"
+            return bool(database.execute(query, (study,)).fetchone()[0] >= n)
+        except sqlite3.OperationalError:  # the tables are being made
+            return False
+        finally:
+            database.close()
+
+    return ready
+
+
+def outcome(folder: Path) -> dict[str, Any]:
+    """All of a finished run that a kill must not change: everything but times."""
+    search = json.loads((folder / "search.json").read_text())
+    results = json.loads((folder / "results.json").read_text())
+    clocks = ("seconds", "latency_ms")
+    weights = {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*.safetensors"))
+        if path.parent.name != "checkpoints"
+    }
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return {
+        "weights": weights,
+        "trials": [[t["genes"], t["values"], t["costs"], t["state"]] for t in search["trials"]],
+        "front": search["front"],
+        "chosen": search["chosen"],
+        "hypervolume": search["hypervolume"],
+        "rows": [{k: v for k, v in row.items() if k not in clocks} for row in results["rows"]],
+        "correlation": json.loads((folder / "correlation.json").read_text()),
+        "metrics": [{k: v for k, v in line.items() if k != "images_per_s"} for line in lines],
+    }

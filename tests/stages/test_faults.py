@@ -1,0 +1,321 @@
+"""Full disks, damaged files, bad images, missing parts: one sentence, status 2, and nothing that was good is lost."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from stage_help import refused, words
+
+from vitnas.cli import main
+from vitnas.runs import append_jsonl, read_json, write_atomic
+from vitnas.train import loop
+from vitnas.train.checkpoint import load_checkpoint
+
+SHORT = {
+    "search__num_trials": "2",
+    "retrain__baselines": "[]",
+    "retrain__rank_archs": "0",
+    "export__formats": "[]",
+    "export__latency": "[]",
+}
+
+
+@pytest.fixture
+def copy(finished: Path, tmp_path: Path) -> Path:
+    """A finished run that a test may damage."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A small disk of its own, that can be filled."""
+    mount = tmp_path / "disk"
+    mount.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", mount], capture_output=True)
+    if done.returncode:
+        pytest.skip("NOT CHECKED on a real full disk: this user may not mount one.")
+    yield mount
+    subprocess.run(["umount", "--lazy", mount], check=True)
+
+
+def fill(disk: Path) -> Path:
+    """Write until nothing fits."""
+    ballast = disk / "ballast"
+    with open(ballast, "wb", buffering=0) as stream:
+        for size in (65536, 4096, 1):
+            try:
+                while True:
+                    stream.write(b"\0" * size)
+            except OSError:
+                continue
+    return ballast
+
+
+def test_a_full_disk_keeps_the_last_checkpoint_and_the_run_goes_on(
+    disk: Path, finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = disk / "run"
+    save, calls = loop.save_checkpoint, []
+
+    def save_and_fill(path: Path, *rest: object) -> None:
+        calls.append(path)
+        if len(calls) == 4:
+            fill(disk)
+        save(path, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loop, "save_checkpoint", save_and_fill)
+    error = refused(words(folder), capsys)
+    assert "cannot be written" in error
+    assert "No space left" in error
+    assert "free space" in error
+    _, meta = load_checkpoint(folder / "checkpoints" / "supernet.safetensors")
+    assert meta["step"] == 3
+    assert not list(folder.rglob(".*")), "what was written in part is taken away"
+    assert "No space left" in refused(words(folder), capsys), "still full"
+    (disk / "ballast").unlink()
+    monkeypatch.undo()
+    assert main(["train", str(folder)]) == 0
+    assert (folder / "supernet.safetensors").read_bytes() == (finished / "supernet.safetensors").read_bytes()
+
+
+def test_a_full_disk_in_the_search_is_one_sentence(
+    disk: Path, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = disk / "run"
+    folder.mkdir()
+    for name in ("run.yaml", "supernet.safetensors"):
+        shutil.copy(finished / name, folder)
+    ballast = fill(disk)
+    assert "study.db" in refused(["search", str(folder)], capsys)
+    ballast.unlink()
+    assert main(["search", str(folder)]) == 0
+    assert read_json(folder / "search.json")["chosen"] == read_json(finished / "search.json")["chosen"]
+
+
+def test_a_read_only_disk_is_one_sentence(
+    disk: Path, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(finished, disk / "run")
+    (disk / "run" / "supernet.safetensors").unlink()
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    assert "Read-only file system" in refused(words(disk / "run"), capsys)
+    assert "Read-only file system" in refused(words(disk / "other"), capsys)
+
+
+def test_a_file_where_the_folder_should_be_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    error = refused(words(tmp_path / "file"), capsys)
+    assert f"{tmp_path}/file/" in error
+    assert "must be writable" in error
+    assert "is not a folder" in refused(["train", str(tmp_path / "file")], capsys)
+
+
+def test_permissions_are_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root reads everything, so the refusal is made up."""
+
+    def denied(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_dir", denied)
+    assert f"{tmp_path}: Permission denied" in refused(["train", str(tmp_path)], capsys)
+
+
+def half(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+
+def garbage(path: Path) -> None:
+    path.write_bytes(b"\x93\x00garbage" * 500)
+
+
+def empty_json(path: Path) -> None:
+    path.write_text("{}")
+
+
+def bad_line(path: Path) -> None:
+    path.write_text("{}\nnone\n{}\n")
+
+
+DAMAGES: list[tuple[str, Callable[[Path], None], tuple[str, ...], str]] = [
+    ("run.yaml", garbage, ("supernet.safetensors",), "cannot be read as YAML"),
+    ("run.yaml", lambda path: path.write_text("seed: ["), (), "cannot be read as YAML"),
+    ("feasibility.json", half, (), "cannot be read"),
+    ("supernet.safetensors", half, ("search.json",), "delete it and run `vitnas train` again"),
+    ("supernet.safetensors", garbage, ("search.json",), "delete it and run `vitnas train` again"),
+    ("study.db", garbage, ("models", "search.json"), "study.db"),
+    ("study.db", half, ("models", "search.json"), "study.db"),
+    ("search.json", half, ("models",), "cannot be read"),
+    ("search.json", empty_json, ("models",), "Delete search.json"),
+    (
+        "checkpoints/supernet.safetensors",
+        half,
+        ("supernet.safetensors",),
+        "Delete it to start that stage anew",
+    ),
+    (
+        "metrics.jsonl",
+        lambda path: path.write_text("{}\nnone\n{}\n"),
+        ("supernet.safetensors",),
+        "Delete the bad lines",
+    ),
+    ("models/chosen/model.safetensors", half, ("export", "results.json"), "models/chosen"),
+    ("models/chosen/result.json", half, ("results.json",), "cannot be read"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "missing", "remedy"),
+    DAMAGES,
+    ids=[f"{name}-{i}" for i, (name, *_) in enumerate(DAMAGES)],
+)
+def test_a_damaged_file_is_named_with_its_remedy(
+    name: str,
+    damage: Callable[[Path], None],
+    missing: tuple[str, ...],
+    remedy: str,
+    copy: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """`missing` is taken away, so that the damaged file is needed again."""
+    for other in missing:
+        path = copy / other
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    damage(copy / name)
+    error = refused(words(copy), capsys)
+    assert Path(name).name in error or name.rpartition("/")[0] in error
+    assert remedy in error
+
+
+def test_a_study_that_was_deleted_is_named(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (copy / "study.db").unlink()
+    shutil.rmtree(copy / "models")
+    assert "the study does not hold" in refused(["retrain", str(copy)], capsys)
+
+
+def test_a_line_of_metrics_cut_short_is_taken_away(copy: Path) -> None:
+    """A kill may cut the last line; glued to the next it would spoil the file."""
+    path = copy / "metrics.jsonl"
+    whole = path.read_text()
+    path.write_text(whole + '{"stage": "supernet", "st')
+    for name in ("supernet.safetensors", "checkpoints/supernet.safetensors"):
+        (copy / name).unlink()
+    assert main(["train", str(copy)]) == 0
+    lines = path.read_text().splitlines()
+    assert len(lines) == len(whole.splitlines())
+    assert all(line.endswith("}") for line in lines)
+
+
+def test_a_loss_that_is_no_number_ends_the_run_with_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = words(tmp_path / "run", supernet__lr="1e20", supernet__clip_grad="null", supernet__ema="null")
+    error = refused(argv, capsys)
+    assert "the loss of Arch" in error
+    assert "The weights are those before this step" in error
+    _, meta = load_checkpoint(tmp_path / "run" / "checkpoints" / "supernet.safetensors")
+    assert meta["step"] >= 1
+    assert not (tmp_path / "run" / "supernet.safetensors").exists()
+
+
+def picture(path: Path, rng: np.random.Generator, shade: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = (rng.integers(0, 60, (8, 8)) + shade).astype(np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Two classes of grey 8x8 pictures, in train and test."""
+    rng, root = np.random.default_rng(0), tmp_path / "pictures"
+    for split, count in (("train", 40), ("test", 10)):
+        for shade, name in ((0, "dark"), (180, "light")):
+            for number in range(count):
+                picture(root / split / name / f"{number}.png", rng, shade)
+    return root
+
+
+def on(pictures: Path, folder: Path, **changes: str) -> list[str]:
+    return words(folder, data__dataset=str(pictures), data__max_images="null", **{**SHORT, **changes})
+
+
+def test_corrupt_pictures_are_named_and_the_run_finishes(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    half(pictures / "train" / "dark" / "7.png")
+    garbage(pictures / "train" / "light" / "9.png")
+    half(pictures / "test" / "light" / "3.png")
+    assert main(on(pictures, tmp_path / "run")) == 0
+    assert "2 of 80 images cannot be read and are skipped" in caplog.text
+    corrupt = read_json(tmp_path / "run" / "manifest.json")["data"]["corrupt"]
+    assert sorted(Path(name).name for name in corrupt) == ["7.png", "9.png"]
+    assert read_json(tmp_path / "run" / "results.json")["rows"][0]["n_test"] == 19
+    assert "7.png cannot be read" in refused(on(pictures, tmp_path / "no", data__on_corrupt="raise"), capsys)
+    assert not (tmp_path / "no" / "run.yaml").exists()
+
+
+def test_bad_folders_are_refused_before_any_work(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    assert str(tmp_path / "empty") in refused(on(tmp_path / "empty", tmp_path / "run"), capsys)
+    (pictures / "test" / "light").rename(pictures / "test" / "bright")
+    assert "bright" in refused(on(pictures, tmp_path / "run"), capsys)
+    for split in ("train", "test"):
+        for other in ("light", "bright"):
+            shutil.rmtree(pictures / split / other, ignore_errors=True)
+    assert "class" in refused(on(pictures, tmp_path / "run"), capsys)
+    assert not (tmp_path / "run").exists()
+
+
+def test_missing_parts_say_what_to_install(
+    copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import importlib.util
+
+    for module in ("optuna_dashboard", "torch.utils.tensorboard", "wandb"):
+        monkeypatch.setitem(sys.modules, module, None)
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "datasets" else found(name, *rest)
+    )
+    assert "pip install 'vitnas[dashboard]'" in refused(["dashboard", str(copy)], capsys)
+    for tracker in ("tensorboard", "wandb"):
+        error = refused(words(tmp_path / "new", trackers=f"[{tracker}]"), capsys)
+        assert tracker in error
+        assert "pip install 'vitnas[track]'" in error
+    error = refused(words(tmp_path / "new", data__dataset="hfds/cifar10"), capsys)
+    assert "pip install 'vitnas[data]'" in error
+    assert not (tmp_path / "new" / "run.yaml").exists()
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where no disk can be mounted: the file system says so when it flushes."""
+    import os
+
+    from vitnas.errors import UserError
+
+    path = tmp_path / "file.json"
+    write_atomic(path, "old")
+
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=r"file\.json cannot be written \(No space left on device\)"):
+        write_atomic(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+    with pytest.raises(UserError, match="cannot be written"):
+        append_jsonl(path / "metrics.jsonl", {})

@@ -1,0 +1,213 @@
+"""A whole run: its files, the discipline of its splits, what it exports, and that a second time does nothing."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import timm
+import torch
+from stage_help import refused, words
+
+from vitnas.arch import Arch
+from vitnas.cli import main
+from vitnas.cli.fields import open_run
+from vitnas.counting import count
+from vitnas.data import open_data
+from vitnas.runs import read_json, read_jsonl
+from vitnas.stages.models import spread
+
+FILES = """run.yaml manifest.json space.json feasibility.json metrics.jsonl supernet.safetensors study.db search.json
+    checkpoints/supernet.safetensors correlation.json test_reads.json test_scores.json results.json report.html
+    export/model.onnx export/export.json export/latency.json""".split()
+ROLES = ("chosen", "hand_scaled", "random_search")
+
+
+def test_every_file_of_the_run_folder_is_there(finished: Path) -> None:
+    search = read_json(finished / "search.json")
+    wanted = [*FILES]
+    for role in ROLES:
+        wanted += [
+            f"models/{role}/{name}"
+            for name in ("config.json", "model.safetensors", "arch.json", "result.json")
+        ]
+    for arch_id in search["front"]:
+        wanted += [f"front/{arch_id}/{name}" for name in ("config.json", "model.safetensors", "arch.json")]
+    assert not [name for name in wanted if not (finished / name).is_file()]
+    assert not [path for path in finished.rglob(".*")], "no file that was written aside stays"
+    assert not [path for path in finished.rglob("*") if path.suffix in (".pkl", ".pt", ".pth", ".bin")]
+
+
+def test_the_test_split_is_read_once_and_by_nothing_else(finished: Path) -> None:
+    reads = read_json(finished / "test_reads.json")
+    assert len(reads) == 1
+    assert reads[0]["num_images"] == 240
+    assert reads[0]["purpose"].startswith("final table")
+    for name in ("search.json", "correlation.json"):
+        assert "test" not in (finished / name).read_text()
+    found = read_json(finished / "manifest.json")["data"]["counts"]
+    assert sum(found["train"]) + sum(found["holdout"]) == 240
+    assert all(read_json(finished / "models" / role / "result.json")["n_holdout"] == sum(found["holdout"])
+               for role in ROLES)  # fmt: skip
+
+
+def test_the_table_says_how_sure_it_is(finished: Path) -> None:
+    results = read_json(finished / "results.json")
+    assert [row["role"] for row in results["rows"]] == list(ROLES)
+    assert results["chosen"] == read_json(finished / "search.json")["chosen"]
+    for row in results["rows"]:
+        low, high = row["ci95"]
+        assert 0 <= low <= row["test_accuracy"] <= high <= 1
+        assert row["n_test"] == 240
+        assert set(row["latency_ms"]) == {"onnxruntime"}
+        assert row["latency_ms"]["onnxruntime"]["median_ms"] > 0
+        assert row["macs"] <= 200_000
+
+
+def test_the_search_stays_within_the_budget(finished: Path) -> None:
+    search = read_json(finished / "search.json")
+    assert search["num_scored"] == 6
+    assert all(trial["costs"]["macs"] <= 200_000 for trial in search["trials"] if trial["state"] == "scored")
+    for arch_id in search["front"]:
+        arch = Arch.from_json(read_json(finished / "front" / arch_id / "arch.json"))
+        assert arch.id == arch_id
+
+
+def test_metrics_have_every_step_once(finished: Path) -> None:
+    lines = list(read_jsonl(finished / "metrics.jsonl"))
+    steps = [(line["stage"], line["step"]) for line in lines if "event" not in line]
+    assert len(steps) == len(set(steps))
+    assert {stage for stage, _ in steps} >= {"supernet", *(f"retrain/{role}" for role in ROLES)}
+    assert any(line.get("event") == "monitor" for line in lines)
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_exported_parameters_are_those_reported(finished: Path, role: str) -> None:
+    model = timm.create_model(f"local-dir:{finished / 'models' / role}", pretrained=True)
+    result = read_json(finished / "models" / role / "result.json")
+    arch = Arch.from_json(read_json(finished / "models" / role / "arch.json"))
+    params = sum(p.numel() for p in model.parameters())
+    assert params == result["params"] == count(arch).params
+    assert count(arch).macs == result["macs"]
+    if role == "chosen":
+        exported = read_json(finished / "export" / "export.json")
+        assert exported["timm"]["exported_params"] == exported["onnx"]["params"] == params
+        assert exported["timm"]["max_abs_diff"] == 0
+        assert exported["timm"]["n_images"] > 30
+
+
+def test_the_onnx_file_computes_what_the_model_computes(finished: Path) -> None:
+    model = timm.create_model(f"local-dir:{finished / 'models' / 'chosen'}", pretrained=True).eval()
+    data = open_data(open_run(finished).data)
+    images, _ = next(iter(data.holdout.batches(7)))
+    session = onnxruntime.InferenceSession(
+        str(finished / "export" / "model.onnx"), providers=["CPUExecutionProvider"]
+    )
+    got = session.run(None, {session.get_inputs()[0].name: images.numpy()})[0]
+    with torch.no_grad():
+        want = model(images).numpy()
+    np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def stamps(folder: Path) -> dict[str, tuple[int, int]]:
+    found = {str(path.relative_to(folder)): path.stat() for path in folder.rglob("*") if path.is_file()}
+    return {name: (stat.st_mtime_ns, stat.st_size) for name, stat in found.items()}
+
+
+def test_the_same_command_again_does_nothing(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before, start = stamps(finished), time.process_time()
+    assert main(words(finished)) == 0
+    for stage in ("train", "search", "retrain", "export", "bench", "evaluate"):
+        assert main([stage, str(finished)]) == 0
+    assert stamps(finished) == before
+    assert time.process_time() - start < 10
+    assert capsys.readouterr().out.count("Test") >= 2, "the table is shown again"
+
+
+def test_another_command_on_the_folder_is_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = stamps(finished)
+    error = refused(words(finished, seed="1", budget="macs<=100K"), capsys)
+    assert "seed: 0 then, 1 now" in error
+    assert "budget: 'macs<=200K' then, 'macs<=100K' now" in error
+    assert stamps(finished) == before
+
+
+def test_specialize_and_report(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Path(shutil.copytree(finished, tmp_path / "run"))
+    trials = [t for t in read_json(folder / "search.json")["trials"] if t["state"] == "scored"]
+    least = min(trial["costs"]["params"] for trial in trials)
+    assert main(["specialize", str(folder), f"budget=params<={least}"]) == 0
+    said = capsys.readouterr().out
+    cheap = next(trial for trial in trials if trial["costs"]["params"] == least)
+    assert cheap["arch_id"] in said
+    model = timm.create_model(f"local-dir:{folder / 'front' / cheap['arch_id']}", pretrained=True)
+    assert sum(p.numel() for p in model.parameters()) == least
+    assert "none of 6 scored Archs meets the budget" in refused(
+        ["specialize", str(folder), "budget=params<=1"], capsys
+    )
+    (folder / "report.html").unlink()
+    assert main(["report", str(folder)]) == 0
+    assert (folder / "report.html").stat().st_size > 10_000
+
+
+def test_retrain_makes_what_was_deleted_and_nothing_else(finished: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(finished, tmp_path / "run"))
+    before = stamps(folder)
+    shutil.rmtree(folder / "models" / "hand_scaled")
+    (folder / "checkpoints" / "retrain-hand_scaled.safetensors").unlink()
+    assert main(["retrain", str(folder)]) == 0
+    after = stamps(folder)
+    changed = {name for name in {*before, *after} if before.get(name) != after.get(name)}
+    assert all("hand_scaled" in name or name == "metrics.jsonl" for name in changed), changed
+    weights = Path("models") / "hand_scaled" / "model.safetensors"
+    assert (folder / weights).read_bytes() == (finished / weights).read_bytes()
+
+
+def test_stages_before_their_time_say_what_to_run(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(finished / "run.yaml", tmp_path)
+    for stage, said in (
+        ("search", "`vitnas train`"),
+        ("retrain", "search.json does not exist"),
+        ("export", "models/chosen"),
+        ("evaluate", "`vitnas retrain`"),
+        ("dashboard", "`vitnas search"),
+    ):
+        assert said in refused([stage, str(tmp_path)], capsys)
+    assert not (tmp_path / "test_reads.json").exists()
+
+
+@pytest.mark.slow
+def test_a_latency_budget_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "run"
+    argv = words(
+        folder,
+        budget="macs<=200K and latency<=1000ms@onnxruntime,batch=1",
+        search__num_trials="3",
+        retrain__baselines="[]",
+        retrain__rank_archs="0",
+        export__formats="[]",
+        export__latency="[]",
+    )
+    assert main(argv) == 0
+    assert "1000ms" in capsys.readouterr().out
+    search = read_json(folder / "search.json")
+    assert all(trial["costs"]["latency_ms"] for trial in search["trials"] if trial["state"] == "scored")
+    impossible = words(tmp_path / "no", budget="latency<=1us@onnxruntime,batch=1")
+    assert "cannot be met" in refused(impossible, capsys)
+
+
+def test_ranked_archs_are_spread_from_best_to_worst() -> None:
+    class Scored:
+        def __init__(self, number: int) -> None:
+            self.number, self.values = number, {"accuracy": number / 10}
+
+    trials = [Scored(n) for n in range(9)]
+    assert [t.number for t in spread(trials, 3)] == [0, 4, 8]  # type: ignore[arg-type]
+    assert len(spread(trials[:2], 3)) == 2  # type: ignore[arg-type]
+    assert len(spread(trials, 1)) == 1  # type: ignore[arg-type]

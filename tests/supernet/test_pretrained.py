@@ -1,0 +1,143 @@
+"""A Supernet that starts from a pretrained ViT holds that ViT: its Archs are prefixes of it."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from vitnas.arch import Arch
+from vitnas.errors import UserError
+from vitnas.extraction import extract
+from vitnas.space import AutoFormerSpace, autoformer
+from vitnas.supernet import Supernet
+from vitnas.supernet.pretrained import start_from_timm
+
+
+def vit(**options: object) -> VisionTransformer:
+    """A small timm ViT with weights that are not symmetric in anything, in AutoFormer's form: mean pooling."""
+    fields: dict[str, object] = {
+        "img_size": 16, "patch_size": 4, "num_classes": 5, "embed_dim": 32, "depth": 3, "num_heads": 4,
+        "mlp_ratio": 2.0, "global_pool": "avg", "fc_norm": False, **options,
+    }  # fmt: skip
+    model = VisionTransformer(**fields)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
+    return model.eval()
+
+
+def space(**options: object) -> AutoFormerSpace:
+    """A Space that contains exactly that ViT as its largest Arch."""
+    fields: dict[str, object] = {
+        "image_size": 16, "patch_size": 4, "in_chans": 3, "num_classes": 5, "embed_dims": (16, 32), "depths": (2, 3),
+        "num_heads": (2, 4), "mlp_ratios": (1.0, 2.0), "head_dim": 8, "relative_position": 0, **options,
+    }  # fmt: skip
+    return autoformer("micro", **fields)  # type: ignore[arg-type]
+
+
+def start(space: AutoFormerSpace, source: nn.Module) -> tuple[Supernet, str]:
+    supernet = Supernet(space, generator=torch.Generator().manual_seed(1))
+    return supernet.eval(), start_from_timm(supernet, source)
+
+
+def share(said: str) -> int:
+    found = re.search(r"(\d+)% of the supernet's weights", said)
+    assert found, said
+    return int(found.group(1))
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(2))
+
+
+def norm_eps(arch: Arch, model: VisionTransformer) -> None:
+    """timm's layers and the Space's may have different constants; make the ViT's those of the Space."""
+    for module in model.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.eps = arch.norm_eps
+
+
+@torch.no_grad()
+def test_the_largest_arch_is_the_vit(images: torch.Tensor) -> None:
+    source = vit()
+    supernet, said = start(space(), source)
+    largest = supernet.space.largest()
+    norm_eps(largest, source)
+    assert share(said) == 100
+    torch.testing.assert_close(supernet(images, largest), source(images), rtol=0, atol=1e-5)
+    torch.testing.assert_close(extract(supernet, largest)(images), source(images), rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_smaller_arch_is_a_prefix_of_the_vit() -> None:
+    source = vit()
+    supernet, _ = start(space(), source)
+    model = extract(supernet, supernet.space.smallest())
+    theirs = source.state_dict()
+    width, heads, head_dim, hidden = 16, 2, 8, 16
+    for name, ours in model.state_dict().items():
+        if name.endswith(("attn.qkv.weight", "attn.qkv.bias")):
+            # q, k and v are each cut to the first heads, not the first rows of the three together.
+            blocks = theirs[name].view(3, 4, head_dim, *theirs[name].shape[1:])[:, :heads]
+            want = blocks.reshape(3 * heads * head_dim, *theirs[name].shape[1:])[..., :width]
+            want = want if name.endswith("weight") else blocks.reshape(-1)
+        else:
+            want = theirs[name][tuple(slice(0, size) for size in ours.shape)]
+        torch.testing.assert_close(ours, want, rtol=0, atol=0, msg=name)
+    assert model.blocks[0].mlp.fc1.out_features == hidden
+    assert len(model.blocks) == 2
+
+
+@torch.no_grad()
+def test_what_the_vit_lacks_keeps_its_first_weights() -> None:
+    """A deeper, wider Space with relative positions and other classes."""
+    bigger = space(embed_dims=(32, 48), depths=(3, 4), num_heads=(4, 6), relative_position=3, num_classes=7)
+    untouched = Supernet(bigger, generator=torch.Generator().manual_seed(1))
+    supernet, said = start(bigger, vit())
+    before, after = untouched.state_dict(), supernet.state_dict()
+    assert 10 < share(said) < 90
+    for name in before:
+        if "rel" in name or name.startswith(("head.", "blocks.3.")):
+            torch.testing.assert_close(after[name], before[name], rtol=0, atol=0, msg=name)
+    assert not torch.equal(after["blocks.0.mlp.fc1.weight"], before["blocks.0.mlp.fc1.weight"])
+    torch.testing.assert_close(
+        after["blocks.0.mlp.fc1.weight"][:, 32:], before["blocks.0.mlp.fc1.weight"][:, 32:]
+    )
+
+
+@torch.no_grad()
+def test_grey_images_see_the_sum_of_the_channels(images: torch.Tensor) -> None:
+    source, grey = vit(), space(in_chans=1)
+    supernet, _ = start(grey, source)
+    norm_eps(grey.largest(), source)
+    one = images[:, :1]
+    got = supernet(one, grey.largest())
+    torch.testing.assert_close(got, source(one.expand(-1, 3, -1, -1)), rtol=0, atol=1e-4)
+
+
+def test_heads_of_another_width_are_refused() -> None:
+    with pytest.raises(UserError, match="heads are 16 wide; the space's are 8"):
+        start(space(), vit(num_heads=2))
+
+
+def test_a_name_that_timm_does_not_know_is_refused() -> None:
+    supernet = Supernet(space(), generator=torch.Generator().manual_seed(1))
+    with pytest.raises(UserError, match="must be a timm name"):
+        start_from_timm(supernet, "vit_of_nobody")
+
+
+def test_a_network_that_is_no_plain_vit_is_refused() -> None:
+    with pytest.raises(UserError, match="cannot be written as an Arch"):
+        start(space(), vit(init_values=0.1))
+
+
+def test_another_patch_and_image_size_are_resampled() -> None:
+    supernet, said = start(space(image_size=24, patch_size=6), vit())
+    assert share(said) == 100
+    assert torch.isfinite(supernet(torch.randn(1, 3, 24, 24), supernet.space.smallest())).all()

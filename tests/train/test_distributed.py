@@ -1,0 +1,178 @@
+"""Several processes: different Archs in one step, one set of weights, one search, one voice."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vitnas.runs import read_json, read_jsonl
+from vitnas.train.engine import adopt_slurm
+
+HERE = Path(__file__).parent
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def environment() -> dict[str, str]:
+    clean = {
+        key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    }
+    return {**clean, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each of two ranks saw; `folder` is where they worked."""
+    folder = tmp_path_factory.mktemp("ranks")
+    command = [sys.executable, str(HERE / "two_ranks.py"), str(folder), free_port()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=150, env=environment())
+    assert done.returncode == 0, done.stderr
+    return [{**json.loads((folder / f"rank{rank}.json").read_text()), "folder": folder} for rank in range(2)]
+
+
+def test_the_engine_knows_its_place(seen: list[dict[str, Any]]) -> None:
+    assert [found["rank"] for found in seen] == [0, 1]
+    assert [found["is_main"] for found in seen] == [True, False]
+    assert {found["world"] for found in seen} == {2}
+    assert {found["device"].partition(":")[0] for found in seen} == {"cpu"}
+    assert {found["sum"] for found in seen} == {3.0}
+
+
+def test_gradients_are_the_mean_and_unused_parameters_count_as_zero(seen: list[dict[str, Any]]) -> None:
+    for found in seen:
+        gradients = found["gradients"]
+        assert gradients["difference"] < 1e-6
+        assert gradients["third_block_unused"], "what nobody used keeps no gradient"
+        assert gradients["none_after"] > 0
+    before = [found["gradients"]["none_before"] for found in seen]
+    assert before[0] != before[1], "the ranks trained different Archs"
+    assert max(before) > seen[0]["gradients"]["none_after"], (
+        "the smaller Arch's rank got the other's gradients"
+    )
+
+
+def test_ranks_end_with_the_same_weights(seen: list[dict[str, Any]]) -> None:
+    first, second = (found["training"] for found in seen)
+    assert first["steps"] == second["steps"] == 4
+    assert first["sum"] == second["sum"]
+    assert first["moved"] == second["moved"]
+    assert any(name.startswith("blocks.1.") for name in first["moved"])
+    assert not any(name.startswith("blocks.2.") for name in first["moved"]), (
+        "AdamW leaves alone what nobody used"
+    )
+    assert first["first_batch"] != second["first_batch"], "ranks see different images"
+    assert first["drawn"] != second["drawn"], "ranks draw different Archs"
+
+
+def test_metrics_have_each_step_once(seen: list[dict[str, Any]]) -> None:
+    lines = list(read_jsonl(seen[0]["folder"] / "metrics.jsonl"))
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert (seen[0]["folder"] / "checkpoints" / "two.safetensors").exists()
+
+
+def test_ranks_share_one_search(seen: list[dict[str, Any]]) -> None:
+    first, second = (found["searching"] for found in seen)
+    assert first["scored"] == second["scored"]
+    assert len(first["scored"]) == 12
+    assert sorted(first["mine"] + second["mine"]) == sorted(first["scored"]), "no Arch is scored twice"
+    assert first["mine"]
+    assert second["mine"]
+
+
+def test_one_process_writes_and_the_other_waits(seen: list[dict[str, Any]]) -> None:
+    assert [found["once"]["made"] for found in seen] == [1, 0]
+    assert all(found["once"]["there"] for found in seen)
+    assert {found["once"]["tells"] for found in seen} == {"Silent"}
+
+
+@pytest.mark.slow
+def test_a_whole_run_by_torchrun(tmp_path: Path) -> None:
+    fields = """data.max_images=160 data.batch_size=16 space.embed_dims=[16,24] space.depths=[1,2] space.num_heads=[1,2]
+        space.head_dim=8 budget=macs<=200K supernet.epochs=2 supernet.warmup_epochs=0 supernet.log_every=1
+        supernet.monitor_every=1 search.num_trials=6 retrain.train.epochs=1 retrain.train.warmup_epochs=0
+        retrain.rank_archs=2 retrain.rank_epochs=1 export.formats=[] export.latency=[] device=cpu threads=1""".split()
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--master-port",
+        free_port(),
+    ]
+    command += ["-m", "vitnas.cli", "run", "tour", f"folder={tmp_path / 'run'}", *fields]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=170, env=environment())
+    assert done.returncode == 0, done.stderr
+    results = read_json(tmp_path / "run" / "results.json")
+    assert [row["role"] for row in results["rows"]] == ["chosen", "hand_scaled", "random_search"]
+    assert len(read_json(tmp_path / "run" / "test_reads.json")) == 1
+    assert read_json(tmp_path / "run" / "manifest.json")["processes"] == 2
+    assert read_json(tmp_path / "run" / "search.json")["num_scored"] == 6
+    lines = list(read_jsonl(tmp_path / "run" / "metrics.jsonl"))
+    steps = [(line["stage"], line["step"]) for line in lines if "event" not in line]
+    assert len(steps) == len(set(steps))
+    for said in ("tour into", "Feasibility", "accuracy smallest", "Same budget, three ways", "report.html"):
+        assert (
+            done.stdout.count(said) <= 2 if said == "accuracy smallest" else done.stdout.count(said) == 1
+        ), said
+    bad = [*command[: command.index("tour") + 1], f"folder={tmp_path / 'run'}", "seed=9", *fields]
+    done = subprocess.run(bad, capture_output=True, text=True, timeout=100, env=environment())
+    assert done.returncode != 0
+    assert "vitnas: " in done.stderr
+    assert "holds another run (seed: 0 then, 9 now)" in done.stderr
+
+
+SLURM = {"SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_NTASKS": "8", "SLURM_JOB_ID": "123456",
+         "SLURM_LAUNCH_NODE_IPADDR": "10.0.0.7"}  # fmt: skip
+TORCH = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+@pytest.fixture
+def slurm(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """The environment of one of eight tasks; what is set in a test is taken back."""
+    environ = {
+        key: value for key, value in os.environ.items() if not key.startswith("SLURM") and key not in TORCH
+    }
+    monkeypatch.setattr(os, "environ", {**environ, **SLURM})
+    return monkeypatch
+
+
+def test_slurm_tells_rank_and_first_host(slurm: pytest.MonkeyPatch) -> None:
+    adopt_slurm()
+    assert [os.environ[name] for name in TORCH] == ["5", "1", "8", "10.0.0.7", "23456"]
+
+
+def test_what_torchrun_set_stays(slurm: pytest.MonkeyPatch) -> None:
+    os.environ["RANK"] = "2"
+    adopt_slurm()
+    assert os.environ["RANK"] == "2"
+    assert "WORLD_SIZE" not in os.environ
+
+
+def test_a_given_address_is_kept(slurm: pytest.MonkeyPatch) -> None:
+    os.environ |= {"MASTER_ADDR": "node1", "MASTER_PORT": "29999"}
+    adopt_slurm()
+    assert (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]) == ("node1", "29999")
+
+
+@pytest.mark.parametrize("change", [{"SLURM_NTASKS": "1"}, {"SLURM_PROCID": None}, {"SLURM_NTASKS": None}])
+def test_a_single_task_is_no_group(slurm: pytest.MonkeyPatch, change: dict[str, str | None]) -> None:
+    """An interactive shell of SLURM has some of the variables, too."""
+    for name, value in change.items():
+        if value is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = value
+    adopt_slurm()
+    assert not set(TORCH) & set(os.environ)

@@ -1,0 +1,170 @@
+"""Run by test_distributed.py: two gloo processes on the CPU, forked after one import. Writes what it saw as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.spawn import start_processes
+
+from vitnas.arch import Arch
+from vitnas.budget import Budget
+from vitnas.data import Augment, TrainBatches, synthetic
+from vitnas.sample import Draw, Uniform
+from vitnas.searching import Study, search
+from vitnas.space import autoformer
+from vitnas.stages import Context, Run
+from vitnas.supernet import Supernet
+from vitnas.train import Batch, Classification, Engine, TrainConfig, fit, step_rng
+
+SPACE = autoformer(
+    "micro",
+    image_size=8,
+    patch_size=4,
+    in_chans=3,
+    num_classes=4,
+    embed_dims=(16, 32),
+    depths=(1, 2, 3),
+    num_heads=(1, 2),
+    mlp_ratios=(1.0, 2.0),
+    head_dim=8,
+)
+ARCHS = SPACE.smallest(), SPACE.middle()  # neither uses the third block
+STEPS = 4
+
+
+def supernet() -> Supernet:
+    return Supernet(SPACE, generator=torch.Generator().manual_seed(0))
+
+
+def batch(rank: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(10 + rank)
+    return torch.randn(6, 3, 8, 8, generator=generator), torch.randint(0, 4, (6,), generator=generator)
+
+
+def backward(network: Supernet, arch: Arch, rank: int) -> None:
+    losses, _ = Classification()(network, Batch(*batch(rank)), arch)
+    losses["loss"].backward()
+
+
+def gradients(engine: Engine) -> dict[str, float | bool]:
+    """The averaged gradient against the mean of both ranks' gradients, computed here alone."""
+    network = supernet()
+    backward(network, ARCHS[engine.rank], engine.rank)
+    own_none = sum(p.grad is None for p in network.parameters())
+    engine.average_gradients(network.parameters())
+    want: dict[str, Tensor] = {}
+    for rank, arch in enumerate(ARCHS):
+        alone = supernet()
+        backward(alone, arch, rank)
+        for name, p in alone.named_parameters():
+            if p.grad is not None:
+                want[name] = want.get(name, torch.zeros_like(p)) + p.grad / 2
+    got = {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
+    assert got.keys() == want.keys()
+    return {
+        "difference": max(float((got[name] - want[name]).abs().max()) for name in want),
+        "none_before": own_none,
+        "none_after": sum(p.grad is None for p in network.parameters()),
+        "third_block_unused": not any(name.startswith("blocks.2.") for name in got),
+    }
+
+
+class ByRank:
+    """Each rank trains its own Arch."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+
+    def draw(self, rng: object) -> list[Draw]:
+        return [Draw(arch=ARCHS[self.rank])]
+
+
+def training(engine: Engine, folder: Path) -> dict[str, object]:
+    network = supernet()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    data = synthetic(num_classes=4, image_size=8, n=64, seed=0)
+    loader = TrainBatches(data.train, Augment(), batch_size=8, seed=0, rank=engine.rank, world=engine.world)
+    first = next(loader.from_step(0))[1].tolist(), float(next(loader.from_step(0))[0].sum())
+    config = TrainConfig(
+        epochs=STEPS / loader.steps_per_epoch,
+        monitor_every=0,
+        log_every=1,
+        checkpoint_minutes=0,
+        warmup_epochs=0,
+    )
+    fitted = fit(
+        network,
+        Classification(),
+        ByRank(engine.rank),
+        loader,
+        config=config,
+        engine=engine,
+        folder=folder,
+        stage="two",
+    )
+    state = network.state_dict()
+    return {
+        "steps": fitted.steps,
+        "sum": [float(value.double().abs().sum()) for value in state.values()],
+        "moved": [name for name, value in state.items() if not torch.equal(value, before[name])],
+        "first_batch": first,
+        "drawn": [Uniform(SPACE).draw(step_rng(0, step, engine.rank))[0].arch.id for step in range(20)],  # type: ignore[union-attr]
+    }
+
+
+def searching(engine: Engine, folder: Path) -> dict[str, object]:
+    mine = []
+
+    def score(arch: Arch) -> dict[str, float]:
+        mine.append(arch.id)
+        time.sleep(0.05)
+        return {"accuracy": arch.depth / 10}
+
+    with Study.open(folder / "study.db", space=SPACE, budget=Budget()) as study:
+        search(None, score, study=study, searcher="random", num_trials=12)
+        engine.wait()
+        return {"mine": mine, "scored": [trial.arch.id for trial in study.scored()]}
+
+
+def once(folder: Path) -> dict[str, object]:
+    """Only the first process makes a file; the other sees it when `once` returns."""
+    context, made = Context(Run(device="cpu"), folder), []
+    path = folder / "once.txt"
+
+    def make() -> None:
+        time.sleep(0.3)
+        made.append(1)
+        path.write_text("made")
+
+    context.once(path, make)
+    return {"made": len(made), "there": path.exists(), "tells": type(context.progress).__name__}
+
+
+def rank_main(rank: int, folder: Path) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    torch.set_num_threads(1)
+    engine = Engine(cpu=True)
+    found = {
+        "rank": engine.rank,
+        "world": engine.world,
+        "is_main": engine.is_main,
+        "device": str(engine.device),
+        "sum": float(engine.sum(torch.tensor(float(rank + 1)))),
+        "gradients": gradients(engine),
+        "training": training(engine, folder),
+        "searching": searching(engine, folder),
+        "once": once(folder),
+    }
+    (folder / f"rank{rank}.json").write_text(json.dumps(found))
+    engine.close()
+
+
+if __name__ == "__main__":
+    os.environ |= {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": sys.argv[2]}
+    start_processes(rank_main, (Path(sys.argv[1]),), nprocs=2, start_method="fork")
