@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser
 
+from vitnas.data import AUGMENTS
 from vitnas.errors import UserError, nearest
 from vitnas.recipes import RECIPES
 from vitnas.stages.run import Run, differences, field_names, plain, save_run
@@ -49,6 +50,14 @@ def make_run(name: str, pairs: dict[str, str]) -> Run:
                 f"there is no field {field!r}.{nearest(field, known)} `vitnas show RECIPE` lists them all."
             )
     base = _base(name, known)
+    if any(field.startswith("data.augment.") for field in pairs) and isinstance(base["data"]["augment"], str):
+        named = base["data"]["augment"]
+        if named not in AUGMENTS:
+            raise UserError(
+                f"data.augment is {named!r}, which the images decide; its fields cannot be set one by one. "
+                "Write them all in a YAML file, or choose a recipe that spells them out."
+            )
+        base["data"]["augment"] = plain(AUGMENTS[named])
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--run", type=Run)
     words = [f"--run={json.dumps(base)}", *(f"--run.{field}={value}" for field, value in pairs.items())]

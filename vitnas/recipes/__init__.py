@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from vitnas.recipes.autoformer import autoformer, autoformer_cifar
+from vitnas.recipes.images import images
 from vitnas.recipes.tour import tour
 from vitnas.stages.run import Run
 
 RECIPES: dict[str, Callable[[], Run]] = {
     "tour": tour,
+    "images": images,
     "autoformer_cifar": autoformer_cifar,
     "autoformer": autoformer,
 }

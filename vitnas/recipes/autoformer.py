@@ -33,7 +33,7 @@ def autoformer() -> Run:
         space=SpaceConfig(kind="autoformer", size="tiny", patch_size=16),
         sampler=SamplerConfig(kind="uniform"),
         supernet=train,
-        search=SearchConfig(searcher="autoformer", num_trials=1000, objectives=("accuracy", "params")),
+        search=SearchConfig(searcher="autoformer", num_trials=1000, objectives=("accuracy",)),
         retrain=RetrainConfig(train=train, start="inherited", rank_archs=0),
     )
 

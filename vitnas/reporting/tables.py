@@ -206,8 +206,9 @@ def front_table(results: Mapping[str, Any]) -> rich.table.Table:
         role = str(row.get("role", row.get("name", "")))
         style = "bold" if role == "chosen" else None
         measured = _by_target(row)
-        times = [_significant(measured[name], 3) if name in measured else MISSING for name in targets]
-        table.add_row(escape(role_name(role)), *map(escape, (*_result_cells(row)[:-1], *times)), style=style)
+        times = [_significant(measured[target], 3) if target in measured else MISSING for target in targets]
+        name = role_name(role) + (", from the supernet" if row.get("from") == "inherited" else "")
+        table.add_row(escape(name), *map(escape, (*_result_cells(row)[:-1], *times)), style=style)
     return table
 
 

@@ -53,7 +53,8 @@ def open_storage(where: str | Path | BaseStorage) -> BaseStorage:
             path.parent.mkdir(parents=True, exist_ok=True)
             return JournalStorage(JournalFileBackend(str(path)))
         if "://" in text and not text.startswith("sqlite:"):
-            return RDBStorage(text)
+            # SQLAlchemy takes a bare postgresql:// for psycopg2; the extra `postgres` brings psycopg 3.
+            return RDBStorage(text.replace("postgresql://", "postgresql+psycopg://", 1))
         path = Path(text.removeprefix("sqlite:///"))
         path.parent.mkdir(parents=True, exist_ok=True)
         options = {"connect_args": {"timeout": 60, "factory": _WalConnection}}

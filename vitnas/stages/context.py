@@ -71,7 +71,7 @@ class Context:
 
     @cached_property
     def holdout(self) -> EvalBatches:
-        return EvalBatches(self.data.holdout, batch_size=EVAL_BATCH)
+        return EvalBatches(self.data.holdout, batch_size=EVAL_BATCH, workers=self.run.data.workers)
 
     def train_batches(self, stage: str) -> TrainBatches:
         """Varied train images, in an order of the stage's own."""
@@ -114,7 +114,12 @@ class Context:
     @property
     def data_config(self) -> dict[str, Any]:
         """What a user of the model must do to an image."""
-        return {"mean": self.data.mean, "std": self.data.std, "interpolation": self.run.data.interpolation}
+        return {
+            "mean": self.data.mean,
+            "std": self.data.std,
+            "interpolation": self.run.data.interpolation,
+            "crop_pct": self.data.holdout.form.crop_pct,
+        }
 
     def once(self, path: Path, make: Callable[[], None]) -> None:
         """Run a stage unless its result is there; other processes wait for the first."""

@@ -111,11 +111,18 @@ def _final_table(context: Context, target: Path) -> None:
         )
     scores = context.folder / "test_scores.json"
     if not scores.exists():  # the only place where the test split is read, and it is read once
+        missing = {"chosen", *context.run.retrain.baselines} - set(names)
+        if missing:
+            raise UserError(
+                f"{', '.join(sorted(missing))} not trained yet; the test split is read once, for all models together. "
+                f"Run `vitnas retrain {context.folder}` first."
+            )
         test = context.data.open_test(
             context.folder / "test_reads.json", purpose=f"final table of {', '.join(names)}"
         )
-        batches = EvalBatches(test, batch_size=EVAL_BATCH)
-        found = {role: evaluate(load_model(context, role), batches) for role in names}
+        batches = EvalBatches(test, batch_size=EVAL_BATCH, workers=context.run.data.workers)
+        device = context.engine.device
+        found = {role: evaluate(load_model(context, role).to(device), batches) for role in names}
         write_json(
             scores, {role: {"accuracy": score.accuracy, "n": score.n} for role, score in found.items()}
         )

@@ -11,7 +11,8 @@ from vitnas.measure.environment import environment, git_commit
 from vitnas.runs import read_json, write_json
 from vitnas.searching import feasibility
 from vitnas.stages.context import Context
-from vitnas.train.optim import make_optimizer
+from vitnas.stages.searching import open_study
+from vitnas.train.optim import make_optimizer, make_schedule
 
 
 def prepare(context: Context) -> list[dict[str, Any]]:
@@ -29,7 +30,11 @@ def prepare(context: Context) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = read_json(written)
         return rows
     space, budget = context.space, context.budget
-    make_optimizer(context.new_supernet(), run.supernet)  # an unknown optimizer shows now, not in an hour
+    for config in (run.supernet, run.retrain.train):  # what is unknown shows now, not in an hour
+        make_schedule(make_optimizer(context.new_supernet(), config), config, 100, 10)
+    if run.search.storage is not None:
+        with open_study(context, "search"):
+            pass
     table = feasibility(space, budget, seed=run.seed, latency_meter=context.meters or None)
     if context.engine.is_main:
         write_json(

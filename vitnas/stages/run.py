@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import yaml
 
-from vitnas.budget import Budget
+from vitnas.budget import QUANTITIES, Budget
 from vitnas.data import DataConfig
 from vitnas.errors import UserError
 from vitnas.measure.target import parse_target
@@ -18,6 +18,8 @@ from vitnas.searching import SEARCHERS
 from vitnas.space import SPACES
 from vitnas.train import TrainConfig
 
+# Fields that may change when a run is resumed: they change how fast or how loud it is, not what comes out.
+FREE = {"threads", "workers", "trackers", "device", "log_every", "checkpoint_minutes"}
 BASELINES = ("hand_scaled", "random_search")
 
 
@@ -72,6 +74,13 @@ class SearchConfig:
             raise UserError(
                 f"search.objectives is {self.objectives}; the first must be accuracy. Put it first."
             )
+        for name in self.objectives:
+            quantity, _, target = name.partition("@")
+            if quantity not in ("accuracy", *QUANTITIES) or (quantity == "latency") != bool(target):
+                raise UserError(
+                    f"search.objectives has {name!r}; known are accuracy, macs, params, memory and latency@TARGET, "
+                    "for example latency@onnxruntime,batch=1."
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,4 +186,4 @@ def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
             for key in dict.fromkeys((*old, *new))
             for text in differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)
         ]
-    return [] if old == new else [f"{prefix}: {old!r} then, {new!r} now"]
+    return [] if old == new or prefix.split(".")[-1] in FREE else [f"{prefix}: {old!r} then, {new!r} now"]

@@ -70,8 +70,11 @@ class Supernet(nn.Module):
         subnet = self.subnet(arch)
         if subnet.skeleton.training != self.training:
             subnet.skeleton.train(self.training)
-        weights = self._borrow(subnet, with_grad=torch.is_grad_enabled())
+        weights, ties = self._borrow(subnet, with_grad=torch.is_grad_enabled())
         logits: Tensor = functional_call(subnet.skeleton, weights, (images_BCHW,), tie_weights=False)
+        if ties and logits.requires_grad:
+            # Only when backward starts: the usual zero_grad() between forward and backward must not undo it.
+            logits.register_hook(lambda grad: _share_grads(ties))
         return logits
 
     def no_weight_decay(self) -> set[str]:
@@ -97,17 +100,24 @@ class Supernet(nn.Module):
             pieces.append(self.sharing.piece(name, shared, axes, self.axes[shared], shape))
         return _Subnet(skeleton, tuple(pieces))
 
-    def _borrow(self, subnet: _Subnet, *, with_grad: bool) -> dict[str, Tensor]:
-        """The weights of `subnet` as leaves on shared storage, with gradients that add into the shared ones."""
+    def _borrow(self, subnet: _Subnet, *, with_grad: bool) -> tuple[dict[str, Tensor], list[_Tie]]:
+        """The weights of `subnet` as leaves on shared storage, and what their gradients belong to."""
         table = dict(self.named_parameters())
         weights: dict[str, Tensor] = {}
+        ties: list[_Tie] = []
         for piece, is_run in zip(subnet.pieces, subnet.is_run, strict=True):
             shared = table[piece.shared]
             leaf = piece.take(shared.detach())
             if with_grad and shared.requires_grad:
-                _share_grad(leaf, shared, piece, is_run)
+                leaf.requires_grad_()
+                if not is_run:
+                    _add_strided(leaf, shared, piece)
+                ties.append((leaf, shared, piece, is_run))
             weights[piece.name] = leaf
-        return weights
+        return weights, ties
+
+
+_Tie = tuple[Tensor, nn.Parameter, Piece, bool]
 
 
 def select(supernet: Supernet, arch: Arch) -> dict[str, Tensor]:
@@ -168,19 +178,26 @@ def _is_run(piece: Piece) -> bool:
     return piece.cut(torch.empty(size, device="meta")).is_contiguous()
 
 
-def _share_grad(leaf: Tensor, shared: nn.Parameter, piece: Piece, is_run: bool) -> None:
-    """Let the gradient of `leaf` add into the right entries of `shared.grad`."""
-    leaf.requires_grad_()
-    if shared.grad is None:
-        shared.grad = torch.zeros_like(shared)
-    entries = piece.cut(shared.grad)
-    if is_run:
-        leaf.grad = entries.view(piece.shape)  # autograd adds to a gradient that exists in place
-        return
+def _share_grads(ties: list[_Tie]) -> None:
+    """As backward begins: let the gradients of the leaves add into the right entries of the shared ones."""
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "a Supernet's forward cannot be differentiated twice; call its Model on select(...) instead"
+        )
+    for leaf, shared, piece, is_run in ties:
+        if shared.grad is None:
+            shared.grad = torch.zeros_like(shared)
+        if is_run:
+            leaf.grad = piece.take(shared.grad)  # autograd adds to a gradient that exists in place
 
-    # Autograd would do the same for strided gradients, but warns that they break its layout contract.
+
+def _add_strided(leaf: Tensor, shared: nn.Parameter, piece: Piece) -> None:
+    """The same for entries that are not one run: autograd could, but warns that they break its layout contract."""
+
     def add(leaf: Tensor) -> None:
         assert leaf.grad is not None
+        assert shared.grad is not None
+        entries = piece.cut(shared.grad)
         entries.add_(leaf.grad.view(entries.shape))
         leaf.grad = None
 

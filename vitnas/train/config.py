@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -52,14 +51,13 @@ class TrainConfig:
                 raise UserError(
                     f"{name} is {getattr(self, name)}; it cannot be negative. Use 0 to turn it off."
                 )
+        if self.clip_grad is not None and self.clip_grad <= 0:
+            raise UserError(f"clip_grad is {self.clip_grad}; it must be above 0. Use null for no clipping.")
         if self.ema is not None and not 0 < self.ema < 1:
-            raise UserError(f"ema is {self.ema}; it is a decay between 0 and 1. Use 0.999, or none.")
+            raise UserError(f"ema is {self.ema}; it is a decay between 0 and 1. Use 0.999, or null for none.")
         if not 0 <= self.drop_path < 1:
             raise UserError(f"drop_path is {self.drop_path}; it must be from 0 to below 1. Use 0.1.")
         if self.precision not in ("fp32", "bf16", "fp16"):
             raise UserError(
                 f"precision is {self.precision!r}; it must be fp32, bf16 or fp16. Use fp32 on a CPU."
             )
-
-
-Trackers = Sequence[Literal["tensorboard", "wandb"]]

@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from torch import Tensor, nn
 
 from vitnas.errors import MissingExtra
 
 BUCKET = 8 << 20  # elements per all-reduce: large enough to be worth the call, small beside the gradients
 PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
-TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb"}
 
 
 class Engine:
@@ -87,8 +87,22 @@ class Engine:
         if self.accelerator.scaler is not None and state:
             self.accelerator.scaler.load_state_dict(dict(state))
 
-    def clip(self, parameters: list[nn.Parameter], max_norm: float) -> None:
-        self.accelerator.clip_grad_norm_(parameters, max_norm)
+    def clip(self, parameters: list[nn.Parameter], max_norm: float | None) -> Tensor:
+        """Scale the gradients down to `max_norm` (None: leave them); returns their norm before."""
+        if max_norm is None:
+            return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        norm: Tensor = self.accelerator.clip_grad_norm_(parameters, max_norm)
+        return norm
+
+    def broadcast(self, network: nn.Module) -> None:
+        """Give every process the first one's weights."""
+        if self.world > 1:
+            for tensor in network.state_dict().values():
+                tensor.copy_(broadcast(tensor.detach().clone(), from_process=0))
+
+    def release(self) -> None:
+        """Forget the optimizers that were prepared; Accelerate would keep them, and their state, for good."""
+        self.accelerator.free_memory()
 
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Mean gradient over the processes. A parameter that some did not use counts as 0 there; one that nobody
@@ -116,11 +130,6 @@ class Engine:
         flat = self.accelerator.reduce(torch.cat([grad.reshape(-1) for grad in grads]), reduction="mean")
         for grad, mean in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
             grad.copy_(mean.view_as(grad))
-
-    def sum(self, value: Tensor) -> Tensor:
-        """Sum over the processes."""
-        total: Tensor = self.accelerator.reduce(value, reduction="sum")
-        return total
 
     def wait(self) -> None:
         self.accelerator.wait_for_everyone()

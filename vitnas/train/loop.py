@@ -97,6 +97,9 @@ def fit(
     config, engine, progress = config or TrainConfig(), engine or Engine(), progress or Silent()
     batches = cast(Batches, loader) if hasattr(loader, "from_step") else _Plain(loader)
     network.to(engine.device).train()
+    engine.broadcast(
+        network
+    )  # processes may have started with other weights; gradients are averaged from here on
     steps_per_epoch = max(1, batches.steps_per_epoch // config.accumulate)
     steps = max(1, round(config.epochs * steps_per_epoch))
     optimizer = engine.prepare(make_optimizer(network, config))
@@ -140,8 +143,7 @@ def fit(
                 _accumulate(run, task, batch, draws)
         run.check_finite(step, steps_per_epoch)
         engine.average_gradients(parameters)
-        if config.clip_grad is not None:
-            engine.clip(parameters, config.clip_grad)
+        run.check_gradient(engine.clip(parameters, config.clip_grad), step, steps_per_epoch)
         optimizer.step()
         step += 1
         if run.ema is not None:
@@ -158,6 +160,7 @@ def fit(
     if warning:
         run.log.write({"event": "warning", "step": step, "text": warning})
     progress.done(stage, warning)
+    engine.release()
     final = network if run.ema is None else run.ema.module
     return Fitted(network=final, steps=steps, seconds=time.monotonic() - start, warning=warning)
 
@@ -202,6 +205,14 @@ class _Run:
                 "The weights are those before this step. Lower lr or clip_grad, or use precision fp32 or bf16."
             )
 
+    def check_gradient(self, norm: Tensor, step: int, steps_per_epoch: int) -> None:
+        """A finite loss can have a gradient that is not; fp16's loss scaling skips such steps by itself."""
+        if self.config.precision != "fp16" and not bool(torch.isfinite(norm)):
+            raise NonFiniteLossError(
+                f"the gradient's norm is {float(norm)} at step {step} (epoch {step / steps_per_epoch:.1f}) although "
+                "the loss is finite; training stops. The weights are those before this step. Lower lr or use fp32."
+            )
+
     def monitor(self, monitor: Monitor, step: int, epoch: float, progress: Progress) -> list[dict[str, Any]]:
         records = monitor(self.network if self.ema is None else self.ema.module)
         self.log.write({"event": "monitor", "step": step, "epoch": epoch, "archs": records})
@@ -222,7 +233,6 @@ class _Run:
             save_checkpoint(
                 self.checkpoint, parts, {**self.identity, "step": step, "optimizer": meta, "scaler": scaler}
             )
-        self.engine.wait()
 
     def resume(self) -> int:
         """Continue from the checkpoint, if there is one; returns the step to do next."""
@@ -235,8 +245,14 @@ class _Run:
                     f"{self.checkpoint} is of a run with another {key} ({_difference(meta.get(key), value)}). Use the "
                     "same values, another run folder, or delete the checkpoint to start this stage anew."
                 )
-        self.network.load_state_dict(parts["network"])
-        restore_optimizer(self.optimizer, parts["optimizer"], meta["optimizer"])
+        try:
+            self.network.load_state_dict(parts["network"])
+            restore_optimizer(self.optimizer, parts["optimizer"], meta["optimizer"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise UserError(
+                f"{self.checkpoint} is of another network or optimizer ({str(error).splitlines()[0]}). Use another "
+                "run folder, or delete the checkpoint to start this stage anew."
+            ) from error
         if self.ema is not None:
             self.ema.module.load_state_dict(parts["ema"])
         self.engine.restore_scaler(meta["scaler"])
@@ -250,7 +266,8 @@ class _Log:
         self._path = None if folder is None else folder / "metrics.jsonl"
         self._stage, self._engine = stage, engine
         self._sums: dict[str, float] = {}
-        self._count = self._images = 0
+        self._counts: dict[str, int] = {}  # per name: not every draw of a step has every loss
+        self._images = 0
         self._since = time.monotonic()
         self._pending: list[tuple[str | None, dict[str, Tensor]]] = []
         self.text = ""
@@ -266,10 +283,9 @@ class _Log:
             for name, value in losses.items():
                 number = float(value)
                 self._sums[name] = self._sums.get(name, 0.0) + number
-                if name == "loss":
-                    self._count += 1
-                    if not math.isfinite(number) and bad is None:
-                        bad = arch, number
+                self._counts[name] = self._counts.get(name, 0) + 1
+                if name == "loss" and not math.isfinite(number) and bad is None:
+                    bad = arch, number
         self._pending.clear()
         return bad
 
@@ -278,12 +294,13 @@ class _Log:
             return
         now = time.monotonic()
         speed = self._images * self._engine.world / max(now - self._since, 1e-9)
-        means = {name: total / self._count for name, total in self._sums.items()}
+        means = {name: total / self._counts[name] for name, total in self._sums.items()}
         record = {"step": step, "epoch": epoch, **means, "lr": lr, "images_per_s": speed}
         self.write(record)
-        self._engine.track({**means, "lr": lr, "images_per_s": speed}, step)
+        tracked = {**means, "lr": lr, "images_per_s": speed}
+        self._engine.track({f"{self._stage}/{name}": value for name, value in tracked.items()}, step)
         self.text = f"loss {means['loss']:.3f}, {speed:,.0f} images/s"
-        self._sums, self._count, self._images, self._since = {}, 0, 0, now
+        self._sums, self._counts, self._images, self._since = {}, {}, 0, now
 
     def write(self, record: dict[str, Any]) -> None:
         if self._path is not None and self._engine.is_main:
