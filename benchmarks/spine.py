@@ -303,7 +303,7 @@ def main() -> None:
         for name in options.only:
             row = ROWS[name](options.rounds)
             print(
-                f"{row.name:<34} / {row.against:<30} {row.ratio:>12,.3f} ({row.low:,.3f}-{row.high:,.3f})  {row.target}",
+                f"{row.name:<34} / {row.against:<30} {row.ratio:>12,.3f} ({row.low:,.3f}-{row.high:,.3f}) {row.target}",
                 flush=True,
             )
             writer.writerow(

@@ -254,3 +254,34 @@ def test_a_parameter_without_axes_is_a_mistake_that_is_named() -> None:
         named_axes(Bare())
     with pytest.raises(LookupError, match=r"axes .* of gain do not fit its shape \(3,\)"):
         named_axes(Wrong())
+
+
+def test_zero_grad_between_forward_and_backward_is_harmless(generator: torch.Generator) -> None:
+    """The order loss, zero_grad, backward is common; gradients must bind when backward begins."""
+    space = autoformer("micro", image_size=8, patch_size=4, in_chans=1, num_classes=3)
+    supernet = Supernet(space, generator=generator)
+    images, arch = torch.randn(2, 1, 8, 8, generator=generator), space.middle()
+    supernet(images, arch).square().sum().backward()
+    want = {name: p.grad.clone() for name, p in supernet.named_parameters() if p.grad is not None}
+    loss = supernet(images, arch).square().sum()
+    supernet.zero_grad(set_to_none=True)
+    loss.backward()
+    for name, parameter in supernet.named_parameters():
+        assert (parameter.grad is None) == (name not in want), name
+        if parameter.grad is not None:
+            torch.testing.assert_close(parameter.grad, want[name], rtol=0, atol=0, msg=name)
+
+
+def test_a_forward_alone_leaves_no_gradients(generator: torch.Generator) -> None:
+    space = autoformer("micro", image_size=8, patch_size=4, in_chans=1, num_classes=3)
+    supernet = Supernet(space, generator=generator)
+    supernet(torch.randn(2, 1, 8, 8), space.middle())
+    assert all(parameter.grad is None for parameter in supernet.parameters()), "AdamW would decay them"
+
+
+def test_a_second_derivative_is_refused(generator: torch.Generator) -> None:
+    space = autoformer("micro", image_size=8, patch_size=4, in_chans=1, num_classes=3)
+    supernet = Supernet(space, generator=generator)
+    loss = supernet(torch.randn(2, 1, 8, 8), space.middle()).sum()
+    with pytest.raises(RuntimeError, match="cannot be differentiated twice"):
+        loss.backward(create_graph=True)

@@ -155,7 +155,7 @@ def rank_main(rank: int, folder: Path) -> None:
         "world": engine.world,
         "is_main": engine.is_main,
         "device": str(engine.device),
-        "sum": float(engine.sum(torch.tensor(float(rank + 1)))),
+        "sum": float(engine.accelerator.reduce(torch.tensor(float(rank + 1)), reduction="sum")),
         "gradients": gradients(engine),
         "training": training(engine, folder),
         "searching": searching(engine, folder),

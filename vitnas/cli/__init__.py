@@ -48,17 +48,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status. Users' errors are one sentence, not a traceback."""
     words = list(sys.argv[1:] if argv is None else argv)
     console = Console(highlight=False, soft_wrap=True)
-    if not words or words[0] in ("-h", "--help", "help") or "--help" in words or "-h" in words:
+    if words[:1] == ["--version"]:
+        import vitnas
+
+        console.print(vitnas.__version__)
+        return 0
+    if not words or words[0] in ("-h", "--help", "help"):
         console.print(USAGE)
         return 0
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
-        from vitnas.cli.commands import COMMANDS
+        from vitnas.cli.commands import COMMANDS, command_help
 
         if words[0] not in COMMANDS:
             raise UserError(
                 f"{words[0]!r} is no command; commands are {', '.join(COMMANDS)}.{nearest(words[0], COMMANDS)}"
             )
+        if {"-h", "--help"} & set(words[1:]):
+            command_help(words[0], console)
+            return 0
         COMMANDS[words[0]](words[1:], console)
     except UserError as error:
         return _refuse(errors, str(error))

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from vitnas.cli.fields import claim_folder, make_run, open_run, split_words
 from vitnas.cli.lookup import count_command, doctor_command, list_command, show_command
+from vitnas.data import Augment, DataConfig
 from vitnas.errors import MissingExtra, UserError
 from vitnas.reporting import front_table, report
 from vitnas.runs import read_json
 from vitnas.stages import STAGES, Context
-from vitnas.train import ConsoleProgress
+from vitnas.stages.run import ExportConfig, RetrainConfig, Run, SamplerConfig, SearchConfig, SpaceConfig
+from vitnas.train import ConsoleProgress, TrainConfig
 
 Command = Callable[[list[str], Console], None]
 
@@ -114,6 +118,40 @@ def dashboard_command(words: list[str], console: Console) -> None:
         )
     console.print("http://localhost:8080 (stop with Ctrl-C)")
     run_server(storage, host="localhost", port=8080)
+
+
+def command_help(name: str, console: Console) -> None:
+    """What a command does; for `run`, every group of fields with its types and meaning."""
+    from vitnas.cli import USAGE
+
+    lines = [line for line in USAGE.splitlines() if line.strip().startswith(f"vitnas {name}")]
+    console.print("\n".join(line.strip() for line in lines))
+    if name != "run":
+        return
+    for title, kind in field_groups():
+        doc = " ".join((kind.__doc__ or "").partition("Raises:")[0].split())
+        console.print(f"\n[bold]{title}[/bold]: {escape(doc)}")
+        for field in fields(kind):
+            if f"{field.name}." not in {f"{group.split('.')[-1]}." for group, _ in field_groups()}:
+                default = "" if field.default is MISSING else f" = {field.default!r}"
+                console.print(
+                    f"  {title + '.' if title != 'run' else ''}{field.name}: {escape(str(field.type))}{escape(default)}"
+                )
+
+
+def field_groups() -> list[tuple[str, type[Any]]]:
+    """The dataclasses of a Run, by the dotted name of their fields."""
+    return [
+        ("run", Run),
+        ("data", DataConfig),
+        ("data.augment", Augment),
+        ("space", SpaceConfig),
+        ("sampler", SamplerConfig),
+        ("supernet", TrainConfig),
+        ("search", SearchConfig),
+        ("retrain", RetrainConfig),
+        ("export", ExportConfig),
+    ]
 
 
 def one_folder(words: list[str], command: str) -> Path:

@@ -58,10 +58,17 @@ class Model(nn.Module):
     """The network of one Arch, with timm's interface.
 
     Use `build(arch)`, which also initialises the weights. `arch` is what was built; `drop_path` gives the rate of
-    stochastic depth per block (or its end value, rising linearly from 0).
+    stochastic depth per block (or its end value, rising linearly from 0). `blocks` are ready-made ones for `arch`,
+    which a Supernet keeps, as making them is most of the work.
     """
 
-    def __init__(self, arch: Arch, *, drop_path: float | Sequence[float] = 0.0) -> None:
+    def __init__(
+        self,
+        arch: Arch,
+        *,
+        drop_path: float | Sequence[float] = 0.0,
+        blocks: Sequence[nn.Module] | None = None,
+    ) -> None:
         super().__init__()
         self.arch = arch
         self.in_chans, self.num_classes = arch.in_chans, arch.num_classes
@@ -77,10 +84,12 @@ class Model(nn.Module):
         self.pos_embed = (
             nn.Parameter(torch.empty(1, arch.num_tokens, dim)) if arch.position == "learned" else None
         )
-        rates = drop_path_rates(drop_path, arch.depth)
-        self.blocks = nn.Sequential(
-            *(make_block(arch, dim, block, rate) for block, rate in zip(arch.blocks, rates, strict=True))
-        )
+        if blocks is None:
+            rates = drop_path_rates(drop_path, arch.depth)
+            blocks = [
+                make_block(arch, dim, block, rate) for block, rate in zip(arch.blocks, rates, strict=True)
+            ]
+        self.blocks = nn.Sequential(*blocks)
         self.norm = nn.Identity() if arch.fc_norm else nn.LayerNorm(dim, eps=arch.norm_eps)
         self.fc_norm = nn.LayerNorm(dim, eps=arch.norm_eps) if arch.fc_norm else nn.Identity()
         self.head = nn.Linear(dim, arch.num_classes) if arch.num_classes else nn.Identity()

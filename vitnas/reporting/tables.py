@@ -216,7 +216,7 @@ def _by_target(row: Record) -> dict[str, float]:
     """Median latency in ms by target."""
     latency = row.get("latency_ms")
     if not isinstance(latency, Mapping):
-        return {"latency": float(latency)} if is_number(latency) else {}
+        return {"latency": float(str(latency))} if is_number(latency) else {}
     if is_number(latency.get("median_ms")):
         return {str(latency.get("target", latency.get("runtime", "latency"))): float(latency["median_ms"])}
     return {

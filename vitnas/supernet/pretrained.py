@@ -45,7 +45,7 @@ def start_from_timm(supernet: Supernet, source: str | nn.Module) -> str:
             f"space's head_dim to {given}, or start from another model."
         )
     model.set_input_size(img_size=arch.image_size, patch_size=arch.patch_size)
-    weights = dict(model.named_parameters())
+    weights: dict[str, Tensor] = dict(model.named_parameters())
     weights["patch_embed.proj.weight"] = _adapt_channels(weights["patch_embed.proj.weight"], arch.in_chans)
     if model.num_classes != arch.num_classes:
         weights = {key: value for key, value in weights.items() if not key.startswith("head.")}
@@ -71,7 +71,7 @@ def _copy_overlap(
     ]  # channels were adapted
     region = tuple(slice(0, min(a, b)) for (_, a), b in zip(target_axes, sizes, strict=True))
     part = source.reshape(sizes)[region]
-    target.view([size for _, size in target_axes])[region] = part
+    target.view([size for _, size in target_axes])[region].copy_(part)
     return part.numel()
 
 

@@ -73,6 +73,10 @@ class Piece:
     index: tuple[slice, ...]
     shape: tuple[int, ...]
 
+    def renamed(self, name: str) -> Piece:
+        """The same entries for a parameter of another name."""
+        return Piece(name, self.shared, self.view, self.index, self.shape)
+
     def cut(self, tensor: Tensor) -> Tensor:
         """The entries in use, by axes: always a view of `tensor`."""
         return tensor.view(self.view)[self.index]

@@ -14,20 +14,25 @@ not see them; use `select` for that.
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Any
+from collections.abc import Hashable
+from dataclasses import replace
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from vitnas.arch import Arch
+from vitnas.arch import Arch, Block
 from vitnas.layers.axes import Axes, named_axes
 from vitnas.model import Model, build
-from vitnas.model.vit import drop_path_rates
+from vitnas.model.vit import drop_path_rates, make_block
 from vitnas.space import Space
 from vitnas.supernet.sharing import Piece, Sharing
 
-CACHE_SIZE = 256  # skeletons kept; each is some 200 small Python objects and no storage
+CACHE_SIZE = 1024  # skeletons and blocks kept; each is some hundred small Python objects and no storage
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
 
 
 class Supernet(nn.Module):
@@ -54,7 +59,8 @@ class Supernet(nn.Module):
         self.space = space
         self.sharing = sharing or Sharing()
         self.drop_path = drop_path
-        self._cache = _Cache()
+        self._cache: _Cache[Arch, _Subnet] = _Cache()
+        self._blocks: _Cache[Hashable, _Subnet] = _Cache()
         self.axes: dict[str, Axes] = {}
         largest = build(space.largest(), generator=generator)
         for name, axes in named_axes(largest).items():
@@ -68,8 +74,6 @@ class Supernet(nn.Module):
             UserError: `arch` is not in the Space (all reasons are given).
         """
         subnet = self.subnet(arch)
-        if subnet.skeleton.training != self.training:
-            subnet.skeleton.train(self.training)
         weights, ties = self._borrow(subnet, with_grad=torch.is_grad_enabled())
         logits: Tensor = functional_call(subnet.skeleton, weights, (images_BCHW,), tie_weights=False)
         if ties and logits.requires_grad:
@@ -77,9 +81,18 @@ class Supernet(nn.Module):
             logits.register_hook(lambda grad: _share_grads(ties))
         return logits
 
+    def train(self, mode: bool = True) -> Supernet:
+        """Training or evaluation mode, for all that is kept too."""
+        if mode != self.training:
+            for kept in (*self._cache.values(), *self._blocks.values()):
+                kept.skeleton.train(mode)
+        return super().train(mode)
+
     def no_weight_decay(self) -> set[str]:
         """Parameters besides biases and norms that are not decayed; optimizers ask for it."""
-        return self.subnet(self.space.largest()).skeleton.no_weight_decay()
+        skeleton = self.subnet(self.space.largest()).skeleton
+        assert isinstance(skeleton, Model)
+        return skeleton.no_weight_decay()
 
     def subnet(self, arch: Arch) -> _Subnet:
         """The storage-free Model of `arch` and where its parameters lie; kept, as making it costs milliseconds."""
@@ -92,13 +105,36 @@ class Supernet(nn.Module):
         self.space.check(arch)
         slots = self.space.slots(arch)
         rates = drop_path_rates(self.drop_path, self.space.largest().depth)
-        skeleton = build(arch, drop_path=[rates[slot] for slot in slots], device="meta")
-        pieces = []
-        for name, axes in named_axes(skeleton).items():
-            shared = shared_name(name, slots)
-            shape = tuple(skeleton.get_parameter(name).shape)
-            pieces.append(self.sharing.piece(name, shared, axes, self.axes[shared], shape))
-        return _Subnet(skeleton, tuple(pieces))
+        dims = [stage.embed_dim for stage in arch.stages for _ in stage.blocks]
+        blocks = [
+            self._block(arch, dim, block, slot, rates[slot])
+            for dim, block, slot in zip(dims, arch.blocks, slots, strict=True)
+        ]
+        with torch.device("meta"):
+            skeleton = Model(arch, blocks=[block.skeleton for block in blocks])
+        ends = _Subnet(skeleton.train(self.training), self._pieces(skeleton, skeleton.axes(), ""))
+        return ends.joined([(f"blocks.{index}.", block) for index, block in enumerate(blocks)])
+
+    def _block(self, arch: Arch, dim: int, block: Block, slot: int, drop_path: float) -> _Subnet:
+        """A block of `arch` without storage. Archs that agree in a slot share it: a fresh Arch is mostly known ones."""
+        fixed = (arch.grid_size, arch.num_prefix_tokens, arch.relative_position, arch.qkv_bias, arch.norm_eps)
+        key = (slot, dim, replace(block, slot=None), fixed)
+        found = self._blocks.get(key)
+        if found is None:
+            with torch.device("meta"):
+                made = make_block(arch, dim, block, drop_path).train(self.training)
+            pieces = self._pieces(made, named_axes(made), f"blocks.{slot}.")
+            found = self._blocks.put(key, _Subnet(made, pieces))
+        return found
+
+    def _pieces(self, module: nn.Module, axes: dict[str, Axes], prefix: str) -> tuple[Piece, ...]:
+        """Where the parameters of `module` lie; the shared tensors' names begin with `prefix`."""
+        return tuple(
+            self.sharing.piece(
+                name, prefix + name, found, self.axes[prefix + name], tuple(module.get_parameter(name).shape)
+            )
+            for name, found in axes.items()
+        )
 
     def _borrow(self, subnet: _Subnet, *, with_grad: bool) -> tuple[dict[str, Tensor], list[_Tie]]:
         """The weights of `subnet` as leaves on shared storage, and what their gradients belong to."""
@@ -132,43 +168,48 @@ def select(supernet: Supernet, arch: Arch) -> dict[str, Tensor]:
     return {piece.name: piece.take(table[piece.shared]) for piece in supernet.subnet(arch).pieces}
 
 
-def shared_name(name: str, slots: list[int]) -> str:
-    """Name of the shared tensor behind a Model's parameter: block `i` takes the weights of block `slots[i]`."""
-    if not name.startswith("blocks."):
-        return name
-    _, index, rest = name.split(".", 2)
-    return f"blocks.{slots[int(index)]}.{rest}"
-
-
 class _Subnet:
     """A skeleton, the pieces of the shared tensors that it runs on, and which of them are one contiguous run."""
 
     __slots__ = ("is_run", "pieces", "skeleton")
 
-    def __init__(self, skeleton: Model, pieces: tuple[Piece, ...]) -> None:
+    def __init__(
+        self, skeleton: nn.Module, pieces: tuple[Piece, ...], is_run: tuple[bool, ...] | None = None
+    ) -> None:
         self.skeleton, self.pieces = skeleton, pieces
-        self.is_run = tuple(_is_run(piece) for piece in pieces)
+        self.is_run = tuple(_is_run(piece) for piece in pieces) if is_run is None else is_run
+
+    def joined(self, parts: list[tuple[str, _Subnet]]) -> _Subnet:
+        """This skeleton with the pieces of its parts, whose names get a prefix each."""
+        pieces, is_run = list(self.pieces), list(self.is_run)
+        for prefix, part in parts:
+            pieces += [piece.renamed(prefix + piece.name) for piece in part.pieces]
+            is_run += part.is_run
+        return _Subnet(self.skeleton, tuple(pieces), tuple(is_run))
 
 
-class _Cache:
-    """The subnets used last. A copy of a Supernet starts with an empty one, as skeletons are cheap to make."""
+class _Cache(Generic[Key, Value]):
+    """What was used last. A copy of a Supernet starts with an empty one, as skeletons are cheap to make."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[Arch, _Subnet] = OrderedDict()
+        self._kept: OrderedDict[Key, Value] = OrderedDict()
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Cache:
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Cache[Key, Value]:
         return _Cache()
 
-    def get(self, arch: Arch) -> _Subnet | None:
-        if arch in self._kept:
-            self._kept.move_to_end(arch)
-        return self._kept.get(arch)
+    def get(self, key: Key) -> Value | None:
+        if key in self._kept:
+            self._kept.move_to_end(key)
+        return self._kept.get(key)
 
-    def put(self, arch: Arch, subnet: _Subnet) -> _Subnet:
-        self._kept[arch] = subnet
+    def put(self, key: Key, value: Value) -> Value:
+        self._kept[key] = value
         if len(self._kept) > CACHE_SIZE:
             self._kept.popitem(last=False)
-        return subnet
+        return value
+
+    def values(self) -> list[Value]:
+        return list(self._kept.values())
 
 
 def _is_run(piece: Piece) -> bool:

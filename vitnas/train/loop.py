@@ -21,6 +21,7 @@ from timm.data import Mixup
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
+from vitnas.arch import Arch
 from vitnas.data import Augment
 from vitnas.data.augment import seed_from, seeded_globals
 from vitnas.errors import UserError
@@ -112,9 +113,7 @@ def fit(
         mix=_make_mixup(augment, num_classes),
         engine=engine,
         log=_Log(folder, stage, engine),
-        checkpoint=None
-        if folder is None
-        else folder / "checkpoints" / f"{stage.replace('/', '-')}.safetensors",
+        checkpoint=folder and folder / "checkpoints" / f"{stage.replace('/', '-')}.safetensors",
         identity={
             "stage": stage,
             "seed": seed,
@@ -199,7 +198,7 @@ class _Run:
         bad = self.log.first_bad()
         if bad is not None:
             arch, value = bad
-            name = "the network" if arch is None else f"Arch {arch}"
+            name = "the network" if arch is None else f"Arch {arch.id}"
             raise NonFiniteLossError(
                 f"the loss of {name} is {value} at step {step} (epoch {step / steps_per_epoch:.1f}); training stops. "
                 "The weights are those before this step. Lower lr or clip_grad, or use precision fp32 or bf16."
@@ -269,14 +268,14 @@ class _Log:
         self._counts: dict[str, int] = {}  # per name: not every draw of a step has every loss
         self._images = 0
         self._since = time.monotonic()
-        self._pending: list[tuple[str | None, dict[str, Tensor]]] = []
+        self._pending: list[tuple[Arch | None, dict[str, Tensor]]] = []
         self.text = ""
 
-    def add(self, arch: str | None, losses: dict[str, Tensor], images: int) -> None:
+    def add(self, arch: Arch | None, losses: dict[str, Tensor], images: int) -> None:
         self._pending.append((arch, {name: value.detach() for name, value in losses.items()}))
         self._images += images
 
-    def first_bad(self) -> tuple[str | None, float] | None:
+    def first_bad(self) -> tuple[Arch | None, float] | None:
         """The first Arch of this step whose loss is not finite; reads the losses, which waits for the device."""
         bad = None
         for arch, losses in self._pending:
@@ -353,7 +352,7 @@ def _accumulate(run: _Run, task: Task, batch: Batch, draws: list[Draw]) -> None:
         run.engine.backward(losses["loss"] * (draw.weight / run.config.accumulate))
         if teacher_BY is None and draw.part[1] == 1:
             teacher_BY = logits_BY.detach()
-        run.log.add(draw.arch.id if draw.arch is not None else None, losses, len(part.images_BCHW))
+        run.log.add(draw.arch, losses, len(part.images_BCHW))
 
 
 def _make_mixup(augment: Augment | None, num_classes: int | None) -> Mixup | None:
