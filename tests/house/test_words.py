@@ -102,3 +102,15 @@ def test_every_module_says_what_it_is() -> None:
         if path.stat().st_size and not ast.get_docstring(ast.parse(path.read_text()))
     ]
     assert not bare
+
+
+def test_the_counts_in_papers_md_are_those_of_the_code() -> None:
+    from vitnas.counting import count
+    from vitnas.model import PUBLISHED
+
+    text = " ".join((REPO / "PAPERS.md").read_text().split())
+    archs = [PUBLISHED[f"autoformer_{size}"] for size in ("tiny", "small", "base")]
+    for convention in ("plain", "dense_relative", "executed"):
+        macs = " / ".join(f"{count(arch, convention=convention).macs / 1e9:.3f}" for arch in archs)
+        assert f"`{convention}` {macs} G" in text, f"{convention}: {macs}"
+    assert " / ".join(f"{count(arch).params / 1e6:.3f}" for arch in archs) + " M" in text
