@@ -30,7 +30,7 @@ def tour() -> Run:
         search=SearchConfig(searcher="evolution", num_trials=60),
         retrain=RetrainConfig(
             train=TrainConfig(epochs=50, lr=4e-3, warmup_epochs=4, monitor_every=0, log_every=10),
-            rank_archs=5,
-            rank_epochs=8,
+            rank_archs=4,
+            rank_epochs=6,
         ),
     )
