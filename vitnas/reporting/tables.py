@@ -9,8 +9,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import rich.box
 import rich.table
 from rich.markup import escape
 
@@ -190,25 +191,26 @@ def _result_cells(row: Record) -> tuple[str, ...]:
 
 
 def front_table(results: Mapping[str, Any]) -> rich.table.Table:
-    """Make the table that ends a run from the content of results.json: one row per compared Model.
+    """Make the table that ends a run from the content of results.json: one row per Model, accuracy on the test split.
 
     Latency is the median; its spread, device and the rest are in the report.
     """
     rows = results.get("rows", [])
     targets = list(dict.fromkeys(name for row in rows for name in _by_target(row)))
-    table = rich.table.Table(title="Same budget, three ways to spend it", title_justify="left")
-    headers = ("Model", "Test accuracy", "95 % CI", "n", "Params", "MACs", "Memory")
-    for header in (*headers, *(f"ms, {target.replace(',', ', ')}" for target in targets)):
-        table.add_column(
-            escape(header), justify="left" if header == "Model" else "right", no_wrap=header == "Model"
-        )
+    table = rich.table.Table(
+        title="Same budget, three ways to spend it", title_justify="left", box=rich.box.SIMPLE
+    )
+    headers = ("Model", "Accuracy", "95 % CI", "n", "Params", "MACs")
+    for header in (*headers, *(f"ms, {target.replace(',', ' ')}" for target in targets)):
+        side: Literal["left", "right"] = "left" if header == "Model" else "right"
+        table.add_column(escape(header), justify=side, no_wrap=header in headers, min_width=5)
     for row in rows:
         role = str(row.get("role", row.get("name", "")))
         style = "bold" if role == "chosen" else None
         measured = _by_target(row)
         times = [_significant(measured[target], 3) if target in measured else MISSING for target in targets]
         name = role_name(role) + (", from the supernet" if row.get("from") == "inherited" else "")
-        table.add_row(escape(name), *map(escape, (*_result_cells(row)[:-1], *times)), style=style)
+        table.add_row(escape(name), *map(escape, (*_result_cells(row)[:-2], *times)), style=style)
     return table
 
 
