@@ -21,9 +21,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
-from vitnas.arch import Arch, Block
+from vitnas.arch import Arch, Block, Mixer
 from vitnas.budget import Cost
-from vitnas.mixers.softmax import Convention, Softmax
+from vitnas.mixers import MIXERS
+from vitnas.mixers.softmax import Convention
 
 BYTES = 4  # float32
 
@@ -90,7 +91,7 @@ def parts(arch: Arch, *, convention: Convention = "executed") -> list[Part]:
 
 @lru_cache(maxsize=100_000)
 def block_cost(
-    mixer: str,
+    mixer: Mixer,
     num_heads: int,
     head_dim: int,
     mlp_hidden: int,
@@ -99,7 +100,7 @@ def block_cost(
     convention: Convention = "executed",
 ) -> tuple[int, int, int]:
     """(macs, params, memory in elements) of one block of width `dim`."""
-    block = Block(num_heads=num_heads, head_dim=head_dim, mlp_hidden=mlp_hidden)
+    block = Block(num_heads=num_heads, head_dim=head_dim, mlp_hidden=mlp_hidden, mixer=mixer)
     attn, mlp = block_parts(block, dim, frame, convention)
     return attn[0] + mlp[0], attn[1] + mlp[1], max(attn[2], mlp[2])
 
@@ -111,8 +112,9 @@ def block_parts(
     tokens, hidden = frame.grid_size**2 + frame.num_prefix_tokens, block.mlp_hidden
     heads, head_dim, relative = block.num_heads, block.head_dim, frame.relative_position
     grid, prefix = frame.grid_size, frame.num_prefix_tokens
+    kind = MIXERS[block.mixer]
     attn = (
-        Softmax.macs(
+        kind.macs(
             dim,
             heads,
             head_dim,
@@ -121,10 +123,10 @@ def block_parts(
             relative_position=relative,
             convention=convention,
         ),
-        Softmax.params(dim, heads, head_dim, relative_position=relative, qkv_bias=frame.qkv_bias) + 2 * dim,
+        kind.params(dim, heads, head_dim, relative_position=relative, qkv_bias=frame.qkv_bias) + 2 * dim,
         # The residual and the normed input stay alive while the mixer runs.
         2 * tokens * dim
-        + Softmax.memory(
+        + kind.memory(
             dim, heads, head_dim, grid_size=grid, num_prefix_tokens=prefix, relative_position=relative
         ),
     )

@@ -184,7 +184,7 @@ def feasibility_table(rows: list[dict[str, Any]]) -> Table:
         title="Feasibility",
         title_justify="left",
     )
-    for row in rows:
+    for row in rows[:1] if len(rows) == 2 else rows:  # the last row is all limits together
         quantity = row["quantity"].split()[0]
         low, high = (
             "" if row[end] is None else format_quantity(row[end], quantity)

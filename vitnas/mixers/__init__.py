@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from torch import nn
-
 from vitnas.mixers.softmax import Softmax
 
-MIXERS: dict[str, type[nn.Module]] = {"softmax": Softmax}
+MIXERS: dict[str, type[Softmax]] = {"softmax": Softmax}
 
 __all__ = ["MIXERS", "Softmax"]

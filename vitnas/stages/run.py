@@ -142,6 +142,11 @@ class Run:
     def __post_init__(self) -> None:
         if self.budget:
             Budget.parse(self.budget)
+        if self.retrain.train.precision != self.supernet.precision:
+            raise UserError(
+                f"retrain.train.precision is {self.retrain.train.precision!r} and supernet.precision is "
+                f"{self.supernet.precision!r}; one precision serves the whole run. Set both alike."
+            )
         if self.threads is not None and self.threads < 1:
             raise UserError(f"threads is {self.threads}; it must be at least 1. Leave it out for all cores.")
 
@@ -176,6 +181,13 @@ def plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def lasting(value: Any) -> Any:
+    """A plain run without the fields that may change when it is resumed."""
+    if not isinstance(value, dict):
+        return value
+    return {key: lasting(item) for key, item in value.items() if key not in FREE}
 
 
 def differences(old: Any, new: Any, prefix: str = "") -> list[str]:

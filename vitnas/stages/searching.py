@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +18,7 @@ from vitnas.extraction import extract
 from vitnas.runs import write_json, writing
 from vitnas.searching import Objective, Study, Trial, search
 from vitnas.stages.context import Context
+from vitnas.stages.run import lasting, plain
 from vitnas.supernet import Supernet
 from vitnas.train import evaluate
 
@@ -37,6 +40,15 @@ def objectives(names: tuple[str, ...]) -> tuple[Objective, ...]:
     return tuple(Objective(name, "maximize" if name == "accuracy" else "minimize") for name in names)
 
 
+def study_name(context: Context, name: str) -> str:
+    """`name` in the run's own file; in a storage that runs may share, with a mark of the run, as another supernet's
+    scores are not comparable."""
+    if context.run.search.storage is None:
+        return name
+    fields = json.dumps(lasting(plain(context.run)), sort_keys=True)
+    return f"{name}-{hashlib.sha256(fields.encode()).hexdigest()[:12]}"
+
+
 @contextmanager
 def open_study(context: Context, name: str) -> Iterator[Study]:
     """The Study of that name in the run's storage.
@@ -48,7 +60,7 @@ def open_study(context: Context, name: str) -> Iterator[Study]:
     try:
         with Study.open(
             storage,
-            name=name,
+            name=study_name(context, name),
             space=context.space,
             budget=context.budget,
             objectives=objectives(context.run.search.objectives),

@@ -98,9 +98,7 @@ def fit(
     config, engine, progress = config or TrainConfig(), engine or Engine(), progress or Silent()
     batches = cast(Batches, loader) if hasattr(loader, "from_step") else _Plain(loader)
     network.to(engine.device).train()
-    engine.broadcast(
-        network
-    )  # processes may have started with other weights; gradients are averaged from here on
+    engine.broadcast(network)  # processes may have started with other weights
     steps_per_epoch = max(1, batches.steps_per_epoch // config.accumulate)
     steps = max(1, round(config.epochs * steps_per_epoch))
     optimizer = engine.prepare(make_optimizer(network, config))
