@@ -166,3 +166,32 @@ def test_differences_name_the_field() -> None:
     assert differences(plain(run), plain(replace(run, budget="macs<=9G"))) == [
         f"budget: {run.budget!r} then, 'macs<=9G' now"
     ]
+
+
+def test_the_help_of_run_names_fields_and_their_meaning(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "tour", "--help"]) == 0
+    text = capsys.readouterr().out
+    for name in ("supernet.epochs", "data.augment.mixup", "retrain.rank_archs", "budget"):
+        assert f"  {name}:" in text, name
+
+
+def test_one_precision_serves_the_whole_run() -> None:
+    with pytest.raises(
+        UserError, match=r"retrain\.train\.precision is 'bf16' and supernet\.precision is 'fp32'"
+    ):
+        make_run("tour", {"retrain.train.precision": "bf16"})
+
+
+def test_a_shared_storage_tells_runs_apart_but_not_resumptions() -> None:
+    from vitnas.stages import Context
+    from vitnas.stages.searching import study_name
+
+    def name(**pairs: str) -> str:
+        fields = {key.replace("__", "."): value for key, value in pairs.items()}
+        return study_name(Context(make_run("tour", fields), Path("nowhere")), "search")
+
+    assert name() == "search"
+    shared = name(search__storage="journal:x")
+    assert shared.startswith("search-")
+    assert shared == name(search__storage="journal:x", data__workers="3")
+    assert shared != name(search__storage="journal:x", supernet__epochs="9")

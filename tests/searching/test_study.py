@@ -10,6 +10,7 @@ from pathlib import Path
 import optuna
 import pytest
 from optuna.storages import InMemoryStorage
+from optuna.trial import TrialState, create_trial
 from search_help import BUDGET, DOZEN, MICRO, evolution, score, told
 
 from vitnas.errors import UserError
@@ -188,6 +189,24 @@ def test_a_kill_between_the_retry_and_the_closing_runs_it_once(monkeypatch: pyte
     assert third is not None
     assert again.genes == trial.genes != third.genes
     assert not lost.touch(trial)
+
+
+def test_a_retry_that_meets_a_trial_on_its_way_out_is_not_lost() -> None:
+    """A third worker made a trial of the dead one's Arch and has not yet dropped it while the retry is claimed."""
+    storage = InMemoryStorage()
+    lost, third, other = open_micro(storage), open_micro(storage), open_micro(storage)
+    dead = lost.ask(RandomSearch())
+    assert dead is not None
+    lost.release(dead)
+    row = lost._rows()[0]
+    attrs = {**rows_module.record(row), "token": "third", "lease": third._lease(600.0)}
+    third._study.add_trial(create_trial(state=TrialState.RUNNING, user_attrs={"trial": attrs}))
+    assert other._retry_dead(other._rows()) is None
+    third._storage.set_trial_user_attr(third._id(1), "dropped", "another worker was first with this Arch")
+    third._close_failed(1)
+    again = other.ask(RandomSearch())
+    assert again is not None
+    assert (again.genes, again.proposal) == (dead.genes, dead.proposal)
 
 
 def test_the_same_arch_asked_by_two_workers_goes_to_the_first() -> None:

@@ -125,7 +125,7 @@ def test_the_same_command_again_does_nothing(finished: Path, capsys: pytest.Capt
         assert main([stage, str(finished)]) == 0
     assert stamps(finished) == before
     assert time.process_time() - start < 10
-    assert capsys.readouterr().out.count("Test") >= 2, "the table is shown again"
+    assert capsys.readouterr().out.count("Same budget, three ways") >= 2, "the table is shown again"
 
 
 def test_another_command_on_the_folder_is_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:

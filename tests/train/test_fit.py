@@ -382,3 +382,27 @@ def test_the_stream_of_archs_is_fixed_by_seed_step_and_rank(space: AutoFormerSpa
     again = [uniform.draw(step_rng(0, step, rank))[0].arch for step in range(20) for rank in range(2)]
     assert draws == again
     assert draws[::2] != draws[1::2], "ranks draw different Archs"
+
+
+class SteepTask:
+    """A finite loss whose gradient is not: the square root at 0."""
+
+    def __call__(
+        self, network: nn.Module, batch: Batch, arch: Arch | None
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        losses, logits = Classification()(network, batch, arch)
+        return {"loss": losses["loss"] + (logits * 0).sum().abs().sqrt()}, logits
+
+
+@pytest.mark.parametrize("clip_grad", [None, 1.0])
+def test_a_non_finite_gradient_stops_before_the_weights_are_touched(
+    data: Data, space: AutoFormerSpace, clip_grad: float | None
+) -> None:
+    net = make(space)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    with pytest.raises(
+        NonFiniteLossError, match=r"gradient's norm is nan at step 0 .*although the loss is finite"
+    ):
+        fit(net, SteepTask(), Uniform(space), batches(data), config=replace(CONFIG, clip_grad=clip_grad))
+    for name, value in net.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0, msg=name)

@@ -344,10 +344,12 @@ class Study:
                 logger.warning("trial %d lost its worker; the same Arch is run again", row.number)
                 kept = {name: record(row)[name] for name in ("proposal", "generation")}
                 attrs = {**kept, "attempt": attempt + 1, "retry_of": row.number}
-                # The new Trial first: a kill between the two leaves a link that the next worker follows.
+                # The new Trial first: a kill between the two leaves a link that the next worker follows. Where
+                # another worker's trial of the same Arch stands in the way, that one may itself be on its way
+                # out (it found the dead trial under a lower number): the dead trial stays for the next to ask.
                 claimed = self._claim(tuple(record(row)["genes"]), attrs, None)
-                self._close_failed(row.number)
                 if claimed is not None:
+                    self._close_failed(row.number)
                     return claimed
         return None
 
