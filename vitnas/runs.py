@@ -5,17 +5,21 @@ Weights are safetensors, everything else JSON, JSON lines or YAML; nothing here 
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
 from vitnas.errors import UserError
+
+STALE_S = 3600.0
 
 
 @contextmanager
@@ -48,6 +52,7 @@ def write_with(path: Path, write: Callable[[Path], None]) -> None:
     try:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
+            _remove_stale(path)
             handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
             os.close(handle)
             write(Path(temporary))
@@ -58,6 +63,14 @@ def write_with(path: Path, write: Callable[[Path], None]) -> None:
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
+
+
+def _remove_stale(path: Path) -> None:
+    """Delete what killed writers of `path` left beside it; nobody takes an hour to write one file."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.????????"):
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > STALE_S:
+                left.unlink()
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:

@@ -133,6 +133,16 @@ def test_eval_decodes_once(data: Data) -> None:
     assert next(iter(uncached))[0] is not next(iter(uncached))[0]
 
 
+def test_eval_keeps_bytes_where_floats_are_too_large(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    form = data.holdout.form
+    size = len(data.holdout) * form.in_chans * form.image_size**2
+    kept = EvalBatches(data.holdout, batch_size=8, cache_bytes=2 * size)
+    first = list(kept)
+    monkeypatch.setattr(kept, "load", None)  # a second reading would fail
+    assert_same(list(kept), first)
+    assert_same(list(EvalBatches(data.holdout, batch_size=8)), first)
+
+
 @FORKS
 @pytest.mark.parametrize("workers", [0, 1])
 def test_images_that_go_bad_are_replaced(

@@ -18,6 +18,7 @@ import search_help
 from search_help import BUDGET, MICRO, evolution, score, told
 
 from vitnas.searching import Study, search
+from vitnas.searching.storage import is_alive, started
 
 
 def in_fork(work: Callable[[], None]) -> int:
@@ -118,3 +119,20 @@ def test_the_last_worker_waits_for_the_others_and_takes_over(tmp_path: Path) -> 
     assert status(waiting) == 0
     with Study.open(path, space=MICRO, budget=BUDGET) as study:
         assert [(trial.state, trial.proposal, trial.number) for trial in study.trials()] == [("scored", 0, 1)]
+
+
+def test_a_process_is_named_by_its_number_and_its_start() -> None:
+    mine = started(os.getpid())
+    assert mine
+    assert is_alive(os.getpid(), mine)
+    assert not is_alive(os.getpid(), str(int(mine) - 1)), "the number was used again"
+    assert is_alive(os.getpid(), "")
+    child = in_fork(lambda: time.sleep(60))
+    start = started(child)
+    assert is_alive(child, start)
+    os.kill(child, signal.SIGKILL)
+    while started(child):  # dead, but not yet waited for: a zombie still has its number
+        time.sleep(0.01)
+    assert is_alive(child, "")
+    assert not is_alive(child, start)
+    status(child)

@@ -18,7 +18,7 @@ from vitnas.cli import main
 from vitnas.cli.fields import open_run
 from vitnas.counting import count
 from vitnas.data import open_data
-from vitnas.runs import read_json, read_jsonl
+from vitnas.runs import read_json, read_jsonl, write_json
 from vitnas.stages.models import spread
 
 FILES = """run.yaml manifest.json space.json feasibility.json metrics.jsonl supernet.safetensors study.db search.json
@@ -134,6 +134,18 @@ def test_another_command_on_the_folder_is_refused(finished: Path, capsys: pytest
     assert "seed: 0 then, 1 now" in error
     assert "budget: 'macs<=200K' then, 'macs<=100K' now" in error
     assert stamps(finished) == before
+
+
+def test_other_images_than_the_run_began_with_are_refused(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(finished, tmp_path / "run"))
+    manifest = read_json(folder / "manifest.json")
+    manifest["data"]["sha256"] = "0" * 64
+    write_json(folder / "manifest.json", manifest)
+    (folder / "search.json").unlink()
+    assert "has other images than when" in refused(["search", str(folder)], capsys)
+    assert not (folder / "search.json").exists()
 
 
 def test_specialize_and_report(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

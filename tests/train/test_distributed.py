@@ -96,6 +96,15 @@ def test_one_process_writes_and_the_other_waits(seen: list[dict[str, Any]]) -> N
     assert {found["once"]["tells"] for found in seen} == {"Silent"}
 
 
+def test_the_first_process_tells_the_others(seen: list[dict[str, Any]]) -> None:
+    for found in seen:
+        assert found["told"] == {
+            "value": ["from", 0],
+            "error": "no such budget, says rank 0",
+            "weight": 4.0,
+        }, "the second rank began with weights of 2"
+
+
 @pytest.mark.slow
 def test_a_whole_run_by_torchrun(tmp_path: Path) -> None:
     fields = """data.max_images=160 data.batch_size=16 space.embed_dims=[16,24] space.depths=[1,2] space.num_heads=[1,2]

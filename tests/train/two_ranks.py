@@ -15,6 +15,7 @@ from torch.multiprocessing.spawn import start_processes
 from vitnas.arch import Arch
 from vitnas.budget import Budget
 from vitnas.data import Augment, TrainBatches, synthetic
+from vitnas.errors import UserError
 from vitnas.sample import Draw, Uniform
 from vitnas.searching import Study, search
 from vitnas.space import autoformer
@@ -146,6 +147,27 @@ def once(folder: Path) -> dict[str, object]:
     return {"made": len(made), "there": path.exists(), "tells": type(context.progress).__name__}
 
 
+def told(engine: Engine) -> dict[str, object]:
+    """What only the first process does reaches both: a value, an error, weights that began unequal."""
+
+    def refuse() -> None:
+        raise UserError(f"no such budget, says rank {engine.rank}")
+
+    network = torch.nn.Linear(2, 2)
+    torch.nn.init.constant_(network.weight, engine.rank + 1)
+    engine.broadcast(network)
+    try:
+        engine.from_first(refuse)
+        error = ""
+    except UserError as refused:
+        error = str(refused)
+    return {
+        "value": engine.from_first(lambda: ["from", engine.rank]),
+        "error": error,
+        "weight": float(network.weight.sum()),
+    }
+
+
 def rank_main(rank: int, folder: Path) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
     torch.set_num_threads(1)
@@ -160,6 +182,7 @@ def rank_main(rank: int, folder: Path) -> None:
         "training": training(engine, folder),
         "searching": searching(engine, folder),
         "once": once(folder),
+        "told": told(engine),
     }
     (folder / f"rank{rank}.json").write_text(json.dumps(found))
     engine.close()

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -121,34 +122,40 @@ class TrainBatches:
 class EvalBatches:
     """Images in order, normalised and not varied, the last batch maybe smaller; iterate as often as you like.
 
-    Batches that take less than `cache_bytes` in all are kept after the first pass, so scoring thousands of
-    Archs decodes once; do not change them in place. Unreadable images are left out, so count what the batches
-    hold.
+    What fits into `cache_bytes` (default: a quarter of the free memory, at least 1 GiB) is kept after the first pass,
+    so that scoring thousands of Archs decodes once: normalised batches, or where these are too large the bytes of the
+    images. Do not change batches in place. Unreadable images are left out, so count what the batches hold.
     """
 
     def __init__(
-        self, images: Images, *, batch_size: int, workers: int = 0, cache_bytes: int = 1 << 30
+        self, images: Images, *, batch_size: int, workers: int = 0, cache_bytes: int | None = None
     ) -> None:
         self.images = images
         self.batch_size = batch_size
         self.workers = workers
         form = images.form
-        self._fits = len(images) * form.in_chans * form.image_size**2 * 4 < cache_bytes
+        if cache_bytes is None:
+            cache_bytes = max(1 << 30, psutil.virtual_memory().available // 4)
+        size = len(images) * form.in_chans * form.image_size**2
+        self._keep_normalised, self._keep = 4 * size < cache_bytes, size < cache_bytes
         self._cache: list[Batch] | None = None
 
     def __len__(self) -> int:
         return -(-len(self.images) // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
+        normalise = self.images.form.normalise
         if self._cache is not None:
-            yield from self._cache
+            for images_BCHW, targets_B in self._cache:
+                yield images_BCHW if self._keep_normalised else normalise(images_BCHW), targets_B
             return
         passed: list[Batch] = []
-        for batch in self._read_all():
-            if self._fits:
-                passed.append(batch)
-            yield batch
-        if self._fits:
+        for raw_BCHW, targets_B in self._read_all():
+            images_BCHW = normalise(raw_BCHW)
+            if self._keep:
+                passed.append((images_BCHW if self._keep_normalised else raw_BCHW, targets_B))
+            yield images_BCHW, targets_B
+        if self._keep:
             self._cache = passed
 
     def _read_all(self) -> Iterator[Batch]:
@@ -165,13 +172,13 @@ class EvalBatches:
                 yield images_BCHW, targets_B
 
     def load(self, number: int) -> _Loaded:
-        """Read one batch."""
+        """Read one batch, as bytes."""
         positions_B = torch.arange(
             number * self.batch_size, min((number + 1) * self.batch_size, len(self.images))
         )
         form = self.images.form
         if (fixed_BCHW := self.images.pixels(positions_B)) is not None:
-            return form.normalise(fixed_BCHW), self.images.targets[positions_B], []
+            return fixed_BCHW, self.images.targets[positions_B], []
         images, good, bad = [], [], []
         with quiet_pillow():
             for position in positions_B.tolist():
@@ -181,9 +188,9 @@ class EvalBatches:
                     images.append(self.images.store.fit(pixels))
                     good.append(position)
         if not images:
-            empty = torch.empty(0, form.in_chans, form.image_size, form.image_size)
+            empty = torch.empty(0, form.in_chans, form.image_size, form.image_size, dtype=torch.uint8)
             return empty, torch.empty(0, dtype=torch.int64), bad
-        return form.normalise(torch.stack(images)), self.images.targets[good], bad
+        return torch.stack(images), self.images.targets[good], bad
 
 
 class _ByNumber(Dataset[Any]):

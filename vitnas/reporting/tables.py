@@ -198,12 +198,15 @@ def front_table(results: Mapping[str, Any]) -> rich.table.Table:
     rows = results.get("rows", [])
     targets = list(dict.fromkeys(name for row in rows for name in _by_target(row)))
     table = rich.table.Table(
-        title="Same budget, three ways to spend it", title_justify="left", box=rich.box.SIMPLE
+        title="Same budget, three ways to spend it",
+        title_justify="left",
+        box=rich.box.SIMPLE,
+        padding=(0, 0, 0, 1),
     )
     headers = ("Model", "Accuracy", "95 % CI", "n", "Params", "MACs")
-    for header in (*headers, *(f"ms, {target.replace(',', ' ')}" for target in targets)):
+    for header in (*headers, *("ms\n" + target.replace(",", "\n") for target in targets)):
         side: Literal["left", "right"] = "left" if header == "Model" else "right"
-        table.add_column(escape(header), justify=side, no_wrap=header in headers, min_width=5)
+        table.add_column(escape(header), justify=side, no_wrap=True, vertical="bottom")
     for row in rows:
         role = str(row.get("role", row.get("name", "")))
         style = "bold" if role == "chosen" else None

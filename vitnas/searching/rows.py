@@ -79,7 +79,7 @@ def is_dead(row: FrozenTrial) -> bool:
     lease = row.user_attrs.get("lease", record(row)["lease"])
     if lease["until"] < time.time():
         return True
-    return lease["host"] == this_host() and not is_alive(lease["pid"])
+    return lease["host"] == this_host() and not is_alive(lease["pid"], lease.get("start", ""))
 
 
 def open_study(

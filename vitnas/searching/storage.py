@@ -91,8 +91,23 @@ def this_host() -> str:
     return socket.gethostname()
 
 
-def is_alive(pid: int) -> bool:
-    """Whether a process of this machine runs under that number."""
+def started(pid: int) -> str:
+    """When a process of this machine began, in the kernel's ticks; "" if it has ended or the system does not tell.
+
+    Together with the number it names one process, as numbers are used again.
+    """
+    try:
+        # The command's name stands in brackets and may hold anything; state and start time come behind it.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if fields[0] in "ZX" else fields[19]
+
+
+def is_alive(pid: int, start: str) -> bool:
+    """Whether the process of that number, begun at `start` (see `started`), still runs on this machine."""
+    if start:
+        return started(pid) == start
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -41,7 +41,7 @@ from vitnas.searching.rows import (
     proposal_rng,
     record,
 )
-from vitnas.searching.storage import this_host
+from vitnas.searching.storage import started, this_host
 from vitnas.searching.trial import NothingLeftError, Searcher, State, Trial
 from vitnas.space.space import Genes, Space
 
@@ -386,7 +386,8 @@ class Study:
 
     def _lease(self, seconds: float) -> dict[str, Any]:
         until = time.time() + seconds if seconds else 0.0
-        return {"worker": self.worker, "host": this_host(), "pid": os.getpid(), "until": until}
+        pid = os.getpid()
+        return {"worker": self.worker, "host": this_host(), "pid": pid, "start": started(pid), "until": until}
 
     def _close_failed(self, number: int) -> None:
         try:

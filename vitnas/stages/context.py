@@ -18,7 +18,7 @@ from vitnas.data.augment import seed_from
 from vitnas.data.config import augment_for
 from vitnas.errors import UserError
 from vitnas.measure.latency import LatencyMeter
-from vitnas.runs import write_with
+from vitnas.runs import read_json, write_with
 from vitnas.sample import Sampler, Sandwich, Several, Uniform
 from vitnas.space import SPACES, Space
 from vitnas.stages.run import Run, SamplerConfig, SpaceConfig
@@ -53,7 +53,20 @@ class Context:
 
     @cached_property
     def data(self) -> Data:
-        return open_data(self.run.data)
+        """The run's images.
+
+        Raises:
+            UserError: they are not those that the run began with (manifest.json).
+        """
+        data, written = open_data(self.run.data), self.folder / "manifest.json"
+        if written.exists():
+            began = read_json(written).get("data", {}).get("sha256")
+            if began is not None and began != data.fingerprint()["sha256"]:
+                raise UserError(
+                    f"{self.run.data.dataset} has other images than when {self.folder} was begun (their sha256 differs "
+                    f"from {written.name}'s). Restore the images, or give another folder=PATH."
+                )
+        return data
 
     @cached_property
     def augment(self) -> Augment:

@@ -27,15 +27,18 @@ def prepare(context: Context) -> list[dict[str, Any]]:
     run, folder = context.run, context.folder
     written = folder / "feasibility.json"
     if all((folder / name).exists() for name in ("run.yaml", "manifest.json", "space.json", written.name)):
-        rows: list[dict[str, Any]] = read_json(written)
-        return rows
+        known: list[dict[str, Any]] = read_json(written)
+        return known
     space, budget = context.space, context.budget
     for config in (run.supernet, run.retrain.train):  # what is unknown shows now, not in an hour
         make_schedule(make_optimizer(context.new_supernet(), config), config, 100, 10)
     if run.search.storage is not None:
         with open_study(context, "search"):
             pass
-    table = feasibility(space, budget, seed=run.seed, latency_meter=context.meters or None)
+    # One process, so that clocks are not disturbed by the others'.
+    rows: list[dict[str, Any]] = context.engine.from_first(
+        lambda: feasibility(space, budget, seed=run.seed, latency_meter=context.meters or None).to_json()
+    )
     if context.engine.is_main:
         write_json(
             folder / "space.json",
@@ -46,11 +49,11 @@ def prepare(context: Context) -> list[dict[str, Any]]:
                 "size": float(space.size()),
             },
         )
-        write_json(written, table.to_json())
+        write_json(written, rows)
         if not (folder / "manifest.json").exists():
             write_json(folder / "manifest.json", manifest(context))
     context.engine.wait()
-    return table.to_json()
+    return rows
 
 
 def manifest(context: Context) -> dict[str, object]:

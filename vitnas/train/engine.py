@@ -7,16 +7,17 @@ may train different Archs in the same step, so gradients are averaged here, thos
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast
+from accelerate.state import AcceleratorState, is_initialized
+from accelerate.utils import broadcast, broadcast_object_list
 from torch import Tensor, nn
 
-from vitnas.errors import MissingExtra
+from vitnas.errors import MissingExtra, UserError
 
 BUCKET = 8 << 20  # elements per all-reduce: large enough to be worth the call, small beside the gradients
 PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
@@ -33,6 +34,7 @@ class Engine:
 
     Raises:
         MissingExtra: a tracker that is not installed.
+        UserError: a precision that this device has not, or another than an earlier Engine of this process.
     """
 
     def __init__(
@@ -47,6 +49,8 @@ class Engine:
         for name in names:
             _require(name)
         adopt_slurm()
+        check_precision(precision, cpu=cpu)
+        self.precision = precision
         self.accelerator = Accelerator(
             mixed_precision=PRECISIONS[precision], cpu=cpu, log_with=names or None, project_dir=folder
         )
@@ -134,6 +138,20 @@ class Engine:
     def wait(self) -> None:
         self.accelerator.wait_for_everyone()
 
+    def from_first(self, make: Callable[[], Any]) -> Any:
+        """What `make` gives in the first process, in all of them; a UserError there is raised by all."""
+        told: list[Any] = [None, None]
+        if self.is_main:
+            try:
+                told = [make(), None]
+            except UserError as error:
+                told = [None, str(error)]
+        if self.world > 1:
+            told = broadcast_object_list(told)
+        if told[1] is not None:
+            raise UserError(told[1])
+        return told[0]
+
     def track(self, values: Mapping[str, float], step: int) -> None:
         """Send numbers to the trackers, if there are any."""
         if self.accelerator.log_with:
@@ -152,6 +170,26 @@ def _require(tracker: str) -> None:
             import wandb  # noqa: F401
     except ImportError as error:
         raise MissingExtra(f"the tracker {tracker!r}", "track") from error
+
+
+def check_precision(precision: str, *, cpu: bool) -> None:
+    """Refuse a precision that cannot work here, before anything is made.
+
+    Raises:
+        UserError: fp16 without an accelerator, or a second precision in one process (Accelerate keeps the first).
+    """
+    if precision not in PRECISIONS:
+        raise UserError(f"precision is {precision!r}; it must be one of {', '.join(PRECISIONS)}.")
+    if precision == "fp16" and (cpu or not torch.accelerator.is_available()):
+        raise UserError(
+            "precision is 'fp16'; it needs an accelerator, and this runs on the CPU. Use fp32 or bf16."
+        )
+    if is_initialized() and (earlier := AcceleratorState().mixed_precision) != PRECISIONS[precision]:
+        names = {kind: name for name, kind in PRECISIONS.items()}
+        raise UserError(
+            f"precision is {precision!r}; this process already runs in {names.get(earlier, earlier)!r}, and can run in "
+            "one only. Use the same, or another process."
+        )
 
 
 def adopt_slurm() -> None:

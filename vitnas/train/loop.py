@@ -31,7 +31,7 @@ from vitnas.train.checkpoint import load_checkpoint, optimizer_tensors, restore_
 from vitnas.train.config import TrainConfig
 from vitnas.train.engine import Engine
 from vitnas.train.monitor import Monitor, convergence_warning
-from vitnas.train.optim import make_ema, make_optimizer, make_schedule
+from vitnas.train.optim import make_ema, make_mixup, make_optimizer, make_schedule
 from vitnas.train.progress import Progress, Silent
 from vitnas.train.task import Batch, Task
 
@@ -95,7 +95,12 @@ def fit(
         NonFiniteLossError: before the weights are touched, saying where.
         UserError: a checkpoint of another run, options that do not fit.
     """
-    config, engine, progress = config or TrainConfig(), engine or Engine(), progress or Silent()
+    config, progress = config or TrainConfig(), progress or Silent()
+    engine = engine or Engine(precision=config.precision)
+    if engine.precision != config.precision:
+        raise UserError(
+            f"config.precision is {config.precision!r}, engine's is {engine.precision!r}. Give both the same."
+        )
     batches = cast(Batches, loader) if hasattr(loader, "from_step") else _Plain(loader)
     network.to(engine.device).train()
     engine.broadcast(network)  # processes may have started with other weights
@@ -108,7 +113,7 @@ def fit(
         optimizer=optimizer,
         schedule=make_schedule(optimizer, config, steps, steps_per_epoch),
         ema=make_ema(network, config),
-        mix=_make_mixup(augment, num_classes),
+        mix=make_mixup(augment, num_classes, getattr(batches, "batch_size", 0)),
         engine=engine,
         log=_Log(folder, stage, engine),
         checkpoint=folder and folder / "checkpoints" / f"{stage.replace('/', '-')}.safetensors",
@@ -351,20 +356,6 @@ def _accumulate(run: _Run, task: Task, batch: Batch, draws: list[Draw]) -> None:
         if teacher_BY is None and draw.part[1] == 1:
             teacher_BY = logits_BY.detach()
         run.log.add(draw.arch, losses, len(part.images_BCHW))
-
-
-def _make_mixup(augment: Augment | None, num_classes: int | None) -> Mixup | None:
-    if augment is None or not (augment.mixup or augment.cutmix):
-        return None
-    if num_classes is None:
-        raise UserError("num_classes is not given; mixing labels needs it. Pass num_classes to fit.")
-    return Mixup(
-        mixup_alpha=augment.mixup,
-        cutmix_alpha=augment.cutmix,
-        prob=augment.mixup_prob,
-        label_smoothing=augment.label_smoothing,
-        num_classes=num_classes,
-    )
 
 
 def _monitor_steps(config: TrainConfig, steps: int, steps_per_epoch: int) -> set[int]:

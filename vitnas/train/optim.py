@@ -1,15 +1,17 @@
-"""Optimizer, schedule and averaged weights, all timm's."""
+"""Optimizer, schedule, mixing of images and averaged weights, all timm's."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+from timm.data import Mixup
 from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
 from torch import nn
 
+from vitnas.data import Augment
 from vitnas.errors import UserError, nearest
 from vitnas.train.config import TrainConfig
 
@@ -71,3 +73,26 @@ def make_ema(network: nn.Module, config: TrainConfig) -> ModelEmaV3 | None:
     The decay rises with the step number (timm's warm-up), as a short run would otherwise keep its random start.
     """
     return None if config.ema is None else ModelEmaV3(network, decay=config.ema, use_warmup=True)
+
+
+def make_mixup(augment: Augment | None, num_classes: int | None, batch_size: int) -> Mixup | None:
+    """timm's mixing of images and labels, where `augment` asks for it.
+
+    Raises:
+        UserError: no number of classes, or an odd batch (0 where it is not known).
+    """
+    if augment is None or not (augment.mixup or augment.cutmix):
+        return None
+    if num_classes is None:
+        raise UserError("num_classes is not given; mixing labels needs it. Pass num_classes to fit.")
+    if batch_size % 2:
+        raise UserError(
+            f"batch_size is {batch_size}; mixup and cutmix pair images, so it must be even. Use {batch_size - 1}."
+        )
+    return Mixup(
+        mixup_alpha=augment.mixup,
+        cutmix_alpha=augment.cutmix,
+        prob=augment.mixup_prob,
+        label_smoothing=augment.label_smoothing,
+        num_classes=num_classes,
+    )
