@@ -87,6 +87,22 @@ def test_final_table_lists_the_three_models(tmp_path: Path) -> None:
     assert "not measured" in text  # the other rows hold no accuracy
 
 
+def test_final_table_is_whole_in_80_columns() -> None:
+    latency = {f"{runtime},batch=1": {"median_ms": 10.04} for runtime in ("onnxruntime", "torch")}
+    common = {
+        "test_accuracy": 0.975,
+        "n_test": 360,
+        "params": 45_700,
+        "macs": 1_160_000,
+        "latency_ms": latency,
+    }
+    console = rich.console.Console(file=io.StringIO(), width=80)
+    console.print(front_table({"rows": [{"role": role, **common} for role in ("chosen", "hand_scaled")]}))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "\N{HORIZONTAL ELLIPSIS}" not in text
+    assert "accuracy on 360 test images" in text
+
+
 def test_final_table_prints_brackets_as_they_are() -> None:
     console = rich.console.Console(file=io.StringIO(), width=160)
     console.print(front_table({"rows": [{"name": "[red]x[/red]"}]}))

@@ -197,23 +197,24 @@ def front_table(results: Mapping[str, Any]) -> rich.table.Table:
     """
     rows = results.get("rows", [])
     targets = list(dict.fromkeys(name for row in rows for name in _by_target(row)))
-    table = rich.table.Table(
-        title="Same budget, three ways to spend it",
-        title_justify="left",
-        box=rich.box.SIMPLE,
-        padding=(0, 0, 0, 1),
-    )
-    headers = ("Model", "Accuracy", "95 % CI", "n", "Params", "MACs")
+    tested = {row.get("n_test") for row in rows if is_number(row.get("n_test"))}
+    title = "Same budget, three ways to spend it"
+    if len(tested) == 1:  # in the title, so that the table fits 80 columns
+        title += f"; accuracy on {tested.pop()} test images"
+    table = rich.table.Table(title=title, title_justify="left", box=rich.box.SIMPLE, padding=(0, 0, 0, 1))
+    headers = ("Model", "Accuracy", "95 % CI", "Params", "MACs")
     for header in (*headers, *("ms\n" + target.replace(",", "\n") for target in targets)):
         side: Literal["left", "right"] = "left" if header == "Model" else "right"
         table.add_column(escape(header), justify=side, no_wrap=True, vertical="bottom")
     for row in rows:
         role = str(row.get("role", row.get("name", "")))
-        style = "bold" if role == "chosen" else None
         measured = _by_target(row)
         times = [_significant(measured[target], 3) if target in measured else MISSING for target in targets]
         name = role_name(role) + (", from the supernet" if row.get("from") == "inherited" else "")
-        table.add_row(escape(name), *map(escape, (*_result_cells(row)[:-2], *times)), style=style)
+        accuracy, between, n, params, macs, *_ = _result_cells(row)
+        between += "" if len(tested) < 2 else f" (n = {n})"
+        cells = (name, accuracy, between, params, macs, *times)
+        table.add_row(*map(escape, cells), style="bold" if role == "chosen" else None)
     return table
 
 
