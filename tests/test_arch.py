@@ -8,12 +8,19 @@ from typing import Any
 
 import pytest
 
-from vitnas.arch import Arch, Block, Stage, round_to
+from vitnas.arch import FIRST_FIELDS, Arch, Block, Stage, _naming, round_to
 from vitnas.errors import UserError
 from vitnas.model.published import PUBLISHED
 
 BLOCK = Block(num_heads=3, head_dim=64, mlp_hidden=768)
 ARCH = Arch(image_size=224, patch_size=16, stages=(Stage(embed_dim=192, blocks=(BLOCK,) * 12),))
+STAGED = Arch(
+    image_size=224,
+    patch_size=14,
+    stages=tuple(Stage(embed_dim=dim, blocks=(BLOCK,)) for dim in (176, 352, 704)),
+    stem="conv",
+    stem_width=24,
+)
 OTHERS: dict[str, Any] = {
     "image_size": 192,
     "patch_size": 14,
@@ -21,6 +28,11 @@ OTHERS: dict[str, Any] = {
     "num_classes": 10,
     "stages": (Stage(embed_dim=192, blocks=(BLOCK,) * 11),),
     "class_token": False,
+    "stem": "conv",
+    "stem_width": 8,
+    "reduction": "conv",
+    "distill_token": True,
+    "patch_head": True,
     "position": "none",
     "relative_position": 14,
     "global_pool": "avg",
@@ -46,18 +58,44 @@ def test_an_arch_is_a_value() -> None:
         ARCH.image_size = 32  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("arch", [*PUBLISHED.values(), ARCH], ids=lambda arch: arch.id)
+@pytest.mark.parametrize("arch", [*PUBLISHED.values(), ARCH, STAGED], ids=lambda arch: arch.id)
 def test_json_round_trip(arch: Arch) -> None:
     assert Arch.from_json(json.loads(json.dumps(arch.to_json()))) == arch
 
 
 def test_every_field_changes_the_name() -> None:
-    assert set(OTHERS) | {"stem"} == {field.name for field in fields(Arch)}
+    assert set(OTHERS) == {field.name for field in fields(Arch)}
+    along = {
+        "class_token": {"global_pool": "avg"},
+        "stem": {"stem_width": 24},
+        "stem_width": {"stem": "conv"},
+    }
     found = {ARCH.id}
     for name, value in OTHERS.items():
-        change = {name: value, "global_pool": "avg"} if name == "class_token" else {name: value}
-        found.add(replace(ARCH, **change).id)
+        found.add(replace(ARCH, **{name: value, **along.get(name, {})}).id)
     assert len(found) == len(OTHERS) + 1
+
+
+def test_a_later_field_at_its_default_is_no_part_of_the_name() -> None:
+    told = json.dumps(_naming(ARCH.to_json()))
+    for name in ("stem_width", "reduction", "distill_token", "patch_head"):
+        assert name not in told
+    assert '"stem_width": 8' in json.dumps(_naming(replace(ARCH, stem="conv", stem_width=8).to_json()))
+
+
+def test_json_from_before_a_field_was_added_still_reads() -> None:
+    old = {key: value for key, value in ARCH.to_json().items() if key in FIRST_FIELDS | {"schema"}}
+    assert len(old) < len(ARCH.to_json())
+    assert Arch.from_json(old) == ARCH
+
+
+def test_the_grid_halves_from_stage_to_stage() -> None:
+    assert STAGED.grid_sizes == (16, 8, 4)
+    assert (STAGED.grid_size, STAGED.num_tokens, STAGED.num_final_tokens) == (16, 257, 17)
+    assert replace(STAGED, distill_token=True).num_final_tokens == 18
+    assert (STAGED.embed_dim, STAGED.depth) == (704, 3)
+    assert STAGED.describe() == "3 blocks, width 176/352/704, 3 heads, MLP 768, patch 14 of 224 px"
+    assert STAGED.id.startswith("d176x352x704-l3-")
 
 
 def test_names_stay_the_same_between_versions() -> None:
@@ -88,11 +126,33 @@ def test_description_for_a_person() -> None:
             {"position": "learnt"},
             r"position is 'learnt'; it must be one of learned, none\. Nearest: 'learned'",
         ),
-        ({"stem": "conv"}, r"stem is 'conv'; it must be one of linear"),
+        ({"stem": "cnv"}, r"stem is 'cnv'; it must be one of linear, conv.*\. Nearest: 'conv'"),
+        ({"reduction": "pool"}, r"reduction is 'pool'; it must be one of residual, conv"),
+        ({"stem": "conv"}, r"stem_width is 0 and stem 'conv'; stem 'conv' has a width of at least 1"),
+        ({"stem_width": 24}, r"stem_width is 24 and stem 'linear'; .* Use 24 with 'conv', else 0"),
+        (
+            {"stem": "conv", "stem_width": 8, "patch_size": 7},
+            r"patch_size is 7; stem 'conv' halves the image first, so it must be even\. Nearest: 8",
+        ),
+        ({"distill_token": True, "global_pool": "avg"}, r"distill_token is True; .* Use global_pool='token'"),
+        ({"distill_token": True, "patch_head": True}, r"distill_token is True; .* patch_head=False"),
+        ({"patch_head": True, "fc_norm": True}, r"patch_head is True but fc_norm too; .* fc_norm=False"),
         ({"global_pool": "max"}, r"global_pool is 'max'; it must be one of token, avg"),
         ({"class_token": False}, r"global_pool is 'token' but class_token is False; use global_pool='avg'"),
-        ({"stages": ARCH.stages * 2}, r"there are 2 stages; .* exactly one"),
-        ({"stages": ()}, r"there are 0 stages"),
+        ({"stages": ()}, r"there are 0 stages; an Arch needs at least one"),
+        (
+            {"stages": ARCH.stages * 3},
+            r"image_size is 224; it must be a multiple of patch_size 16 times 4 \(2 reductions\), 64\. "
+            r"Nearest: 192 and 256\.",
+        ),
+        (
+            {"stages": STAGED.stages, "image_size": 40},
+            r"must be a multiple of patch_size 16 times 4 .*\. Nearest: 64\.",
+        ),
+        (
+            {"stages": STAGED.stages[::-1], "image_size": 256},
+            r"embed_dims of the stages are \[704, 352, 176\]; a residual reduction cannot make them narrower",
+        ),
     ],
     ids=str,
 )

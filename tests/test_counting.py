@@ -36,7 +36,23 @@ def wild_arch(rng: random.Random) -> Arch:
     """Any shape: heads wider than the embedding, tiny grids, many classes."""
     class_token = rng.random() < 0.6
     patch, grid = rng.choice([1, 2, 4]), rng.choice([2, 3, 4, 8])
-    blocks = tuple(
+    return Arch(
+        image_size=patch * grid,
+        patch_size=patch,
+        in_chans=rng.choice([1, 3, 5]),
+        num_classes=rng.choice([0, 1, 10, 5000]),
+        stages=(Stage(embed_dim=rng.choice([1, 8, 17, 96]), blocks=wild_blocks(rng)),),
+        class_token=class_token,
+        position=rng.choice(["learned", "none"]),
+        relative_position=rng.choice([0, 0, 1, 2, 14]),
+        global_pool=rng.choice(["token", "avg"]) if class_token else "avg",
+        fc_norm=rng.random() < 0.4,
+        qkv_bias=rng.random() < 0.7,
+    )
+
+
+def wild_blocks(rng: random.Random) -> tuple[Block, ...]:
+    return tuple(
         Block(
             num_heads=rng.choice([1, 2, 3, 5]),
             head_dim=rng.choice([2, 7, 16, 64]),
@@ -44,18 +60,30 @@ def wild_arch(rng: random.Random) -> Arch:
         )
         for _ in range(rng.choice([1, 2]))
     )
-    return Arch(
+
+
+def wild_stages(rng: random.Random) -> Arch:
+    """Any shape of several stages, with a convolutional stem or several heads."""
+    arch, num_stages = wild_arch(rng), rng.choice([1, 2, 3])
+    patch, grid = rng.choice([2, 4, 6]), rng.choice([1, 2, 3]) << (num_stages - 1)
+    dims = sorted(rng.choice([1, 8, 17, 96]) for _ in range(num_stages))
+    reduction = rng.choice(["residual", "conv"])
+    pooled_token = arch.global_pool == "token"
+    distill = pooled_token and not arch.fc_norm and rng.random() < 0.5
+    stem = rng.choice(["linear", "conv"])
+    return replace(
+        arch,
         image_size=patch * grid,
         patch_size=patch,
-        in_chans=rng.choice([1, 3, 5]),
-        num_classes=rng.choice([0, 1, 10, 5000]),
-        stages=(Stage(embed_dim=rng.choice([1, 8, 17, 96]), blocks=blocks),),
-        class_token=class_token,
-        position=rng.choice(["learned", "none"]),
-        relative_position=rng.choice([0, 0, 1, 2, 14]),
-        global_pool=rng.choice(["token", "avg"]) if class_token else "avg",
-        fc_norm=rng.random() < 0.4,
-        qkv_bias=rng.random() < 0.7,
+        stages=tuple(
+            Stage(embed_dim=dim, blocks=wild_blocks(rng))
+            for dim in (dims if reduction == "residual" else reversed(dims))
+        ),
+        stem=stem,
+        stem_width=rng.choice([1, 5, 48]) if stem == "conv" else 0,
+        reduction=reduction,
+        distill_token=distill,
+        patch_head=not distill and not arch.fc_norm and rng.random() < 0.5,
     )
 
 
@@ -91,7 +119,7 @@ def test_count_equals_torch_at_full_depth() -> None:
 
 def test_count_equals_torch_for_any_shape() -> None:
     rng = random.Random(1)
-    for arch in [wild_arch(rng) for _ in range(16)]:
+    for arch in [*(wild_arch(rng) for _ in range(16)), *(wild_stages(rng) for _ in range(24))]:
         cost = count(arch)
         assert cost.macs == torch_macs(arch), arch
         model = build(arch).eval()
@@ -105,6 +133,21 @@ def test_memory_is_what_a_pass_on_the_cpu_holds(name: str) -> None:
         for each in (arch, replace(arch, relative_position=0), replace(arch, class_token=False)):
             model = build(each).eval()
             assert count(each).memory_bytes == peak_activation_bytes(model, image_shape(each), device=None)
+
+
+def test_parts_of_several_stages_add_up() -> None:
+    rng = random.Random(4)
+    for arch in (wild_stages(rng) for _ in range(12)):
+        found, cost = parts(arch), count(arch)
+        assert sum(part.macs for part in found) == cost.macs
+        assert sum(part.params for part in found) == cost.params
+        assert max(part.memory for part in found) * BYTES == cost.memory_bytes
+        model = dict(build(arch, device="meta").named_parameters())
+        for part in found:
+            if part.name.startswith("reductions."):
+                assert part.params == sum(
+                    p.numel() for n, p in model.items() if n.startswith(f"{part.name}.")
+                )
 
 
 @pytest.mark.parametrize("name", SPACES)

@@ -18,8 +18,15 @@ from typing import Any, Literal, get_args
 from vitnas.errors import UserError, nearest
 
 SCHEMA = 1
+# The first fields are part of an id whatever they hold, later ones where they differ from their defaults: a new field
+# renames no Arch.
+FIRST_FIELDS = frozenset(
+    "image_size patch_size in_chans num_classes stages stem class_token position relative_position global_pool fc_norm "
+    "qkv_bias norm_eps num_heads head_dim mlp_hidden mixer slot embed_dim blocks".split()
+)
 
-Stem = Literal["linear"]
+Stem = Literal["linear", "conv"]
+Reduction = Literal["residual", "conv"]
 Position = Literal["learned", "none"]
 Pool = Literal["token", "avg"]
 Mixer = Literal["softmax"]
@@ -71,6 +78,9 @@ class Stage:
 class Arch:
     """One vision transformer: stem, stages of blocks, head. Images are square, sizes in pixels.
 
+    Between stages the grid of patches halves and the width changes, by a `reduction` (layers/reduction.py). A "conv"
+    stem has `stem_width` channels inside (layers/stem.py). `distill_token` adds a second token with a head of its own;
+    `patch_head` classifies every final patch too, in training only.
     `relative_position` is the largest distance (in patches) of 2-D relative positions on keys and values, after which
     they are clipped; 0 means none (AutoFormer, section 4, uses 14). `fc_norm` moves the final norm behind pooling, as
     timm does for mean-pooled ViTs.
@@ -82,7 +92,11 @@ class Arch:
     num_classes: int = 1000
     stages: tuple[Stage, ...]
     stem: Stem = "linear"
+    stem_width: int = 0
+    reduction: Reduction = "residual"
     class_token: bool = True
+    distill_token: bool = False
+    patch_head: bool = False
     position: Position = "learned"
     relative_position: int = 0
     global_pool: Pool = "token"
@@ -94,19 +108,57 @@ class Arch:
         _positive(self, "image_size", "patch_size", "in_chans")
         if self.num_classes < 0 or self.relative_position < 0:
             raise UserError("num_classes and relative_position cannot be negative; 0 means none.")
-        for name, kind in (("stem", Stem), ("position", Position), ("global_pool", Pool)):
+        kinds = (("stem", Stem), ("reduction", Reduction), ("position", Position), ("global_pool", Pool))
+        for name, kind in kinds:
             _one_of(name, getattr(self, name), get_args(kind))
-        if self.image_size % self.patch_size:
+        self._check_sizes()
+        self._check_tokens()
+
+    def _check_sizes(self) -> None:
+        if not self.stages:
+            raise UserError("there are 0 stages; an Arch needs at least one. Give one.")
+        patch, halvings = self.patch_size, len(self.stages) - 1
+        step = patch << halvings
+        if self.image_size % step:
+            low = self.image_size // step * step
+            near = f"{low} and {low + step}" if low else f"{step}"
             raise UserError(
-                f"image_size is {self.image_size}; it must be a multiple of patch_size {self.patch_size}. "
-                f"Nearest: {round_to(self.image_size, self.patch_size)}."
+                f"image_size is {self.image_size}; it must be a multiple of patch_size {patch}"
+                + (
+                    f" times {1 << halvings} ({halvings} reductions), {step}. Nearest: {near}."
+                    if halvings
+                    else f". Nearest: {round_to(self.image_size, patch)}."
+                )
             )
-        if len(self.stages) != 1:
+        dims = [stage.embed_dim for stage in self.stages]
+        if self.reduction == "residual" and any(b < a for a, b in pairwise(dims)):
             raise UserError(
-                f"there are {len(self.stages)} stages; this stem and mixer take exactly one. Give one."
+                f"embed_dims of the stages are {dims}; a residual reduction cannot make them narrower. Let them rise, "
+                "or use reduction='conv'."
             )
+        if self.stem == "conv" and self.patch_size % 2:
+            raise UserError(
+                f"patch_size is {self.patch_size}; stem 'conv' halves the image first, so it must be even. "
+                f"Nearest: {round_to(self.patch_size, 2)}."
+            )
+        if (self.stem_width > 0) != (self.stem == "conv"):
+            raise UserError(
+                f"stem_width is {self.stem_width} and stem {self.stem!r}; stem 'conv' has a width of at least 1 and "
+                "the others none. Use 24 with 'conv', else 0."
+            )
+
+    def _check_tokens(self) -> None:
         if self.global_pool == "token" and not self.class_token:
             raise UserError("global_pool is 'token' but class_token is False; use global_pool='avg'.")
+        if self.distill_token and (self.global_pool != "token" or self.patch_head or self.fc_norm):
+            raise UserError(
+                "distill_token is True; it is read beside the class token, without a patch head or fc_norm. Use "
+                "global_pool='token', patch_head=False and fc_norm=False."
+            )
+        if self.patch_head and self.fc_norm:
+            raise UserError(
+                "patch_head is True but fc_norm too; the final norm must lie before pooling. Use fc_norm=False."
+            )
 
     @property
     def embed_dim(self) -> int:
@@ -124,22 +176,32 @@ class Arch:
 
     @property
     def grid_size(self) -> int:
-        """Patches along one side of the image."""
+        """Patches along one side of the image, in the first stage."""
         return self.image_size // self.patch_size
 
     @property
+    def grid_sizes(self) -> tuple[int, ...]:
+        """Patches along one side, per stage: each reduction halves them."""
+        return tuple(self.grid_size >> index for index in range(len(self.stages)))
+
+    @property
     def num_prefix_tokens(self) -> int:
-        return int(self.class_token)
+        return int(self.class_token) + int(self.distill_token)
 
     @property
     def num_tokens(self) -> int:
-        """Tokens that the blocks see, class token included."""
+        """Tokens that the first stage sees, class token included."""
         return self.grid_size**2 + self.num_prefix_tokens
+
+    @property
+    def num_final_tokens(self) -> int:
+        """Tokens of the last stage, class token included."""
+        return int(self.grid_sizes[-1] ** 2) + self.num_prefix_tokens
 
     @property
     def id(self) -> str:
         """Short stable name, safe in file names, for example `d192-l12-3f9a1c2b`."""
-        digest = hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:8]
+        digest = hashlib.sha256(json.dumps(_naming(self.to_json()), sort_keys=True).encode()).hexdigest()[:8]
         dims = "x".join(str(stage.embed_dim) for stage in self.stages)
         return f"d{dims}-l{self.depth}-{digest}"
 
@@ -187,6 +249,23 @@ class Arch:
             ) from error
         arch: Arch = _make(cls, {**plain, "stages": stages})
         return arch
+
+
+def _naming(value: dict[str, Any]) -> dict[str, Any]:
+    """What an id is made of: the first fields, and later ones where they differ from their defaults."""
+    stages = [
+        {**stage, "blocks": [_changed(Block, block) for block in stage["blocks"]]}
+        for stage in value["stages"]
+    ]
+    return {"schema": value["schema"], **_changed(Arch, {**value, "stages": stages})}
+
+
+def _changed(kind: Any, value: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        field.name: value[field.name]
+        for field in fields(kind)
+        if field.name in FIRST_FIELDS or value[field.name] != field.default
+    }
 
 
 def round_to(value: int, step: int) -> int:

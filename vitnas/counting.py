@@ -9,7 +9,8 @@ with the class token, the classifier once. Not counted: biases, norms, softmax, 
 - `dense_relative`: with relative positions as two N x N x head_dim products per layer, as the authors' AutoFormer code
   computes them (its published S).
 
-**Parameters** are elements, unused ones (the class token under mean pooling) included, as AutoFormer and timm count.
+**Parameters** are elements, unused ones (the class token under mean pooling, a patch head outside of training)
+included, as AutoFormer, ViT-ResNAS and timm count.
 
 **Memory** is the largest number of bytes of activations that are alive at once in a float32 forward pass of one image
 without gradients; weights and the image itself are not in it.
@@ -23,6 +24,8 @@ from typing import NamedTuple
 
 from vitnas.arch import Arch, Block, Mixer
 from vitnas.budget import Cost
+from vitnas.layers.reduction import SpatialReduction
+from vitnas.layers.stem import STEMS
 from vitnas.mixers import MIXERS
 from vitnas.mixers.softmax import Convention
 
@@ -40,7 +43,7 @@ class Part:
 
 
 class Frame(NamedTuple):
-    """What a block's cost depends on besides its own widths. A tuple, as it is hashed in the fastest path."""
+    """What a block's cost depends on besides its widths, in one stage. A tuple, as it is hashed in the fastest path."""
 
     grid_size: int
     num_prefix_tokens: int
@@ -48,17 +51,20 @@ class Frame(NamedTuple):
     qkv_bias: bool
 
     @classmethod
-    def of(cls, arch: Arch) -> Frame:
-        return cls(arch.grid_size, arch.num_prefix_tokens, arch.relative_position, arch.qkv_bias)
+    def of(cls, arch: Arch, stage: int = 0) -> Frame:
+        return cls(arch.grid_size >> stage, arch.num_prefix_tokens, arch.relative_position, arch.qkv_bias)
 
 
 def count(arch: Arch, *, convention: Convention = "executed") -> Cost:
     """Cost of `arch`, in some 20 microseconds."""
-    frame = Frame.of(arch)
     first, last = stem_part(arch, arch.stages[0].embed_dim), head_part(arch, arch.embed_dim)
     macs, params = first.macs + last.macs, first.params + last.params
     memory = max(first.memory, last.memory)
-    for stage in arch.stages:
+    for index, stage in enumerate(arch.stages):
+        frame = Frame.of(arch, index)
+        if index:
+            part = reduction_part(arch, index - 1, arch.stages[index - 1].embed_dim, stage.embed_dim)
+            macs, params, memory = macs + part.macs, params + part.params, max(memory, part.memory)
         for block in stage.blocks:
             cost = block_cost(
                 block.mixer,
@@ -76,11 +82,17 @@ def count(arch: Arch, *, convention: Convention = "executed") -> Cost:
 
 
 def parts(arch: Arch, *, convention: Convention = "executed") -> list[Part]:
-    """Cost of each part, in order: stem, `blocks.i.attn` and `blocks.i.mlp` (each with its norm), head."""
-    frame = Frame.of(arch)
+    """Cost of each part, in order: stem, `blocks.i.attn` and `blocks.i.mlp` (each with its norm), head.
+
+    In front of each stage but the first, `reductions.s`.
+    """
     found = [stem_part(arch, arch.stages[0].embed_dim)]
     index = 0
-    for stage in arch.stages:
+    for number, stage in enumerate(arch.stages):
+        frame = Frame.of(arch, number)
+        if number:
+            before = arch.stages[number - 1].embed_dim
+            found.append(reduction_part(arch, number - 1, before, stage.embed_dim))
         for block in stage.blocks:
             attn, mlp = block_parts(block, stage.embed_dim, frame, convention)
             found.append(Part(name=f"blocks.{index}.attn", macs=attn[0], params=attn[1], memory=attn[2]))
@@ -141,28 +153,42 @@ def block_parts(
 
 def stem_part(arch: Arch, dim: int) -> Part:
     """Patch embedding, class token and positions, for an embedding of width `dim`."""
-    patches, tokens = arch.grid_size**2, arch.num_tokens
-    kernel = arch.in_chans * arch.patch_size**2
+    tokens = arch.num_tokens * dim
+    cost = STEMS[arch.stem].cost(arch.image_size, arch.patch_size, arch.in_chans, dim, arch.stem_width)
     return Part(
         name="stem",
-        macs=patches * dim * kernel,
-        params=dim * kernel
-        + dim
-        + arch.num_prefix_tokens * dim
-        + (tokens * dim if arch.position == "learned" else 0),
-        memory=2 * tokens * dim,
+        macs=cost.macs,
+        params=cost.params + arch.num_prefix_tokens * dim + (tokens if arch.position == "learned" else 0),
+        memory=max(cost.memory, 2 * tokens),
     )
 
 
+def reduction_part(arch: Arch, index: int, dim: int, out_dim: int) -> Part:
+    """The reduction behind stage `index`, from width `dim` to `out_dim`."""
+    cost = SpatialReduction.cost(
+        dim,
+        out_dim,
+        grid_size=arch.grid_size >> index,
+        num_prefix_tokens=arch.num_prefix_tokens,
+        has_positions=arch.position == "learned",
+        residual=arch.reduction == "residual",
+    )
+    return Part(name=f"reductions.{index}", macs=cost.macs, params=cost.params, memory=cost.memory)
+
+
 def head_part(arch: Arch, dim: int) -> Part:
-    """Final norm and classifier, for features of width `dim`."""
-    tokens = arch.num_tokens * dim
+    """Final norm and classifiers, for features of width `dim`."""
+    tokens, classes = arch.num_final_tokens * dim, arch.num_classes
+    used = 1 + arch.distill_token
     pooled = 0 if arch.global_pool == "token" else dim  # the class token alone is a view
     normed = dim if arch.fc_norm else 0
+    # With a distillation token, both heads' logits and their sum; or the two tokens' sum and mean.
+    logits = (3 * classes if classes else 2 * dim) if arch.distill_token else classes
+    heads = (used + arch.patch_head) * (dim * classes + classes)
     return Part(
         name="head",
-        macs=dim * arch.num_classes,
-        params=2 * dim + (dim * arch.num_classes + arch.num_classes if arch.num_classes else 0),
+        macs=used * dim * classes,
+        params=2 * dim + heads,
         # The tokens stay alive to the end.
-        memory=tokens + max(tokens, pooled + normed, (normed or pooled) + arch.num_classes),
+        memory=tokens + max(tokens, pooled + normed, (normed or pooled) + logits),
     )

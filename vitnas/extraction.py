@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+
+import torch
+
 from vitnas.arch import Arch
 from vitnas.model import Model, build
 from vitnas.supernet import Supernet, select
@@ -18,5 +22,8 @@ def extract(supernet: Supernet, arch: Arch, *, drop_path: float = 0.0) -> Model:
     """
     like = next(supernet.parameters())
     model = build(arch, drop_path=drop_path, device="meta").to(like.dtype).to_empty(device=like.device)
-    model.load_state_dict({name: tensor.detach() for name, tensor in select(supernet, arch).items()})
+    weights = select(supernet, arch)
+    with torch.no_grad():  # not load_state_dict, which leaves out buffers that are not saved
+        for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
+            tensor.copy_(weights[name])
     return model.train(supernet.training)

@@ -34,6 +34,20 @@ UNEQUAL = Stage(
     ),
 )
 
+STAGED = Arch(
+    image_size=16,
+    patch_size=2,
+    num_classes=5,
+    stages=(
+        Stage(embed_dim=12, blocks=UNEQUAL.blocks[:2]),
+        Stage(embed_dim=20, blocks=UNEQUAL.blocks[1:]),
+        Stage(embed_dim=20, blocks=PLAIN.blocks),
+    ),
+    stem="conv",
+    stem_width=6,
+    patch_head=True,
+)
+
 
 def made(arch: Arch) -> Model:
     return build(arch, generator=torch.Generator().manual_seed(0)).eval()
@@ -65,3 +79,38 @@ class TestRelativeWithoutClassToken(ModelContract):
         return made(
             replace(PLAIN, class_token=False, global_pool="avg", position="none", relative_position=14)
         )
+
+
+class TestStaged(ModelContract):
+    """ViT-ResNAS: convolutional stem, residual reductions, patch head."""
+
+    @pytest.fixture
+    def model(self) -> Model:
+        return made(STAGED)
+
+
+class TestStagedOtherwise(ModelContract):
+    """Plain reductions that also narrow, relative positions on every grid, no class token."""
+
+    @pytest.fixture
+    def model(self) -> Model:
+        return made(
+            replace(
+                STAGED,
+                stages=STAGED.stages[::-1],
+                stem="linear",
+                stem_width=0,
+                reduction="conv",
+                patch_head=False,
+                class_token=False,
+                global_pool="avg",
+                relative_position=2,
+                position="none",
+            )
+        )
+
+
+class TestDistilled(ModelContract):
+    @pytest.fixture
+    def model(self) -> Model:
+        return made(replace(STAGED, patch_head=False, distill_token=True))

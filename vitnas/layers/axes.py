@@ -8,6 +8,7 @@ else about a layer needs to be known to share its weights.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Protocol, runtime_checkable
 
 from torch import nn
@@ -23,17 +24,22 @@ class HasAxes(Protocol):
         ...
 
 
-def named_axes(model: nn.Module) -> dict[str, Axes]:
-    """Axes of every parameter of `model`, by full name.
+def named_axes(model: nn.Module, *, without: str | None = None) -> dict[str, Axes]:
+    """Axes of every parameter of `model`, by full name, and of those buffers that its modules list.
+
+    Args:
+        without: name of a child to leave out.
 
     Raises:
         LookupError: a parameter has no axes, or its axes do not multiply to its size (a mistake in a module).
     """
     found: dict[str, Axes] = {}
-    for prefix, module in model.named_modules():
+    parameters: dict[str, nn.Parameter] = {}
+    for prefix, module in _walk(model, "", without):
         if isinstance(module, HasAxes):
-            found |= {f"{prefix}.{name}".lstrip("."): axes for name, axes in module.axes().items()}
-    for name, parameter in model.named_parameters():
+            found |= {prefix + name: axes for name, axes in module.axes().items()}
+        parameters |= {prefix + name: p for name, p in module.named_parameters(recurse=False)}
+    for name, parameter in parameters.items():
         if name not in found:
             raise LookupError(f"parameter {name} has no named axes; its module must list it in axes()")
         size = 1
@@ -42,3 +48,11 @@ def named_axes(model: nn.Module) -> dict[str, Axes]:
         if size != parameter.numel():
             raise LookupError(f"axes {found[name]} of {name} do not fit its shape {tuple(parameter.shape)}")
     return found
+
+
+def _walk(module: nn.Module, prefix: str, without: str | None) -> Iterator[tuple[str, nn.Module]]:
+    """`module` and all inside it, with what their parameters' names begin with."""
+    yield prefix, module
+    for name, child in module.named_children():
+        if prefix + name != without:
+            yield from _walk(child, f"{prefix}{name}.", without)

@@ -48,7 +48,7 @@ def initialize(model: nn.Module, generator: torch.Generator | None = None) -> No
             if module.bias is not None:
                 bound = (module.weight[0].numel()) ** -0.5
                 nn.init.uniform_(module.bias, -bound, bound, generator=generator)
-        elif isinstance(module, nn.LayerNorm):
+        elif isinstance(module, nn.LayerNorm | nn.BatchNorm2d):
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)
         else:

@@ -21,14 +21,12 @@ from torch import Tensor
 from vitnas.arch import Arch
 from vitnas.errors import UserError, nearest
 from vitnas.model.build import build
+from vitnas.model.described import default_cfg, square
 from vitnas.model.published import PUBLISHED
-from vitnas.model.vit import Model, default_cfg, square
+from vitnas.model.vit import Model
 
-ARCH_OPTIONS = (
-    "num_classes",
-    "in_chans",
-    "patch_size",
-)  # options that are fields of an Arch of the same name
+# Options that are fields of an Arch of the same name.
+ARCH_OPTIONS = ("num_classes", "in_chans", "patch_size", "patch_head", "distill_token")
 OPTIONS = (*ARCH_OPTIONS, "img_size", "global_pool", "drop_path_rate", "drop_rate", "device", "dtype")
 
 _register: Callable[[Callable[..., Any]], Callable[..., Any]] = register_model  # timm leaves it untyped
@@ -128,12 +126,14 @@ def fit_weights(state: dict[str, Tensor], model: Model) -> dict[str, Tensor]:
     """Resample positions and patches of weights that were made for another image or patch size, as timm does."""
     state = dict(state)
     patch = state.get("patch_embed.proj.weight")
-    size = [model.arch.patch_size] * 2
+    size = list(model.patch_embed.proj.kernel_size)
     if patch is not None and list(patch.shape[-2:]) != size:
         state["patch_embed.proj.weight"] = resample_patch_embed(patch, size)
-    table = state.get("pos_embed")
-    if table is not None and model.pos_embed is not None and table.shape[1] != model.pos_embed.shape[1]:
-        state["pos_embed"] = resample_abs_pos_embed(
-            table, [model.arch.grid_size] * 2, num_prefix_tokens=model.num_prefix_tokens
+    for index, side in enumerate(model.arch.grid_sizes):
+        name, prefix = (
+            (f"reductions.{index - 1}.pos_embed", 0) if index else ("pos_embed", model.num_prefix_tokens)
         )
+        table = state.get(name)
+        if table is not None and table.shape[1] != side**2 + prefix:
+            state[name] = resample_abs_pos_embed(table, [side, side], num_prefix_tokens=prefix)
     return state

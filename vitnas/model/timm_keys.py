@@ -18,7 +18,8 @@ from torch import nn
 from vitnas.arch import Arch, Block, Stage
 from vitnas.errors import UserError
 from vitnas.model.build import build
-from vitnas.model.vit import Model, default_cfg
+from vitnas.model.described import default_cfg
+from vitnas.model.vit import Model
 
 DATA_KEYS = (
     "mean",
@@ -205,6 +206,8 @@ def _not_timm(arch: Arch) -> Iterator[str]:
         yield f"it has relative positions (up to {arch.relative_position} patches)"
     if arch.stem != "linear" or len(arch.stages) > 1:
         yield "its stem is not one convolution, or it has several stages"
+    if arch.distill_token or arch.patch_head:
+        yield "it has a distillation token or a patch head"
 
 
 def _is_identity(module: nn.Module | None) -> bool:

@@ -3,6 +3,8 @@
 It speaks timm: same parameter names as `timm.models.VisionTransformer` wherever timm can express the Arch, same
 methods, same feature extraction for dense tasks. Every module names the axes of its parameters (`layers/axes.py`).
 
+An Arch of several stages has one flat `blocks` and a reduction in front of each stage but the first.
+
 Shapes: B images, N tokens (class token first), D embed_dim, CHW image, Y classes.
 """
 
@@ -13,45 +15,19 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import torch
-from timm.layers import DropPath, Mlp, PatchEmbed, global_pool_nlc, resample_abs_pos_embed
-from timm.models import checkpoint, checkpoint_seq
+from timm.layers import global_pool_nlc, resample_abs_pos_embed
+from timm.models import checkpoint
 from torch import Tensor, nn
 
-from vitnas.arch import Arch, Block
+from vitnas.arch import Arch
 from vitnas.errors import UserError
 from vitnas.layers.axes import Axes
-from vitnas.layers.relative_position import RelativePosition2d
-from vitnas.mixers import MIXERS
+from vitnas.layers.reduction import SpatialReduction
+from vitnas.layers.stem import STEMS
+from vitnas.model.blocks import drop_path_rates, make_block, make_reduction, set_block_grids
+from vitnas.model.described import default_cfg, feature_info, square, stage_starts, take_indices
 
-
-class TransformerBlock(nn.Module):
-    """Pre-norm block: x + mixer(norm1(x)), then x + mlp(norm2(x))."""
-
-    def __init__(
-        self, dim: int, mixer: nn.Module, mlp_hidden: int, *, norm_eps: float, drop_path: float
-    ) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
-        self.attn = mixer
-        self.drop_path1 = DropPath(drop_path) if drop_path else nn.Identity()
-        self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
-        self.mlp = Mlp(dim, mlp_hidden)
-        self.drop_path2 = DropPath(drop_path) if drop_path else nn.Identity()
-
-    def axes(self) -> dict[str, Axes]:
-        dim: Axes = (("dim", self.norm1.normalized_shape[0]),)
-        hidden: Axes = (("hidden", self.mlp.fc1.out_features),)
-        norms = {f"norm{i}.{name}": dim for i in (1, 2) for name in ("weight", "bias")}
-        return norms | {
-            "mlp.fc1.weight": hidden + dim,
-            "mlp.fc1.bias": hidden,
-            "mlp.fc2.weight": dim + hidden,
-            "mlp.fc2.bias": dim,
-        }
-
-    def forward(self, x_BND: Tensor) -> Tensor:
-        x_BND = x_BND + self.drop_path1(self.attn(self.norm1(x_BND)))
-        return x_BND + self.drop_path2(self.mlp(self.norm2(x_BND)))
+HEADS = ("head", "head_dist", "patch_head")
 
 
 class Model(nn.Module):
@@ -70,83 +46,119 @@ class Model(nn.Module):
         blocks: Sequence[nn.Module] | None = None,
     ) -> None:
         super().__init__()
-        self.arch = arch
+        self._take_arch(arch)
         self.in_chans, self.num_classes = arch.in_chans, arch.num_classes
         self.global_pool: str = arch.global_pool  # or "", which an Arch does not say: see reset_classifier
-        self.embed_dim = self.num_features = self.head_hidden_size = arch.embed_dim
         self.num_prefix_tokens = arch.num_prefix_tokens
         self.grad_checkpointing = False
-        dim = arch.embed_dim
-        self.patch_embed = PatchEmbed(
-            arch.image_size, arch.patch_size, arch.in_chans, dim, output_fmt="NHWC", flatten=False
+        dim, first = arch.embed_dim, arch.stages[0].embed_dim
+        self.patch_embed = STEMS[arch.stem](
+            arch.image_size, arch.patch_size, arch.in_chans, first, arch.stem_width
         )
-        self.cls_token = nn.Parameter(torch.empty(1, 1, dim)) if arch.class_token else None
+        self.cls_token = nn.Parameter(torch.empty(1, 1, first)) if arch.class_token else None
+        self.dist_token = nn.Parameter(torch.empty(1, 1, first)) if arch.distill_token else None
         self.pos_embed = (
-            nn.Parameter(torch.empty(1, arch.num_tokens, dim)) if arch.position == "learned" else None
+            nn.Parameter(torch.empty(1, arch.num_tokens, first)) if arch.position == "learned" else None
         )
         if blocks is None:
-            rates = drop_path_rates(drop_path, arch.depth)
+            rates = iter(drop_path_rates(drop_path, arch.depth))
             blocks = [
-                make_block(arch, dim, block, rate) for block, rate in zip(arch.blocks, rates, strict=True)
+                make_block(arch, index, block, next(rates))
+                for index, stage in enumerate(arch.stages)
+                for block in stage.blocks
             ]
         self.blocks = nn.Sequential(*blocks)
+        self.reductions = nn.ModuleList(make_reduction(arch, index) for index in range(len(arch.stages) - 1))
         self.norm = nn.Identity() if arch.fc_norm else nn.LayerNorm(dim, eps=arch.norm_eps)
         self.fc_norm = nn.LayerNorm(dim, eps=arch.norm_eps) if arch.fc_norm else nn.Identity()
-        self.head = nn.Linear(dim, arch.num_classes) if arch.num_classes else nn.Identity()
-        self.feature_info = feature_info(arch)
+        self._make_heads()
         self.pretrained_cfg = self.default_cfg = default_cfg(arch)
+
+    def _make_heads(self) -> None:
+        """Classifiers as the Arch says, without initial values."""
+        arch, dim, classes = self.arch, self.arch.embed_dim, self.arch.num_classes
+        self.head: nn.Module = nn.Linear(dim, classes) if classes else nn.Identity()
+        self.head_dist = nn.Linear(dim, classes) if classes and arch.distill_token else None
+        self.patch_head = nn.Linear(dim, classes) if classes and arch.patch_head else None
 
     def axes(self) -> dict[str, Axes]:
         dim: Axes = (("dim", self.embed_dim),)
+        first: Axes = (("dim", self.arch.stages[0].embed_dim),)
         one: Axes = (("one", 1),)
-        conv = self.patch_embed.proj
-        patch: Axes = (
-            ("in_chans", conv.in_channels),
-            ("patch_h", conv.kernel_size[0]),
-            ("patch_w", conv.kernel_size[1]),
-        )
-        axes = {"patch_embed.proj.weight": dim + patch, "patch_embed.proj.bias": dim}
-        if self.cls_token is not None:
-            axes["cls_token"] = one + one + dim
+        axes: dict[str, Axes] = {}
+        for name in ("cls_token", "dist_token"):
+            if getattr(self, name) is not None:
+                axes[name] = one + one + first
         if self.pos_embed is not None:
-            axes["pos_embed"] = (*one, ("tokens", self.pos_embed.shape[1]), *dim)
+            axes["pos_embed"] = (*one, ("tokens", self.pos_embed.shape[1]), *first)
         norm = "fc_norm" if self.arch.fc_norm else "norm"
         axes |= {f"{norm}.weight": dim, f"{norm}.bias": dim}
-        if isinstance(self.head, nn.Linear):
-            classes: Axes = (("classes", self.head.out_features),)
-            axes |= {"head.weight": classes + dim, "head.bias": classes}
+        for name in HEADS:
+            if isinstance(head := getattr(self, name), nn.Linear):
+                classes: Axes = (("classes", head.out_features),)
+                axes |= {f"{name}.weight": classes + dim, f"{name}.bias": classes}
         return axes
 
-    def forward(self, images_BCHW: Tensor) -> Tensor:
-        """(B, C, H, W) images to (B, Y) logits."""
-        return self.forward_head(self.forward_features(images_BCHW))
+    def forward(self, images_BCHW: Tensor, *, heads: bool = False) -> Any:
+        """(B, C, H, W) images to (B, Y) logits; with `heads` to what `forward_heads` gives, for training."""
+        x_BND = self.forward_features(images_BCHW)
+        return self.forward_heads(x_BND) if heads else self.forward_head(x_BND)
 
     def forward_features(self, images_BCHW: Tensor) -> Tensor:
-        """(B, C, H, W) images to (B, N, D) tokens, after the final norm."""
+        """(B, C, H, W) images to (B, N, D) tokens of the last stage, after the final norm."""
         x_BND = self.embed(images_BCHW)
-        if self.grad_checkpointing:
-            x_BND = checkpoint_seq(self.blocks, x_BND)
-        else:
-            for block in self.blocks:  # calling `blocks` itself would keep the first block's input to the end
-                x_BND = block(x_BND)
+        for index, block in enumerate(
+            self.blocks
+        ):  # calling `blocks` would keep the first block's input to the end
+            x_BND = self._enter(index, x_BND)
+            x_BND = checkpoint(block, x_BND) if self.grad_checkpointing else block(x_BND)
         normed: Tensor = self.norm(x_BND)
         return normed
+
+    def _enter(self, index: int, x_BND: Tensor) -> Tensor:
+        """The input of block `index`: the reduction of `x_BND` where a stage begins, else `x_BND` itself."""
+        if index not in self._entries:
+            return x_BND
+        reduced: Tensor = self.reductions[self._entries[index]](x_BND)
+        return reduced
 
     def forward_head(self, x_BND: Tensor, pre_logits: bool = False) -> Tensor:
         """(B, N, D) tokens to (B, Y) logits, or to (B, D) pooled features with `pre_logits`.
 
-        With `global_pool` "" nothing is pooled and the tokens' axis stays.
+        With `global_pool` "" nothing is pooled and the tokens' axis stays. A distillation token's features and logits
+        are averaged with the class token's, as DeiT does.
         """
+        if self.dist_token is not None and self.global_pool == "token":
+            if pre_logits or self.head_dist is None:
+                return (x_BND[:, 0] + x_BND[:, 1]) / 2
+            return (self.head(x_BND[:, 0]) + self.head_dist(x_BND[:, 1])) / 2
+        pooled = self._pool(x_BND)
+        return pooled if pre_logits else self.head(pooled)
+
+    def forward_heads(self, x_BND: Tensor) -> dict[str, Tensor]:
+        """(B, N, D) tokens to the logits of every head by its name, for training.
+
+        `head` (B, Y), and where the Arch has them `head_dist` (B, Y), `patch_head` (B, G * G, Y).
+        """
+        logits = {"head": self.head(self._pool(x_BND))}
+        if self.head_dist is not None:
+            logits["head_dist"] = self.head_dist(x_BND[:, 1])
+        if self.patch_head is not None:
+            logits["patch_head"] = self.patch_head(x_BND[:, self.num_prefix_tokens :])
+        return logits
+
+    def _pool(self, x_BND: Tensor) -> Tensor:
         pooled: Tensor = self.fc_norm(
             global_pool_nlc(x_BND, pool_type=self.global_pool, num_prefix_tokens=self.num_prefix_tokens)
         )
-        return pooled if pre_logits else self.head(pooled)
+        return pooled
 
     def embed(self, images_BCHW: Tensor) -> Tensor:
         """Patches, class token and positions: (B, C, H, W) to (B, N, D)."""
         x_BND = self.patch_embed(images_BCHW).flatten(1, 2)
-        if self.cls_token is not None:
-            x_BND = torch.cat([self.cls_token.expand(x_BND.shape[0], -1, -1), x_BND], dim=1)
+        tokens = [token for token in (self.cls_token, self.dist_token) if token is not None]
+        if tokens:
+            x_BND = torch.cat([*(token.expand(x_BND.shape[0], -1, -1) for token in tokens), x_BND], dim=1)
         return x_BND if self.pos_embed is None else x_BND + self.pos_embed
 
     def forward_intermediates(
@@ -166,7 +178,7 @@ class Model(nn.Module):
             x: (B, C, H, W) images.
             indices: the last n blocks, or block numbers; None for all.
             return_prefix_tokens: give (features, class token) pairs, if there is a class token.
-            norm: apply the final norm to each.
+            norm: apply the final norm to each of the last stage (others have another width).
             stop_early: do not run blocks behind the last one asked for.
             output_fmt: "NCHW" maps or "NLC" tokens without the class token.
             intermediates_only: leave out the final features.
@@ -180,15 +192,20 @@ class Model(nn.Module):
         take, last = take_indices(len(self.blocks), indices)
         tokens = self.embed(x)
         kept: list[Tensor] = []
+        final = stage_starts(self.arch)[-1]
         for index, block in enumerate(self.blocks[: last + 1] if stop_early else self.blocks):
+            tokens = self._enter(index, tokens)
             tokens = checkpoint(block, tokens) if self.grad_checkpointing else block(tokens)
             if index in take:
-                kept.append(self.norm(tokens) if norm else tokens)
+                kept.append(self.norm(tokens) if norm and index >= final else tokens)
         prefix = [item[:, : self.num_prefix_tokens] for item in kept] if self.num_prefix_tokens else []
         maps = [item[:, self.num_prefix_tokens :] for item in kept]
         if output_fmt == "NCHW":
-            grid = self.patch_embed.dynamic_feat_size(x.shape[-2:])
-            maps = [item.transpose(1, 2).unflatten(2, grid).contiguous() for item in maps]
+            sides = [round(item.shape[1] ** 0.5) for item in maps]
+            maps = [
+                item.transpose(1, 2).unflatten(2, (side, side)).contiguous()
+                for item, side in zip(maps, sides, strict=True)
+            ]
         if output_dict:
             named: dict[str, Any] = {"image_intermediates": maps}
             if prefix and return_prefix_tokens:
@@ -202,22 +219,29 @@ class Model(nn.Module):
     ) -> list[int]:
         """Drop the blocks behind the last one asked for, and the head; returns the block numbers kept.
 
-        `arch` follows, except that it cannot say that the final norm is gone.
+        `arch` follows, except that it cannot say that the final norm is gone. A stage that goes takes the final norm
+        and the head with it, as they fit its width only.
         """
         take, last = take_indices(len(self.blocks), indices)
         self.blocks = self.blocks[: last + 1]
-        stage = self.arch.stages[0]
-        self.arch = replace(self.arch, stages=(replace(stage, blocks=stage.blocks[: last + 1]),))
-        self.feature_info = feature_info(self.arch)
-        if prune_norm:
+        starts = [start for start in stage_starts(self.arch) if start <= last]
+        gone = len(starts) < len(self.arch.stages)
+        stages = tuple(
+            replace(stage, blocks=stage.blocks[: last + 1 - start])
+            for stage, start in zip(self.arch.stages, starts, strict=False)
+        )
+        self.reductions = self.reductions[: len(stages) - 1]
+        self._take_arch(replace(self.arch, stages=stages))
+        if prune_norm or gone:
             self.norm = nn.Identity()
-        if prune_head:
+        if prune_head or gone:
             self.fc_norm = nn.Identity()
             self.reset_classifier(0, "")
         return take
 
-    def get_classifier(self) -> nn.Module:
-        return self.head
+    def get_classifier(self) -> Any:
+        """The head, or with a distillation token both heads, as timm does."""
+        return self.head if self.head_dist is None else (self.head, self.head_dist)
 
     def reset_classifier(
         self, num_classes: int, global_pool: Literal["token", "avg", ""] | None = None
@@ -232,23 +256,23 @@ class Model(nn.Module):
         arch = replace(self.arch, num_classes=num_classes, global_pool=global_pool or self.arch.global_pool)
         self.num_classes = num_classes
         self.global_pool = self.global_pool if global_pool is None else global_pool
-        old = self.patch_embed.proj.weight
-        self.head = nn.Identity()
-        if num_classes:
-            self.head = head = nn.Linear(self.embed_dim, num_classes).to(old)
-            nn.init.trunc_normal_(head.weight, std=0.02)
-            nn.init.zeros_(head.bias)
         self.record_arch(arch)
+        self._make_heads()
+        for head in (self.head, self.head_dist, self.patch_head):
+            if isinstance(head, nn.Linear):
+                head.to(self.patch_embed.proj.weight)
+                nn.init.trunc_normal_(head.weight, std=0.02)
+                nn.init.zeros_(head.bias)
 
     def set_input_size(
         self, img_size: int | Sequence[int] | None = None, patch_size: int | Sequence[int] | None = None
     ) -> None:
-        """Change the image or patch size, in pixels; positions and patch weights are resampled as timm does.
+        """Change the image or patch size, in pixels; positions of all stages and patches are resampled as timm does.
 
         Tables of relative positions stay: they go by distance in patches.
 
         Raises:
-            UserError: sides that differ, or a patch that does not divide the image.
+            UserError: sides that differ, or an image that the patch and the reductions do not divide.
         """
         old = self.arch
         arch = replace(
@@ -263,10 +287,10 @@ class Model(nn.Module):
                 self.pos_embed, [grid, grid], [old.grid_size] * 2, num_prefix_tokens=self.num_prefix_tokens
             )
             self.pos_embed = nn.Parameter(table.detach(), requires_grad=self.pos_embed.requires_grad)
-        for module in self.modules():
-            if isinstance(module, RelativePosition2d):
-                module.grid_size = grid
-        self.feature_info = feature_info(arch)
+        for reduction, side in zip(self.reductions, arch.grid_sizes, strict=False):
+            assert isinstance(reduction, SpatialReduction)
+            reduction.set_grid_size(side)
+        set_block_grids(self.blocks, arch)
         noted = getattr(self, "_model_args", None)
         if noted is not None:  # timm's factory made this Model, and its savers read what it noted
             size = (arch.image_size, arch.image_size)
@@ -276,7 +300,7 @@ class Model(nn.Module):
 
     def record_arch(self, arch: Arch) -> None:
         """Take `arch` as what this Model now is, in timm's description of it too."""
-        self.arch = arch
+        self._take_arch(arch)
         cfg = {**self.pretrained_cfg}
         cfg |= {key: default_cfg(arch)[key] for key in ("num_classes", "input_size")}
         for key in ("mean", "std"):
@@ -286,86 +310,26 @@ class Model(nn.Module):
                 cfg[key] = (sum(cfg[key]) / len(cfg[key]),) * arch.in_chans
         self.pretrained_cfg = self.default_cfg = cfg
 
+    def _take_arch(self, arch: Arch) -> None:
+        """Take `arch` and what follows from it."""
+        self.arch = arch
+        self.embed_dim = self.num_features = self.head_hidden_size = arch.embed_dim
+        self.feature_info = feature_info(arch)
+        self._entries = {start: index for index, start in enumerate(stage_starts(arch)[1:])}
+
     def no_weight_decay(self) -> set[str]:
         """Parameters besides biases and norms that are not decayed, as in timm's VisionTransformer."""
-        return {"pos_embed", "cls_token"}
+        later = {f"reductions.{index}.pos_embed" for index in range(len(self.reductions))}
+        return {"pos_embed", "cls_token"} | later | ({"dist_token"} if self.dist_token is not None else set())
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Layer groups for layer-wise learning rates, as in timm."""
+        """Layer groups for layer-wise learning rates, as in timm; a reduction goes with the block behind it."""
+        reductions = [(rf"^reductions\.{index}\.", (start,)) for start, index in self._entries.items()]
         return {
-            "stem": r"^cls_token|pos_embed|patch_embed",
-            "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],
+            "stem": r"^cls_token|^dist_token|^pos_embed|patch_embed",
+            "blocks": [(r"^blocks\.(\d+)", None), *reductions, (r"^norm", (99999,))],
         }
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute blocks in the backward pass instead of keeping their activations."""
         self.grad_checkpointing = enable
-
-
-def make_block(arch: Arch, dim: int, block: Block, drop_path: float) -> TransformerBlock:
-    """One block of `arch`; the only place where a Block is read into layers."""
-    mixer = MIXERS[block.mixer](
-        dim,
-        block.num_heads,
-        head_dim=block.head_dim,
-        qkv_bias=arch.qkv_bias,
-        relative_position=arch.relative_position,
-        grid_size=arch.grid_size,
-        num_prefix_tokens=arch.num_prefix_tokens,
-    )
-    return TransformerBlock(dim, mixer, block.mlp_hidden, norm_eps=arch.norm_eps, drop_path=drop_path)
-
-
-def drop_path_rates(rate: float | Sequence[float], depth: int) -> Sequence[float]:
-    """Rate per block: as given, or rising linearly from 0 to `rate` at the last of `depth` blocks."""
-    if not isinstance(rate, int | float):
-        return rate
-    return [rate * index / max(1, depth - 1) for index in range(depth)]
-
-
-def take_indices(depth: int, indices: int | Sequence[int] | None) -> tuple[list[int], int]:
-    """Block numbers to take (None: all; n: the last n; negative numbers count from the end) and the last of them."""
-    if indices is None or isinstance(indices, int):
-        take = list(range(depth - (depth if indices is None else indices), depth))
-    else:
-        take = [index + depth if index < 0 else index for index in indices]
-    if not take or min(take) < 0 or max(take) >= depth:
-        raise UserError(
-            f"indices is {indices}; the model has blocks 0 to {depth - 1}. Ask for some of these."
-        )
-    return take, max(take)
-
-
-def square(name: str, size: int | Sequence[int]) -> int:
-    """The side of a size given as one number or as two equal ones."""
-    sides = (size,) if isinstance(size, int) else tuple(size)
-    if len(set(sides)) != 1 or len(sides) > 2:
-        raise UserError(f"{name} is {size}; both sides must be the same number of pixels. Give one number.")
-    return int(sides[0])
-
-
-def feature_info(arch: Arch) -> list[dict[str, Any]]:
-    """Per block what timm's feature extraction asks for: module, channels, pixels per feature."""
-    widths = [stage.embed_dim for stage in arch.stages for _ in stage.blocks]
-    return [
-        {"module": f"blocks.{index}", "num_chs": width, "reduction": arch.patch_size}
-        for index, width in enumerate(widths)
-    ]
-
-
-def default_cfg(arch: Arch) -> dict[str, Any]:
-    """timm's description of a model: what makes it, the input that it expects, its first and last layer."""
-    return {
-        "architecture": "vitnas_arch",
-        "url": "",
-        "num_classes": arch.num_classes,
-        "input_size": (arch.in_chans, arch.image_size, arch.image_size),
-        "pool_size": None,
-        "crop_pct": 0.9,
-        "interpolation": "bicubic",
-        "fixed_input_size": True,
-        "mean": (0.5,) * arch.in_chans,
-        "std": (0.5,) * arch.in_chans,
-        "first_conv": "patch_embed.proj",
-        "classifier": "head",
-    }

@@ -65,9 +65,13 @@ def plain_vit(like: Arch, width: int, depth: int) -> Arch:
     return replace(
         like,
         stages=(Stage(embed_dim=width, blocks=(block,) * depth),),
+        stem="linear",
+        stem_width=0,
         relative_position=0,
         global_pool="token",
         class_token=True,
+        distill_token=False,
+        patch_head=False,
         position="learned",
         fc_norm=False,
         norm_eps=1e-6,

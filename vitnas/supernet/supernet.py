@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Hashable
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -25,11 +25,14 @@ from torch.func import functional_call
 from vitnas.arch import Arch, Block
 from vitnas.layers.axes import Axes, named_axes
 from vitnas.model import Model, build
-from vitnas.model.vit import drop_path_rates, make_block
+from vitnas.model.blocks import drop_path_rates, make_block
 from vitnas.space import Space
 from vitnas.supernet.sharing import Piece, Sharing
 
 CACHE_SIZE = 1024  # skeletons and blocks kept; each is some hundred small Python objects and no storage
+FIXED = tuple(
+    field.name for field in fields(Arch) if field.name != "stages"
+)  # what a block may depend on, besides
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
@@ -44,7 +47,8 @@ class Supernet(nn.Module):
         drop_path: stochastic depth at the last block of the deepest Arch; rates follow a block's slot.
         generator: source of the initial weights.
 
-    The state dict has the names of the largest Arch's Model (timm's names).
+    The state dict has the names of the largest Arch's Model (timm's names). Buffers (running statistics) are shared
+    too: what a forward pass in training mode updates are the shared ones.
     """
 
     def __init__(
@@ -63,22 +67,30 @@ class Supernet(nn.Module):
         self._blocks: _Cache[Hashable, _Subnet] = _Cache()
         self.axes: dict[str, Axes] = {}
         largest = build(space.largest(), generator=generator)
-        for name, axes in named_axes(largest).items():
-            _register(self, name, largest.get_parameter(name))
-            self.axes[name] = axes
+        self.axes.update(named_axes(largest))
+        for name, parameter in largest.named_parameters():
+            path, last = _home(self, name)
+            path.register_parameter(last, parameter)
+        persistent = largest.state_dict()
+        for name, buffer in largest.named_buffers():
+            path, last = _home(self, name)
+            path.register_buffer(last, buffer, persistent=name in persistent)
 
-    def forward(self, images_BCHW: Tensor, arch: Arch) -> Tensor:
-        """(B, C, H, W) images to (B, Y) logits of `arch`.
+    def forward(self, images_BCHW: Tensor, arch: Arch, *, heads: bool = False) -> Any:
+        """(B, C, H, W) images to (B, Y) logits of `arch`; with `heads` to those of every head by name, for training.
 
         Raises:
             UserError: `arch` is not in the Space (all reasons are given).
         """
         subnet = self.subnet(arch)
         weights, ties = self._borrow(subnet, with_grad=torch.is_grad_enabled())
-        logits: Tensor = functional_call(subnet.skeleton, weights, (images_BCHW,), tie_weights=False)
-        if ties and logits.requires_grad:
-            # Only when backward starts: the usual zero_grad() between forward and backward must not undo it.
-            logits.register_hook(lambda grad: _share_grads(ties))
+        logits = functional_call(
+            subnet.skeleton, weights, (images_BCHW,), {"heads": heads}, tie_weights=False
+        )
+        for tensor in logits.values() if heads else (logits,):
+            if ties and tensor.requires_grad:
+                # Only when backward starts: the usual zero_grad() between forward and backward must not undo it.
+                tensor.register_hook(lambda grad: _share_grads(ties))
         return logits
 
     def train(self, mode: bool = True) -> Supernet:
@@ -105,46 +117,65 @@ class Supernet(nn.Module):
         self.space.check(arch)
         slots = self.space.slots(arch)
         rates = drop_path_rates(self.drop_path, self.space.largest().depth)
-        dims = [stage.embed_dim for stage in arch.stages for _ in stage.blocks]
+        stages = [index for index, stage in enumerate(arch.stages) for _ in stage.blocks]
         blocks = [
-            self._block(arch, dim, block, slot, rates[slot])
-            for dim, block, slot in zip(dims, arch.blocks, slots, strict=True)
+            self._block(arch, stage, block, slot, rates[slot])
+            for stage, block, slot in zip(stages, arch.blocks, slots, strict=True)
         ]
         with torch.device("meta"):
             skeleton = Model(arch, blocks=[block.skeleton for block in blocks])
-        ends = _Subnet(skeleton.train(self.training), self._pieces(skeleton, skeleton.axes(), ""))
+        axes = named_axes(skeleton, without="blocks")
+        inner = [name for name, _ in skeleton.named_buffers() if not name.startswith("blocks.")]
+        ends = _Subnet(skeleton.train(self.training), self._pieces(skeleton, axes, inner, ""))
         return ends.joined([(f"blocks.{index}.", block) for index, block in enumerate(blocks)])
 
-    def _block(self, arch: Arch, dim: int, block: Block, slot: int, drop_path: float) -> _Subnet:
+    def _block(self, arch: Arch, stage: int, block: Block, slot: int, drop_path: float) -> _Subnet:
         """A block of `arch` without storage. Archs that agree in a slot share it: a fresh Arch is mostly known ones."""
-        fixed = (arch.grid_size, arch.num_prefix_tokens, arch.relative_position, arch.qkv_bias, arch.norm_eps)
-        key = (slot, dim, replace(block, slot=None), fixed)
+        fixed = tuple(getattr(arch, name) for name in FIXED)
+        dim, grid = arch.stages[stage].embed_dim, arch.grid_sizes[stage]
+        key = (slot, dim, grid, replace(block, slot=None), fixed)
         found = self._blocks.get(key)
         if found is None:
             with torch.device("meta"):
-                made = make_block(arch, dim, block, drop_path).train(self.training)
-            pieces = self._pieces(made, named_axes(made), f"blocks.{slot}.")
+                made = make_block(arch, stage, block, drop_path).train(self.training)
+            inner = [name for name, _ in made.named_buffers()]
+            pieces = self._pieces(made, named_axes(made), inner, f"blocks.{slot}.")
             found = self._blocks.put(key, _Subnet(made, pieces))
         return found
 
-    def _pieces(self, module: nn.Module, axes: dict[str, Axes], prefix: str) -> tuple[Piece, ...]:
-        """Where the parameters of `module` lie; the shared tensors' names begin with `prefix`."""
+    def _pieces(
+        self, module: nn.Module, axes: dict[str, Axes], buffers: list[str], prefix: str
+    ) -> tuple[Piece, ...]:
+        """Where parameters and buffers of `module` lie; the shared tensors' names begin with `prefix`."""
+        tensors: dict[str, Tensor] = {
+            name: module.get_parameter(name) for name in axes if name not in buffers
+        }
+        tensors |= {name: module.get_buffer(name) for name in buffers}
         return tuple(
-            self.sharing.piece(
-                name, prefix + name, found, self.axes[prefix + name], tuple(module.get_parameter(name).shape)
-            )
-            for name, found in axes.items()
+            self.sharing.piece(name, prefix + name, axes[name], self.axes[prefix + name], tuple(tensor.shape))
+            if name in axes
+            else self._whole(name, prefix + name, tuple(tensor.shape))
+            for name, tensor in tensors.items()
         )
+
+    def _whole(self, name: str, shared: str, shape: tuple[int, ...]) -> Piece:
+        """A buffer without named axes: every Arch uses all of it."""
+        if (given := tuple(self.get_buffer(shared).shape)) != shape:
+            raise LookupError(
+                f"buffer {name} is {shape}, {shared} is {given}; its module must list it in axes()"
+            )
+        return Piece(name, shared, shape, (), shape)
 
     def _borrow(self, subnet: _Subnet, *, with_grad: bool) -> tuple[dict[str, Tensor], list[_Tie]]:
         """The weights of `subnet` as leaves on shared storage, and what their gradients belong to."""
-        table = dict(self.named_parameters())
+        table: dict[str, Tensor] = {**dict(self.named_parameters()), **dict(self.named_buffers())}
         weights: dict[str, Tensor] = {}
         ties: list[_Tie] = []
         for piece, is_run in zip(subnet.pieces, subnet.is_run, strict=True):
             shared = table[piece.shared]
             leaf = piece.take(shared.detach())
             if with_grad and shared.requires_grad:
+                assert isinstance(shared, nn.Parameter)
                 leaf.requires_grad_()
                 if not is_run:
                     _add_strided(leaf, shared, piece)
@@ -157,14 +188,14 @@ _Tie = tuple[Tensor, nn.Parameter, Piece, bool]
 
 
 def select(supernet: Supernet, arch: Arch) -> dict[str, Tensor]:
-    """The weights of `arch`: for every parameter of `build(arch)`, by its name, a view of a shared tensor.
+    """The weights of `arch`: for every parameter and buffer of `build(arch)`, by its name, a view of a shared tensor.
 
     Where entries do not lie evenly spaced (fewer heads of a fused qkv) the view is a differentiable copy.
 
     Raises:
         UserError: `arch` is not in the Space.
     """
-    table = dict(supernet.named_parameters())
+    table: dict[str, Tensor] = {**dict(supernet.named_parameters()), **dict(supernet.named_buffers())}
     return {piece.name: piece.take(table[piece.shared]) for piece in supernet.subnet(arch).pieces}
 
 
@@ -245,11 +276,11 @@ def _add_strided(leaf: Tensor, shared: nn.Parameter, piece: Piece) -> None:
     leaf.register_post_accumulate_grad_hook(add)
 
 
-def _register(root: nn.Module, name: str, parameter: nn.Parameter) -> None:
-    """Register `parameter` under a dotted name, making plain modules on the way."""
+def _home(root: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """The module inside `root` that a dotted name belongs to (plain ones are made on the way), and its last word."""
     *path, last = name.split(".")
     for step in path:
         if not hasattr(root, step):
             root.add_module(step, nn.Module())
         root = root.get_submodule(step)
-    root.register_parameter(last, parameter)
+    return root, last

@@ -31,11 +31,23 @@ class ModelContract:
         assert logits.shape == (2, arch.num_classes)
         assert bool(logits.isfinite().all())
         features = model.forward_features(images)
-        assert features.shape == (2, arch.num_tokens, arch.embed_dim)
+        assert features.shape == (2, arch.num_final_tokens, arch.embed_dim)
         torch.testing.assert_close(model.forward_head(features), logits, rtol=0, atol=0)
         pooled = model.forward_head(features, pre_logits=True)
         assert pooled.shape == (2, model.num_features) == (2, model.head_hidden_size)
-        torch.testing.assert_close(model.get_classifier()(pooled), logits, rtol=0, atol=0)
+        if not arch.distill_token:  # else there are two, as in timm
+            torch.testing.assert_close(model.get_classifier()(pooled), logits, rtol=0, atol=0)
+
+    def test_every_head_answers_in_training(self, model: Model) -> None:
+        images, arch = self.images(model), model.arch
+        heads = model(images, heads=True)
+        shapes: dict[str, tuple[int, ...]] = {"head": (2, arch.num_classes)}
+        shapes |= {"head_dist": (2, arch.num_classes)} if arch.distill_token else {}
+        if arch.patch_head:
+            shapes["patch_head"] = (2, arch.grid_sizes[-1] ** 2, arch.num_classes)
+        assert {name: tuple(tensor.shape) for name, tensor in heads.items()} == shapes
+        pooled = [heads[name] for name in ("head", "head_dist") if name in heads]
+        torch.testing.assert_close(torch.stack(pooled).mean(0), model(images))
 
     def test_images_do_not_mix(self, model: Model) -> None:
         images = self.images(model, 3)
@@ -43,7 +55,8 @@ class ModelContract:
 
     def test_every_parameter_gets_a_gradient(self, model: Model) -> None:
         randomize_(model, torch.Generator().manual_seed(0))
-        model.train()(self.images(model)).square().sum().backward()
+        heads = model.train()(self.images(model), heads=True)
+        sum(tensor.square().sum() for tensor in heads.values()).backward()
         without = [n for n, p in model.named_parameters() if p.grad is None or not bool(p.grad.any())]
         assert not without, f"no gradient for {without}"
         assert all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)
@@ -56,10 +69,11 @@ class ModelContract:
         model.reset_classifier(0)
         assert model(images).shape == (2, model.num_features)
         model.reset_classifier(0, "")
-        assert model(images).shape == (2, arch.num_tokens, model.num_features)
-        model.reset_classifier(3, "avg")
-        assert model(images).shape == (2, 3)
-        assert model.arch.global_pool == model.global_pool == "avg"
+        assert model(images).shape == (2, arch.num_final_tokens, model.num_features)
+        if not arch.distill_token:
+            model.reset_classifier(3, "avg")
+            assert model(images).shape == (2, 3)
+            assert model.arch.global_pool == model.global_pool == "avg"
         assert "it must be one of token, avg" in refusal(lambda: model.reset_classifier(3, "max"))  # type: ignore[arg-type]
 
     def test_maps_for_dense_tasks(self, model: Model) -> None:
@@ -102,13 +116,13 @@ class ModelContract:
         torch.testing.assert_close(original(self.images(original)), before, rtol=0, atol=0)
         assert "both sides must be" in refusal(lambda: model.set_input_size(img_size=(32, 64)))
         assert "must be a multiple of" in refusal(
-            lambda: model.set_input_size(img_size=arch.patch_size * 9 - 1)
+            lambda: model.set_input_size(img_size=2 * arch.image_size - 1)
         )
 
     def test_parameter_groups(self, model: Model) -> None:
         names = {name for name, _ in model.named_parameters()}
         assert {
-            name for name in names if name in ("pos_embed", "cls_token")
+            name for name in names if name.endswith("pos_embed") or name in ("cls_token", "dist_token")
         } == model.no_weight_decay() & names
         layers = group_parameters(model, model.group_matcher(), reverse=True)
         assert set(layers) == names
@@ -141,7 +155,8 @@ class ModelContract:
         assert len(config["mean"]) == len(config["std"]) == model.arch.in_chans
         cfg: dict[str, Any] = model.pretrained_cfg
         assert cfg is model.default_cfg
-        assert f"{cfg['classifier']}.weight" in model.state_dict()
+        heads = (cfg["classifier"],) if isinstance(cfg["classifier"], str) else cfg["classifier"]
+        assert all(f"{head}.weight" in model.state_dict() for head in heads)
         assert f"{cfg['first_conv']}.weight" in model.state_dict()
 
     def test_arch_and_state_dict_say_everything(self, model: Model) -> None:
@@ -153,7 +168,8 @@ class ModelContract:
 
     def test_every_parameter_has_named_axes(self, model: Model) -> None:
         axes = named_axes(model)
-        assert set(axes) == {name for name, _ in model.named_parameters()}
+        buffers = {name for name, _ in model.named_buffers()}
+        assert set(axes) - buffers == {name for name, _ in model.named_parameters()}
 
     def test_double_precision(self, model: Model) -> None:
         images = self.images(model)

@@ -8,7 +8,7 @@ from torch import nn
 
 @torch.no_grad()
 def randomize_(module: nn.Module, generator: torch.Generator | None = None) -> None:
-    """Give every parameter of `module` random values that keep activations of a reasonable size.
+    """Give every parameter and running statistic of `module` random values that keep activations of a reasonable size.
 
     Norm weights are drawn around 1, matrices by the size of their input, everything else around 0.
     """
@@ -17,3 +17,8 @@ def randomize_(module: nn.Module, generator: torch.Generator | None = None) -> N
             parameter.normal_(1.0 if name.endswith(".weight") else 0.0, 0.3, generator=generator)
         else:
             parameter.normal_(0.0, parameter[0].numel() ** -0.5, generator=generator)
+    for name, buffer in module.named_buffers():
+        if name.endswith("running_mean"):
+            buffer.normal_(0.0, 0.3, generator=generator)
+        elif name.endswith("running_var"):
+            buffer.uniform_(0.5, 1.5, generator=generator)

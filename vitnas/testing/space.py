@@ -131,9 +131,9 @@ class SpaceContract:
         arch = space.middle()
         other = replace(
             arch,
-            image_size=arch.image_size + arch.patch_size,
+            image_size=arch.image_size + (arch.patch_size << (len(arch.stages) - 1)),
             num_classes=arch.num_classes + 1,
-            stages=(replace(arch.stages[0], embed_dim=7919), *arch.stages[1:]),
+            stages=(*arch.stages[:-1], replace(arch.stages[-1], embed_dim=7919)),
         )
         reasons = space.contains(other)
         assert len(reasons) >= 3

@@ -45,7 +45,7 @@ class SupernetContract:
         images = self.images(supernet)
         for arch in {supernet.space.largest(), supernet.space.smallest(), *self.archs(supernet)[-2:]}:
             supernet.zero_grad(set_to_none=True)
-            self.loss(supernet(images, arch)).backward()
+            self.loss(supernet(images, arch, heads=True)).backward()
             self.assert_gradients(supernet, self.autograd(supernet, images, arch))
 
     def test_two_archs_in_one_backward_add_up(self, supernet: Supernet) -> None:
@@ -54,16 +54,20 @@ class SupernetContract:
         first, second = (self.autograd(supernet, images, arch) for arch in ends)
         for pair in (ends, ends[::-1]):  # backward runs from the last to the first
             supernet.zero_grad(set_to_none=True)
-            (self.loss(supernet(images, pair[0])) + self.loss(supernet(images, pair[1]))).backward()
+            losses = [self.loss(supernet(images, arch, heads=True)) for arch in pair]
+            (losses[0] + losses[1]).backward()
             self.assert_gradients(supernet, {name: first[name] + second[name] for name in first})
 
     def test_state_dict_has_the_names_of_the_largest_model(self, supernet: Supernet) -> None:
         want = {name: value.shape for name, value in build(supernet.space.largest()).state_dict().items()}
         assert {name: value.shape for name, value in supernet.state_dict().items()} == want
 
-    def test_select_gives_every_parameter_of_the_model(self, supernet: Supernet) -> None:
+    def test_select_gives_every_parameter_and_buffer_of_the_model(self, supernet: Supernet) -> None:
         for arch in self.archs(supernet):
-            want = {name: p.shape for name, p in build(arch, device="meta").named_parameters()}
+            model = build(arch, device="meta")
+            want = {
+                name: tensor.shape for name, tensor in [*model.named_parameters(), *model.named_buffers()]
+            }
             assert {name: tensor.shape for name, tensor in select(supernet, arch).items()} == want
 
     def test_a_copy_shares_nothing(self, supernet: Supernet) -> None:
@@ -76,7 +80,7 @@ class SupernetContract:
         assert not torch.equal(other(images, arch), before)
         torch.testing.assert_close(supernet(images, arch), before, rtol=0, atol=0)
         supernet.zero_grad(set_to_none=True)
-        self.loss(other(images, arch)).backward()
+        self.loss(other(images, arch, heads=True)).backward()
         assert all(parameter.grad is None for parameter in supernet.parameters())
 
     def test_the_order_of_calls_does_not_matter(self, supernet: Supernet) -> None:
@@ -88,15 +92,16 @@ class SupernetContract:
         torch.testing.assert_close(first, second[::-1], rtol=0, atol=0)
 
     @staticmethod
-    def loss(logits: Tensor) -> Tensor:
-        return (logits * torch.linspace(-1, 1, logits.numel()).view_as(logits)).sum()
+    def loss(heads: dict[str, Tensor]) -> Tensor:
+        logits = torch.cat([tensor.flatten() for tensor in heads.values()])
+        return (logits * torch.linspace(-1, 1, logits.numel())).sum()
 
     def autograd(self, supernet: Supernet, images: Tensor, arch: Arch) -> dict[str, Tensor]:
         """Gradients by the plain way: autograd through views of the shared tensors."""
         names, shared = zip(*supernet.named_parameters(), strict=True)
         skeleton = build(arch, device="meta").eval()
-        logits = functional_call(skeleton, select(supernet, arch), (images,))
-        found = torch.autograd.grad(self.loss(logits), shared, allow_unused=True, materialize_grads=True)
+        heads = functional_call(skeleton, select(supernet, arch), (images,), {"heads": True})
+        found = torch.autograd.grad(self.loss(heads), shared, allow_unused=True, materialize_grads=True)
         return dict(zip(names, found, strict=True))
 
     @staticmethod

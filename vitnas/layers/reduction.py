@@ -1,0 +1,133 @@
+"""Residual spatial reduction: from a stage's tokens to the next one's, on a grid of half the side.
+
+Paper: ViT-ResNAS (Liao, Karaman, Sze, arXiv 2109.00642, section 3.1). With x the tokens of the grid G x G and n(x)
+their LayerNorm:
+
+    patches = conv3x3(n(x), stride 2) + positions          class = linear(n(x))
+    residual: 2x2 mean of x's patches, x's class token, both with zeros appended up to the new width
+
+Without the residual it is a plain strided convolution, as in other multi-stage transformers.
+
+Shapes: B images, N tokens (class token first), G grid, D width before, E width behind.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from timm.layers import resample_abs_pos_embed
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vitnas.layers.axes import Axes
+
+
+class ReductionCost(NamedTuple):
+    """Of one image: multiply-accumulates, parameters, and elements alive at the peak, the input included."""
+
+    macs: int
+    params: int
+    memory: int
+
+
+class SpatialReduction(nn.Module):
+    """(B, N, D) tokens of a grid to (B, N', E) tokens of the halved grid.
+
+    Args:
+        dim, out_dim: width before and behind; with the residual it must not fall.
+        grid_size: patches along one side before; even.
+        num_prefix_tokens: class and distillation tokens.
+        has_positions: add learned positions to the new patches.
+        residual: add the mean of the old patches.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        out_dim: int,
+        *,
+        grid_size: int,
+        num_prefix_tokens: int,
+        norm_eps: float,
+        has_positions: bool = True,
+        residual: bool = True,
+    ) -> None:
+        super().__init__()
+        self.grid_size, self.num_prefix_tokens, self.residual = grid_size, num_prefix_tokens, residual
+        self.extra = out_dim - dim
+        self.norm = nn.LayerNorm(dim, eps=norm_eps)
+        self.conv = nn.Conv2d(dim, out_dim, 3, stride=2, padding=1)
+        self.prefix = nn.Linear(dim, out_dim) if num_prefix_tokens else None
+        self.pos_embed = (
+            nn.Parameter(torch.empty(1, (grid_size // 2) ** 2, out_dim)) if has_positions else None
+        )
+
+    def axes(self) -> dict[str, Axes]:
+        dim: Axes = (("dim", self.conv.in_channels),)
+        out: Axes = (("dim", self.conv.out_channels),)
+        axes = {
+            "norm.weight": dim,
+            "norm.bias": dim,
+            "conv.weight": out + dim + (("patch_h", 3), ("patch_w", 3)),
+            "conv.bias": out,
+        }
+        if self.prefix is not None:
+            axes |= {"prefix.weight": out + dim, "prefix.bias": out}
+        if self.pos_embed is not None:
+            axes["pos_embed"] = (("one", 1), ("tokens", self.pos_embed.shape[1]), *out)
+        return axes
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        normed_BND = self.norm(x_BND)
+        prefix = None if self.prefix is None else self.prefix(normed_BND[:, : self.num_prefix_tokens])
+        out = self.conv(self._grid(normed_BND)).flatten(2).transpose(1, 2)
+        del normed_BND
+        if self.pos_embed is not None:
+            out = out + self.pos_embed
+        if prefix is not None:
+            out = torch.cat([prefix, out], dim=1)
+            del prefix
+        return out + self._shortcut(x_BND) if self.residual else out
+
+    def _shortcut(self, x_BND: Tensor) -> Tensor:
+        short = functional.avg_pool2d(self._grid(x_BND), 2).flatten(2).transpose(1, 2)
+        if self.num_prefix_tokens:
+            short = torch.cat([x_BND[:, : self.num_prefix_tokens], short], dim=1)
+        return functional.pad(short, (0, self.extra)) if self.extra else short
+
+    def _grid(self, x_BND: Tensor) -> Tensor:
+        patches = x_BND[:, self.num_prefix_tokens :].transpose(1, 2)
+        return patches.unflatten(2, (self.grid_size, self.grid_size))
+
+    def set_grid_size(self, grid_size: int) -> None:
+        """Take a grid of another side; positions are resampled as timm does."""
+        old, new = self.grid_size // 2, grid_size // 2
+        if self.pos_embed is not None and new != old:
+            table = resample_abs_pos_embed(self.pos_embed, [new, new], [old, old], num_prefix_tokens=0)
+            self.pos_embed = nn.Parameter(table.detach(), requires_grad=self.pos_embed.requires_grad)
+        self.grid_size = grid_size
+
+    @staticmethod
+    def cost(
+        dim: int,
+        out_dim: int,
+        *,
+        grid_size: int,
+        num_prefix_tokens: int,
+        has_positions: bool,
+        residual: bool,
+    ) -> ReductionCost:
+        prefix, patches = num_prefix_tokens, (grid_size // 2) ** 2
+        before, behind = (grid_size**2 + prefix) * dim, (patches + prefix) * out_dim
+        outputs = 3 if residual else 2 if prefix or has_positions else 1
+        return ReductionCost(
+            macs=patches * 9 * dim * out_dim + prefix * dim * out_dim,
+            params=2 * dim
+            + 9 * dim * out_dim
+            + out_dim
+            + (dim * out_dim + out_dim if prefix else 0)
+            + (patches * out_dim if has_positions else 0),
+            # The input, and: its norm beside the first outputs, or the sum and its terms.
+            memory=before + max(before + behind, outputs * behind),
+        )

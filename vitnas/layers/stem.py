@@ -1,0 +1,129 @@
+"""Stems: from images to a grid of patch embeddings. `STEMS` maps an Arch's word to its class.
+
+Every stem takes (B, C, H, W) images and gives (B, G, G, D) patches, has `set_input_size` as timm's `PatchEmbed`, and
+says what it costs.
+
+Shapes: B images, CHW image, W inner width, G grid, D embed_dim.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from timm.layers import PatchEmbed, resample_patch_embed
+from torch import Tensor, nn
+
+from vitnas.errors import UserError
+from vitnas.layers.axes import Axes
+
+
+class StemCost(NamedTuple):
+    """Of one image: multiply-accumulates, parameters, and elements alive at the peak of the stem itself."""
+
+    macs: int
+    params: int
+    memory: int
+
+
+class LinearStem(PatchEmbed):  # type: ignore[misc]  # timm leaves it untyped
+    """One linear layer per patch (ViT): timm's `PatchEmbed`, with named axes."""
+
+    first_conv = "proj"
+
+    def __init__(self, image_size: int, patch_size: int, in_chans: int, dim: int, width: int = 0) -> None:
+        super().__init__(image_size, patch_size, in_chans, dim, output_fmt="NHWC", flatten=False)
+
+    def axes(self) -> dict[str, Axes]:
+        return conv_axes(self.proj, "proj", "in_chans", "dim")
+
+    @staticmethod
+    def cost(image_size: int, patch_size: int, in_chans: int, dim: int, width: int = 0) -> StemCost:
+        patches, kernel = (image_size // patch_size) ** 2, in_chans * patch_size**2
+        return StemCost(macs=patches * dim * kernel, params=dim * kernel + dim, memory=patches * dim)
+
+
+class ConvStem(nn.Module):
+    """Three 3x3 convolutions at half the resolution, the last two with a bypass, then one linear layer per patch.
+
+    u1 = ReLU(BN(conv(images), stride 2)), u3 = two more such convolutions of u1 (stride 1), patches = projection of
+    u1 + u3 with a kernel and stride of half the patch. Paper: ViT-ResNAS (arXiv 2109.00642, section 3), where the
+    patch is 14 and the projection 7x7.
+    """
+
+    first_conv = "conv1"
+
+    def __init__(self, image_size: int, patch_size: int, in_chans: int, dim: int, width: int) -> None:
+        super().__init__()
+        self.image_size, self.patch_size = image_size, patch_size
+        self.conv1 = nn.Conv2d(in_chans, width, 3, stride=2, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.norm3 = nn.BatchNorm2d(width)
+        self.proj = nn.Conv2d(width, dim, patch_size // 2, stride=patch_size // 2)
+
+    def axes(self) -> dict[str, Axes]:
+        axes = conv_axes(self.conv1, "conv1", "in_chans", "stem") | conv_axes(
+            self.proj, "proj", "stem", "dim"
+        )
+        for index in (2, 3):
+            axes |= conv_axes(self.get_submodule(f"conv{index}"), f"conv{index}", "stem", "stem")
+        stem: Axes = (("stem", self.norm1.num_features),)
+        for index in (1, 2, 3):
+            axes |= {
+                f"norm{index}.{name}": stem for name in ("weight", "bias", "running_mean", "running_var")
+            }
+        return axes
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """(B, C, H, W) images to (B, G, G, D)."""
+        size = self.image_size
+        if tuple(images_BCHW.shape[-2:]) != (size, size):
+            raise UserError(
+                f"the images are {tuple(images_BCHW.shape[-2:])}; the model takes {size} x {size} pixels. Resize them, "
+                "or call set_input_size."
+            )
+        first = x = torch.relu_(self.norm1(self.conv1(images_BCHW)))
+        for conv, norm in ((self.conv2, self.norm2), (self.conv3, self.norm3)):
+            x = conv(x)
+            x = torch.relu_(norm(x))
+        x = x + first
+        del first  # the projection's output is large enough
+        out_BDGG: Tensor = self.proj(x)
+        return out_BDGG.permute(0, 2, 3, 1)
+
+    def set_input_size(self, img_size: int, patch_size: int) -> None:
+        """Take images and patches of other sizes; the projection is resampled as timm does for patches."""
+        if patch_size != self.patch_size:
+            old, side = self.proj, patch_size // 2
+            self.proj = nn.Conv2d(old.in_channels, old.out_channels, side, stride=side).to(old.weight)
+            with torch.no_grad():
+                self.proj.weight.copy_(resample_patch_embed(old.weight, [side, side]))
+                if self.proj.bias is not None and old.bias is not None:
+                    self.proj.bias.copy_(old.bias)
+        self.image_size, self.patch_size = img_size, patch_size
+
+    @staticmethod
+    def cost(image_size: int, patch_size: int, in_chans: int, dim: int, width: int) -> StemCost:
+        pixels, patches = (image_size // 2) ** 2, (image_size // patch_size) ** 2
+        convs, kernel = 9 * width * (in_chans + 2 * width), width * (patch_size // 2) ** 2
+        return StemCost(
+            macs=pixels * convs + patches * dim * kernel,
+            params=convs + 6 * width + dim * kernel + dim,
+            # A convolution's output and its norm beside u1; then the patches beside u1 + u3.
+            memory=max(3 * pixels * width, pixels * width + patches * dim),
+        )
+
+
+STEMS: dict[str, type[LinearStem] | type[ConvStem]] = {"linear": LinearStem, "conv": ConvStem}
+
+
+def conv_axes(conv: nn.Module, name: str, inside: str, outside: str) -> dict[str, Axes]:
+    """Axes of a convolution's weight and bias, whose channels are called `inside` and `outside`."""
+    assert isinstance(conv, nn.Conv2d)
+    out: Axes = ((outside, conv.out_channels),)
+    kernel: Axes = (("patch_h", conv.kernel_size[0]), ("patch_w", conv.kernel_size[1]))
+    axes = {f"{name}.weight": (*out, (inside, conv.in_channels), *kernel)}
+    return axes | ({f"{name}.bias": out} if conv.bias is not None else {})

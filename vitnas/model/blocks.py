@@ -1,0 +1,88 @@
+"""The blocks of a Model and what lies between its stages; the only place where they are read out of an Arch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from timm.layers import DropPath, Mlp
+from torch import Tensor, nn
+
+from vitnas.arch import Arch, Block
+from vitnas.layers.axes import Axes
+from vitnas.layers.reduction import SpatialReduction
+from vitnas.layers.relative_position import RelativePosition2d
+from vitnas.mixers import MIXERS
+
+
+class TransformerBlock(nn.Module):
+    """Pre-norm block: x + mixer(norm1(x)), then x + mlp(norm2(x))."""
+
+    def __init__(
+        self, dim: int, mixer: nn.Module, mlp_hidden: int, *, norm_eps: float, drop_path: float
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
+        self.attn = mixer
+        self.drop_path1 = DropPath(drop_path) if drop_path else nn.Identity()
+        self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
+        self.mlp = Mlp(dim, mlp_hidden)
+        self.drop_path2 = DropPath(drop_path) if drop_path else nn.Identity()
+
+    def axes(self) -> dict[str, Axes]:
+        dim: Axes = (("dim", self.norm1.normalized_shape[0]),)
+        hidden: Axes = (("hidden", self.mlp.fc1.out_features),)
+        norms = {f"norm{i}.{name}": dim for i in (1, 2) for name in ("weight", "bias")}
+        return norms | {
+            "mlp.fc1.weight": hidden + dim,
+            "mlp.fc1.bias": hidden,
+            "mlp.fc2.weight": dim + hidden,
+            "mlp.fc2.bias": dim,
+        }
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        x_BND = x_BND + self.drop_path1(self.attn(self.norm1(x_BND)))
+        return x_BND + self.drop_path2(self.mlp(self.norm2(x_BND)))
+
+
+def make_block(arch: Arch, stage: int, block: Block, drop_path: float) -> TransformerBlock:
+    """One block of `arch`, in its stage of that number."""
+    dim = arch.stages[stage].embed_dim
+    mixer = MIXERS[block.mixer](
+        dim,
+        block.num_heads,
+        head_dim=block.head_dim,
+        qkv_bias=arch.qkv_bias,
+        relative_position=arch.relative_position,
+        grid_size=arch.grid_sizes[stage],
+        num_prefix_tokens=arch.num_prefix_tokens,
+    )
+    return TransformerBlock(dim, mixer, block.mlp_hidden, norm_eps=arch.norm_eps, drop_path=drop_path)
+
+
+def make_reduction(arch: Arch, index: int) -> SpatialReduction:
+    """The reduction behind the stage of that number."""
+    return SpatialReduction(
+        arch.stages[index].embed_dim,
+        arch.stages[index + 1].embed_dim,
+        grid_size=arch.grid_sizes[index],
+        num_prefix_tokens=arch.num_prefix_tokens,
+        norm_eps=arch.norm_eps,
+        has_positions=arch.position == "learned",
+        residual=arch.reduction == "residual",
+    )
+
+
+def drop_path_rates(rate: float | Sequence[float], depth: int) -> Sequence[float]:
+    """Rate per block: as given, or rising linearly from 0 to `rate` at the last of `depth` blocks."""
+    if not isinstance(rate, int | float):
+        return rate
+    return [rate * index / max(1, depth - 1) for index in range(depth)]
+
+
+def set_block_grids(blocks: Iterable[nn.Module], arch: Arch) -> None:
+    """Tell the blocks of `arch`, which were made for another image size, their grids."""
+    sides = [side for side, stage in zip(arch.grid_sizes, arch.stages, strict=True) for _ in stage.blocks]
+    for block, side in zip(blocks, sides, strict=True):
+        for module in block.modules():
+            if isinstance(module, RelativePosition2d):
+                module.grid_size = side
