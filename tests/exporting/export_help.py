@@ -10,6 +10,7 @@ from torch import nn
 
 from vitnas.arch import Arch, Block, Stage
 from vitnas.model import Model, build
+from vitnas.testing import randomize_
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -25,6 +26,23 @@ def tiny_model(*, relative_position: int = 2) -> Model:
         relative_position=relative_position,
     )
     return randomize(build(arch))
+
+
+def staged_model() -> Model:
+    """Two stages on 32 px images, ViT-ResNAS's kind, with a patch head, every parameter and statistic random."""
+    block = Block(num_heads=2, head_dim=8, mlp_hidden=40)
+    arch = Arch(
+        image_size=32,
+        patch_size=4,
+        num_classes=4,
+        stages=(Stage(embed_dim=24, blocks=(block,)), Stage(embed_dim=40, blocks=(block,))),
+        stem="conv",
+        stem_width=6,
+        patch_head=True,
+    )
+    model = build(arch)
+    randomize_(model, torch.Generator().manual_seed(0))
+    return model.eval()
 
 
 def tiny_timm() -> VisionTransformer:

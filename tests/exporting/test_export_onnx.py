@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from export_help import images, tiny_model, tiny_timm
+from export_help import images, staged_model, tiny_model, tiny_timm
 from torch import nn
 
 import vitnas.exporting.onnx as module
@@ -213,3 +213,11 @@ def test_wrong_arguments_are_refused(tmp_path: Path) -> None:
         export_onnx(model, tmp_path / "model.onnx", images(2), class_names=["a", "b"])
     with pytest.raises(UserError, match=r"must end in .onnx or .pt2, or be a folder"):
         export_model(model, tmp_path / "model.pth")
+
+
+def test_several_stages_and_a_convolutional_stem(tmp_path: Path) -> None:
+    model = staged_model()
+    record = export_onnx(model, tmp_path / "staged.onnx", images(3, 32))
+    assert record["passed"]
+    assert record["max_abs_diff"] < 1e-4
+    assert record["top1_agreement"] == 1
