@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from vitnas.arch import Arch
 from vitnas.data import Augment, Data, TrainBatches, synthetic
 from vitnas.errors import UserError
 from vitnas.runs import read_jsonl
-from vitnas.sample import Draw, Fixed, Sandwich, Several, Uniform
+from vitnas.sample import Draw, Fixed, Moment, Sandwich, Several, Uniform
 from vitnas.space import AutoFormerSpace, autoformer
 from vitnas.supernet import Supernet
 from vitnas.train import (
@@ -406,3 +406,58 @@ def test_a_non_finite_gradient_stops_before_the_weights_are_touched(
         fit(net, SteepTask(), Uniform(space), batches(data), config=replace(CONFIG, clip_grad=clip_grad))
     for name, value in net.state_dict().items():
         torch.testing.assert_close(value, before[name], rtol=0, atol=0, msg=name)
+
+
+class Counts:
+    """A Sampler that counts its own steps and trains the largest Arch from the third on."""
+
+    def __init__(self, space: AutoFormerSpace) -> None:
+        self.space, self.count, self.seen = space, torch.zeros(1), []
+
+    def draw(self, rng: object) -> list[Draw]:
+        return [Draw(arch=self.space.largest() if self.count > 2 else self.space.smallest())]
+
+    def before(self, moment: Moment) -> dict[str, object]:
+        self.count += 1
+        self.seen.append((moment.step, moment.steps, moment.epoch))
+        assert isinstance(moment.optimizer, torch.optim.AdamW)
+        return {"count": float(self.count)}
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"count": self.count}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        self.count.copy_(tensors["count"])
+
+
+def test_a_hooks_state_is_in_the_checkpoint(data: Data, space: AutoFormerSpace, tmp_path: Path) -> None:
+    def run(folder: Path, stop: int | None) -> tuple[Counts, Supernet]:
+        sampler = Counts(space)
+        network = Supernet(space, generator=torch.Generator().manual_seed(0))
+        loader = TrainBatches(data.train, Augment(), batch_size=16, seed=0)
+        config = TrainConfig(
+            epochs=6 / loader.steps_per_epoch, checkpoint_minutes=0, warmup_epochs=0, log_every=1
+        )
+        if stop is not None:
+            real = sampler.before
+
+            def die(moment: Moment) -> dict[str, object]:
+                if moment.step == stop:
+                    raise KeyboardInterrupt
+                return real(moment)
+
+            sampler.before = die  # type: ignore[method-assign]
+        fit(network, Classification(), sampler, loader, config=config, folder=folder)
+        return sampler, network
+
+    whole, network = run(tmp_path / "whole", None)
+    assert whole.seen[0][:2] == (0, 6)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", 4)
+    resumed, again = run(tmp_path / "cut", None)
+    assert [step for step, *_ in resumed.seen] == [4, 5]
+    assert float(resumed.count) == float(whole.count) == 6
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+    lines = [r["count"] for r in read_jsonl(tmp_path / "cut" / "metrics.jsonl") if r.get("event") == "counts"]
+    assert lines == [1, 2, 3, 4, 5, 6]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from vitnas.sample.draw import Draw, Fixed, Sampler
+from vitnas.sample.hook import Hook, Moment
 from vitnas.sample.sandwich import Sandwich
 from vitnas.sample.several import Several
 from vitnas.sample.uniform import Uniform
 
 SAMPLERS = {"uniform": Uniform, "sandwich": Sandwich, "several": Several}
 
-__all__ = ["SAMPLERS", "Draw", "Fixed", "Sampler", "Sandwich", "Several", "Uniform"]
+__all__ = ["SAMPLERS", "Draw", "Fixed", "Hook", "Moment", "Sampler", "Sandwich", "Several", "Uniform"]

@@ -73,3 +73,20 @@ def restore_optimizer(
         index, _, name = key.partition(".")
         state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": meta["param_groups"]})
+
+
+def is_harmless(key: str, old: Any, new: Any) -> bool:
+    """Fields that may change between a run and its resumption without changing its result."""
+    if key != "config" or not isinstance(old, dict):
+        return False
+    free = {"checkpoint_minutes", "log_every", "monitor_every"}
+    return all(old.get(name) == value for name, value in new.items() if name not in free)
+
+
+def difference(old: Any, new: Any) -> str:
+    """What changed between two values of a run, as a person reads it."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return ", ".join(
+            f"{name}: {old.get(name)!r} then, {v!r} now" for name, v in new.items() if old.get(name) != v
+        )
+    return f"{old!r} then, {new!r} now"

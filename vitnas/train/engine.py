@@ -102,7 +102,13 @@ class Engine:
         """Give every process the first one's weights."""
         if self.world > 1:
             for tensor in network.state_dict().values():
-                tensor.copy_(broadcast(tensor.detach().clone(), from_process=0))
+                self.share(tensor)
+
+    def share(self, tensor: Tensor) -> None:
+        """Give every process the first one's values, in place."""
+        if self.world > 1:
+            with torch.no_grad():
+                tensor.copy_(broadcast(tensor.detach().to(self.device, copy=True), from_process=0))
 
     def release(self) -> None:
         """Forget the optimizers that were prepared; Accelerate would keep them, and their state, for good."""

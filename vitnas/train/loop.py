@@ -26,8 +26,15 @@ from vitnas.data import Augment
 from vitnas.data.augment import seed_from, seeded_globals
 from vitnas.errors import UserError
 from vitnas.runs import append_jsonl, read_jsonl, write_atomic
-from vitnas.sample import Draw, Sampler
-from vitnas.train.checkpoint import load_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
+from vitnas.sample import Draw, Hook, Moment, Sampler
+from vitnas.train.checkpoint import (
+    difference,
+    is_harmless,
+    load_checkpoint,
+    optimizer_tensors,
+    restore_optimizer,
+    save_checkpoint,
+)
 from vitnas.train.config import TrainConfig
 from vitnas.train.engine import Engine
 from vitnas.train.monitor import Monitor, convergence_warning
@@ -77,6 +84,7 @@ def fit(
     folder: Path | None = None,
     stage: str = "train",
     monitor: Monitor | None = None,
+    hooks: Iterable[Hook] = (),
     progress: Progress | None = None,
 ) -> Fitted:
     """Train `network` in place.
@@ -90,6 +98,7 @@ def fit(
         folder: run folder for metrics and checkpoints; None keeps nothing. A checkpoint found there is continued.
         stage: name of this training in the run folder.
         monitor: evaluates a few Archs every `config.monitor_every` epochs.
+        hooks: called before each step, after the sampler and the task where these are Hooks themselves.
 
     Raises:
         NonFiniteLossError: before the weights are touched, saying where.
@@ -125,6 +134,7 @@ def fit(
             "config": asdict(config),
         },
         seed=seed,
+        hooks=[hook for hook in (sampler, task, *hooks) if isinstance(hook, Hook)],
     )
     start = time.monotonic()
     step = run.resume()
@@ -137,6 +147,7 @@ def fit(
     while step < steps:
         if run.schedule is not None:
             run.schedule.step_update(step)
+        run.call_hooks(step, steps, step / steps_per_epoch)
         optimizer.zero_grad(set_to_none=True)
         with run.randomness(step):
             for micro in range(config.accumulate):
@@ -182,6 +193,15 @@ class _Run:
     checkpoint: Path | None
     identity: dict[str, Any]
     seed: int
+    hooks: list[Hook]
+
+    def call_hooks(self, step: int, steps: int, epoch: float) -> None:
+        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)  # Accelerate wraps it
+        moment = Moment(step, steps, epoch, self.seed, self.network, optimizer, self.engine.share)
+        for hook in self.hooks:
+            told = hook.before(moment)
+            if told is not None:
+                self.log.write({"event": type(hook).__name__.lower(), "step": step, "epoch": epoch, **told})
 
     def randomness(self, step: int) -> Any:
         """Seed dropout, stochastic depth and mixing for this step and rank; other users' generators are restored."""
@@ -231,6 +251,7 @@ class _Run:
             parts = {"network": self.network.state_dict(), "optimizer": tensors}
             if self.ema is not None:
                 parts["ema"] = self.ema.module.state_dict()
+            parts |= {f"hook{i}": hook.tensors() for i, hook in enumerate(self.hooks)}
             scaler = self.engine.scaler_state()
             save_checkpoint(
                 self.checkpoint, parts, {**self.identity, "step": step, "optimizer": meta, "scaler": scaler}
@@ -242,9 +263,9 @@ class _Run:
             return 0
         parts, meta = load_checkpoint(self.checkpoint)
         for key, value in self.identity.items():
-            if meta.get(key) != value and not _harmless(key, meta.get(key), value):
+            if meta.get(key) != value and not is_harmless(key, meta.get(key), value):
                 raise UserError(
-                    f"{self.checkpoint} is of a run with another {key} ({_difference(meta.get(key), value)}). Use the "
+                    f"{self.checkpoint} is of a run with another {key} ({difference(meta.get(key), value)}). Use the "
                     "same values, another run folder, or delete the checkpoint to start this stage anew."
                 )
         try:
@@ -257,6 +278,8 @@ class _Run:
             ) from error
         if self.ema is not None:
             self.ema.module.load_state_dict(parts["ema"])
+        for i, hook in enumerate(self.hooks):
+            hook.restore(parts.get(f"hook{i}", {}))
         self.engine.restore_scaler(meta["scaler"])
         return int(meta["step"])
 
@@ -370,19 +393,3 @@ def _classes(num_classes: int | None, network: nn.Module) -> int:
         return num_classes
     space = getattr(network, "space", None)
     return int(space.largest().num_classes) if space is not None else 2
-
-
-def _harmless(key: str, old: Any, new: Any) -> bool:
-    """Fields that may change between a run and its resumption without changing its result."""
-    if key != "config" or not isinstance(old, dict):
-        return False
-    free = {"checkpoint_minutes", "log_every", "monitor_every"}
-    return all(old.get(name) == value for name, value in new.items() if name not in free)
-
-
-def _difference(old: Any, new: Any) -> str:
-    if isinstance(old, dict) and isinstance(new, dict):
-        return ", ".join(
-            f"{name}: {old.get(name)!r} then, {v!r} now" for name, v in new.items() if old.get(name) != v
-        )
-    return f"{old!r} then, {new!r} now"
