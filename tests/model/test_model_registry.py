@@ -21,6 +21,7 @@ from vitnas.counting import count
 from vitnas.errors import UserError
 from vitnas.model import Model, build
 from vitnas.model.published import PUBLISHED
+from vitnas.model.registry import fit_weights
 from vitnas.space import autoformer
 from vitnas.testing import randomize_
 
@@ -36,13 +37,13 @@ def images_for(arch: Arch, n: int = 2) -> Tensor:
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_names(name: str) -> None:
-    assert name in timm.list_models("autoformer*")
+    assert name in timm.list_models(["autoformer*", "vit_res*"])
     model = timm.create_model(name, device="meta")
     assert isinstance(model, Model)
     assert model.arch == PUBLISHED[name]
     assert sum(p.numel() for p in model.parameters()) == count(PUBLISHED[name]).params
     config = timm.data.resolve_model_data_config(model)
-    assert config["input_size"] == (3, 224, 224)
+    assert config["input_size"] == (3, PUBLISHED[name].image_size, PUBLISHED[name].image_size)
     assert (config["mean"], config["std"]) == (
         timm.data.IMAGENET_DEFAULT_MEAN,
         timm.data.IMAGENET_DEFAULT_STD,
@@ -196,3 +197,27 @@ def test_patches_of_another_size_are_resampled(tmp_path: Path, generator: torch.
     other = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, patch_size=8, img_size=32)
     model.set_input_size(img_size=32, patch_size=8)
     torch.testing.assert_close(dict(other.state_dict()), dict(model.state_dict()), rtol=0, atol=0)
+
+
+def test_weights_for_another_resolution_are_resampled_in_every_stage() -> None:
+    small = replace(PUBLISHED["vit_res_tiny"], image_size=112, num_classes=3)
+    model, state = build(replace(small, image_size=56)).eval(), build(small).state_dict()
+    fitted = fit_weights(state, model)
+    assert {name: tensor.shape for name, tensor in fitted.items()} == {
+        name: tensor.shape for name, tensor in model.state_dict().items()
+    }
+    torch.testing.assert_close(
+        fitted["reductions.0.pos_embed"],
+        state["reductions.0.pos_embed"].unflatten(1, (2, 2, 2, 2)).mean((2, 4)).flatten(1, 2),
+        rtol=0,
+        atol=0.05,
+    )
+    without = {name: tensor for name, tensor in state.items() if name != "reductions.1.pos_embed"}
+    with pytest.raises(UserError, match=r"the weights have no reductions\.1\.pos_embed; .* resampled"):
+        fit_weights(without, model)
+
+
+def test_training_heads_are_an_option() -> None:
+    model = timm.create_model("vit_resnas_tiny", patch_head=True, num_classes=3, img_size=56)
+    assert model(torch.randn(1, 3, 56, 56), heads=True)["patch_head"].shape == (1, 1, 3)
+    assert model.pretrained_cfg["classifier"] == "head" or "patch_head" in model.pretrained_cfg["classifier"]

@@ -3,9 +3,15 @@
 AutoFormer-T, -S and -B: Chen et al., "AutoFormer: Searching Transformers for Visual Recognition" (arXiv 2107.00651),
 the subnets of the authors' configurations. T has MLP ratios of 3, which its own space leaves out. Parameters as
 published (5.868, 22.891 and 53.692 million); multiply-accumulates are in PAPERS.md by convention.
+
+ViT-ResNAS-Tiny, -Small, -Medium and the hand-made ViT-Res-Tiny: Liao, Karaman, Sze, "Searching for Efficient
+Multi-Stage Vision Transformers" (arXiv 2109.00642), the authors' network definitions, without the patch head that they
+train with (`patch_head=True` adds it); Medium also for 280, 336 and 392 pixels.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from vitnas.arch import Arch, Block, Stage
 
@@ -25,6 +31,57 @@ def _autoformer(embed_dim: int, num_heads: tuple[int, ...], mlp_ratios: tuple[fl
     )
 
 
+def _resnas(
+    dims: tuple[int, ...], head_dims: tuple[int, ...], blocks: tuple[tuple[tuple[int, int], ...], ...]
+) -> Arch:
+    """Per stage its width, the width of its heads, and (heads, hidden units) per block."""
+    stages = (
+        Stage(
+            embed_dim=dim,
+            blocks=tuple(Block(num_heads=heads, head_dim=size, mlp_hidden=hidden) for heads, hidden in each),
+        )
+        for dim, size, each in zip(dims, head_dims, blocks, strict=True)
+    )
+    return Arch(image_size=224, patch_size=14, stages=tuple(stages), stem="conv", stem_width=24)
+
+
+RESNAS: dict[str, Arch] = {
+    "vit_resnas_tiny": _resnas(
+        (176, 352, 704),
+        (32, 48, 64),
+        (
+            ((3, 704), (3, 576), (3, 640), (4, 576), (4, 704)),
+            ((10, 1408), (8, 1408), (8, 1280), (8, 1408), (10, 1280), (10, 1024)),
+            ((10, 2560), (10, 1792), (10, 2816), (8, 2816), (8, 2560)),
+        ),
+    ),
+    "vit_resnas_small": _resnas(
+        (220, 440, 880),
+        (32, 48, 64),
+        (
+            ((5, 880), (5, 880), (7, 800), (5, 720), (5, 720), (5, 720)),
+            ((10, 1760), (10, 1440), (10, 1920), (10, 1600), (12, 1600), (12, 1440)),
+            ((16, 3200), (12, 3200), (16, 2880), (12, 2240), (14, 2560)),
+        ),
+    ),
+    "vit_resnas_medium": _resnas(
+        (240, 640, 880),
+        (32, 48, 64),
+        (
+            ((7, 960), (6, 960), (7, 800), (8, 960), (7, 880), (8, 880), (6, 800)),
+            ((10, 1120), (14, 1760), (14, 1920), (16, 1760), (14, 1440), (16, 1760), (16, 1920)),
+            ((16, 3200), (10, 3840), (16, 3840), (12, 3200), (16, 3520), (14, 3520)),
+        ),
+    ),
+    "vit_res_tiny": _resnas(
+        (192, 384, 768), (64, 64, 64), (((3, 768),) * 4, ((6, 1536),) * 4, ((12, 3072),) * 4)
+    ),
+}
+RESNAS |= {
+    f"vit_resnas_medium_{size}": replace(RESNAS["vit_resnas_medium"], image_size=size)
+    for size in (280, 336, 392)
+}
+
 PUBLISHED: dict[str, Arch] = {
     "autoformer_tiny": _autoformer(
         192,
@@ -42,3 +99,4 @@ PUBLISHED: dict[str, Arch] = {
         (3.5, 3.5, 4, 3.5, 4, 3.5, 3.5, 3, 4, 4, 3, 4, 3, 3.5),
     ),
 }
+PUBLISHED |= RESNAS

@@ -45,22 +45,19 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-@_register
-def autoformer_tiny(pretrained: bool = False, **options: Any) -> Any:
-    """AutoFormer-T (arXiv 2107.00651): 5.9 M parameters."""
-    return _create("autoformer_tiny", PUBLISHED["autoformer_tiny"], pretrained, options)
+def _entry(name: str, arch: Arch) -> Callable[..., Any]:
+    """The function that timm calls for a published name."""
+
+    def make(pretrained: bool = False, **options: Any) -> Any:
+        return _create(name, arch, pretrained, options)
+
+    make.__name__ = make.__qualname__ = name  # timm registers it under its own name
+    make.__doc__ = f"{name}: {arch.describe()}."
+    return make
 
 
-@_register
-def autoformer_small(pretrained: bool = False, **options: Any) -> Any:
-    """AutoFormer-S (arXiv 2107.00651): 22.9 M parameters."""
-    return _create("autoformer_small", PUBLISHED["autoformer_small"], pretrained, options)
-
-
-@_register
-def autoformer_base(pretrained: bool = False, **options: Any) -> Any:
-    """AutoFormer-B (arXiv 2107.00651): 53.7 M parameters."""
-    return _create("autoformer_base", PUBLISHED["autoformer_base"], pretrained, options)
+for _name, _arch in PUBLISHED.items():
+    globals()[_name] = _register(_entry(_name, _arch))
 
 
 @_register
@@ -123,17 +120,30 @@ def _build(name: str, arch: Arch, **options: Any) -> Model:
 
 
 def fit_weights(state: dict[str, Tensor], model: Model) -> dict[str, Tensor]:
-    """Resample positions and patches of weights that were made for another image or patch size, as timm does."""
+    """Resample positions and patches of weights that were made for another image or patch size, as timm does.
+
+    Raises:
+        UserError: positions are to be resampled, and a stage has none.
+    """
     state = dict(state)
     patch = state.get("patch_embed.proj.weight")
     size = list(model.patch_embed.proj.kernel_size)
     if patch is not None and list(patch.shape[-2:]) != size:
         state["patch_embed.proj.weight"] = resample_patch_embed(patch, size)
-    for index, side in enumerate(model.arch.grid_sizes):
+    missing, resampled = [], False
+    for index, side in enumerate(model.arch.grid_sizes if model.pos_embed is not None else ()):
         name, prefix = (
             (f"reductions.{index - 1}.pos_embed", 0) if index else ("pos_embed", model.num_prefix_tokens)
         )
         table = state.get(name)
-        if table is not None and table.shape[1] != side**2 + prefix:
+        if table is None:
+            missing.append(name)
+        elif table.shape[1] != side**2 + prefix:
+            resampled = True
             state[name] = resample_abs_pos_embed(table, [side, side], num_prefix_tokens=prefix)
+    if missing and (resampled or len(missing) == len(model.arch.stages)):
+        raise UserError(
+            f"the weights have no {', '.join(missing)}; for images of {model.arch.image_size} pixels the positions of "
+            "every stage are resampled. Give weights that have them, or an Arch with position 'none'."
+        )
     return state
