@@ -120,8 +120,11 @@ def test_description_for_a_person() -> None:
         ({"image_size": 0}, r"image_size is 0; it must be a whole number of at least 1"),
         ({"patch_size": -2}, r"patch_size is -2; it must be a whole number"),
         ({"in_chans": 1.0}, r"in_chans is 1\.0; it must be a whole number"),
-        ({"num_classes": -1}, r"cannot be negative; 0 means none"),
-        ({"relative_position": -1}, r"cannot be negative; 0 means none"),
+        ({"num_classes": -1}, r"num_classes is -1; it must be a whole number, and 0 means none"),
+        ({"num_classes": 1.5}, r"num_classes is 1\.5; it must be a whole number, and 0 means none"),
+        ({"relative_position": -1}, r"relative_position is -1; it must be a whole number, and 0 means none"),
+        ({"norm_eps": 0.0}, r"norm_eps is 0\.0; it must be a number above 0"),
+        ({"norm_eps": "1e-6"}, r"norm_eps is '1e-6'; it must be a number above 0"),
         (
             {"position": "learnt"},
             r"position is 'learnt'; it must be one of learned, none\. Nearest: 'learned'",
@@ -175,6 +178,12 @@ def test_bad_fields_are_refused(change: dict[str, Any], message: str) -> None:
 def test_bad_blocks_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         replace(BLOCK, **change)
+
+
+def test_lists_become_tuples() -> None:
+    listed = replace(ARCH, stages=[replace(ARCH.stages[0], blocks=list(ARCH.blocks))])  # type: ignore[arg-type]
+    assert listed == ARCH
+    assert hash(listed) == hash(ARCH)
 
 
 def test_bad_stages_are_refused() -> None:

@@ -65,6 +65,7 @@ class Stage:
 
     def __post_init__(self) -> None:
         _positive(self, "embed_dim")
+        object.__setattr__(self, "blocks", tuple(self.blocks))  # a list would not hash
         if not self.blocks:
             raise UserError("blocks is empty; a stage needs at least one block. Remove the stage instead.")
         slots = [block.slot for block in self.blocks if block.slot is not None]
@@ -105,9 +106,11 @@ class Arch:
     norm_eps: float = 1e-6
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "stages", tuple(self.stages))
         _positive(self, "image_size", "patch_size", "in_chans")
-        if self.num_classes < 0 or self.relative_position < 0:
-            raise UserError("num_classes and relative_position cannot be negative; 0 means none.")
+        _not_negative(self, "num_classes", "relative_position", "stem_width")
+        if not isinstance(self.norm_eps, int | float) or not self.norm_eps > 0:
+            raise UserError(f"norm_eps is {self.norm_eps!r}; it must be a number above 0, for example 1e-6.")
         kinds = (("stem", Stem), ("reduction", Reduction), ("position", Position), ("global_pool", Pool))
         for name, kind in kinds:
             _one_of(name, getattr(self, name), get_args(kind))
@@ -291,6 +294,13 @@ def _positive(value: object, *names: str) -> None:
         number = getattr(value, name)
         if not isinstance(number, int) or isinstance(number, bool) or number < 1:
             raise UserError(f"{name} is {number!r}; it must be a whole number of at least 1.")
+
+
+def _not_negative(value: object, *names: str) -> None:
+    for name in names:
+        number = getattr(value, name)
+        if not isinstance(number, int) or isinstance(number, bool) or number < 0:
+            raise UserError(f"{name} is {number!r}; it must be a whole number, and 0 means none.")
 
 
 def _one_of(name: str, value: str, options: tuple[str, ...]) -> None:

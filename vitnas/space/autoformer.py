@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -56,7 +57,7 @@ class AutoFormerSpace(Space):
     def genes(self) -> tuple[Gene, ...]:
         return self._genes
 
-    @property
+    @cached_property
     def _genes(self) -> tuple[Gene, ...]:
         per_block = (
             gene

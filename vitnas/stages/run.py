@@ -54,6 +54,12 @@ class SamplerConfig:
     num_archs: int = 2
     distill: bool = True
 
+    def __post_init__(self) -> None:
+        if self.num_random < 0 or self.num_archs < 1:
+            raise UserError(
+                f"sampler.num_random is {self.num_random} and num_archs {self.num_archs}; they must be at least 0 and 1."
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig:
@@ -103,6 +109,11 @@ class RetrainConfig:
         for name in self.baselines:
             if name not in BASELINES:
                 raise UserError(f"retrain.baselines has {name!r}; known are {', '.join(BASELINES)}.")
+        if self.rank_archs < 0 or self.rank_epochs <= 0:
+            raise UserError(
+                f"retrain.rank_archs is {self.rank_archs} and rank_epochs {self.rank_epochs}; the first cannot be "
+                "negative and the second must be above 0. Use rank_archs=0 to leave the ranking out."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
