@@ -80,7 +80,11 @@ class SpatialReduction(nn.Module):
 
     def forward(self, x_BND: Tensor) -> Tensor:
         normed_BND = self.norm(x_BND)
-        prefix = None if self.prefix is None else self.prefix(normed_BND[:, : self.num_prefix_tokens])
+        prefix = None
+        if (
+            self.prefix is not None
+        ):  # contiguous: else the kernel, and so rounding, would follow the weight's strides
+            prefix = self.prefix(normed_BND[:, : self.num_prefix_tokens].contiguous())
         out = self.conv(self._grid(normed_BND)).flatten(2).transpose(1, 2)
         del normed_BND
         if self.pos_embed is not None:

@@ -144,7 +144,7 @@ class Model(nn.Module):
         if self.head_dist is not None:
             logits["head_dist"] = self.head_dist(x_BND[:, 1])
         if self.patch_head is not None:
-            logits["patch_head"] = self.patch_head(x_BND[:, self.num_prefix_tokens :])
+            logits["patch_head"] = self.patch_head(x_BND[:, self.num_prefix_tokens :].contiguous())
         return logits
 
     def _pool(self, x_BND: Tensor) -> Tensor:

@@ -8,9 +8,11 @@ from typing import Any
 from vitnas.errors import UserError, nearest
 from vitnas.space.autoformer import AutoFormerSpace, autoformer
 from vitnas.space.space import CostTable, Gene, Genes, Matrix, NotInSpace, Space, Term
+from vitnas.space.vit_resnas import StageSpace, ViTResNASSpace
+from vitnas.space.vit_resnas_sizes import vit_resnas
 
-SPACES: dict[str, Callable[..., Space]] = {"autoformer": autoformer}
-KINDS: dict[str, type[AutoFormerSpace]] = {"autoformer": AutoFormerSpace}
+SPACES: dict[str, Callable[..., Space]] = {"autoformer": autoformer, "vit_resnas": vit_resnas}
+KINDS: dict[str, Callable[..., Space]] = {"autoformer": AutoFormerSpace, "vit_resnas": ViTResNASSpace}
 
 __all__ = [
     "SPACES",
@@ -21,9 +23,12 @@ __all__ = [
     "Matrix",
     "NotInSpace",
     "Space",
+    "StageSpace",
     "Term",
+    "ViTResNASSpace",
     "autoformer",
     "space_from_json",
+    "vit_resnas",
 ]
 
 

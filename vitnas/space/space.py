@@ -26,11 +26,23 @@ Matrix = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Gene:
-    """One decision. `structural` genes (depth, embedding width) change the whole Arch; search moves them less often."""
+    """One decision. `structural` genes (depth, embedding width) change the whole Arch; search moves them less often.
+
+    `weights` are the chances of the options when drawn; None for equal ones. A gene that `flips` has two options, and
+    a mutation takes the other one.
+    """
 
     name: str
     options: tuple[Any, ...]
     structural: bool = False
+    weights: tuple[float, ...] | None = None
+    flips: bool = False
+
+    def draw(self, rng: random.Random) -> int:
+        """A random option number."""
+        if self.weights is None:
+            return rng.randrange(len(self.options))
+        return rng.choices(range(len(self.options)), self.weights)[0]
 
 
 @dataclass(frozen=True)
@@ -161,29 +173,34 @@ class Space(ABC):
         return canonical
 
     def random_matrix(self, n: int, rng: np.random.Generator) -> Matrix:
-        """(n, num_genes) canonical genes, every gene drawn uniformly."""
-        return self.canonical_matrix(rng.integers(0, self.num_options, size=(n, len(self.genes))))
+        """(n, num_genes) canonical genes, every gene drawn by its weights."""
+        genes = rng.integers(0, self.num_options, size=(n, len(self.genes)))
+        for index, gene in enumerate(self.genes):
+            if gene.weights is not None:
+                genes[:, index] = rng.choice(len(gene.options), size=n, p=gene.weights)
+        return self.canonical_matrix(genes)
 
     def random_genes(self, rng: random.Random) -> Genes:
-        """Canonical genes, every gene drawn uniformly."""
-        return self.canonical([rng.randrange(n) for n in self.num_options])
+        """Canonical genes, every gene drawn by its weights."""
+        return self.canonical([gene.draw(rng) for gene in self.genes])
 
     def sample(self, rng: random.Random) -> Arch:
-        """A random Arch (uniform per gene, as AutoFormer samples; not uniform over distinct Archs)."""
+        """A random Arch (per gene, as AutoFormer samples; not uniform over distinct Archs)."""
         return self.arch_of(self.random_genes(rng))
 
     def mutate_genes(
         self, genes: Sequence[int], rng: random.Random, *, prob: float = 0.2, structural_prob: float = 0.4
     ) -> Genes:
-        """Redraw each gene with probability `prob` (`structural_prob` for depth and width); genes that a mutation
-        brings to life are drawn at random. Defaults: AutoFormer's search."""
-        active = self._active(genes)
-        child = [
-            rng.randrange(len(gene.options))
-            if not alive or rng.random() < (structural_prob if gene.structural else prob)
-            else value
-            for gene, value, alive in zip(self.genes, genes, active, strict=True)
-        ]
+        """Redraw (or flip) each gene with probability `prob` (`structural_prob` for depth and width); genes that a
+        mutation brings to life are drawn at random. Defaults: AutoFormer's search."""
+        child = []
+        for gene, value, alive in zip(self.genes, genes, self._active(genes), strict=True):
+            if not alive:
+                child.append(gene.draw(rng))
+            elif rng.random() < (structural_prob if gene.structural else prob):
+                child.append(1 - value if gene.flips else rng.randrange(len(gene.options)))
+            else:
+                child.append(value)
         return self.canonical(child)
 
     def cross_genes(self, first: Sequence[int], second: Sequence[int], rng: random.Random) -> Genes:

@@ -67,13 +67,21 @@ class SpaceContract:
         assert matrix.shape == (n, len(space.genes))
         np.testing.assert_array_equal(space.canonical_matrix(matrix), matrix)
         active = space.active_matrix(matrix)
-        for index, options in enumerate(space.num_options):
-            values = matrix[active[:, index], index]
+        for index, gene in enumerate(space.genes):
+            values, options = matrix[active[:, index], index], len(gene.options)
             share = np.bincount(values, minlength=options) / max(1, len(values))
+            chances = gene.weights or [1 / options] * options
             # six deviations of a share of so many draws
-            np.testing.assert_allclose(
-                share, 1 / options, atol=6 * (1 / options / max(1, len(values))) ** 0.5
-            )
+            np.testing.assert_allclose(share, chances, atol=6 * (max(chances) / max(1, len(values))) ** 0.5)
+
+    def test_random_genes_follow_the_weights(self, space: Space) -> None:
+        rng, n = random.Random(9), 400
+        matrix = np.asarray([space.random_genes(rng) for _ in range(n)])
+        active = space.active_matrix(matrix)
+        for index, gene in enumerate(space.genes):
+            values, chances = matrix[active[:, index], index], gene.weights or [1 / len(gene.options)]
+            share = (values == 0).mean() if len(values) else chances[0]
+            assert abs(share - chances[0]) <= 6 * (1 / max(1, len(values))) ** 0.5
 
     def test_random_genes_follow_the_generator(self, space: Space) -> None:
         drawn = [[space.random_genes(rng) for _ in range(5)] for rng in (random.Random(3), random.Random(3))]

@@ -37,6 +37,8 @@ class SupernetContract:
             model = extract(supernet, arch)
             with torch.no_grad():
                 torch.testing.assert_close(model(images), supernet(images, arch), rtol=0, atol=0)
+                heads = model(images, heads=True), supernet(images, arch, heads=True)
+                torch.testing.assert_close(*heads, rtol=0, atol=0)
             assert model.arch == arch
             assert not model.training
 
