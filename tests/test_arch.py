@@ -39,6 +39,8 @@ OTHERS: dict[str, Any] = {
     "fc_norm": True,
     "qkv_bias": False,
     "norm_eps": 1e-5,
+    "head_norm_eps": 1e-4,
+    "attn_scale": "embed_dim",
 }
 
 

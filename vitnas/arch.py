@@ -30,6 +30,7 @@ Reduction = Literal["residual", "conv"]
 Position = Literal["learned", "none"]
 Pool = Literal["token", "avg"]
 Mixer = Literal["softmax"]
+AttnScale = Literal["head_dim", "embed_dim"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,7 +85,9 @@ class Arch:
     `patch_head` classifies every final patch too, in training only.
     `relative_position` is the largest distance (in patches) of 2-D relative positions on keys and values, after which
     they are clipped; 0 means none (AutoFormer, section 4, uses 14). `fc_norm` moves the final norm behind pooling, as
-    timm does for mean-pooled ViTs.
+    timm does for mean-pooled ViTs. `head_norm_eps` is the final norm's own epsilon (None: norm_eps). `attn_scale` is
+    the factor of q k^T: head_dim^-0.5, or (embed_dim // num_heads)^-0.5 as in the published ViTAS nets, whose inner
+    width is not their embed_dim.
     """
 
     image_size: int
@@ -104,15 +107,18 @@ class Arch:
     fc_norm: bool = False
     qkv_bias: bool = True
     norm_eps: float = 1e-6
+    head_norm_eps: float | None = None
+    attn_scale: AttnScale = "head_dim"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stages", tuple(self.stages))
         _positive(self, "image_size", "patch_size", "in_chans")
         _not_negative(self, "num_classes", "relative_position", "stem_width")
-        if not isinstance(self.norm_eps, int | float) or not self.norm_eps > 0:
-            raise UserError(f"norm_eps is {self.norm_eps!r}; it must be a number above 0, for example 1e-6.")
-        kinds = (("stem", Stem), ("reduction", Reduction), ("position", Position), ("global_pool", Pool))
-        for name, kind in kinds:
+        for name, eps in (("norm_eps", self.norm_eps), ("head_norm_eps", self.head_norm_eps)):
+            if (eps is None and name == "norm_eps") or not (eps is None or (isinstance(eps, int | float) and eps > 0)):
+                raise UserError(f"{name} is {eps!r}; it must be a number above 0, for example 1e-6.")
+        kinds = {"stem": Stem, "reduction": Reduction, "position": Position, "global_pool": Pool}
+        for name, kind in {**kinds, "attn_scale": AttnScale}.items():
             _one_of(name, getattr(self, name), get_args(kind))
         self._check_sizes()
         self._check_tokens()
@@ -148,6 +154,13 @@ class Arch:
             raise UserError(
                 f"stem_width is {self.stem_width} and stem {self.stem!r}; stem 'conv' has a width of at least 1 and "
                 "the others none. Use 24 with 'conv', else 0."
+            )
+
+        wide = [s for s in self.stages if any(block.num_heads > s.embed_dim for block in s.blocks)]
+        if self.attn_scale == "embed_dim" and wide:
+            raise UserError(
+                f"attn_scale is 'embed_dim' but a block has more heads than the width {wide[0].embed_dim}; their "
+                "quotient must be at least 1. Use attn_scale='head_dim'."
             )
 
     def _check_tokens(self) -> None:

@@ -8,6 +8,8 @@ with the class token, the classifier once. Not counted: biases, norms, softmax, 
 - `plain`: without the cost of relative positions (AutoFormer's published T and B).
 - `dense_relative`: with relative positions as two N x N x head_dim products per layer, as the authors' AutoFormer code
   computes them (its published S).
+- `patch_tokens`: patches alone, without the class token and relative positions, and the classifier once per patch, as
+  the authors' ViTAS code counts (its published A, B, C, E and F).
 
 **Parameters** are elements, unused ones (the class token under mean pooling, a patch head outside of training)
 included, as AutoFormer, ViT-ResNAS and timm count.
@@ -57,7 +59,7 @@ class Frame(NamedTuple):
 
 def count(arch: Arch, *, convention: Convention = "executed") -> Cost:
     """Cost of `arch`, in some 20 microseconds."""
-    first, last = stem_part(arch, arch.stages[0].embed_dim), head_part(arch, arch.embed_dim)
+    first, last = stem_part(arch, arch.stages[0].embed_dim), head_part(arch, arch.embed_dim, convention)
     macs, params = first.macs + last.macs, first.params + last.params
     memory = max(first.memory, last.memory)
     for index, stage in enumerate(arch.stages):
@@ -98,7 +100,7 @@ def parts(arch: Arch, *, convention: Convention = "executed") -> list[Part]:
             found.append(Part(name=f"blocks.{index}.attn", macs=attn[0], params=attn[1], memory=attn[2]))
             found.append(Part(name=f"blocks.{index}.mlp", macs=mlp[0], params=mlp[1], memory=mlp[2]))
             index += 1
-    return [*found, head_part(arch, arch.embed_dim)]
+    return [*found, head_part(arch, arch.embed_dim, convention)]
 
 
 @lru_cache(maxsize=100_000)
@@ -125,13 +127,14 @@ def block_parts(
     heads, head_dim, relative = block.num_heads, block.head_dim, frame.relative_position
     grid, prefix = frame.grid_size, frame.num_prefix_tokens
     kind = MIXERS[block.mixer]
+    counted = grid**2 if convention == "patch_tokens" else tokens
     attn = (
         kind.macs(
             dim,
             heads,
             head_dim,
             grid_size=grid,
-            num_prefix_tokens=prefix,
+            num_prefix_tokens=0 if convention == "patch_tokens" else prefix,
             relative_position=relative,
             convention=convention,
         ),
@@ -143,7 +146,7 @@ def block_parts(
         ),
     )
     mlp = (
-        2 * tokens * dim * hidden,
+        2 * counted * dim * hidden,
         2 * dim * hidden + hidden + dim + 2 * dim,
         # The block's input, the residual after attention and the normed input stay alive.
         3 * tokens * dim + tokens * hidden + max(tokens * hidden, tokens * dim),
@@ -176,7 +179,7 @@ def reduction_part(arch: Arch, index: int, dim: int, out_dim: int) -> Part:
     return Part(name=f"reductions.{index}", macs=cost.macs, params=cost.params, memory=cost.memory)
 
 
-def head_part(arch: Arch, dim: int) -> Part:
+def head_part(arch: Arch, dim: int, convention: Convention = "executed") -> Part:
     """Final norm and classifiers, for features of width `dim`."""
     tokens, classes = arch.num_final_tokens * dim, arch.num_classes
     used = 1 + arch.distill_token
@@ -187,7 +190,7 @@ def head_part(arch: Arch, dim: int) -> Part:
     heads = (used + arch.patch_head) * (dim * classes + classes)
     return Part(
         name="head",
-        macs=used * dim * classes,
+        macs=used * dim * classes * (arch.grid_sizes[-1] ** 2 if convention == "patch_tokens" else 1),
         params=2 * dim + heads,
         # The tokens stay alive to the end.
         memory=tokens + max(tokens, pooled + normed, (normed or pooled) + logits),

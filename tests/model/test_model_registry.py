@@ -37,7 +37,7 @@ def images_for(arch: Arch, n: int = 2) -> Tensor:
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_names(name: str) -> None:
-    assert name in timm.list_models(["autoformer*", "vit_res*"])
+    assert name in timm.list_models()
     model = timm.create_model(name, device="meta")
     assert isinstance(model, Model)
     assert model.arch == PUBLISHED[name]

@@ -14,7 +14,7 @@ from vitnas.errors import UserError
 from vitnas.extraction import extract
 from vitnas.layers.axes import named_axes
 from vitnas.space import autoformer
-from vitnas.supernet import AUTOFORMER_OFFICIAL, Sharing, Supernet, select
+from vitnas.supernet import AUTOFORMER_OFFICIAL, Place, Prefix, Sharing, Supernet, select
 from vitnas.supernet import supernet as module
 from vitnas.testing import randomize_
 
@@ -95,10 +95,15 @@ def test_the_authors_cut_the_qkv_bias_as_one_run() -> None:
     )
 
 
+class Last(Prefix):
+    """The last n entries."""
+
+    def __call__(self, size: int, largest: int, place: Place) -> tuple[slice, ...]:
+        return (slice(largest - size, largest),)
+
+
 def test_a_rule_per_axis_is_followed(images: Tensor) -> None:
-    made = Supernet(
-        SPACE, sharing=Sharing(per_axis={"hidden": lambda size, largest: slice(largest - size, None)})
-    )
+    made = Supernet(SPACE, sharing=Sharing(per_axis={"hidden": Last()}))
     shared, got = numbered(made), select(made, SMALL)
     torch.testing.assert_close(
         got["blocks.0.mlp.fc1.weight"], shared["blocks.0.mlp.fc1.weight"][-8:, :8], rtol=0, atol=0

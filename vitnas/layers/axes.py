@@ -8,7 +8,7 @@ else about a layer needs to be known to share its weights.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Protocol, runtime_checkable
 
 from torch import nn
@@ -56,3 +56,24 @@ def _walk(module: nn.Module, prefix: str, without: str | None) -> Iterator[tuple
     for name, child in module.named_children():
         if prefix + name != without:
             yield from _walk(child, f"{prefix}{name}.", without)
+
+
+def merge_axes(axes: Axes, merged: Mapping[str, tuple[str, ...]]) -> Axes:
+    """`axes` with runs of neighbours taken as one.
+
+    Args:
+        merged: for the name of the one, the names of the neighbours.
+
+    >>> merge_axes((("heads", 3), ("head_dim", 16), ("dim", 8)), {"inner": ("heads", "head_dim")})
+    (('inner', 48), ('dim', 8))
+    """
+    for one, parts in merged.items():
+        names = tuple(name for name, _ in axes)
+        for start in range(len(names) - len(parts) + 1):
+            if names[start : start + len(parts)] == parts:
+                size = 1
+                for _, length in axes[start : start + len(parts)]:
+                    size *= length
+                axes = (*axes[:start], (one, size), *axes[start + len(parts) :])
+                break
+    return axes

@@ -16,7 +16,7 @@ from torch.nn import functional
 from vitnas.layers.axes import Axes
 from vitnas.layers.relative_position import RelativePosition2d, line_features
 
-Convention = Literal["executed", "plain", "dense_relative"]
+Convention = Literal["executed", "plain", "dense_relative", "patch_tokens"]
 
 
 class Softmax(nn.Module):
@@ -28,6 +28,7 @@ class Softmax(nn.Module):
         relative_position: largest distance of 2-D relative positions (in patches); 0 for none.
         grid_size: patches along one side; only relative positions need it.
         num_prefix_tokens: tokens before the patches (0 or 1).
+        scale: factor of q k^T; None for head_dim ** -0.5.
     """
 
     def __init__(
@@ -40,12 +41,13 @@ class Softmax(nn.Module):
         relative_position: int = 0,
         grid_size: int = 0,
         num_prefix_tokens: int = 1,
+        scale: float | None = None,
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.head_dim = head_dim if head_dim is not None else dim // num_heads
         inner = self.num_heads * self.head_dim
-        self.scale = self.head_dim**-0.5
+        self.scale = self.head_dim**-0.5 if scale is None else scale
         self.qkv = nn.Linear(dim, 3 * inner, bias=qkv_bias)
         self.proj = nn.Linear(inner, dim)
         self.rel_pos_k: RelativePosition2d | None = None

@@ -55,6 +55,7 @@ def make_block(arch: Arch, stage: int, block: Block, drop_path: float) -> Transf
         relative_position=arch.relative_position,
         grid_size=arch.grid_sizes[stage],
         num_prefix_tokens=arch.num_prefix_tokens,
+        scale=(dim // block.num_heads) ** -0.5 if arch.attn_scale == "embed_dim" else None,
     )
     return TransformerBlock(dim, mixer, block.mlp_hidden, norm_eps=arch.norm_eps, drop_path=drop_path)
 

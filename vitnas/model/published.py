@@ -7,6 +7,9 @@ published (5.868, 22.891 and 53.692 million); multiply-accumulates are in PAPERS
 ViT-ResNAS-Tiny, -Small, -Medium and the hand-made ViT-Res-Tiny: Liao, Karaman, Sze, "Searching for Efficient
 Multi-Stage Vision Transformers" (arXiv 2109.00642), the authors' network definitions, without the patch head that they
 train with (`patch_head=True` adds it); Medium also for 280, 336 and 392 pixels.
+ViTAS-A, -B, -C, -E and -F (there is no D): Su et al., "ViTAS: Vision Transformer Architecture Search" (arXiv
+2106.13700), from the `net_id`s of the authors' configurations (C from its widths, which are the same in every
+block).
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from vitnas.arch import Arch, Block, Stage
+from vitnas.model.net_id import arch_of_net_id, vitas_arch
 
 
 def _autoformer(embed_dim: int, num_heads: tuple[int, ...], mlp_ratios: tuple[float, ...]) -> Arch:
@@ -97,6 +101,19 @@ PUBLISHED: dict[str, Arch] = {
         576,
         (9, 9, 9, 9, 9, 10, 9, 9, 10, 9, 10, 9, 9, 10),
         (3.5, 3.5, 4, 3.5, 4, 3.5, 3.5, 3, 4, 4, 3, 4, 3, 3.5),
+    ),
+    "vitas_a": arch_of_net_id(
+        "1 2 4 3 4 4 1 3 4 3 4 4 4 4 3 3 4 0 0 3 1 6 7 9 4 3 6 8 4 9 1 8 6 4 9 2 7 6 8 9 3 0 3 8 7 0 5 7 9 8 4 4"
+    ),
+    "vitas_b": arch_of_net_id(
+        "1 3 4 4 3 4 3 4 4 2 2 4 2 3 4 4 1 0 0 4 1 5 1 6 2 2 2 3 2 9 2 6 3 9 5 7 7 5 6 4 8 1 5 3 2 8 5 9 2 4 5 5"
+    ),
+    "vitas_c": vitas_arch(16, 230, (Block(num_heads=3, head_dim=48, mlp_hidden=720),) * 12),
+    "vitas_e": arch_of_net_id(
+        "1 3 4 3 4 3 1 4 0 4 2 1 2 4 2 1 2 0 0 8 4 4 1 7 6 5 3 8 5 6 5 6 3 6 3 4 4 4 8 8 8 7 4 0 4 5 9 5 3 6 7 8"
+    ),
+    "vitas_f": arch_of_net_id(
+        "1 3 3 3 3 3 3 3 3 3 3 3 3 3 0 0 3 2 5 0 7 5 2 3 6 6 2 4 4 8 7 4 6 7 2 6 1 6 6 4 7 5 7"
     ),
 }
 PUBLISHED |= RESNAS

@@ -202,6 +202,12 @@ def _not_timm(arch: Arch) -> Iterator[str]:
         yield "not every mixer is softmax"
     if first.num_heads * first.head_dim != arch.embed_dim:
         yield f"{first.num_heads} heads of {first.head_dim} are not as wide as its embed_dim {arch.embed_dim}"
+    if arch.head_norm_eps not in (None, arch.norm_eps):
+        yield f"its final norm has its own epsilon {arch.head_norm_eps}"
+    if arch.attn_scale == "embed_dim" and any(
+        arch.embed_dim // b.num_heads != b.head_dim for b in arch.blocks
+    ):
+        yield "its attention is not scaled by head_dim ** -0.5"
     if arch.relative_position:
         yield f"it has relative positions (up to {arch.relative_position} patches)"
     if arch.stem != "linear" or len(arch.stages) > 1:

@@ -69,8 +69,9 @@ class Model(nn.Module):
             ]
         self.blocks = nn.Sequential(*blocks)
         self.reductions = nn.ModuleList(make_reduction(arch, index) for index in range(len(arch.stages) - 1))
-        self.norm = nn.Identity() if arch.fc_norm else nn.LayerNorm(dim, eps=arch.norm_eps)
-        self.fc_norm = nn.LayerNorm(dim, eps=arch.norm_eps) if arch.fc_norm else nn.Identity()
+        eps = arch.norm_eps if arch.head_norm_eps is None else arch.head_norm_eps
+        self.norm = nn.Identity() if arch.fc_norm else nn.LayerNorm(dim, eps=eps)
+        self.fc_norm = nn.LayerNorm(dim, eps=eps) if arch.fc_norm else nn.Identity()
         self._make_heads()
         self.pretrained_cfg = self.default_cfg = default_cfg(arch)
 

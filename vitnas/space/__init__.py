@@ -11,8 +11,16 @@ from vitnas.space.space import CostTable, Gene, Genes, Matrix, NotInSpace, Space
 from vitnas.space.vit_resnas import StageSpace, ViTResNASSpace
 from vitnas.space.vit_resnas_sizes import vit_resnas
 
-SPACES: dict[str, Callable[..., Space]] = {"autoformer": autoformer, "vit_resnas": vit_resnas}
-KINDS: dict[str, Callable[..., Space]] = {"autoformer": AutoFormerSpace, "vit_resnas": ViTResNASSpace}
+SPACES: dict[str, Callable[..., Space]] = {
+    "autoformer": autoformer,
+    "vit_resnas": vit_resnas,
+    "vitas": vitas,
+}
+KINDS: dict[str, Callable[..., Space]] = {
+    "autoformer": AutoFormerSpace,
+    "vit_resnas": ViTResNASSpace,
+    "vitas": VitasSpace,
+}
 
 __all__ = [
     "SPACES",
@@ -26,9 +34,11 @@ __all__ = [
     "StageSpace",
     "Term",
     "ViTResNASSpace",
+    "VitasSpace",
     "autoformer",
     "space_from_json",
     "vit_resnas",
+    "vitas",
 ]
 
 

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -89,6 +89,8 @@ class Space(ABC):
     """The Archs allowed. Subclasses say what genes there are, what they mean and which of them matter."""
 
     name: str
+    merged: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """Neighbouring axes that Archs re-partition, and the name under which a Supernet takes them as one."""
 
     @property
     @abstractmethod
@@ -118,6 +120,11 @@ class Space(ABC):
     @abstractmethod
     def to_json(self) -> dict[str, Any]:
         """`{"kind": ..., "options": {...}}`, from which `space_from_json` makes an equal Space."""
+
+    def settle_matrix(self, genes: Matrix) -> Matrix:
+        """(n, num_genes) genes that say an Arch; a Space where some combinations do not (no block at all) mends
+        them."""
+        return genes
 
     # From here on everything follows from the above.
 
@@ -169,6 +176,7 @@ class Space(ABC):
 
     def canonical_matrix(self, genes: Matrix) -> Matrix:
         """(n, num_genes) genes with those that do not matter set to 0."""
+        genes = self.settle_matrix(genes)
         canonical: Matrix = np.where(self.active_matrix(genes), genes, 0)
         return canonical
 
@@ -231,6 +239,11 @@ class Space(ABC):
     def middle(self) -> Arch:
         """The Arch with the middle option of every gene."""
         return self._extremes["middle"]
+
+    def representatives(self) -> list[Arch]:
+        """Archs whose parameters together have every size and every option that the Space has: the largest, and more
+        where options do not lie within each other (patch sizes)."""
+        return [self.largest()]
 
     def corners(self) -> list[Arch]:
         """Every combination of first and last option over *kinds* of genes (all heads move together, and so on)."""

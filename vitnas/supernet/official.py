@@ -72,12 +72,15 @@ def autoformer_weights(source: str | Path | Mapping[str, Tensor], arch: Arch) ->
     if reasons:
         raise UserError(f"{arch.id} is not a part of this checkpoint: {'; '.join(reasons)}. Choose another.")
     largest = named_axes(build(whole, device="meta"))
+    shared = {name: AUTOFORMER_OFFICIAL.taken(name, axes) for name, axes in largest.items()}
+    table = {name: tensor.contiguous() for name, tensor in tensors.items()}
     skeleton = build(arch, device="meta")
-    pieces = [
-        AUTOFORMER_OFFICIAL.piece(name, name, axes, largest[name], tuple(skeleton.get_parameter(name).shape))
-        for name, axes in named_axes(skeleton).items()
-    ]
-    return {piece.name: piece.take(tensors[piece.shared].contiguous()) for piece in pieces}
+    weights = {}
+    for name, axes in named_axes(skeleton).items():
+        homes = AUTOFORMER_OFFICIAL.homes(name, axes, lambda field: None)
+        piece = AUTOFORMER_OFFICIAL.piece(name, homes, shared, tuple(skeleton.get_parameter(name).shape))
+        weights[name] = piece.take(table)
+    return weights
 
 
 def _reasons(arch: Arch, whole: Arch) -> list[str]:

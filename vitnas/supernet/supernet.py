@@ -13,9 +13,11 @@ not see them; use `select` for that.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import fields, replace
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -23,11 +25,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from vitnas.arch import Arch, Block
-from vitnas.layers.axes import Axes, named_axes
-from vitnas.model import Model, build
+from vitnas.layers.axes import Axes, merge_axes, named_axes
+from vitnas.model import Model
 from vitnas.model.blocks import drop_path_rates, make_block
 from vitnas.space import Space
-from vitnas.supernet.sharing import Piece, Sharing
+from vitnas.supernet.shared import base_name, fill, option_of, shared_axes
+from vitnas.supernet.sharing import Part, Piece, Place, Sharing
 
 CACHE_SIZE = 1024  # skeletons and blocks kept; each is some hundred small Python objects and no storage
 FIXED = tuple(
@@ -47,8 +50,9 @@ class Supernet(nn.Module):
         drop_path: stochastic depth at the last block of the deepest Arch; rates follow a block's slot.
         generator: source of the initial weights.
 
-    The state dict has the names of the largest Arch's Model (timm's names). Buffers (running statistics) are shared
-    too: what a forward pass in training mode updates are the shared ones.
+    The state dict has the names of the largest Arch's Model (timm's names), and `private.<by>_<option>.<name>` for
+    tensors that only one option uses. Buffers (running statistics) are shared too: what a forward pass in training mode
+    updates are the shared ones.
     """
 
     def __init__(
@@ -63,26 +67,32 @@ class Supernet(nn.Module):
         self.space = space
         self.sharing = sharing or Sharing()
         self.drop_path = drop_path
-        self._cache: _Cache[Arch, _Subnet] = _Cache()
+        self._cache: _Cache[tuple[Arch, int], _Subnet] = _Cache()
         self._blocks: _Cache[Hashable, _Subnet] = _Cache()
-        self.axes: dict[str, Axes] = {}
-        largest = build(space.largest(), generator=generator)
-        self.axes.update(named_axes(largest))
-        for name, parameter in largest.named_parameters():
+        self.axes: dict[str, Axes] = shared_axes(space, self.sharing)
+        parameters, buffers = fill(space, self.sharing, self.axes, generator)
+        for name, parameter in parameters.items():
             path, last = _home(self, name)
             path.register_parameter(last, parameter)
-        persistent = largest.state_dict()
-        for name, buffer in largest.named_buffers():
+        for name, (buffer, is_persistent) in buffers.items():
             path, last = _home(self, name)
-            path.register_buffer(last, buffer, persistent=name in persistent)
+            path.register_buffer(last, buffer, persistent=is_persistent)
 
-    def forward(self, images_BCHW: Tensor, arch: Arch, *, heads: bool = False) -> Any:
+    @property
+    def sides(self) -> int:
+        """Weight sets of one Arch that train together (2 for bilateral sharing); extraction gives the first."""
+        return self.sharing.sides
+
+    def forward(self, images_BCHW: Tensor, arch: Arch, *, heads: bool = False, side: int = 0) -> Any:
         """(B, C, H, W) images to (B, Y) logits of `arch`; with `heads` to those of every head by name, for training.
+
+        Args:
+            side: which of its `sides` weight sets; 0 is the one that is extracted.
 
         Raises:
             UserError: `arch` is not in the Space (all reasons are given).
         """
-        subnet = self.subnet(arch)
+        subnet = self.subnet(arch, side)
         weights, ties = self._borrow(subnet, with_grad=torch.is_grad_enabled())
         logits = functional_call(
             subnet.skeleton, weights, (images_BCHW,), {"heads": heads}, tie_weights=False
@@ -104,59 +114,75 @@ class Supernet(nn.Module):
         """Parameters besides biases and norms that are not decayed; optimizers ask for it."""
         skeleton = self.subnet(self.space.largest()).skeleton
         assert isinstance(skeleton, Model)
-        return skeleton.no_weight_decay()
+        kept = skeleton.no_weight_decay()
+        return {name for name, _ in self.named_parameters() if base_name(name) in kept}
 
-    def subnet(self, arch: Arch) -> _Subnet:
+    def subnet(self, arch: Arch, side: int = 0) -> _Subnet:
         """The storage-free Model of `arch` and where its parameters lie; kept, as making it costs milliseconds."""
-        found = self._cache.get(arch)
+        found = self._cache.get((arch, side))
         if found is None:
-            found = self._cache.put(arch, self._make_subnet(arch))
+            found = self._cache.put((arch, side), self._make_subnet(arch, side))
         return found
 
-    def _make_subnet(self, arch: Arch) -> _Subnet:
+    def _make_subnet(self, arch: Arch, side: int) -> _Subnet:
         self.space.check(arch)
+        place = self.sharing.place(arch, side)
         slots = self.space.slots(arch)
         rates = drop_path_rates(self.drop_path, self.space.largest().depth)
         stages = [index for index, stage in enumerate(arch.stages) for _ in stage.blocks]
         blocks = [
-            self._block(arch, stage, block, slot, rates[slot])
+            self._block(arch, stage, block, slot, rates[slot], place)
             for stage, block, slot in zip(stages, arch.blocks, slots, strict=True)
         ]
         with torch.device("meta"):
             skeleton = Model(arch, blocks=[block.skeleton for block in blocks])
         axes = named_axes(skeleton, without="blocks")
         inner = [name for name, _ in skeleton.named_buffers() if not name.startswith("blocks.")]
-        ends = _Subnet(skeleton.train(self.training), self._pieces(skeleton, axes, inner, ""))
+        pieces = self._pieces(skeleton, axes, inner, "", partial(option_of, arch, None), place)
+        ends = _Subnet(skeleton.train(self.training), pieces)
         return ends.joined([(f"blocks.{index}.", block) for index, block in enumerate(blocks)])
 
-    def _block(self, arch: Arch, stage: int, block: Block, slot: int, drop_path: float) -> _Subnet:
+    def _block(
+        self, arch: Arch, stage: int, block: Block, slot: int, drop_path: float, place: Place
+    ) -> _Subnet:
         """A block of `arch` without storage. Archs that agree in a slot share it: a fresh Arch is mostly known ones."""
         fixed = tuple(getattr(arch, name) for name in FIXED)
         dim, grid = arch.stages[stage].embed_dim, arch.grid_sizes[stage]
-        key = (slot, dim, grid, replace(block, slot=None), fixed)
+        key = (slot, dim, grid, replace(block, slot=None), fixed, place)
         found = self._blocks.get(key)
         if found is None:
             with torch.device("meta"):
                 made = make_block(arch, stage, block, drop_path).train(self.training)
             inner = [name for name, _ in made.named_buffers()]
-            pieces = self._pieces(made, named_axes(made), inner, f"blocks.{slot}.")
+            option = partial(option_of, arch, block)
+            pieces = self._pieces(made, named_axes(made), inner, f"blocks.{slot}.", option, place)
             found = self._blocks.put(key, _Subnet(made, pieces))
         return found
 
     def _pieces(
-        self, module: nn.Module, axes: dict[str, Axes], buffers: list[str], prefix: str
+        self,
+        module: nn.Module,
+        axes: dict[str, Axes],
+        buffers: list[str],
+        prefix: str,
+        option: Callable[[str], object],
+        place: Place,
     ) -> tuple[Piece, ...]:
         """Where parameters and buffers of `module` lie; the shared tensors' names begin with `prefix`."""
         tensors: dict[str, Tensor] = {
             name: module.get_parameter(name) for name in axes if name not in buffers
         }
         tensors |= {name: module.get_buffer(name) for name in buffers}
-        return tuple(
-            self.sharing.piece(name, prefix + name, axes[name], self.axes[prefix + name], tuple(tensor.shape))
-            if name in axes
-            else self._whole(name, prefix + name, tuple(tensor.shape))
-            for name, tensor in tensors.items()
-        )
+        pieces = []
+        for name, tensor in tensors.items():
+            if name not in axes:
+                pieces.append(self._whole(name, prefix + name, tuple(tensor.shape)))
+                continue
+            homes = self.sharing.homes(prefix + name, merge_axes(axes[name], self.space.merged), option)
+            pieces.append(self.sharing.piece(name, homes, self.axes, tuple(tensor.shape), place))
+            if name in buffers and len(pieces[-1].parts) > 1:
+                raise LookupError(f"buffer {name} is updated in place; its axes cannot wrap around")
+        return tuple(pieces)
 
     def _whole(self, name: str, shared: str, shape: tuple[int, ...]) -> Piece:
         """A buffer without named axes: every Arch uses all of it."""
@@ -164,39 +190,39 @@ class Supernet(nn.Module):
             raise LookupError(
                 f"buffer {name} is {shape}, {shared} is {given}; its module must list it in axes()"
             )
-        return Piece(name, shared, shape, (), shape)
+        return Piece(name, shape, shape, (Part(shared, shape, (), ()),))
 
     def _borrow(self, subnet: _Subnet, *, with_grad: bool) -> tuple[dict[str, Tensor], list[_Tie]]:
         """The weights of `subnet` as leaves on shared storage, and what their gradients belong to."""
         table: dict[str, Tensor] = {**dict(self.named_parameters()), **dict(self.named_buffers())}
+        plain = {name: tensor.detach() for name, tensor in table.items()}
         weights: dict[str, Tensor] = {}
         ties: list[_Tie] = []
         for piece, is_run in zip(subnet.pieces, subnet.is_run, strict=True):
-            shared = table[piece.shared]
-            leaf = piece.take(shared.detach())
-            if with_grad and shared.requires_grad:
-                assert isinstance(shared, nn.Parameter)
+            leaf = piece.take(plain)
+            shared = [table[part.shared] for part in piece.parts]
+            if with_grad and any(tensor.requires_grad for tensor in shared):
                 leaf.requires_grad_()
                 if not is_run:
-                    _add_strided(leaf, shared, piece)
+                    _add_parts(leaf, shared, piece)
                 ties.append((leaf, shared, piece, is_run))
             weights[piece.name] = leaf
         return weights, ties
 
 
-_Tie = tuple[Tensor, nn.Parameter, Piece, bool]
+_Tie = tuple[Tensor, list[Tensor], Piece, bool]
 
 
-def select(supernet: Supernet, arch: Arch) -> dict[str, Tensor]:
+def select(supernet: Supernet, arch: Arch, side: int = 0) -> dict[str, Tensor]:
     """The weights of `arch`: for every parameter and buffer of `build(arch)`, by its name, a view of a shared tensor.
 
-    Where entries do not lie evenly spaced (fewer heads of a fused qkv) the view is a differentiable copy.
+    Where entries do not lie evenly spaced in one tensor (fewer heads of a fused qkv) the view is a differentiable copy.
 
     Raises:
         UserError: `arch` is not in the Space.
     """
     table: dict[str, Tensor] = {**dict(supernet.named_parameters()), **dict(supernet.named_buffers())}
-    return {piece.name: piece.take(table[piece.shared]) for piece in supernet.subnet(arch).pieces}
+    return {piece.name: piece.take(table) for piece in supernet.subnet(arch, side).pieces}
 
 
 class _Subnet:
@@ -244,10 +270,10 @@ class _Cache(Generic[Key, Value]):
 
 
 def _is_run(piece: Piece) -> bool:
-    size = 1
-    for length in piece.view:
-        size *= length
-    return piece.cut(torch.empty(size, device="meta")).is_contiguous()
+    if len(piece.parts) > 1:
+        return False
+    part = piece.parts[0]
+    return part.cut(torch.empty(math.prod(part.view), device="meta")).is_contiguous()
 
 
 def _share_grads(ties: list[_Tie]) -> None:
@@ -257,20 +283,23 @@ def _share_grads(ties: list[_Tie]) -> None:
             "a Supernet's forward cannot be differentiated twice; call its Model on select(...) instead"
         )
     for leaf, shared, piece, is_run in ties:
-        if shared.grad is None:
-            shared.grad = torch.zeros_like(shared)
-        if is_run:
-            leaf.grad = piece.take(shared.grad)  # autograd adds to a gradient that exists in place
+        for tensor in shared:
+            if tensor.grad is None and tensor.requires_grad:
+                tensor.grad = torch.zeros_like(tensor)
+        if is_run:  # autograd adds to a gradient that exists in place
+            assert shared[0].grad is not None
+            leaf.grad = piece.take({piece.parts[0].shared: shared[0].grad})
 
 
-def _add_strided(leaf: Tensor, shared: nn.Parameter, piece: Piece) -> None:
+def _add_parts(leaf: Tensor, shared: list[Tensor], piece: Piece) -> None:
     """The same for entries that are not one run: autograd could, but warns that they break its layout contract."""
 
     def add(leaf: Tensor) -> None:
         assert leaf.grad is not None
-        assert shared.grad is not None
-        entries = piece.cut(shared.grad)
-        entries.add_(leaf.grad.view(entries.shape))
+        whole = leaf.grad.view(piece.sizes)
+        for part, tensor in zip(piece.parts, shared, strict=True):
+            if tensor.grad is not None:
+                part.cut(tensor.grad).add_(whole[part.at])
         leaf.grad = None
 
     leaf.register_post_accumulate_grad_hook(add)
