@@ -106,6 +106,11 @@ def test_names_stay_the_same_between_versions() -> None:
         "autoformer_tiny": "d192-l13-b0736f62",
         "autoformer_small": "d384-l13-94128cd8",
         "autoformer_base": "d576-l14-0a97fa10",
+        "vitas_a": "d154-l7-9649ee20",
+        "vitas_b": "d192-l8-e61d0c91",
+        "vitas_c": "d230-l12-c43b6a43",
+        "vitas_e": "d346-l11-117e26b2",
+        "vitas_f": "d307-l13-44013378",
     }
 
 

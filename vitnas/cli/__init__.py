@@ -32,7 +32,8 @@ USAGE = """\
 
 [bold]Looking things up[/bold]
   vitnas list                             recipes, spaces, searchers, named models
-  vitnas show NAME                        a recipe's fields, or a model block by block (a name or an arch.json)
+  vitnas show NAME                        a recipe's fields, or a model block by block (a name, an arch.json, or
+                                          a ViTAS code: 'vitas:1 2 4 3 ...')
   vitnas count NAME                       MACs, parameters and memory, by every convention
   vitnas doctor                           is this machine ready? versions, devices, extras
 

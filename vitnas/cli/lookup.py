@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import get_args
@@ -19,15 +20,18 @@ from vitnas.counting import count, parts
 from vitnas.errors import UserError, nearest
 from vitnas.measure.environment import environment
 from vitnas.mixers.softmax import Convention
+from vitnas.model.net_id import arch_of_net_id, net_id_of
 from vitnas.model.published import PUBLISHED
 from vitnas.recipes import RECIPES
 from vitnas.runs import read_json
 from vitnas.sample import SAMPLERS
 from vitnas.searching import SEARCHERS
 from vitnas.space import SPACES
-from vitnas.space.autoformer import SIZES
+from vitnas.space.autoformer import SIZES as AUTOFORMER_SIZES
+from vitnas.space.vitas_sizes import SIZES as VITAS_SIZES
 from vitnas.stages.run import plain
 
+NET_ID = "vitas:"
 EXTRAS = {
     "data": ("datasets", "hfds/ dataset strings"),
     "dashboard": ("optuna_dashboard", "vitnas dashboard"),
@@ -46,7 +50,9 @@ def list_command(words: list[str], console: Console) -> None:
     for name, recipe in RECIPES.items():
         table.add_row(name, (recipe.__doc__ or "").splitlines()[0])
     console.print(table)
-    console.print(f"\nspaces     {', '.join(SPACES)} (sizes {', '.join(SIZES)})")
+    sizes = {"autoformer": AUTOFORMER_SIZES, "vitas": VITAS_SIZES}
+    spaces = ", ".join(f"{name} ({', '.join(sizes.get(name, ()))})" for name in SPACES)
+    console.print(f"\nspaces     {spaces}")
     console.print(f"samplers   {', '.join(SAMPLERS)}")
     console.print(f"searchers  {', '.join(SEARCHERS)}")
     console.print(f"models     {', '.join(PUBLISHED)} (timm.create_model after `import vitnas`)")
@@ -68,6 +74,9 @@ def show_command(words: list[str], console: Console) -> None:
         macs, params = format_quantity(part.macs, "macs"), format_quantity(part.params, "params")
         table.add_row(part.name, heads, hidden, macs, params)
     console.print(table)
+    if arch.attn_scale == "embed_dim":  # only ViTAS nets have it, and most of these a code
+        with suppress(UserError):
+            console.print(f"net_id     {' '.join(map(str, net_id_of(arch)))}")
 
 
 def count_command(words: list[str], console: Console) -> None:
@@ -100,11 +109,14 @@ def doctor_command(words: list[str], console: Console) -> None:
 
 
 def find_arch(name: str) -> Arch:
-    """A published Arch by name, or the one in an arch.json or in a folder that has one.
+    """A published Arch by name, one of ViTAS by its code (`vitas:1 2 4 3 ...`), or the one in an arch.json or in a
+    folder that has one.
 
     Raises:
-        UserError: neither.
+        UserError: none of these.
     """
+    if name.startswith(NET_ID):
+        return arch_of_net_id(name.removeprefix(NET_ID))
     if name in PUBLISHED:
         return PUBLISHED[name]
     path = Path(name) / "arch.json" if Path(name).is_dir() else Path(name)
@@ -117,6 +129,8 @@ def find_arch(name: str) -> Arch:
 
 
 def one_name(words: list[str], command: str) -> str:
+    if words and words[0].startswith(NET_ID):  # a code with its spaces, quoted or not
+        words = [" ".join(words)]
     names, pairs = split_words(words)
     if len(names) != 1 or pairs:
         raise UserError(f"`vitnas {command}` takes one name; `vitnas list` shows them.")

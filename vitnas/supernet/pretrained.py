@@ -26,9 +26,14 @@ def start_from_timm(supernet: Supernet, source: str | nn.Module) -> str:
         One sentence: what was copied and how much of the Supernet that is.
 
     Raises:
-        UserError: a model that is no plain ViT, or whose heads are of another width.
+        UserError: a model that is no plain ViT, or whose heads are of another width; private sharing.
     """
     arch = supernet.space.largest()
+    if supernet.space.merged or supernet.sharing.private:
+        raise UserError(
+            f"{supernet.space.name} cannot start from a pretrained model; its heads divide widths anew or its tensors "
+            "are private, and a ViT's are neither. Leave `pretrained` out, or use the autoformer space."
+        )
     if isinstance(source, str):
         try:
             source = timm.create_model(source, pretrained=True)

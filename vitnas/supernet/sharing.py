@@ -250,16 +250,16 @@ Only needed to reproduce their numbers from their supernet checkpoints; see PAPE
 
 
 class Part(NamedTuple):
-    """`view` the shared tensor by axes and cut it by `index`: the entries `at` of the parameter."""
+    """`view` the shared tensor by axes and cut it by `source`: the entries `at` of the parameter."""
 
     shared: str
     view: tuple[int, ...]
-    index: tuple[slice, ...]
+    source: tuple[slice, ...]
     at: tuple[slice, ...]
 
     def cut(self, tensor: Tensor) -> Tensor:
         """The entries in use, by axes: always a view of `tensor`."""
-        return tensor.view(self.view)[self.index]
+        return tensor.view(self.view)[self.source]
 
 
 @dataclass(frozen=True, slots=True)

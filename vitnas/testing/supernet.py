@@ -115,9 +115,7 @@ class SupernetContract:
         logits = torch.cat([tensor.flatten() for tensor in heads.values()])
         return (logits * torch.linspace(-1, 1, logits.numel())).sum()
 
-    def autograd(
-        self, supernet: Supernet, images: Tensor, arch: Arch, side: int = 0
-    ) -> dict[str, Tensor]:
+    def autograd(self, supernet: Supernet, images: Tensor, arch: Arch, side: int = 0) -> dict[str, Tensor]:
         """Gradients by the plain way: autograd through views of the shared tensors."""
         names, shared = zip(*supernet.named_parameters(), strict=True)
         skeleton = build(arch, device="meta").eval()
