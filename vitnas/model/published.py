@@ -7,6 +7,7 @@ published (5.868, 22.891 and 53.692 million); multiply-accumulates are in PAPERS
 ViT-ResNAS-Tiny, -Small, -Medium and the hand-made ViT-Res-Tiny: Liao, Karaman, Sze, "Searching for Efficient
 Multi-Stage Vision Transformers" (arXiv 2109.00642), the authors' network definitions, without the patch head that they
 train with (`patch_head=True` adds it); Medium also for 280, 336 and 392 pixels.
+
 ViTAS-A, -B, -C, -E and -F (there is no D): Su et al., "ViTAS: Vision Transformer Architecture Search" (arXiv
 2106.13700), from the `net_id`s of the authors' configurations (C from its widths, which are the same in every
 block).

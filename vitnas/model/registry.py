@@ -61,36 +61,6 @@ for _name, _arch in PUBLISHED.items():
 
 
 @_register
-def vitas_a(pretrained: bool = False, **options: Any) -> Any:
-    """ViTAS-A (arXiv 2106.13700): 0.86 G MACs as the authors count, 3.7 M parameters."""
-    return _create("vitas_a", PUBLISHED["vitas_a"], pretrained, options)
-
-
-@_register
-def vitas_b(pretrained: bool = False, **options: Any) -> Any:
-    """ViTAS-B (arXiv 2106.13700): 0.99 G MACs as the authors count, 4.4 M parameters."""
-    return _create("vitas_b", PUBLISHED["vitas_b"], pretrained, options)
-
-
-@_register
-def vitas_c(pretrained: bool = False, **options: Any) -> Any:
-    """ViTAS-C (arXiv 2106.13700): 1.3 G MACs as the authors count, 6.0 M parameters."""
-    return _create("vitas_c", PUBLISHED["vitas_c"], pretrained, options)
-
-
-@_register
-def vitas_e(pretrained: bool = False, **options: Any) -> Any:
-    """ViTAS-E (arXiv 2106.13700): 2.7 G MACs as the authors count, 12.6 M parameters."""
-    return _create("vitas_e", PUBLISHED["vitas_e"], pretrained, options)
-
-
-@_register
-def vitas_f(pretrained: bool = False, **options: Any) -> Any:
-    """ViTAS-F (arXiv 2106.13700): 4.9 G MACs as the authors count, 22.5 M parameters."""
-    return _create("vitas_f", PUBLISHED["vitas_f"], pretrained, options)
-
-
-@_register
 def vitnas_arch(pretrained: bool = False, **options: Any) -> Any:
     """The Model of any Arch: `arch` is an Arch, or what `Arch.to_json` gave.
 
