@@ -132,6 +132,12 @@ def test_description_for_a_person() -> None:
         ({"num_classes": 1.5}, r"num_classes is 1\.5; it must be a whole number, and 0 means none"),
         ({"relative_position": -1}, r"relative_position is -1; it must be a whole number, and 0 means none"),
         ({"norm_eps": 0.0}, r"norm_eps is 0\.0; it must be a number above 0"),
+        ({"head_norm_eps": -1.0}, r"head_norm_eps is -1\.0; it must be a number above 0"),
+        (
+            {"attn_scale": "embed_dim", "stages": (Stage(embed_dim=2, blocks=(BLOCK,)),)},
+            r"more heads than the width 2",
+        ),
+        ({"attn_scale": "embed"}, r"attn_scale is 'embed'; it must be one of head_dim, embed_dim"),
         ({"norm_eps": "1e-6"}, r"norm_eps is '1e-6'; it must be a number above 0"),
         (
             {"position": "learnt"},

@@ -114,8 +114,9 @@ class Arch:
         object.__setattr__(self, "stages", tuple(self.stages))
         _positive(self, "image_size", "patch_size", "in_chans")
         _not_negative(self, "num_classes", "relative_position", "stem_width")
-        for name, eps in (("norm_eps", self.norm_eps), ("head_norm_eps", self.head_norm_eps)):
-            if (eps is None and name == "norm_eps") or not (eps is None or (isinstance(eps, int | float) and eps > 0)):
+        head = self.norm_eps if self.head_norm_eps is None else self.head_norm_eps
+        for name, eps in (("norm_eps", self.norm_eps), ("head_norm_eps", head)):
+            if not isinstance(eps, int | float) or not eps > 0:
                 raise UserError(f"{name} is {eps!r}; it must be a number above 0, for example 1e-6.")
         kinds = {"stem": Stem, "reduction": Reduction, "position": Position, "global_pool": Pool}
         for name, kind in {**kinds, "attn_scale": AttnScale}.items():
