@@ -10,6 +10,8 @@ from vitnas.space.autoformer import AutoFormerSpace, autoformer
 from vitnas.space.space import CostTable, Gene, Genes, Matrix, NotInSpace, Space, Term
 from vitnas.space.vit_resnas import StageSpace, ViTResNASSpace
 from vitnas.space.vit_resnas_sizes import vit_resnas
+from vitnas.space.vitas import VitasSpace
+from vitnas.space.vitas_sizes import vitas
 
 SPACES: dict[str, Callable[..., Space]] = {
     "autoformer": autoformer,
