@@ -284,6 +284,14 @@ def test_a_batch_smaller_than_the_number_of_archs_is_refused(data: Data, space: 
         fit(make(space), Classification(), Several(space, 3), loader, config=CONFIG)
 
 
+def test_a_batch_that_the_archs_cannot_share_is_refused(data: Data, space: AutoFormerSpace) -> None:
+    loader = TrainBatches(data.train, Augment(), batch_size=16, seed=0)
+    with pytest.raises(
+        UserError, match=r"has 16 images; 3 Archs .* equal shares\. Use a batch_size of 15 or 18"
+    ):
+        fit(make(space), Classification(), Several(space, 3), loader, config=CONFIG)
+
+
 def test_distillation_uses_the_largest_archs_logits(space: AutoFormerSpace) -> None:
     seen: list[tuple[str, bool]] = []
 

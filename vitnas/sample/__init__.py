@@ -6,8 +6,20 @@ from vitnas.sample.draw import Draw, Fixed, Sampler
 from vitnas.sample.hook import Hook, Moment
 from vitnas.sample.sandwich import Sandwich
 from vitnas.sample.several import Several
+from vitnas.sample.spread import Spread
 from vitnas.sample.uniform import Uniform
 
-SAMPLERS = {"uniform": Uniform, "sandwich": Sandwich, "several": Several}
+SAMPLERS = {"uniform": Uniform, "sandwich": Sandwich, "several": Several, "spread": Spread}
 
-__all__ = ["SAMPLERS", "Draw", "Fixed", "Hook", "Moment", "Sampler", "Sandwich", "Several", "Uniform"]
+__all__ = [
+    "SAMPLERS",
+    "Draw",
+    "Fixed",
+    "Hook",
+    "Moment",
+    "Sampler",
+    "Sandwich",
+    "Several",
+    "Spread",
+    "Uniform",
+]

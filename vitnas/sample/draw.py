@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from vitnas.arch import Arch
+from vitnas.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,8 +27,22 @@ class Draw:
     distill: bool = False
 
     def rows(self, batch_size: int) -> slice:
-        """The images of the batch that this Draw sees."""
+        """The images of the batch that this Draw sees.
+
+        Raises:
+            UserError: the batch does not divide into the parts.
+        """
         index, parts = self.part
+        if parts > batch_size:
+            raise UserError(
+                f"the batch has {batch_size} images; {parts} Archs per step need one each. Raise batch_size."
+            )
+        if batch_size % parts:
+            low = batch_size // parts * parts
+            raise UserError(
+                f"the batch has {batch_size} images; {parts} Archs per step need equal shares. Use a batch_size of "
+                f"{low} or {low + parts}."
+            )
         return slice(index * batch_size // parts, (index + 1) * batch_size // parts)
 
 

@@ -6,6 +6,7 @@ from vitnas.train.evaluate import Score, evaluate
 from vitnas.train.loop import Fitted, NonFiniteLossError, fit, step_rng
 from vitnas.train.monitor import Monitor, convergence_warning
 from vitnas.train.progress import ConsoleProgress, Progress, Silent
+from vitnas.train.rewiring import Rewiring
 from vitnas.train.task import Batch, Classification, Task
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Monitor",
     "NonFiniteLossError",
     "Progress",
+    "Rewiring",
     "Score",
     "Silent",
     "Task",
