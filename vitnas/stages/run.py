@@ -57,7 +57,8 @@ class SamplerConfig:
     def __post_init__(self) -> None:
         if self.num_random < 0 or self.num_archs < 1:
             raise UserError(
-                f"sampler.num_random is {self.num_random} and num_archs {self.num_archs}; they must be at least 0 and 1."
+                f"sampler.num_random is {self.num_random} and num_archs {self.num_archs}; they must be at least 0 and "
+                "1."
             )
 
 
