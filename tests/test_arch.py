@@ -41,6 +41,7 @@ OTHERS: dict[str, Any] = {
     "norm_eps": 1e-5,
     "head_norm_eps": 1e-4,
     "attn_scale": "embed_dim",
+    "mlp_norm": "stream",
 }
 
 
@@ -141,7 +142,7 @@ def test_description_for_a_person() -> None:
         ({"norm_eps": "1e-6"}, r"norm_eps is '1e-6'; it must be a number above 0"),
         (
             {"position": "learnt"},
-            r"position is 'learnt'; it must be one of learned, none\. Nearest: 'learned'",
+            r"position is 'learnt'; it must be one of learned, rotary, rotary_2d, none\. Nearest: 'learned'",
         ),
         ({"stem": "cnv"}, r"stem is 'cnv'; it must be one of linear, conv.*\. Nearest: 'conv'"),
         ({"reduction": "pool"}, r"reduction is 'pool'; it must be one of residual, conv"),
@@ -184,7 +185,7 @@ def test_bad_fields_are_refused(change: dict[str, Any], message: str) -> None:
         ({"num_heads": 0}, r"num_heads is 0; it must be a whole number"),
         ({"head_dim": True}, r"head_dim is True"),
         ({"mlp_hidden": "768"}, r"mlp_hidden is '768'"),
-        ({"mixer": "softmx"}, r"mixer is 'softmx'; it must be one of softmax\. Nearest: 'softmax'"),
+        ({"mixer": "softmx"}, r"mixer is 'softmx'; it must be one of softmax, .*\. Nearest: 'softmax'"),
         ({"slot": -1}, r"slot is -1; it counts from 0"),
     ],
     ids=str,

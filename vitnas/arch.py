@@ -25,11 +25,28 @@ FIRST_FIELDS = frozenset(
     "qkv_bias norm_eps num_heads head_dim mlp_hidden mixer slot embed_dim blocks".split()
 )
 
-Stem = Literal["linear", "conv"]
+Stem = Literal["linear", "conv", "hybrid", "cct"]
 Reduction = Literal["residual", "conv"]
-Position = Literal["learned", "none"]
-Pool = Literal["token", "avg"]
-Mixer = Literal["softmax"]
+Position = Literal["learned", "rotary", "rotary_2d", "none"]
+Pool = Literal["token", "avg", "seq"]
+MlpNorm = Literal["branch", "stream"]
+Mixer = Literal[
+    "softmax",
+    "performer",
+    "linformer",
+    "linformer_shared",
+    "linformer_one_head",
+    "nystrom",
+    "fourier",
+    "fourier2d",
+    "token_mlp",
+    "long_short",
+]
+PLACELESS = (
+    "fourier",
+    "fourier2d",
+    "token_mlp",
+)  # mixers without queries and keys, which rotary positions turn
 AttnScale = Literal["head_dim", "embed_dim"]
 
 
@@ -38,6 +55,8 @@ class Block:
     """One transformer block.
 
     The inner width of attention is `num_heads * head_dim` and need not equal the stage's `embed_dim`.
+    `mixer_size` is the mixer's own number (random features, rank, landmarks, hidden units, mixtures); None means its
+    default. Mixers without heads ignore `num_heads` and `head_dim`.
     `slot` is the block's place in its stage of a Supernet (whose weights it takes); None means its own index, which
     is right whenever blocks are only ever removed from the end. It does not change what the block computes.
     """
@@ -46,11 +65,14 @@ class Block:
     head_dim: int
     mlp_hidden: int
     mixer: Mixer = "softmax"
+    mixer_size: int | None = None
     slot: int | None = None
 
     def __post_init__(self) -> None:
         _positive(self, "num_heads", "head_dim", "mlp_hidden")
         _one_of("mixer", self.mixer, get_args(Mixer))
+        if self.mixer_size is not None:
+            _positive(self, "mixer_size")
         if self.slot is not None and self.slot < 0:
             raise UserError(
                 f"slot is {self.slot}; it counts from 0. Leave it out to use the block's own index."
@@ -81,7 +103,9 @@ class Arch:
     """One vision transformer: stem, stages of blocks, head. Images are square, sizes in pixels.
 
     Between stages the grid of patches halves and the width changes, by a `reduction` (layers/reduction.py). A "conv"
-    stem has `stem_width` channels inside (layers/stem.py). `distill_token` adds a second token with a head of its own;
+    stem has `stem_width` channels inside (layers/stem.py). Rotary positions turn queries and keys (layers/rotary.py).
+    `global_pool` "seq" weighs the patches by a learned score. `mlp_norm` "stream" norms what the MLP's result is added
+    to, as well as its input (CCT's code). `distill_token` adds a second token with a head of its own;
     `patch_head` classifies every final patch too, in training only.
     `relative_position` is the largest distance (in patches) of 2-D relative positions on keys and values, after which
     they are clipped; 0 means none (AutoFormer, section 4, uses 14). `fc_norm` moves the final norm behind pooling, as
@@ -105,6 +129,7 @@ class Arch:
     relative_position: int = 0
     global_pool: Pool = "token"
     fc_norm: bool = False
+    mlp_norm: MlpNorm = "branch"
     qkv_bias: bool = True
     norm_eps: float = 1e-6
     head_norm_eps: float | None = None
@@ -118,11 +143,17 @@ class Arch:
         for name, eps in (("norm_eps", self.norm_eps), ("head_norm_eps", head)):
             if not isinstance(eps, int | float) or not eps > 0:
                 raise UserError(f"{name} is {eps!r}; it must be a number above 0, for example 1e-6.")
-        kinds = {"stem": Stem, "reduction": Reduction, "position": Position, "global_pool": Pool}
-        for name, kind in {**kinds, "attn_scale": AttnScale}.items():
+        kinds: dict[str, Any] = {"stem": Stem, "reduction": Reduction, "position": Position}
+        for name, kind in {
+            **kinds,
+            "global_pool": Pool,
+            "mlp_norm": MlpNorm,
+            "attn_scale": AttnScale,
+        }.items():
             _one_of(name, getattr(self, name), get_args(kind))
         self._check_sizes()
         self._check_tokens()
+        self._check_mixers()
 
     def _check_sizes(self) -> None:
         if not self.stages:
@@ -151,6 +182,11 @@ class Arch:
                 f"patch_size is {self.patch_size}; stem 'conv' halves the image first, so it must be even. "
                 f"Nearest: {round_to(self.patch_size, 2)}."
             )
+        if self.stem in ("hybrid", "cct") and self.patch_size not in (1, 2, 4, 8):
+            raise UserError(
+                f"patch_size is {self.patch_size}; stem {self.stem!r} halves the image up to three times, so it must "
+                f"be 1, 2, 4 or 8. Nearest: {min((1, 2, 4, 8), key=lambda size: abs(size - self.patch_size))}."
+            )
         if (self.stem_width > 0) != (self.stem == "conv"):
             raise UserError(
                 f"stem_width is {self.stem_width} and stem {self.stem!r}; stem 'conv' has a width of at least 1 and "
@@ -175,6 +211,37 @@ class Arch:
         if self.patch_head and self.fc_norm:
             raise UserError(
                 "patch_head is True but fc_norm too; the final norm must lie before pooling. Use fc_norm=False."
+            )
+
+    def _check_mixers(self) -> None:
+        """What positions and class tokens the mixers can take; sizes are checked by the mixers themselves."""
+        rotary = self.position in ("rotary", "rotary_2d")
+        step = {"rotary": 2, "rotary_2d": 4}.get(self.position, 1)
+        for index, block in enumerate(self.blocks):
+            where = f"block {index}: "
+            if self.relative_position and block.mixer != "softmax":
+                raise UserError(
+                    f"{where}mixer is {block.mixer!r}, but relative_position is {self.relative_position}; only softmax "
+                    "has relative positions. Use relative_position=0."
+                )
+            if block.mixer == "fourier2d" and self.num_prefix_tokens:
+                raise UserError(
+                    f"{where}mixer is 'fourier2d'; it mixes rows and columns of patches, where a class token has no "
+                    "place. Use class_token=False and global_pool='avg'."
+                )
+            if rotary and block.mixer not in PLACELESS and block.head_dim % step:
+                raise UserError(
+                    f"{where}head_dim is {block.head_dim}; position {self.position!r} turns it in groups of {step}. "
+                    f"Nearest: {round_to(block.head_dim, step)}."
+                )
+        if rotary and self.relative_position:
+            raise UserError(
+                f"position is {self.position!r} and relative_position {self.relative_position}; one kind is enough. "
+                "Use relative_position=0."
+            )
+        if rotary and all(block.mixer in PLACELESS for block in self.blocks):
+            raise UserError(
+                f"position is {self.position!r}, but no block has queries and keys to turn. Use position='learned'."
             )
 
     @property

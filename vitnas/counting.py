@@ -24,12 +24,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
-from vitnas.arch import Arch, Block, Mixer
+from vitnas.arch import Arch, Block, Mixer, MlpNorm
 from vitnas.budget import Cost
 from vitnas.layers.reduction import SpatialReduction
+from vitnas.layers.rotary import RotaryKind, rotary_of
 from vitnas.layers.stem import STEMS
-from vitnas.mixers import MIXERS
-from vitnas.mixers.softmax import Convention
+from vitnas.mixers import MIXERS, Convention, MixerShape
 
 BYTES = 4  # float32
 
@@ -51,10 +51,19 @@ class Frame(NamedTuple):
     num_prefix_tokens: int
     relative_position: int
     qkv_bias: bool
+    rotary: RotaryKind = "none"
+    mlp_norm: MlpNorm = "branch"
 
     @classmethod
     def of(cls, arch: Arch, stage: int = 0) -> Frame:
-        return cls(arch.grid_size >> stage, arch.num_prefix_tokens, arch.relative_position, arch.qkv_bias)
+        return cls(
+            arch.grid_size >> stage,
+            arch.num_prefix_tokens,
+            arch.relative_position,
+            arch.qkv_bias,
+            rotary_of(arch.position),
+            arch.mlp_norm,
+        )
 
 
 def count(arch: Arch, *, convention: Convention = "executed") -> Cost:
@@ -76,6 +85,7 @@ def count(arch: Arch, *, convention: Convention = "executed") -> Cost:
                 stage.embed_dim,
                 frame,
                 convention,
+                block.mixer_size,
             )
             macs += cost[0]
             params += cost[1]
@@ -112,9 +122,12 @@ def block_cost(
     dim: int,
     frame: Frame,
     convention: Convention = "executed",
+    mixer_size: int | None = None,
 ) -> tuple[int, int, int]:
     """(macs, params, memory in elements) of one block of width `dim`."""
-    block = Block(num_heads=num_heads, head_dim=head_dim, mlp_hidden=mlp_hidden, mixer=mixer)
+    block = Block(
+        num_heads=num_heads, head_dim=head_dim, mlp_hidden=mlp_hidden, mixer=mixer, mixer_size=mixer_size
+    )
     attn, mlp = block_parts(block, dim, frame, convention)
     return attn[0] + mlp[0], attn[1] + mlp[1], max(attn[2], mlp[2])
 
@@ -123,35 +136,45 @@ def block_parts(
     block: Block, dim: int, frame: Frame, convention: Convention
 ) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
     """(macs, params, memory in elements) of attention and of the MLP, each with its norm."""
-    tokens, hidden = frame.grid_size**2 + frame.num_prefix_tokens, block.mlp_hidden
-    heads, head_dim, relative = block.num_heads, block.head_dim, frame.relative_position
-    grid, prefix = frame.grid_size, frame.num_prefix_tokens
-    kind = MIXERS[block.mixer]
-    counted = grid**2 if convention == "patch_tokens" else tokens
+    shape, kind, hidden = shape_of(block, dim, frame), MIXERS[block.mixer], block.mlp_hidden
+    tokens = shape.tokens
+    # The authors of ViTAS count patches alone.
+    counted = shape._replace(num_prefix_tokens=0) if convention == "patch_tokens" else shape
     attn = (
-        kind.macs(
-            dim,
-            heads,
-            head_dim,
-            grid_size=grid,
-            num_prefix_tokens=0 if convention == "patch_tokens" else prefix,
-            relative_position=relative,
-            convention=convention,
-        ),
-        kind.params(dim, heads, head_dim, relative_position=relative, qkv_bias=frame.qkv_bias) + 2 * dim,
+        kind.macs(counted, convention),
+        kind.params(shape) + 2 * dim,
         # The residual and the normed input stay alive while the mixer runs.
-        2 * tokens * dim
-        + kind.memory(
-            dim, heads, head_dim, grid_size=grid, num_prefix_tokens=prefix, relative_position=relative
-        ),
+        2 * tokens * dim + kind.memory(shape),
     )
+    # The block's input and the residual after attention, and the normed input if it is another tensor, stay alive.
+    held = 2 if frame.mlp_norm == "stream" else 3
     mlp = (
-        2 * counted * dim * hidden,
+        2 * counted.tokens * dim * hidden,
         2 * dim * hidden + hidden + dim + 2 * dim,
-        # The block's input, the residual after attention and the normed input stay alive.
-        3 * tokens * dim + tokens * hidden + max(tokens * hidden, tokens * dim),
+        held * tokens * dim + tokens * hidden + max(tokens * hidden, tokens * dim),
     )
     return attn, mlp
+
+
+def shape_of(block: Block, dim: int, frame: Frame) -> MixerShape:
+    """What the cost of a block's mixer depends on.
+
+    Raises:
+        UserError: a mixer_size that cannot work.
+    """
+    tokens = frame.grid_size**2 + frame.num_prefix_tokens
+    size = MIXERS[block.mixer].resolve_size(block.mixer_size, block.head_dim, tokens)
+    return MixerShape(
+        dim,
+        block.num_heads,
+        block.head_dim,
+        size,
+        frame.grid_size,
+        frame.num_prefix_tokens,
+        frame.relative_position,
+        frame.rotary,
+        frame.qkv_bias,
+    )
 
 
 def stem_part(arch: Arch, dim: int) -> Part:
@@ -183,6 +206,8 @@ def head_part(arch: Arch, dim: int, convention: Convention = "executed") -> Part
     """Final norm and classifiers, for features of width `dim`."""
     tokens, classes = arch.num_final_tokens * dim, arch.num_classes
     used = 1 + arch.distill_token
+    patches = arch.num_final_tokens - arch.num_prefix_tokens
+    seq = arch.global_pool == "seq"
     pooled = 0 if arch.global_pool == "token" else dim  # the class token alone is a view
     normed = dim if arch.fc_norm else 0
     # With a distillation token, both heads' logits and their sum; or the two tokens' sum and mean.
@@ -190,8 +215,9 @@ def head_part(arch: Arch, dim: int, convention: Convention = "executed") -> Part
     heads = (used + arch.patch_head) * (dim * classes + classes)
     return Part(
         name="head",
-        macs=used * dim * classes * (arch.grid_sizes[-1] ** 2 if convention == "patch_tokens" else 1),
-        params=2 * dim + heads,
+        macs=used * dim * classes * (patches if convention == "patch_tokens" else 1)
+        + (2 * patches * dim if seq else 0),
+        params=2 * dim + heads + (dim + 1 if seq else 0),
         # The tokens stay alive to the end.
         memory=tokens + max(tokens, pooled + normed, (normed or pooled) + logits),
     )

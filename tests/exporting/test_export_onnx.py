@@ -119,6 +119,9 @@ def test_the_legacy_exporter_gives_the_same(tmp_path: Path) -> None:
     fixed = export_onnx(model, tmp_path / "b.onnx", images(3), exporter="legacy", dynamic_batch=False)
     assert fixed["batch_sizes"] == [1]
     assert onnx.load(str(tmp_path / "b.onnx")).graph.input[0].type.tensor_type.shape.dim[0].dim_value == 1
+    ours = tiny_model(relative_position=0)  # whose forward takes more than images
+    assert export_onnx(ours, tmp_path / "c.onnx", images(3), exporter="legacy")["params_equal"]
+    assert "forward" not in vars(ours)
 
 
 def broken_dynamo(kind: str) -> Any:

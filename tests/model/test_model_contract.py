@@ -114,3 +114,56 @@ class TestDistilled(ModelContract):
     @pytest.fixture
     def model(self) -> Model:
         return made(replace(STAGED, patch_head=False, distill_token=True))
+
+
+def mixed(*words: str, **sizes: int) -> Stage:
+    """Blocks of these mixers, of the sizes given."""
+    return Stage(
+        embed_dim=24,
+        blocks=tuple(
+            Block(num_heads=2, head_dim=8, mlp_hidden=40, mixer=word, mixer_size=sizes.get(word))  # type: ignore[arg-type]
+            for word in words
+        ),
+    )
+
+
+class TestMixersWithRotary(ModelContract):
+    @pytest.fixture
+    def model(self) -> Model:
+        stage = mixed("performer", "nystrom", "linformer", "long_short", nystrom=3, linformer=5)
+        return made(replace(PLAIN, stages=(stage,), position="rotary", stem="hybrid"))
+
+
+class TestMixersWithoutClassToken(ModelContract):
+    """CCT's tokenizer, pooling and place of the norm."""
+
+    @pytest.fixture
+    def model(self) -> Model:
+        stage = mixed(
+            "linformer_shared",
+            "linformer_one_head",
+            "fourier2d",
+            "token_mlp",
+            "fourier",
+            "softmax",
+            linformer_shared=4,
+            linformer_one_head=4,
+        )
+        return made(
+            replace(
+                PLAIN,
+                stages=(stage,),
+                position="rotary_2d",
+                stem="cct",
+                global_pool="seq",
+                class_token=False,
+                mlp_norm="stream",
+            )
+        )
+
+
+class TestMixersInStages(ModelContract):
+    @pytest.fixture
+    def model(self) -> Model:
+        stages = (mixed("nystrom", "token_mlp"), mixed("performer"), mixed("long_short"))
+        return made(replace(STAGED, stages=stages))

@@ -19,7 +19,7 @@ from vitnas.cli.fields import split_words
 from vitnas.counting import count, parts
 from vitnas.errors import UserError, nearest
 from vitnas.measure.environment import environment
-from vitnas.mixers.softmax import Convention
+from vitnas.mixers import Convention
 from vitnas.model.net_id import arch_of_net_id, net_id_of
 from vitnas.model.published import PUBLISHED
 from vitnas.recipes import RECIPES

@@ -79,12 +79,7 @@ class ConvStem(nn.Module):
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """(B, C, H, W) images to (B, G, G, D)."""
-        size = self.image_size
-        if tuple(images_BCHW.shape[-2:]) != (size, size):
-            raise UserError(
-                f"the images are {tuple(images_BCHW.shape[-2:])}; the model takes {size} x {size} pixels. Resize them, "
-                "or call set_input_size."
-            )
+        check_images(images_BCHW, self.image_size)
         first = x = torch.relu_(self.norm1(self.conv1(images_BCHW)))
         for conv, norm in ((self.conv2, self.norm2), (self.conv3, self.norm3)):
             x = conv(x)
@@ -117,7 +112,104 @@ class ConvStem(nn.Module):
         )
 
 
-STEMS: dict[str, type[LinearStem] | type[ConvStem]] = {"linear": LinearStem, "conv": ConvStem}
+class PlainConvStem(nn.Module):
+    """Three 3x3 convolutions in a row; the first ones halve the image, as many as the patch needs."""
+
+    first_conv = "conv1"
+    widths: tuple[int, int]  # channels behind the first and the second
+    bias: bool
+    memory_after: int  # peak elements of what follows a convolution, in units of its output
+
+    def __init__(self, image_size: int, patch_size: int, in_chans: int, dim: int, width: int = 0) -> None:
+        super().__init__()
+        self.image_size, self.patch_size = image_size, patch_size
+        sizes = (in_chans, *self.widths, dim)
+        for index, stride in enumerate(strides(patch_size)):
+            conv = nn.Conv2d(sizes[index], sizes[index + 1], 3, stride=stride, padding=1, bias=self.bias)
+            self.add_module(f"conv{index + 1}", conv)
+
+    def axes(self) -> dict[str, Axes]:
+        names = ("in_chans", "stem_first", "stem_second", "dim")
+        axes: dict[str, Axes] = {}
+        for index in range(3):
+            name = f"conv{index + 1}"
+            axes |= conv_axes(self.get_submodule(name), name, names[index], names[index + 1])
+        return axes
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """(B, C, H, W) images to (B, G, G, D)."""
+        check_images(images_BCHW, self.image_size)
+        x = images_BCHW
+        for index in range(3):
+            x = self.get_submodule(f"conv{index + 1}")(x)
+            x = self.after(x)
+        return x.permute(0, 2, 3, 1)
+
+    def after(self, x_BCHW: Tensor) -> Tensor:
+        """What follows each convolution."""
+        raise NotImplementedError
+
+    def set_input_size(self, img_size: int, patch_size: int) -> None:
+        """Take images and patches of other sizes; the weights fit any."""
+        self.image_size, self.patch_size = img_size, patch_size
+        for index, stride in enumerate(strides(patch_size)):
+            conv = self.get_submodule(f"conv{index + 1}")
+            assert isinstance(conv, nn.Conv2d)
+            conv.stride = (stride, stride)
+
+    @classmethod
+    def cost(cls, image_size: int, patch_size: int, in_chans: int, dim: int, width: int = 0) -> StemCost:
+        sizes, side, macs, params, memory, held = (in_chans, *cls.widths, dim), image_size, 0, 0, 0, 0
+        for index, stride in enumerate(strides(patch_size)):
+            side //= stride
+            kernel, out = 9 * sizes[index] * sizes[index + 1], side**2 * sizes[index + 1]
+            macs += side**2 * kernel
+            params += kernel + (sizes[index + 1] if cls.bias else 0)
+            memory = max(memory, held + out, cls.memory_after * out)
+            held = out
+        return StemCost(macs=macs, params=params, memory=memory)
+
+
+class HybridStem(PlainConvStem):
+    """The convolutions and nothing else: a linear map. Paper: Vision X-formers (arXiv 2107.02239), "Hybrid"."""
+
+    widths, bias, memory_after = (32, 64), True, 1
+
+    def after(self, x_BCHW: Tensor) -> Tensor:
+        return x_BCHW
+
+
+class CctStem(PlainConvStem):
+    """Each convolution with ReLU and a 3x3 maximum of stride 1. Paper: Hassani et al., "Escaping the Big Data Paradigm
+    with Compact Transformers" (arXiv 2104.05704), section 3.3, with the widths and strides of Vision X-formers."""
+
+    widths, bias, memory_after = (64, 64), False, 4  # the maximum also gives its places, 64-bit integers
+
+    def after(self, x_BCHW: Tensor) -> Tensor:
+        return nn.functional.max_pool2d(torch.relu_(x_BCHW), 3, stride=1, padding=1)
+
+
+STEMS: dict[str, type[LinearStem] | type[ConvStem] | type[PlainConvStem]] = {
+    "linear": LinearStem,
+    "conv": ConvStem,
+    "hybrid": HybridStem,
+    "cct": CctStem,
+}
+
+
+def strides(patch_size: int) -> tuple[int, int, int]:
+    """Strides of three convolutions that together make one patch of 1, 2, 4 or 8 pixels."""
+    halvings = patch_size.bit_length() - 1
+    return tuple(2 if index < halvings else 1 for index in range(3))  # type: ignore[return-value]
+
+
+def check_images(images_BCHW: Tensor, size: int) -> None:
+    """Raise UserError for images of another size than the stem was made for."""
+    if tuple(images_BCHW.shape[-2:]) != (size, size):
+        raise UserError(
+            f"the images are {tuple(images_BCHW.shape[-2:])}; the model takes {size} x {size} pixels. Resize them, or "
+            "call set_input_size."
+        )
 
 
 def conv_axes(conv: nn.Module, name: str, inside: str, outside: str) -> dict[str, Axes]:

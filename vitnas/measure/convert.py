@@ -64,17 +64,31 @@ def convert(
             program.save(str(path), external_data=False)
         else:
             axes = {name: {0: BATCH_NAME} for name in (INPUT_NAME, OUTPUT_NAME)} if dynamic_batch else None
-            torch.onnx.export(
-                model,
-                (images_BCHW,),
-                str(path),
-                dynamo=False,
-                opset_version=min(opset, LEGACY_MAX_OPSET),
-                dynamic_axes=axes,
-                # ONNX Runtime folds constants itself; folding here would replace parameters.
-                do_constant_folding=False,
-                **names,
-            )
+            with _one_argument(model):
+                torch.onnx.export(
+                    model,
+                    (images_BCHW,),
+                    str(path),
+                    dynamo=False,
+                    opset_version=min(opset, LEGACY_MAX_OPSET),
+                    dynamic_axes=axes,
+                    # ONNX Runtime folds constants itself; folding here would replace parameters.
+                    do_constant_folding=False,
+                    **names,
+                )
+
+
+@contextlib.contextmanager
+def _one_argument(model: nn.Module) -> Iterator[None]:
+    """Let `forward` take images only: the legacy exporter hands on every other argument's default by its place."""
+    own, forward = model.__dict__.get("forward"), model.forward
+    model.forward = lambda images_BCHW: forward(images_BCHW)
+    try:
+        yield
+    finally:
+        del model.forward
+        if own is not None:
+            model.forward = own
 
 
 def _optimize(graph: Any, parameters: set[str]) -> None:

@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
-from vitnas.arch import Arch, Block
+from vitnas.arch import Arch, Block, MlpNorm
 from vitnas.layers.axes import Axes
 from vitnas.layers.reduction import SpatialReduction
-from vitnas.layers.relative_position import RelativePosition2d
-from vitnas.mixers import MIXERS
+from vitnas.layers.rotary import rotary_of
+from vitnas.mixers import MIXERS, Mixer
 
 
 class TransformerBlock(nn.Module):
-    """Pre-norm block: x + mixer(norm1(x)), then x + mlp(norm2(x))."""
+    """Pre-norm block: x + mixer(norm1(x)), then x + mlp(norm2(x)).
+
+    With `mlp_norm` "stream" the second step is norm2(x) + mlp(norm2(x)), as in the code of CCT.
+    """
 
     def __init__(
-        self, dim: int, mixer: nn.Module, mlp_hidden: int, *, norm_eps: float, drop_path: float
+        self,
+        dim: int,
+        mixer: nn.Module,
+        mlp_hidden: int,
+        *,
+        norm_eps: float,
+        drop_path: float,
+        mlp_norm: MlpNorm = "branch",
     ) -> None:
         super().__init__()
+        self.norms_stream = mlp_norm == "stream"
         self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
         self.attn = mixer
         self.drop_path1 = DropPath(drop_path) if drop_path else nn.Identity()
@@ -41,23 +53,30 @@ class TransformerBlock(nn.Module):
 
     def forward(self, x_BND: Tensor) -> Tensor:
         x_BND = x_BND + self.drop_path1(self.attn(self.norm1(x_BND)))
+        if self.norms_stream:
+            x_BND = self.norm2(x_BND)
+            return x_BND + self.drop_path2(self.mlp(x_BND))
         return x_BND + self.drop_path2(self.mlp(self.norm2(x_BND)))
 
 
 def make_block(arch: Arch, stage: int, block: Block, drop_path: float) -> TransformerBlock:
     """One block of `arch`, in its stage of that number."""
     dim = arch.stages[stage].embed_dim
-    mixer = MIXERS[block.mixer](
-        dim,
-        block.num_heads,
-        head_dim=block.head_dim,
-        qkv_bias=arch.qkv_bias,
-        relative_position=arch.relative_position,
-        grid_size=arch.grid_sizes[stage],
-        num_prefix_tokens=arch.num_prefix_tokens,
-        scale=(dim // block.num_heads) ** -0.5 if arch.attn_scale == "embed_dim" else None,
+    options: dict[str, Any] = {
+        "head_dim": block.head_dim,
+        "size": block.mixer_size,
+        "qkv_bias": arch.qkv_bias,
+        "rotary": rotary_of(arch.position),
+        "grid_size": arch.grid_sizes[stage],
+        "num_prefix_tokens": arch.num_prefix_tokens,
+        "scale": (dim // block.num_heads) ** -0.5 if arch.attn_scale == "embed_dim" else None,
+    }
+    if block.mixer == "softmax":
+        options["relative_position"] = arch.relative_position
+    mixer = MIXERS[block.mixer](dim, block.num_heads, **options)
+    return TransformerBlock(
+        dim, mixer, block.mlp_hidden, norm_eps=arch.norm_eps, drop_path=drop_path, mlp_norm=arch.mlp_norm
     )
-    return TransformerBlock(dim, mixer, block.mlp_hidden, norm_eps=arch.norm_eps, drop_path=drop_path)
 
 
 def make_reduction(arch: Arch, index: int) -> SpatialReduction:
@@ -85,5 +104,5 @@ def set_block_grids(blocks: Iterable[nn.Module], arch: Arch) -> None:
     sides = [side for side, stage in zip(arch.grid_sizes, arch.stages, strict=True) for _ in stage.blocks]
     for block, side in zip(blocks, sides, strict=True):
         for module in block.modules():
-            if isinstance(module, RelativePosition2d):
-                module.grid_size = side
+            if isinstance(module, Mixer):
+                module.set_grid_size(side)

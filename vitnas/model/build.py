@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from vitnas.arch import Arch
+from vitnas.mixers import Mixer
 from vitnas.model.vit import Model
 
 
@@ -54,3 +55,5 @@ def initialize(model: nn.Module, generator: torch.Generator | None = None) -> No
         else:
             for parameter in module.parameters(recurse=False):  # class token, positions, relative tables
                 nn.init.trunc_normal_(parameter, std=0.02, generator=generator)
+        if isinstance(module, Mixer):
+            module.initialize_own(generator)

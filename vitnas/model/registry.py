@@ -16,7 +16,7 @@ from typing import Any
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitnas.arch import Arch
 from vitnas.errors import UserError, nearest
@@ -126,9 +126,9 @@ def fit_weights(state: dict[str, Tensor], model: Model) -> dict[str, Tensor]:
         UserError: positions are to be resampled, and a stage has none.
     """
     state = dict(state)
-    patch = state.get("patch_embed.proj.weight")
-    size = list(model.patch_embed.proj.kernel_size)
-    if patch is not None and list(patch.shape[-2:]) != size:
+    patch, proj = state.get("patch_embed.proj.weight"), getattr(model.patch_embed, "proj", None)
+    size = list(proj.kernel_size) if isinstance(proj, nn.Conv2d) else []
+    if patch is not None and size and list(patch.shape[-2:]) != size:
         state["patch_embed.proj.weight"] = resample_patch_embed(patch, size)
     missing, resampled = [], False
     for index, side in enumerate(model.arch.grid_sizes if model.pos_embed is not None else ()):

@@ -123,7 +123,7 @@ def to_timm(model: Model) -> Any:
         pos_embed="learn" if arch.position == "learned" else "none",
         fc_norm=arch.fc_norm,
         norm_layer=partial(nn.LayerNorm, eps=arch.norm_eps),
-    ).to(model.patch_embed.proj.weight)
+    ).to(model.head_like)
     made.load_state_dict(model.state_dict())
     made.pretrained_cfg = made.default_cfg = {**default_cfg(arch), "architecture": "vision_transformer"}
     _copy_cfg(model, made)

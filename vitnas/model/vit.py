@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from vitnas.arch import Arch
 from vitnas.errors import UserError
 from vitnas.layers.axes import Axes
+from vitnas.layers.pool import SequencePool
 from vitnas.layers.reduction import SpatialReduction
 from vitnas.layers.stem import STEMS
 from vitnas.model.blocks import drop_path_rates, make_block, make_reduction, set_block_grids
@@ -81,6 +82,7 @@ class Model(nn.Module):
         self.head: nn.Module = nn.Linear(dim, classes) if classes else nn.Identity()
         self.head_dist = nn.Linear(dim, classes) if classes and arch.distill_token else None
         self.patch_head = nn.Linear(dim, classes) if classes and arch.patch_head else None
+        self.seq_pool = SequencePool(dim) if self.global_pool == "seq" else None
 
     def axes(self) -> dict[str, Axes]:
         dim: Axes = (("dim", self.embed_dim),)
@@ -149,10 +151,14 @@ class Model(nn.Module):
         return logits
 
     def _pool(self, x_BND: Tensor) -> Tensor:
-        pooled: Tensor = self.fc_norm(
-            global_pool_nlc(x_BND, pool_type=self.global_pool, num_prefix_tokens=self.num_prefix_tokens)
+        prefix = self.num_prefix_tokens
+        pooled: Tensor = (
+            global_pool_nlc(x_BND, pool_type=self.global_pool, num_prefix_tokens=prefix)
+            if self.seq_pool is None
+            else self.seq_pool(x_BND[:, prefix:])
         )
-        return pooled
+        normed: Tensor = self.fc_norm(pooled)
+        return normed
 
     def embed(self, images_BCHW: Tensor) -> Tensor:
         """Patches, class token and positions: (B, C, H, W) to (B, N, D)."""
@@ -245,7 +251,7 @@ class Model(nn.Module):
         return self.head if self.head_dist is None else (self.head, self.head_dist)
 
     def reset_classifier(
-        self, num_classes: int, global_pool: Literal["token", "avg", ""] | None = None
+        self, num_classes: int, global_pool: Literal["token", "avg", "seq", ""] | None = None
     ) -> None:
         """Give the model a fresh head for `num_classes` (0: none), and optionally another pooling.
 
@@ -259,11 +265,18 @@ class Model(nn.Module):
         self.global_pool = self.global_pool if global_pool is None else global_pool
         self.record_arch(arch)
         self._make_heads()
-        for head in (self.head, self.head_dist, self.patch_head):
+        like = self.head_like
+        score = None if self.seq_pool is None else self.seq_pool.score
+        for head in (self.head, self.head_dist, self.patch_head, score):
             if isinstance(head, nn.Linear):
-                head.to(self.patch_embed.proj.weight)
+                head.to(like)
                 nn.init.trunc_normal_(head.weight, std=0.02)
                 nn.init.zeros_(head.bias)
+
+    @property
+    def head_like(self) -> Tensor:
+        """A weight in the type and place that new ones take."""
+        return next(self.patch_embed.parameters())
 
     def set_input_size(
         self, img_size: int | Sequence[int] | None = None, patch_size: int | Sequence[int] | None = None

@@ -6,9 +6,10 @@ class TestMySpace(SpaceContract):
         return my_space()
 """
 
+from vitnas.testing.mixer import MixerContract
 from vitnas.testing.model import ModelContract
 from vitnas.testing.random import randomize_
 from vitnas.testing.space import SpaceContract
 from vitnas.testing.supernet import SupernetContract
 
-__all__ = ["ModelContract", "SpaceContract", "SupernetContract", "randomize_"]
+__all__ = ["MixerContract", "ModelContract", "SpaceContract", "SupernetContract", "randomize_"]

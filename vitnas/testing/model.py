@@ -74,7 +74,7 @@ class ModelContract:
             model.reset_classifier(3, "avg")
             assert model(images).shape == (2, 3)
             assert model.arch.global_pool == model.global_pool == "avg"
-        assert "it must be one of token, avg" in refusal(lambda: model.reset_classifier(3, "max"))  # type: ignore[arg-type]
+        assert "it must be one of token, avg, seq" in refusal(lambda: model.reset_classifier(3, "max"))  # type: ignore[arg-type]
 
     def test_maps_for_dense_tasks(self, model: Model) -> None:
         images, arch = self.images(model), model.arch
@@ -126,7 +126,7 @@ class ModelContract:
         } == model.no_weight_decay() & names
         layers = group_parameters(model, model.group_matcher(), reverse=True)
         assert set(layers) == names
-        assert layers["patch_embed.proj.weight"] == 0
+        assert layers["patch_embed." + next(n for n, _ in model.patch_embed.named_parameters())] == 0
         assert all(
             layers[name] == 1 + int(name.split(".")[1]) for name in names if name.startswith("blocks.")
         )
@@ -135,7 +135,7 @@ class ModelContract:
         )
         assert sum(len(group["params"]) for group in groups) == len(names)
         by_id = {id(p): group for group in groups for p in group["params"]}
-        assert by_id[id(model.patch_embed.proj.weight)]["lr_scale"] == 0.5 ** (model.arch.depth + 1)
+        assert by_id[id(next(model.patch_embed.parameters()))]["lr_scale"] == 0.5 ** (model.arch.depth + 1)
         assert by_id[id(model.head.weight)]["lr_scale"] == 1
 
     def test_checkpointing_changes_no_gradient(self, model: Model) -> None:

@@ -1,0 +1,266 @@
+"""What every token mixer offers: a forward pass in timm's signature, named axes, and its exact cost beside it.
+
+A mixer is a `Mixer`; one that has queries, keys and values is a `HeadMixer`, whose projections `qkv` and `proj` have
+the same names, axes and rows in every mixer. So trained projections can move from one mixer to another, and a Supernet
+shares them across mixers while everything else a mixer owns has a name of its own.
+
+Shapes: B images, N tokens, D dim, A heads, K head_dim, I = A x K inner width.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vitnas.errors import UserError
+from vitnas.layers.axes import Axes
+from vitnas.layers.rotary import Rotary, RotaryKind, rotary_memory
+
+Convention = Literal["executed", "plain", "dense_relative", "patch_tokens"]
+
+
+class MixerShape(NamedTuple):
+    """All that the cost of a mixer depends on. A tuple, as it is hashed in the fastest path of counting.
+
+    `size` is the mixer's own number (features, rank, landmarks, hidden units), 0 for mixers that have none.
+    """
+
+    dim: int
+    num_heads: int
+    head_dim: int
+    size: int = 0
+    grid_size: int = 0
+    num_prefix_tokens: int = 1
+    relative_position: int = 0
+    rotary: RotaryKind = "none"
+    qkv_bias: bool = True
+
+    @property
+    def tokens(self) -> int:
+        return self.grid_size**2 + self.num_prefix_tokens
+
+    @property
+    def inner(self) -> int:
+        return self.num_heads * self.head_dim
+
+
+class Mixer(nn.Module, ABC):
+    """A token mixer: (B, N, D) to (B, N, D). The constructor takes what `HeadMixer`'s takes."""
+
+    word: ClassVar[str]  # an Arch's word for it
+    has_heads: ClassVar[bool] = False  # False: num_heads and head_dim change nothing
+    size_means: ClassVar[str] = ""  # what `size` is; empty: the mixer has no such number
+    fixed_tokens: ClassVar[bool] = False  # weights per token: another grid means resampled weights
+    needs_grid: ClassVar[bool] = False  # patches must form a square
+
+    @staticmethod
+    @abstractmethod
+    def macs(shape: MixerShape, convention: Convention = "executed") -> int:
+        """Multiply-accumulates of one image; see `vitnas.counting` for the conventions."""
+
+    @staticmethod
+    @abstractmethod
+    def params(shape: MixerShape) -> int:
+        """Elements of all parameters."""
+
+    @staticmethod
+    @abstractmethod
+    def memory(shape: MixerShape) -> int:
+        """Elements alive at the peak of a forward pass of one image, besides the input of the mixer."""
+
+    @staticmethod
+    def default_size(head_dim: int) -> int:
+        """The `size` when none is given."""
+        return 0
+
+    @abstractmethod
+    def axes(self) -> dict[str, Axes]:
+        """Named axes of all parameters."""
+
+    @abstractmethod
+    def mix(self, x_BND: Tensor) -> Tensor:
+        """(B, N, D) to (B, N, D)."""
+
+    def forward(self, x_BND: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """(B, N, D) to (B, N, D). The other arguments are those of timm's attention, and must stay unused.
+
+        Raises:
+            UserError: a mask, or causal attention.
+        """
+        if attn_mask is not None or is_causal:
+            raise UserError(
+                f"{type(self).__name__} was given a mask; mixers see all tokens of an image. Leave the mask out."
+            )
+        return self.mix(x_BND)
+
+    def set_grid_size(self, grid_size: int) -> None:
+        """Take images of another grid from now on; weights per token are resampled."""
+
+    def initialize_own(self, generator: torch.Generator | None) -> None:
+        """Give values to what the Model's rule of initialisation does not fit."""
+
+    @classmethod
+    def resolve_size(cls, size: int | None, head_dim: int, tokens: int) -> int:
+        """The `size` to use.
+
+        Raises:
+            UserError: a size for a mixer that has none, or one that cannot work at so many tokens.
+        """
+        if size is None:
+            size = cls.default_size(head_dim)
+            if cls.size_means != "rank":  # landmarks are as many as there are tokens, at most
+                return size
+        if not cls.size_means:
+            raise UserError(f"mixer_size is {size}; {cls.word} has no such number. Leave it out.")
+        if size < 1:
+            raise UserError(
+                f"mixer_size is {size}; {cls.word} needs at least 1 ({cls.size_means}). Raise it."
+            )
+        if cls.size_means in ("landmarks", "rank") and tokens and size > tokens:
+            raise UserError(
+                f"mixer_size is {size}; {cls.word} compresses {tokens} tokens and cannot have more {cls.size_means} "
+                f"than tokens. Nearest: {tokens}."
+            )
+        return size
+
+
+class HeadMixer(Mixer):
+    """A mixer of queries, keys and values in heads. Parameter names are timm's: `qkv`, `proj`.
+
+    Args:
+        dim: width of the tokens.
+        num_heads, head_dim: the inner width is their product; head_dim is `dim // num_heads` by default.
+        size: the mixer's own number, see its class; None for its default.
+        qkv_bias: biases on queries, keys and values.
+        rotary: rotary positions on queries and keys.
+        grid_size: patches along one side; 2-D positions, windows and weights per token need it.
+        num_prefix_tokens: tokens before the patches (0 or 1).
+        scale: factor on the logits; `head_dim**-0.5` by default.
+    """
+
+    has_heads: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        head_dim: int | None = None,
+        size: int | None = None,
+        qkv_bias: bool = True,
+        rotary: RotaryKind = "none",
+        grid_size: int = 0,
+        num_prefix_tokens: int = 1,
+        scale: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.head_dim = head_dim if head_dim is not None else dim // num_heads
+        self.grid_size, self.num_prefix_tokens = grid_size, num_prefix_tokens
+        tokens = grid_size**2 + num_prefix_tokens if grid_size else 0
+        if self.fixed_tokens or self.needs_grid:
+            check_grid(self.word, grid_size)
+        self.size = self.resolve_size(size, self.head_dim, tokens)
+        self.scale = self.head_dim**-0.5 if scale is None else scale
+        self.rotary = Rotary(rotary, self.head_dim, grid_size=grid_size, num_prefix_tokens=num_prefix_tokens)
+        inner = self.num_heads * self.head_dim
+        self.qkv = nn.Linear(dim, 3 * inner, bias=qkv_bias)
+        self.proj = nn.Linear(inner, dim)
+
+    def axes(self) -> dict[str, Axes]:
+        rows: Axes = (("qkv", 3), *self.inner_axes)
+        dim: Axes = (("dim", self.proj.out_features),)
+        axes = {"qkv.weight": rows + dim, "proj.weight": dim + rows[1:], "proj.bias": dim}
+        return axes | ({"qkv.bias": rows} if self.qkv.bias is not None else {})
+
+    @property
+    def inner_axes(self) -> Axes:
+        return ("heads", self.num_heads), ("head_dim", self.head_dim)
+
+    def set_grid_size(self, grid_size: int) -> None:
+        self.grid_size = self.rotary.grid_size = grid_size
+
+    def mix(self, x_BND: Tensor) -> Tensor:
+        return self.merge(self._attended(x_BND))  # queries, keys and values are gone when heads are merged
+
+    def _attended(self, x_BND: Tensor) -> Tensor:
+        q_BANK, k_BANK, v_BANK = self.split(x_BND)
+        q_BANK, k_BANK = self.rotary(q_BANK, k_BANK)
+        return self.core(q_BANK, k_BANK, v_BANK)
+
+    def split(self, x_BND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, each (B, A, N, K)."""
+        qkv = self.qkv(x_BND).unflatten(2, (3, self.num_heads, self.head_dim))
+        q_BANK, k_BANK, v_BANK = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        return q_BANK, k_BANK, v_BANK
+
+    def merge(self, out_BANK: Tensor) -> Tensor:
+        """Heads side by side, then the output projection: (B, A, N, K) to (B, N, D)."""
+        out_BNI = out_BANK.transpose(1, 2).flatten(2)
+        del out_BANK
+        return self.proj(out_BNI)
+
+    @abstractmethod
+    def core(self, q_BANK: Tensor, k_BANK: Tensor, v_BANK: Tensor) -> Tensor:
+        """Queries, keys and values (whose width may differ from K) to (B, A, N, K_v)."""
+
+    def count_tokens(self, x: Tensor, dim: int) -> int:
+        """Tokens of `x` on axis `dim`, which must be as many as the mixer was made for.
+
+        Raises:
+            UserError: another number of tokens.
+        """
+        return check_tokens(self.word, x.shape[dim], self.grid_size, self.num_prefix_tokens)
+
+
+def check_grid(name: str, grid_size: int) -> None:
+    """Raise UserError where a mixer that needs a grid is given none."""
+    if grid_size < 1:
+        raise UserError(
+            f"grid_size is {grid_size}; {name} needs the patches along one side of a square image, at least 1. Give it."
+        )
+
+
+def check_tokens(name: str, tokens: int, grid_size: int, num_prefix_tokens: int) -> int:
+    """`tokens`, if they are a class token or none and a square grid of the size that a mixer was made for.
+
+    Raises:
+        UserError: another number of tokens.
+    """
+    want = grid_size**2 + num_prefix_tokens
+    if tokens != want:
+        raise UserError(
+            f"{name} was given {tokens} tokens; it was made for {want} ({grid_size} x {grid_size} patches and "
+            f"{num_prefix_tokens} class token). Call set_input_size, or give square images of that size."
+        )
+    return tokens
+
+
+def heads_memory(shape: MixerShape, core: int, *, copies: bool) -> int:
+    """Peak of a mixer of queries, keys and values: projections, positions, then `core` elements at most, then merging.
+
+    Args:
+        copies: the core's output has its heads apart, so that laying them side by side copies it.
+    """
+    tokens, inner = shape.tokens, shape.inner
+    turned, turning = rotary_memory(shape.rotary, tokens, shape.head_dim, inner, inner)
+    merging = tokens * (inner + max(shape.dim, inner if copies else 0))
+    return max(3 * tokens * inner + max(turning, turned + core), merging)
+
+
+def shared_params(shape: MixerShape) -> int:
+    """Elements of `qkv` and `proj`."""
+    return 4 * shape.dim * shape.inner + (3 * shape.inner if shape.qkv_bias else 0) + shape.dim
+
+
+def in_full_precision(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    """`function(*tensors)`, in float32 where half precision would overflow or lose its digits."""
+    dtype = tensors[0].dtype
+    if dtype not in (torch.float16, torch.bfloat16):
+        return function(*tensors)
+    with torch.autocast(tensors[0].device.type, enabled=False):
+        return function(*(tensor.float() for tensor in tensors)).to(dtype)
