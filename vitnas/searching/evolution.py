@@ -1,6 +1,7 @@
 """Evolution over fixed-length genes: mutants and crossovers of the best Archs so far, all within the Budget.
 
-Paper: AutoFormer (arXiv 2107.00651), whose settings are `Evolution.autoformer()`. Two deliberate deviations: an
+Papers: AutoFormer (arXiv 2107.00651), whose settings are `Evolution.autoformer()`, and ViT-ResNAS (arXiv 2109.00642),
+whose are `Evolution.vit_resnas()`. Two deliberate deviations: an
 Arch that misses the Budget after all redraws is repaired, one gene at a time, before a random one takes its place;
 and with several objectives the parents are NSGA-II's best (rank, then crowding) instead of the highest scores.
 """
@@ -15,6 +16,7 @@ from typing import Literal
 from vitnas.errors import UserError
 from vitnas.searching.pareto import best_first
 from vitnas.searching.problem import Problem, oriented
+from vitnas.searching.shrinking import shrunk
 from vitnas.searching.trial import Trial
 from vitnas.space.space import Genes
 
@@ -32,6 +34,8 @@ class Evolution:
         prob: chance that a mutation redraws a gene.
         structural_prob: chance that it redraws a gene of the structure (depth, width of the whole net).
         attempts: redraws of a child that misses the Budget or was tried before; then it is repaired.
+        first: Archs of the first generation; None for `population`.
+        shrink: draw the first generation by gradual shrinking (`shrinking.py`) instead of uniformly.
     """
 
     population: int = 50
@@ -42,10 +46,12 @@ class Evolution:
     prob: float = 0.2
     structural_prob: float = 0.4
     attempts: int = 10
+    first: int | None = None
+    shrink: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("population", "parents", "generations", "attempts"):
-            if getattr(self, name) < 1:
+        for name in ("population", "parents", "generations", "attempts", "first"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         if self.mutants < 0 or self.crossovers < 0 or self.mutants + self.crossovers > self.population:
             raise UserError(
@@ -73,6 +79,23 @@ class Evolution:
         )
 
     @classmethod
+    def vit_resnas(cls) -> Evolution:
+        """ViT-ResNAS's settings: 500 Archs by gradual shrinking, then 19 times 75 mutants and 75 crossovers of the
+        best 75 so far. Its budget is a window: MACs of 0.975 to 1 times the limit."""
+        return cls(
+            population=150,
+            parents=75,
+            mutants=75,
+            crossovers=75,
+            generations=20,
+            prob=0.3,
+            structural_prob=0.3,
+            attempts=100,
+            first=500,
+            shrink=True,
+        )
+
+    @classmethod
     def sized(cls, num_trials: int, *, generations: int = 8) -> Evolution:
         """AutoFormer's proportions, fitted to a search of `num_trials` Archs."""
         population = max(2, round(num_trials / generations))
@@ -87,26 +110,31 @@ class Evolution:
     @property
     def num_trials(self) -> int:
         """Archs that a whole search scores."""
-        return self.population * self.generations
+        return self._first + self.population * (self.generations - 1)
+
+    @property
+    def _first(self) -> int:
+        return self.population if self.first is None else self.first
 
     def generation(self, index: int) -> int | None:
-        """Proposals count off generations of `population`."""
-        return index // self.population
+        """Proposals count off generations: `first` Archs, then `population` each."""
+        return 0 if index < self._first else 1 + (index - self._first) // self.population
 
     def propose(
         self, problem: Problem, history: Sequence[Trial], index: int, rng: random.Random
     ) -> Genes | None:
         """See `Searcher.propose`."""
         seen = {trial.genes for trial in history}
-        slot, generation = index % self.population, index // self.population
-        earlier = [t for t in history if t.state == "scored" and t.proposal < generation * self.population]
+        slot, generation = (index - self._first) % self.population, self.generation(index)
+        start = index - slot if generation else 0  # the generation's first proposal
+        earlier = [t for t in history if t.state == "scored" and t.proposal < start]
         parents = self._parents(problem, earlier)
         if slot < self.mutants and parents:
             child = self._child("mutant", problem, parents, seen, rng)
         elif slot < self.mutants + self.crossovers and len(parents) > 1:
             child = self._child("crossover", problem, parents, seen, rng)
         else:
-            child = None
+            child = shrunk(problem, rng, seen) if self.shrink else None
         return child if child is not None else problem.draw(rng, seen)
 
     def _parents(self, problem: Problem, scored: Sequence[Trial]) -> list[Genes]:

@@ -41,6 +41,7 @@ class Evaluator(Protocol):
 SEARCHERS: dict[str, Callable[[int], Searcher]] = {
     "evolution": Evolution.sized,
     "autoformer": lambda num_trials: Evolution.autoformer(),
+    "vit_resnas": lambda num_trials: Evolution.vit_resnas(),
     "random": lambda num_trials: RandomSearch(),
     "tpe": lambda num_trials: OptunaSearch("tpe"),
     "nsga2": lambda num_trials: OptunaSearch("nsga2"),

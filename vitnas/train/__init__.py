@@ -3,11 +3,13 @@
 from vitnas.train.config import TrainConfig
 from vitnas.train.engine import Engine
 from vitnas.train.evaluate import Score, evaluate
+from vitnas.train.hard_distillation import HardDistillation
 from vitnas.train.loop import Fitted, NonFiniteLossError, fit, step_rng
 from vitnas.train.monitor import Monitor, convergence_warning
 from vitnas.train.progress import ConsoleProgress, Progress, Silent
 from vitnas.train.rewiring import Rewiring
-from vitnas.train.task import Batch, Classification, Task
+from vitnas.train.task import Batch, Classification, Mixes, Task
+from vitnas.train.token_mixup import TokenMixup
 
 __all__ = [
     "Batch",
@@ -15,6 +17,8 @@ __all__ = [
     "ConsoleProgress",
     "Engine",
     "Fitted",
+    "HardDistillation",
+    "Mixes",
     "Monitor",
     "NonFiniteLossError",
     "Progress",
@@ -22,6 +26,7 @@ __all__ = [
     "Score",
     "Silent",
     "Task",
+    "TokenMixup",
     "TrainConfig",
     "convergence_warning",
     "evaluate",

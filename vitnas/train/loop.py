@@ -40,7 +40,7 @@ from vitnas.train.engine import Engine
 from vitnas.train.monitor import Monitor, convergence_warning
 from vitnas.train.optim import make_ema, make_mixup, make_optimizer, make_schedule
 from vitnas.train.progress import Progress, Silent
-from vitnas.train.task import Batch, Task
+from vitnas.train.task import Batch, Mixes, Task
 
 
 class Batches(Protocol):
@@ -152,6 +152,7 @@ def fit(
         with run.randomness(step):
             for micro in range(config.accumulate):
                 batch = run.mixed(*next(stream))
+                batch = task.mix(batch) if isinstance(task, Mixes) else batch
                 draws = sampler.draw(step_rng(seed, step * config.accumulate + micro, engine.rank))
                 _accumulate(run, task, batch, draws)
         run.check_finite(step, steps_per_epoch)
@@ -368,7 +369,7 @@ def _accumulate(run: _Run, task: Task, batch: Batch, draws: list[Draw]) -> None:
     size = len(batch.images_BCHW)
     for draw in draws:
         rows = draw.rows(size)
-        part = Batch(batch.images_BCHW[rows], batch.targets[rows], teacher_BY if draw.distill else None)
+        part = batch.part(rows, teacher_BY if draw.distill else None)
         with run.engine.autocast():
             losses, logits_BY = task(run.network, part, draw.arch)
         run.engine.backward(losses["loss"] * (draw.weight / run.config.accumulate))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -19,11 +19,18 @@ class Batch:
         images_BCHW: float images.
         targets: (B,) class numbers, or (B, Y) probabilities after mixing.
         teacher_BY: logits to imitate, without gradient, or None.
+        patch_targets: (B, N, Y) probabilities per patch, or None.
     """
 
     images_BCHW: Tensor
     targets: Tensor
     teacher_BY: Tensor | None = None
+    patch_targets: Tensor | None = None
+
+    def part(self, rows: slice, teacher_BY: Tensor | None = None) -> Batch:
+        """Some of the images, with the logits to imitate."""
+        patches = None if self.patch_targets is None else self.patch_targets[rows]
+        return Batch(self.images_BCHW[rows], self.targets[rows], teacher_BY, patches)
 
 
 class Task(Protocol):
@@ -35,6 +42,13 @@ class Task(Protocol):
     def __call__(
         self, network: nn.Module, batch: Batch, arch: Arch | None
     ) -> tuple[dict[str, Tensor], Tensor]: ...
+
+
+@runtime_checkable
+class Mixes(Protocol):
+    """A Task that mixes the images of a whole batch before the Archs of a step share it."""
+
+    def mix(self, batch: Batch) -> Batch: ...
 
 
 @dataclass(frozen=True)
@@ -68,7 +82,10 @@ class Classification:
         }, logits_BY
 
 
-def run(network: nn.Module, images_BCHW: Tensor, arch: Arch | None) -> Tensor:
-    """Logits (B, Y): of `arch` in a Supernet, or of a plain network when `arch` is None."""
-    logits: Tensor = network(images_BCHW) if arch is None else network(images_BCHW, arch)
-    return logits
+def run(network: nn.Module, images_BCHW: Tensor, arch: Arch | None, *, heads: bool = False) -> Any:
+    """Logits (B, Y): of `arch` in a Supernet, or of a plain network when `arch` is None.
+
+    With `heads` the logits of every head by its name, from a Supernet or a Model.
+    """
+    given = (images_BCHW,) if arch is None else (images_BCHW, arch)
+    return network(*given, heads=True) if heads else network(*given)
