@@ -18,7 +18,15 @@ from vitnas.errors import MissingExtra, UserError
 from vitnas.reporting import front_table, report
 from vitnas.runs import read_json
 from vitnas.stages import STAGES, Context
-from vitnas.stages.run import ExportConfig, RetrainConfig, Run, SamplerConfig, SearchConfig, SpaceConfig
+from vitnas.stages.run import (
+    ExportConfig,
+    RetrainConfig,
+    Run,
+    SamplerConfig,
+    SearchConfig,
+    SpaceConfig,
+    TaskConfig,
+)
 from vitnas.train import ConsoleProgress, TrainConfig
 
 Command = Callable[[list[str], Console], None]
@@ -98,6 +106,34 @@ def specialize_command(words: list[str], console: Console) -> None:
     )
 
 
+def finetune_command(words: list[str], console: Console) -> None:
+    """A trained model at another resolution."""
+    from vitnas.cli.fields import make_run
+    from vitnas.stages.finetune import finetune
+
+    names, pairs = split_words(words)
+    size, role = pairs.pop("image_size", ""), pairs.pop("role", "chosen")
+    if len(names) != 1 or not size.isdigit():
+        raise UserError(
+            "`vitnas finetune` takes a run folder and image_size=PIXELS, for example image_size=280; then fields of "
+            "its training, for example epochs=30 lr=1e-5."
+        )
+    folder = Path(names[0])
+    open_run(folder)
+    fields = {f"retrain.train.{name}": value for name, value in pairs.items()}
+    with ConsoleProgress(console) as progress:
+        context = Context(make_run(str(folder / "run.yaml"), fields), folder, progress)
+        where = finetune(context, role, int(size))
+        if context.engine.is_main:
+            result = read_json(where / "result.json")
+            console.print(
+                f"{role} at {size} pixels: {result['holdout_accuracy_before']:.1%} before and "
+                f"{result['holdout_accuracy']:.1%} after {result['epochs']:g} epochs, on {result['n_holdout']} "
+                f"held-out images\n  {where}"
+            )
+        context.engine.close()
+
+
 def report_command(words: list[str], console: Console) -> None:
     """report.html of a run folder."""
     console.print(str(report(one_folder(words, "report"))))
@@ -147,6 +183,7 @@ def field_groups() -> list[tuple[str, type[Any]]]:
         ("data.augment", Augment),
         ("space", SpaceConfig),
         ("sampler", SamplerConfig),
+        ("task", TaskConfig),
         ("supernet", TrainConfig),
         ("search", SearchConfig),
         ("retrain", RetrainConfig),
@@ -201,6 +238,7 @@ COMMANDS: dict[str, Command] = {
     "search": stage_command("search"),
     "specialize": specialize_command,
     "retrain": stage_command("retrain"),
+    "finetune": finetune_command,
     "export": stage_command("export"),
     "bench": stage_command("bench"),
     "evaluate": stage_command("evaluate"),

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from vitnas.recipes.autoformer import autoformer, autoformer_cifar
 from vitnas.recipes.images import images
 from vitnas.recipes.tour import tour
+from vitnas.recipes.vit_resnas import vit_resnas, vit_resnas_cifar
 from vitnas.stages.run import Run
 
 RECIPES: dict[str, Callable[[], Run]] = {
@@ -14,6 +15,8 @@ RECIPES: dict[str, Callable[[], Run]] = {
     "images": images,
     "autoformer_cifar": autoformer_cifar,
     "autoformer": autoformer,
+    "vit_resnas_cifar": vit_resnas_cifar,
+    "vit_resnas": vit_resnas,
 }
 
 __all__ = ["RECIPES"]

@@ -19,13 +19,14 @@ from vitnas.data.config import augment_for
 from vitnas.errors import UserError
 from vitnas.measure.latency import LatencyMeter
 from vitnas.runs import read_json, write_with
-from vitnas.sample import Sampler, Sandwich, Several, Uniform
+from vitnas.sample import Sampler, Sandwich, Several, Spread, Uniform
 from vitnas.space import SPACES, Space
-from vitnas.stages.run import Run, SamplerConfig, SpaceConfig
+from vitnas.stages.run import Run, SamplerConfig, SpaceConfig, TaskConfig
 from vitnas.supernet import Supernet
 from vitnas.train import Engine, Progress, Silent
 
 EVAL_BATCH = 512
+HEADED = ("vit_resnas",)  # kinds of Spaces whose Archs may have a patch head or a distillation token
 
 
 class Context:
@@ -76,7 +77,7 @@ class Context:
 
     @cached_property
     def space(self) -> Space:
-        return make_space(self.run.space, self.data)
+        return make_space(self.run.space, self.data, self.run.task)
 
     @cached_property
     def budget(self) -> Budget:
@@ -141,8 +142,18 @@ class Context:
         self.engine.wait()
 
 
-def make_space(config: SpaceConfig, data: Data) -> Space:
-    """The Space for these images."""
+def make_space(config: SpaceConfig, data: Data, task: TaskConfig | None = None) -> Space:
+    """The Space for these images, with the heads that the task learns by.
+
+    Raises:
+        UserError: the Space's Archs have no such head, or what the Space refuses.
+    """
+    heads = (task or TaskConfig()).heads
+    if "patch_head" in heads and config.kind not in HEADED:
+        raise UserError(
+            f"task.kind is 'token_mixup'; it needs Archs with a patch head, which space.kind {config.kind!r} has not. "
+            f"Use {', '.join(HEADED)}, or task.kind 'classification'."
+        )
     named = ("embed_dims", "depths", "num_heads", "mlp_ratios", "head_dim", "relative_position")
     options = {name: value for name in named if (value := getattr(config, name)) is not None}
     return SPACES[config.kind](
@@ -152,6 +163,7 @@ def make_space(config: SpaceConfig, data: Data) -> Space:
         in_chans=data.in_chans,
         num_classes=data.num_classes,
         **options,
+        **(heads if config.kind in HEADED else {}),
     )
 
 
@@ -161,6 +173,8 @@ def make_sampler(config: SamplerConfig, space: Space) -> Sampler:
         return Sandwich(space, num_random=config.num_random, distill=config.distill)
     if config.kind == "several":
         return Several(space, num_archs=config.num_archs)
+    if config.kind == "spread":
+        return Spread(space, num_archs=config.num_archs, warmup_epochs=config.warmup_epochs)
     return Uniform(space)
 
 

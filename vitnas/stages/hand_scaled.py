@@ -70,8 +70,6 @@ def plain_vit(like: Arch, width: int, depth: int) -> Arch:
         relative_position=0,
         global_pool="token",
         class_token=True,
-        distill_token=False,
-        patch_head=False,
         position="learned",
         fc_norm=False,
         norm_eps=1e-6,

@@ -19,7 +19,8 @@ from vitnas.searching import Trial, rank_correlation
 from vitnas.stages.context import Context
 from vitnas.stages.hand_scaled import hand_scaled
 from vitnas.stages.searching import open_study, run_study
-from vitnas.train import Classification, TrainConfig, evaluate, fit
+from vitnas.stages.tasks import make_task
+from vitnas.train import TrainConfig, evaluate, fit
 
 
 def chosen_trial(context: Context) -> Trial:
@@ -87,7 +88,7 @@ def train_role(context: Context, role: str, pick: Callable[[], tuple[Arch, float
         "from": "inherited" if inherit else "scratch",
         "supernet_accuracy": supernet_accuracy,
     }
-    context.once(folder / "result.json", lambda: _save(context, model, folder, result))
+    context.once(folder / "result.json", lambda: save_model(context, model, folder, result))
 
 
 def train_one(
@@ -98,9 +99,16 @@ def train_one(
         model = extract(context.supernet, arch, drop_path=config.drop_path).cpu()
     else:
         model = build(arch, drop_path=config.drop_path, generator=context.generator(stage))
+    data = context.data
+    task = make_task(
+        context.run,
+        augment=context.augment,
+        num_classes=data.num_classes,
+        grid_size=context.space.largest().grid_sizes[-1],
+    )
     fitted = fit(
         model,
-        Classification(label_smoothing=context.augment.label_smoothing),
+        task,
         Fixed(),
         context.train_batches(stage),
         config=config,
@@ -167,7 +175,8 @@ def spread(trials: list[Trial], n: int) -> list[Trial]:
     return [ranked[round(i * (len(ranked) - 1) / max(1, n - 1))] for i in range(n)]
 
 
-def _save(context: Context, model: Model, folder: Path, result: dict[str, Any]) -> None:
+def save_model(context: Context, model: Model, folder: Path, result: dict[str, Any]) -> None:
+    """Write a trained model and its result into `folder`."""
     with writing(folder):
         save_timm(model.cpu(), folder, class_names=context.data.class_names, data_config=context.data_config)
     write_json(folder / "arch.json", model.arch.to_json())

@@ -12,6 +12,7 @@ from vitnas.runs import read_json, write_json
 from vitnas.searching import feasibility
 from vitnas.stages.context import Context
 from vitnas.stages.searching import open_study
+from vitnas.stages.tasks import make_task
 from vitnas.train.optim import make_optimizer, make_schedule
 
 
@@ -32,6 +33,12 @@ def prepare(context: Context) -> list[dict[str, Any]]:
     space, budget = context.space, context.budget
     for config in (run.supernet, run.retrain.train):  # what is unknown shows now, not in an hour
         make_schedule(make_optimizer(context.new_supernet(), config), config, 100, 10)
+    make_task(
+        run,
+        augment=context.augment,
+        num_classes=context.data.num_classes,
+        grid_size=space.largest().grid_sizes[-1],
+    )
     if run.search.storage is not None:
         with open_study(context, "search"):
             pass

@@ -47,12 +47,19 @@ class SpaceConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerConfig:
-    """Which Archs train at a step: `uniform` (one), `sandwich` (largest, random, smallest) or `several` (on slices)."""
+    """Which Archs train at a step: `uniform` (one), `sandwich` (largest, random, smallest), `several` (on slices) or
+    `spread` (on slices, their values dealt out).
 
-    kind: Literal["uniform", "sandwich", "several"] = "uniform"
+    `warmup_epochs` of `spread` open the options one by one, the largest first; with `rewire` heads and hidden units are
+    sorted at the start of these epochs.
+    """
+
+    kind: Literal["uniform", "sandwich", "several", "spread"] = "uniform"
     num_random: int = 2
     num_archs: int = 2
     distill: bool = True
+    warmup_epochs: float = 0
+    rewire: bool = False
 
     def __post_init__(self) -> None:
         if self.num_random < 0 or self.num_archs < 1:
@@ -60,6 +67,36 @@ class SamplerConfig:
                 f"sampler.num_random is {self.num_random} and num_archs {self.num_archs}; they must be at least 0 and "
                 "1."
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskConfig:
+    """What is learned: `classification`, `token_mixup` (labels per patch, with a patch head weighted `patch_weight`) or
+    `hard_distillation` (labels and the choices of `teacher`, a folder of a trained model or a timm name, weighted
+    `teacher_weight`)."""
+
+    kind: Literal["classification", "token_mixup", "hard_distillation"] = "classification"
+    patch_weight: float = 1.0
+    teacher: str = ""
+    teacher_weight: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.kind == "hard_distillation" and not self.teacher:
+            raise UserError(
+                "task.teacher is empty; hard_distillation learns from one. Name a folder of a trained model, or a timm "
+                "model."
+            )
+        if self.patch_weight < 0 or not 0 <= self.teacher_weight <= 1:
+            raise UserError(
+                f"task.patch_weight is {self.patch_weight} and teacher_weight {self.teacher_weight}; the first is not "
+                "negative, the second a share from 0 to 1. Use 1 and 0.5."
+            )
+
+    @property
+    def heads(self) -> dict[str, bool]:
+        """Fields of the Archs that learn this."""
+        named = {"token_mixup": "patch_head", "hard_distillation": "distill_token"}
+        return {named[self.kind]: True} if self.kind in named else {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +179,7 @@ class Run:
     data: DataConfig = field(default_factory=DataConfig)
     space: SpaceConfig = field(default_factory=SpaceConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
     supernet: TrainConfig = field(default_factory=TrainConfig)
     pretrained: str | None = None
     search: SearchConfig = field(default_factory=SearchConfig)
@@ -159,8 +197,38 @@ class Run:
                 f"retrain.train.precision is {self.retrain.train.precision!r} and supernet.precision is "
                 f"{self.supernet.precision!r}; one precision serves the whole run. Set both alike."
             )
+        self._check_sampler()
         if self.threads is not None and self.threads < 1:
             raise UserError(f"threads is {self.threads}; it must be at least 1. Leave it out for all cores.")
+
+    def _check_sampler(self) -> None:
+        sampler, size = self.sampler, self.data.batch_size
+        if sampler.kind in ("several", "spread") and size % sampler.num_archs:
+            low = size // sampler.num_archs * sampler.num_archs
+            raise UserError(
+                f"data.batch_size is {size}; sampler.num_archs {sampler.num_archs} must divide it. Nearest: "
+                f"{', '.join(str(n) for n in (low, low + sampler.num_archs) if n)}."
+            )
+        if sampler.rewire and self.supernet.ema is not None:
+            raise UserError(
+                "sampler.rewire is on and supernet.ema too; sorting units would mix up the average. Set supernet.ema "
+                "to null."
+            )
+        if sampler.rewire and not sampler.warmup_epochs:
+            raise UserError(
+                "sampler.rewire is on and sampler.warmup_epochs is 0; units are sorted while the warm-up lasts. Set "
+                "warmup_epochs, for example 30."
+            )
+        if sampler.warmup_epochs and sampler.kind != "spread":
+            raise UserError(
+                f"sampler.warmup_epochs is {sampler.warmup_epochs} with sampler.kind {sampler.kind!r}; options open "
+                "with 'spread' only. Use that, or 0."
+            )
+        if self.task.kind != "classification" and sampler.kind == "sandwich" and sampler.distill:
+            raise UserError(
+                f"sampler.distill is on and task.kind is {self.task.kind!r}, which does not learn from other Archs. "
+                "Set sampler.distill to false."
+            )
 
 
 def field_names(kind: type[Any] = Run, prefix: str = "") -> Iterator[str]:

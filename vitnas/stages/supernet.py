@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from vitnas.sample import Sandwich
 from vitnas.stages.context import Context, save_weights
-from vitnas.train import Classification, Monitor, fit
+from vitnas.stages.tasks import make_task
+from vitnas.train import Monitor, Rewiring, fit
 
 STAGE = "supernet"
 
@@ -21,11 +22,16 @@ def train_supernet(context: Context) -> None:
 
         context.progress.note(start_from_timm(supernet, run.pretrained))
     sampler = context.sampler()
+    task = make_task(
+        run,
+        augment=context.augment,
+        num_classes=data.num_classes,
+        grid_size=context.space.largest().grid_sizes[-1],
+        distill_weight=0.5 if _distils(sampler) else 0.0,
+    )
     fitted = fit(
         supernet,
-        Classification(
-            label_smoothing=context.augment.label_smoothing, distill_weight=0.5 if _distils(sampler) else 0.0
-        ),
+        task,
         sampler,
         context.train_batches(STAGE),
         config=run.supernet,
@@ -39,6 +45,7 @@ def train_supernet(context: Context) -> None:
         if run.supernet.monitor_every
         else None,
         progress=context.progress,
+        hooks=[Rewiring(run.sampler.warmup_epochs)] if run.sampler.rewire else [],
     )
     context.once(target, lambda: save_weights(fitted.network, target))
 

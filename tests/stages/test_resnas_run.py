@@ -1,0 +1,181 @@
+"""A whole ViT-ResNAS run on the digits, its fine-tuning at another resolution, and what such runs refuse."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from stage_help import refused, words
+
+from vitnas.arch import Arch
+from vitnas.cli import main
+from vitnas.cli.fields import make_run
+from vitnas.data import open_data
+from vitnas.errors import UserError
+from vitnas.recipes import RECIPES
+from vitnas.runs import read_json, read_jsonl
+from vitnas.sample import Spread
+from vitnas.stages.context import make_sampler, make_space
+
+RESNAS = {
+    "space__kind": "vit_resnas",
+    "space__embed_dims": "[8,12]",
+    "space__depths": "[2,2]",
+    "sampler__kind": "spread",
+    "sampler__num_archs": "2",
+    "sampler__warmup_epochs": "1",
+    "sampler__rewire": "true",
+    "task__kind": "token_mixup",
+    "supernet__ema": "null",
+    "data__augment__mixup": "0",
+    "budget": "macs<=400K",
+    "retrain__rank_archs": "0",
+    "retrain__baselines": "[hand_scaled]",
+    "export__formats": "[]",
+    "export__latency": "[]",
+    "search__num_trials": "4",
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("resnas") / "run"
+    assert main(words(folder, **RESNAS)) == 0
+    return folder
+
+
+def test_the_whole_run(finished: Path) -> None:
+    results = read_json(finished / "results.json")
+    assert [row["role"] for row in results["rows"]] == ["chosen", "hand_scaled"]
+    arch = Arch.from_json(read_json(finished / "models" / "chosen" / "arch.json"))
+    assert len(arch.stages) == 2
+    assert arch.patch_head
+    model = timm.create_model(f"local-dir:{finished / 'models' / 'chosen'}", pretrained=True)
+    assert model(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+    lines = list(read_jsonl(finished / "metrics.jsonl"))
+    assert any("patch" in line for line in lines if line["stage"] == "supernet")
+    assert [line["epoch"] for line in lines if line.get("event") == "rewiring"] == [0, 1]
+    assert [line["epoch"] for line in lines if line.get("event") == "spread"] == [1]
+    baseline = Arch.from_json(read_json(finished / "models" / "hand_scaled" / "arch.json"))
+    assert (len(baseline.stages), baseline.stem, baseline.patch_head) == (1, "linear", True)
+
+
+def test_fine_tuning_at_a_higher_resolution(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["finetune", str(finished), "image_size=12", "epochs=1", "lr=1e-4", "drop_path=0.2"]
+    assert main(command) == 0
+    assert "chosen at 12 pixels" in capsys.readouterr().out
+    folder = finished / "models" / "chosen-12px"
+    result = read_json(folder / "result.json")
+    arch = Arch.from_json(read_json(folder / "arch.json"))
+    assert (arch.image_size, arch.grid_sizes) == (12, (6, 3))
+    assert result["macs"] > read_json(finished / "models" / "chosen" / "result.json")["macs"]
+    assert 0 <= result["holdout_accuracy_before"] <= 1
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    assert model(torch.zeros(1, 1, 12, 12)).shape == (1, 10)
+    before = (folder / "model.safetensors").stat().st_mtime_ns
+    assert main(command) == 0
+    assert (folder / "model.safetensors").stat().st_mtime_ns == before, "a second time does nothing"
+    lines = [r for r in read_jsonl(finished / "metrics.jsonl") if r["stage"] == "finetune/chosen-12px"]
+    assert lines
+
+
+def test_fine_tuning_refuses_what_cannot_be(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = refused(["finetune", str(finished), "image_size=10"], capsys)
+    assert (
+        "image_size is 10; it must be a multiple of patch_size 2 times 2 (1 reductions), 4. Nearest: 8 and 12"
+        in text
+    )
+    assert "takes a run folder and image_size=PIXELS" in refused(["finetune", str(finished)], capsys)
+    assert "has no trained model 'best'" in refused(
+        ["finetune", str(finished), "image_size=12", "role=best"], capsys
+    )
+    assert "there is no field 'retrain.train.epoch'" in refused(
+        ["finetune", str(finished), "image_size=12", "epoch=3"], capsys
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"sampler.kind": "spread", "sampler.num_archs": "3"},
+            r"data\.batch_size is 64; sampler\.num_archs 3 must divide it\. Nearest: 63, 66",
+        ),
+        (
+            {"sampler.warmup_epochs": "3"},
+            r"warmup_epochs is 3.0 with sampler\.kind 'uniform'; options open with 'spread'",
+        ),
+        (
+            {"sampler.kind": "spread", "sampler.rewire": "true"},
+            r"rewire is on and sampler\.warmup_epochs is 0",
+        ),
+        (
+            {
+                "sampler.kind": "spread",
+                "sampler.rewire": "true",
+                "sampler.warmup_epochs": "3",
+                "supernet.ema": "0.9",
+            },
+            r"rewire is on and supernet\.ema too; .* Set supernet\.ema to null",
+        ),
+        (
+            {"sampler.kind": "sandwich", "task.kind": "token_mixup"},
+            r"sampler\.distill is on and task\.kind is 'token_mixup'",
+        ),
+        ({"task.kind": "hard_distillation"}, r"task\.teacher is empty; hard_distillation learns from one"),
+        ({"task.teacher_weight": "2"}, r"teacher_weight 2\.0; .* a share from 0 to 1"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else next(iter(value)),
+)
+def test_runs_that_cannot_be_are_refused(fields: dict[str, str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make_run("tour", fields)
+
+
+def test_images_are_not_mixed_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = refused(words(tmp_path / "run", **{**RESNAS, "data__augment__mixup": "0.2"}), capsys)
+    assert (
+        "data.augment mixes images (mixup 0.2, cutmix 0.0) and task.kind token_mixup does so itself" in text
+    )
+
+
+def test_a_space_without_patch_heads_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = refused(words(tmp_path / "run", task__kind="token_mixup"), capsys)
+    assert "space.kind 'autoformer' has not. Use vit_resnas" in text
+
+
+def test_teachers_that_cannot_be_loaded_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fields = {**RESNAS, "task__kind": "hard_distillation", "task__teacher": "no_such_model"}
+    text = refused(words(tmp_path / "run", **fields), capsys)
+    assert "task.teacher 'no_such_model' cannot be loaded" in text
+
+
+def test_a_trained_model_teaches(finished: Path, tmp_path: Path) -> None:
+    from vitnas.stages.tasks import load_teacher
+
+    teacher = load_teacher(str(finished / "models" / "chosen"), 10)
+    assert teacher(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
+    with pytest.raises(UserError, match=r"has 10 classes; the data have 5"):
+        load_teacher(str(finished / "models" / "chosen"), 5)
+
+
+@pytest.mark.parametrize("name", ["vit_resnas", "vit_resnas_cifar"])
+def test_the_recipes_fit_their_spaces(name: str) -> None:
+    run = RECIPES[name]()
+    data = open_data(make_run("tour", {}).data)
+    changed = {"image_size": 32 if name.endswith("cifar") else 224, "in_chans": 3, "num_classes": 10}
+    fake = type("Fake", (), {**changed})()
+    assert data is not None
+    space = make_space(run.space, fake, run.task)
+    from vitnas.budget import Budget
+    from vitnas.searching import feasibility
+
+    table = feasibility(space, Budget.parse(run.budget), n=4000)
+    assert table.rows[-1].share_feasible > 0.01
+    sampler = make_sampler(run.sampler, space)
+    assert isinstance(sampler, Spread)
+    assert space.largest().patch_head

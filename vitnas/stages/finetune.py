@@ -1,0 +1,97 @@
+"""finetune: go on with a trained model at another resolution (positions resampled), into models/<role>-<size>px/."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from vitnas.counting import count
+from vitnas.data import open_data
+from vitnas.errors import UserError
+from vitnas.model import Model
+from vitnas.sample import Fixed
+from vitnas.stages.context import Context
+from vitnas.stages.models import load_model, save_model
+from vitnas.stages.tasks import make_task
+from vitnas.train import evaluate, fit
+
+
+def finetune(context: Context, role: str, image_size: int) -> Path:
+    """Train models/<role> further on images of `image_size` pixels, by the run's `retrain.train`.
+
+    Does nothing when the result is there. Its result.json has the accuracy on the holdout split before and behind.
+
+    Raises:
+        UserError: no such trained model, or a size that its patches and reductions do not divide.
+    """
+    if not (context.folder / "models" / role / "result.json").exists():
+        raise UserError(
+            f"{context.folder} has no trained model {role!r}; `vitnas retrain` makes chosen and the baselines. Run "
+            "that first, or name another."
+        )
+    name = f"{role}-{image_size}px"
+    folder = context.folder / "models" / name
+    context.engine.wait()
+    if (folder / "result.json").exists():
+        return folder
+    model = load_model(context, role)
+    model.set_input_size(img_size=image_size)
+    run = context.run
+    larger = Context(
+        replace(run, data=replace(run.data, image_size=image_size)), context.folder, context.progress
+    )
+    larger.engine = context.engine
+    assert context.data  # checked to be the run's own images
+    larger.data = open_data(larger.run.data)
+    config, data = run.retrain.train, larger.data
+    before = evaluate(model.to(context.engine.device), larger.holdout)
+    set_drop_path(model, config.drop_path)
+    task = make_task(
+        run, augment=larger.augment, num_classes=data.num_classes, grid_size=model.arch.grid_sizes[-1]
+    )
+    fitted = fit(
+        model,
+        task,
+        Fixed(),
+        larger.train_batches(f"finetune/{name}"),
+        config=config,
+        augment=larger.augment,
+        num_classes=data.num_classes,
+        seed=run.seed,
+        engine=context.engine,
+        folder=context.folder,
+        stage=f"finetune/{name}",
+        progress=context.progress,
+    )
+    network = fitted.network
+    assert isinstance(network, Model)
+    score, cost = evaluate(network.eval(), larger.holdout), count(network.arch)
+    result: dict[str, Any] = {
+        "role": name,
+        "arch_id": network.arch.id,
+        "image_size": image_size,
+        "macs": cost.macs,
+        "params": cost.params,
+        "memory_bytes": cost.memory_bytes,
+        "holdout_accuracy": score.accuracy,
+        "holdout_accuracy_before": before.accuracy,
+        "n_holdout": score.n,
+        "epochs": config.epochs,
+        "seconds": fitted.seconds,
+        "from": role,
+    }
+    context.once(folder / "result.json", lambda: save_model(larger, network, folder, result))
+    return folder
+
+
+def set_drop_path(model: Model, rate: float) -> None:
+    """Give a trained model the stochastic depth of further training."""
+    from timm.layers import DropPath
+    from torch import nn
+
+    from vitnas.model.blocks import drop_path_rates
+
+    for block, each in zip(model.blocks, drop_path_rates(rate, model.arch.depth), strict=True):
+        for name in ("drop_path1", "drop_path2"):
+            setattr(block, name, DropPath(each) if each else nn.Identity())

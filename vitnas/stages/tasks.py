@@ -1,0 +1,68 @@
+"""What the networks of a run learn: the Task that its `task` fields describe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import timm
+from torch import nn
+
+from vitnas.data import Augment
+from vitnas.errors import UserError
+from vitnas.exporting import load_timm
+from vitnas.stages.run import Run
+from vitnas.train import Classification, HardDistillation, Task, TokenMixup
+
+
+def make_task(
+    run: Run, *, augment: Augment, num_classes: int, grid_size: int, distill_weight: float = 0.5
+) -> Task:
+    """The Task of a run.
+
+    Args:
+        grid_size: patches along one side in the last stage of what trains.
+        distill_weight: of one Arch's logits for another in the same step, where the Sampler asks for it.
+
+    Raises:
+        UserError: a teacher that cannot be loaded or has other classes; images that would be mixed twice.
+    """
+    config, smoothing = run.task, augment.label_smoothing
+    if config.kind == "token_mixup":
+        if augment.mixup or augment.cutmix:
+            raise UserError(
+                f"data.augment mixes images (mixup {augment.mixup}, cutmix {augment.cutmix}) and task.kind token_mixup "
+                "does so itself; only one may. Set data.augment.mixup and data.augment.cutmix to 0."
+            )
+        return TokenMixup(
+            num_classes=num_classes,
+            grid_size=grid_size,
+            label_smoothing=smoothing,
+            patch_weight=config.patch_weight,
+        )
+    if config.kind == "hard_distillation":
+        teacher = load_teacher(config.teacher, num_classes)
+        return HardDistillation(teacher=teacher, weight=config.teacher_weight, label_smoothing=smoothing)
+    return Classification(label_smoothing=smoothing, distill_weight=distill_weight)
+
+
+def load_teacher(name: str, num_classes: int) -> nn.Module:
+    """A network from a folder that `save_timm` wrote, or by timm's name with its published weights.
+
+    Raises:
+        UserError: it cannot be loaded, or has another number of classes.
+    """
+    try:
+        teacher: nn.Module = (
+            load_timm(name) if Path(name).is_dir() else timm.create_model(name, pretrained=True)
+        )
+    except (RuntimeError, ValueError, OSError) as error:
+        raise UserError(
+            f"task.teacher {name!r} cannot be loaded ({' '.join(str(error).split())[:120]}); it must be a folder of a "
+            "trained model or a timm name whose weights are at hand. Train one first, or choose another."
+        ) from error
+    found = getattr(teacher, "num_classes", num_classes)
+    if found != num_classes:
+        raise UserError(
+            f"task.teacher {name!r} has {found} classes; the data have {num_classes}. Choose a teacher of these."
+        )
+    return teacher
