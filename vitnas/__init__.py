@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-import vitnas.model.registry  # makes our models known to timm
+import vitnas.model.registry
+import vitnas.model.registry_xformers  # these make our models known to timm
 
 if TYPE_CHECKING:
     from vitnas import space as spaces

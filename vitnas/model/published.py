@@ -11,6 +11,8 @@ train with (`patch_head=True` adds it); Medium also for 280, 336 and 392 pixels.
 ViTAS-A, -B, -C, -E and -F (there is no D): Su et al., "ViTAS: Vision Transformer Architecture Search" (arXiv
 2106.13700), from the `net_id`s of the authors' configurations (C from its widths, which are the same in every
 block).
+
+Vision X-formers (arXiv 2107.02239), names that begin with `vix_`: `vision_xformers.py`.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from dataclasses import replace
 
 from vitnas.arch import Arch, Block, Stage
 from vitnas.model.net_id import arch_of_net_id, vitas_arch
+from vitnas.model.vision_xformers import VISION_XFORMERS
 
 
 def _autoformer(embed_dim: int, num_heads: tuple[int, ...], mlp_ratios: tuple[float, ...]) -> Arch:
@@ -118,3 +121,4 @@ PUBLISHED: dict[str, Arch] = {
     ),
 }
 PUBLISHED |= RESNAS
+PUBLISHED |= VISION_XFORMERS

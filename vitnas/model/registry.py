@@ -31,14 +31,14 @@ OPTIONS = (*ARCH_OPTIONS, "img_size", "global_pool", "drop_path_rate", "drop_rat
 
 _register: Callable[[Callable[..., Any]], Callable[..., Any]] = register_model  # timm leaves it untyped
 
+IMAGENET = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD, "crop_pct": 0.875}
+
 # timm reads this name when a model of this module is registered.
 default_cfgs = generate_default_cfgs(
     {
         f"{name}.untrained": {
             **default_cfg(arch),
-            "mean": IMAGENET_DEFAULT_MEAN,
-            "std": IMAGENET_DEFAULT_STD,
-            "crop_pct": 0.875,
+            **({} if name.startswith("vix_") else IMAGENET),
         }
         for name, arch in PUBLISHED.items()
     }

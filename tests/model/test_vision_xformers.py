@@ -1,0 +1,92 @@
+"""Vision X-formers by name: parameters as counted in the authors' networks, convolutional ones, other image sizes."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+
+import vitnas.model.registry
+from vitnas.counting import count
+from vitnas.model.convolutional import cv, levi
+from vitnas.model.fnet2d import FNet2d
+from vitnas.model.vision_xformers import VISION_XFORMERS
+
+TABLE = 1025 * 128  # learned positions; the authors' rotary ViT and ViL keep a table that nothing uses
+TRUE = {
+    "vix_vit": 661_770,
+    "vix_vip": 663_306,
+    "vix_vin": 662_298,
+    "vix_vil": 809_482,
+    "vix_vit_rope": 661_770 - TABLE,
+    "vix_vip_rope": 532_106,
+    "vix_vin_rope": 531_098,
+    "vix_vil_rope": 858_634 - TABLE,
+    "vix_fnet": 399_114,
+    "vix_hybrid_vit": 754_506,
+    "vix_hybrid_vit_rope": 754_506 - TABLE,
+    "vix_hybrid_vip": 756_042,
+    "vix_hybrid_vip_rope": 624_842,
+    "vix_hybrid_vin": 755_034,
+    "vix_hybrid_vin_rope": 623_834,
+    "vix_hybrid_vil": 951_370,
+    "vix_hybrid_vil_rope": 951_370 - TABLE,
+    "vix_hybrid_fnet": 491_850,
+    "vix_cct": 1_061_129,
+    "vix_ccn": 1_061_657,
+    "vix_ccp": 1_062_665,
+    "vix_mixer": 8_558_664,
+    "vix_hybrid_mixer": 8_650_248,
+}
+
+
+def test_parameters_are_the_true_ones() -> None:
+    assert {name: count(arch).params for name, arch in VISION_XFORMERS.items()} == TRUE
+
+
+@pytest.mark.parametrize(
+    ("kind", "letter", "leaf"),
+    [("levi", "n", 645_912), ("levi", "p", 646_920), ("cv", "n", 851_416), ("cv", "p", 852_424)],
+)
+def test_parameters_of_convolutional_ones(kind: str, letter: str, leaf: int) -> None:
+    model = {"levi": levi, "cv": cv}[kind](letter)
+    norms = 11 * 2 * 128 if kind == "cv" else 0  # which the authors' summary does not see
+    assert sum(parameter.numel() for parameter in model.parameters()) == leaf + norms
+
+
+def test_parameters_of_fnet2d() -> None:
+    assert sum(parameter.numel() for parameter in FNet2d().parameters()) == 407_818
+
+
+@pytest.mark.parametrize(
+    "name", ["vix_levin", "vix_levip", "vix_levit", "vix_cvn", "vix_cvp", "vix_cvt", "vix_fnet2d"]
+)
+def test_convolutional_ones_run_and_learn(name: str) -> None:
+    model = timm.create_model(name, num_classes=5, img_size=16)
+    images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    model(images).square().sum().backward()
+    assert all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)
+    assert [n for n, p in model.named_parameters() if p.grad is None] == []
+    model.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(model(images)[:1], model(images[:1]), rtol=1e-4, atol=1e-5)
+        assert model(torch.zeros(1, 3, 24, 20)).shape == (1, 5)  # any size, also not square
+        assert model.forward_head(model.forward_features(images), pre_logits=True).shape == (
+            2,
+            model.num_features,
+        )
+        model.reset_classifier(3)
+        assert model(images).shape == (2, 3)
+        model.reset_classifier(0)
+        assert model(images).shape == (2, model.num_features)
+
+
+@pytest.mark.parametrize("name", ["vix_hybrid_vin_rope", "vix_vil", "vix_cct", "vix_mixer"])
+def test_timm_makes_them_at_other_sizes(name: str) -> None:
+    assert vitnas.model.registry
+    arch = VISION_XFORMERS[name]
+    model = timm.create_model(name, num_classes=7, img_size=16 * arch.patch_size).eval()
+    images = torch.zeros(1, 3, 16 * arch.patch_size, 16 * arch.patch_size)
+    assert model(images).shape == (1, 7)
+    model.set_input_size(img_size=12 * arch.patch_size)
+    assert model(torch.zeros(1, 3, 12 * arch.patch_size, 12 * arch.patch_size)).shape == (1, 7)

@@ -1,0 +1,153 @@
+"""The LeViT- and CvT-like networks of Vision X-formers (arXiv 2107.02239, code): maps, 1x1 convolutions, no tokens.
+
+`levin`, `levip` and `levit`: three convolutions, then four blocks without any normalisation. `cvn`, `cvp` and `cvt`:
+three stages of a convolution, a norm over channels and one or two pre-norm blocks. Letters say the mixer: n Nystrom,
+p Performer, t softmax. No positions; the mean over the map and a linear layer at the end. No Arch can say them: their
+stages keep the grid, their norms are none or divide by the deviation plus epsilon.
+
+Differs from the authors' code: the side of the map is not fixed at 32, so any image size works.
+
+Shapes: B images, CHW image or map, N = H x W tokens, Y classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vitnas.arch import Mixer
+from vitnas.layers.axes import Axes
+from vitnas.mixers import MIXERS
+from vitnas.model.build import initialize
+
+
+class ChannelNorm(nn.Module):
+    """(x - mean) / (deviation + eps) over the channels of a map, with a weight and a bias per channel."""
+
+    def __init__(self, dim: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight, self.bias = nn.Parameter(torch.ones(dim)), nn.Parameter(torch.zeros(dim))
+
+    def axes(self) -> dict[str, Axes]:
+        dim: Axes = (("dim", len(self.weight)),)
+        return {"weight": dim, "bias": dim}
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        centred = x_BCHW - x_BCHW.mean(1, keepdim=True)
+        deviation = centred.square().mean(1, keepdim=True).sqrt()
+        return centred / (deviation + self.eps) * self.weight[:, None, None] + self.bias[:, None, None]
+
+
+class MapBlock(nn.Module):
+    """x + mixer(norm(x)), then x + mlp(norm(x)), on a map."""
+
+    def __init__(self, dim: int, mixer: nn.Module, hidden: int, norms: bool) -> None:
+        super().__init__()
+        self.norm1 = ChannelNorm(dim) if norms else nn.Identity()
+        self.attn = mixer
+        self.norm2 = ChannelNorm(dim) if norms else nn.Identity()
+        self.fc1, self.act, self.fc2 = nn.Conv2d(dim, hidden, 1), nn.GELU(), nn.Conv2d(hidden, dim, 1)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        side = x_BCHW.shape[2:]
+        tokens_BNC = self.norm1(x_BCHW).flatten(2).transpose(1, 2)
+        x_BCHW = x_BCHW + self.attn(tokens_BNC).transpose(1, 2).unflatten(2, tuple(side))
+        return x_BCHW + self.fc2(self.act(self.fc1(self.norm2(x_BCHW))))
+
+
+class ConvXformer(nn.Module):
+    """Convolutions, blocks, more convolutions and blocks; with timm's interface as far as it goes.
+
+    Args:
+        stages: per stage the (channels, stride) of its convolutions and its number of blocks.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        mixer: Mixer,
+        stages: Sequence[tuple[Sequence[tuple[int, int]], int]],
+        *,
+        norms: bool,
+        num_classes: int = 200,
+        in_chans: int = 3,
+        heads: int = 4,
+        hidden: int = 256,
+        size: int | None = None,
+        img_size: int = 64,
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        kind: Any = MIXERS[mixer]
+        dim, layers = in_chans, list[nn.Module]()
+        for convs, depth in stages:
+            for out, stride in convs:
+                layers.append(nn.Conv2d(dim, out, 3, stride=stride, padding=1))
+                dim = out
+            layers += [ChannelNorm(dim)] if norms else []
+            for _ in range(depth):
+                made = kind(dim, heads, size=size, qkv_bias=mixer == "performer", num_prefix_tokens=0)
+                layers.append(MapBlock(dim, made, hidden, norms))
+        self.layers = nn.Sequential(*layers)
+        self.num_features = dim
+        self.head: nn.Module = nn.Linear(dim, num_classes) if num_classes else nn.Identity()
+        self.pretrained_cfg: dict[str, Any] = {
+            "architecture": name,
+            "num_classes": num_classes,
+            "input_size": (in_chans, img_size, img_size),
+            "mean": (0.5,) * in_chans,
+            "std": (0.5,) * in_chans,
+            "first_conv": "layers.0",
+            "classifier": "head",
+        }
+        self.default_cfg = self.pretrained_cfg
+        if not next(self.parameters()).is_meta:
+            initialize(self)
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """(B, C, H, W) images to (B, Y) logits."""
+        return self.forward_head(self.forward_features(images_BCHW))
+
+    def forward_features(self, images_BCHW: Tensor) -> Tensor:
+        """(B, C, H, W) images to a (B, D, H, W) map."""
+        features: Tensor = self.layers(images_BCHW)
+        return features
+
+    def forward_head(self, x_BDHW: Tensor, pre_logits: bool = False) -> Tensor:
+        """A map to (B, Y) logits, or to (B, D) pooled features."""
+        pooled = x_BDHW.mean((2, 3))
+        return pooled if pre_logits else self.head(pooled)
+
+    def get_classifier(self) -> nn.Module:
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A fresh head for `num_classes` (0: none)."""
+        like = next(self.parameters())
+        self.num_classes = num_classes
+        self.head = nn.Linear(self.num_features, num_classes).to(like) if num_classes else nn.Identity()
+
+
+LETTERS: dict[str, tuple[Mixer, int | None]] = {
+    "n": ("nystrom", 64),
+    "p": ("performer", None),
+    "t": ("softmax", None),
+}
+
+
+def levi(letter: str, **options: Any) -> ConvXformer:
+    """`levin`, `levip` or `levit`."""
+    mixer, size = LETTERS[letter]
+    stages = [(((32, 2), (64, 1), (128, 1)), 4)]
+    return ConvXformer(f"vix_levi{letter}", mixer, stages, norms=False, size=size, **options)
+
+
+def cv(letter: str, **options: Any) -> ConvXformer:
+    """`cvn`, `cvp` or `cvt`."""
+    mixer, size = LETTERS[letter]
+    stages = [(((128, 2),), 1), (((128, 1),), 1), (((128, 1),), 2)]
+    return ConvXformer(f"vix_cv{letter}", mixer, stages, norms=True, size=size, **options)
