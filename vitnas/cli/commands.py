@@ -7,10 +7,12 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from vitnas.budget import format_quantity
 from vitnas.cli.fields import claim_folder, make_run, open_run, split_words
 from vitnas.cli.lookup import count_command, doctor_command, list_command, show_command
 from vitnas.data import Augment, DataConfig
@@ -27,6 +29,7 @@ from vitnas.stages.run import (
     SpaceConfig,
     TaskConfig,
 )
+from vitnas.stages.specialize import specialize
 from vitnas.train import ConsoleProgress, TrainConfig
 
 Command = Callable[[list[str], Console], None]
@@ -83,27 +86,31 @@ def stage_command(name: str) -> Command:
 
 
 def specialize_command(words: list[str], console: Console) -> None:
-    """The best Arch of a finished search for another budget."""
-    from vitnas.budget import Budget, format_quantity
-    from vitnas.stages.searching import open_study, save_front_member
-
+    """The best Arch for other budgets: from the learned sampler, or else from the finished search."""
     names, pairs = split_words(words)
     if len(names) != 1 or set(pairs) != {"budget"}:
         raise UserError(
-            "`vitnas specialize` takes a run folder and budget=TEXT, for example budget='macs<=1M'."
+            "`vitnas specialize` takes a run folder and budget=TEXT, for example budget='macs<=1M', or a list of them, "
+            "budget='[macs<=1M, macs<=2M]'."
         )
-    folder = Path(names[0])
+    folder, text = Path(names[0]), pairs["budget"].strip()
+    budgets = [part.strip() for part in text[1:-1].split(",")] if text.startswith("[") else [text]
     with ConsoleProgress(console) as progress:
         context = Context(open_run(folder), folder, progress)
-        with open_study(context, "search") as study:
-            trial = study.best(Budget.parse(pairs["budget"]))
-        where = save_front_member(context, trial)
-    cost = trial.cost
-    console.print(
-        f"{trial.arch.id}: {trial.arch.describe()}\n"
-        f"  {trial.values['accuracy']:.1%} on the holdout split with inherited weights; "
-        f"{format_quantity(cost.macs, 'macs')} MACs, {format_quantity(cost.params, 'params')} params\n  {where}"
-    )
+        found = specialize(context, budgets)
+    table = Table("budget", "accuracy\nheld out", "MACs", "params", "looked at", "Arch", box=SIMPLE)
+    for special in found:
+        table.add_row(
+            special.budget,
+            f"{special.accuracy:.1%}",
+            format_quantity(special.cost.macs, "macs"),
+            format_quantity(special.cost.params, "params"),
+            f"{special.evaluated} ({special.seconds:.1f} s)",
+            special.arch.id,
+        )
+    console.print(table)
+    for special in found:
+        console.print(f"{special.arch.id}: {special.arch.describe()}\n  {special.folder}")
 
 
 def finetune_command(words: list[str], console: Console) -> None:

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 from vitnas.sample.draw import Draw, Fixed, Sampler
+from vitnas.sample.focus import BestUp, Focus, FocusConfig
 from vitnas.sample.hook import Hook, Moment
 from vitnas.sample.sandwich import Sandwich
 from vitnas.sample.several import Several
 from vitnas.sample.spread import Spread
 from vitnas.sample.uniform import Uniform
 
-SAMPLERS = {"uniform": Uniform, "sandwich": Sandwich, "several": Several, "spread": Spread}
+SAMPLERS = {
+    "uniform": Uniform,
+    "sandwich": Sandwich,
+    "several": Several,
+    "spread": Spread,
+    "focus": Focus,
+    "best_up": BestUp,
+}
 
 __all__ = [
     "SAMPLERS",
+    "BestUp",
     "Draw",
     "Fixed",
+    "Focus",
+    "FocusConfig",
     "Hook",
     "Moment",
     "Sampler",

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
+import numpy as np
 from torch import nn
 
 from vitnas.arch import Arch
 from vitnas.errors import UserError
+from vitnas.space import Matrix, Space
 
 Build: TypeAlias = Callable[[Arch], nn.Module]
 
@@ -57,3 +60,57 @@ def measure_ms(meter: LatencyMeter, arch: Arch, build: Build | None) -> float:
         build = build_model
     timing = meter.measure(build(arch))
     return float(timing) if isinstance(timing, float | int) else float(timing.median_ms)
+
+
+@dataclass(frozen=True)
+class LatencyModel:
+    """Latency of Archs that were not timed, as a linear function of macs, params, memory and the number of genes that
+    matter (which follows the depth), fitted to Archs that were.
+
+    Args:
+        weights: of 1, macs, params, memory and the count, each over its `scales`.
+        scales: largest values among the Archs timed.
+        error: mean relative error, each Arch predicted by a model fitted to the others.
+        n: Archs timed.
+    """
+
+    weights: tuple[float, ...]
+    scales: tuple[float, ...]
+    error: float
+    n: int
+
+    @classmethod
+    def fit(
+        cls, space: Space, meter: LatencyMeter, build: Build | None, *, n: int = 24, seed: int = 0
+    ) -> LatencyModel:
+        """Time the smallest, the largest and random Archs of `space`, `n` in all."""
+        ends = np.array([space.encode(space.smallest()), space.encode(space.largest())])
+        genes = np.concatenate([ends, space.random_matrix(n - 2, np.random.default_rng(seed))])
+        times = np.array([measure_ms(meter, space.arch_of(tuple(row)), build) for row in genes.tolist()])
+        raw = _latency_features(space, genes)
+        scales = raw.max(0)
+        features = raw / scales
+
+        def solve(rows: np.ndarray) -> np.ndarray:
+            found: np.ndarray = np.linalg.lstsq(features[rows], times[rows], rcond=1e-6)[0]
+            return found
+
+        every = np.arange(n)
+        left_out = [float(features[i] @ solve(np.delete(every, i))) for i in every]
+        error = float(np.mean(np.abs(np.array(left_out) / times - 1)))
+        return cls(tuple(solve(every).tolist()), tuple(scales.tolist()), error, n)
+
+    def cost_of(self, space: Space) -> Callable[[Matrix], np.ndarray]:
+        """(N, genes) canonical genes of `space` to (N,) milliseconds, never below a thousandth."""
+
+        def predict(genes: Matrix) -> np.ndarray:
+            features = _latency_features(space, genes) / np.array(self.scales)
+            return np.maximum(features @ np.array(self.weights), 1e-3)
+
+        return predict
+
+
+def _latency_features(space: Space, genes: Matrix) -> np.ndarray:
+    costs, active = space.cost_table().costs(genes), space.active_matrix(genes).sum(1)
+    columns = (np.ones(len(genes)), costs["macs"], costs["params"], costs["memory"], active)
+    return np.stack([np.asarray(column, dtype=np.float64) for column in columns], axis=1)

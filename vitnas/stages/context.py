@@ -171,6 +171,8 @@ def make_sampler(config: SamplerConfig, space: Space) -> Sampler:
     """The Sampler of that name."""
     if config.kind == "sandwich":
         return Sandwich(space, num_random=config.num_random, distill=config.distill)
+    if config.kind in ("focus", "best_up"):
+        raise AssertionError("made by stages/sampler.py, as it needs images")
     if config.kind == "several":
         return Several(space, num_archs=config.num_archs)
     if config.kind == "spread":

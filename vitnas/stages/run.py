@@ -14,6 +14,7 @@ from vitnas.data import DataConfig
 from vitnas.errors import UserError
 from vitnas.measure.target import parse_target
 from vitnas.runs import write_atomic
+from vitnas.sample import FocusConfig
 from vitnas.searching import SEARCHERS
 from vitnas.space import SPACES
 from vitnas.train import TrainConfig
@@ -47,19 +48,21 @@ class SpaceConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerConfig:
-    """Which Archs train at a step: `uniform` (one), `sandwich` (largest, random, smallest), `several` (on slices) or
-    `spread` (on slices, their values dealt out).
+    """Which Archs train at a step: `uniform` (one), `sandwich` (largest, random, smallest), `several` (on slices),
+    `spread` (on slices, their values dealt out), `focus` (learns which are best for each budget; see focus.*) or
+    `best_up` (of many near a budget the best guess).
 
     `warmup_epochs` of `spread` open the options one by one, the largest first; with `rewire` heads and hidden units are
     sorted at the start of these epochs.
     """
 
-    kind: Literal["uniform", "sandwich", "several", "spread"] = "uniform"
+    kind: Literal["uniform", "sandwich", "several", "spread", "focus", "best_up"] = "uniform"
     num_random: int = 2
     num_archs: int = 2
     distill: bool = True
     warmup_epochs: float = 0
     rewire: bool = False
+    focus: FocusConfig = field(default_factory=FocusConfig)
 
     def __post_init__(self) -> None:
         if self.num_random < 0 or self.num_archs < 1:
@@ -101,8 +104,9 @@ class TaskConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig:
-    """How to search: `searcher` is a name (`evolution`, `autoformer`, `random`, `tpe`, `nsga2`, ...), `num_trials` the
-    Archs to score, `objectives` what to improve, `storage` an Optuna URL (None: study.db in the run folder)."""
+    """How to search: `searcher` is a name (`evolution`, `autoformer`, `random`, `tpe`, `nsga2`, ...; `sampler`
+    asks what sampler.kind=focus has learned), `num_trials` the Archs to score, `objectives` what to improve,
+    `storage` an Optuna URL (None: study.db in the run folder)."""
 
     searcher: str = "evolution"
     num_trials: int = 200
@@ -110,8 +114,10 @@ class SearchConfig:
     storage: str | None = None
 
     def __post_init__(self) -> None:
-        if self.searcher not in SEARCHERS:
-            raise UserError(f"search.searcher is {self.searcher!r}; searchers are {', '.join(SEARCHERS)}.")
+        if self.searcher not in (*SEARCHERS, "sampler"):
+            raise UserError(
+                f"search.searcher is {self.searcher!r}; searchers are {', '.join(SEARCHERS)} and sampler."
+            )
         if self.num_trials < 1:
             raise UserError(f"search.num_trials is {self.num_trials}; a search scores at least 1 Arch.")
         if not self.objectives or self.objectives[0] != "accuracy":
@@ -192,6 +198,12 @@ class Run:
     def __post_init__(self) -> None:
         if self.budget:
             Budget.parse(self.budget)
+        if self.search.searcher == "sampler" and self.sampler.kind != "focus":
+            raise UserError(
+                f"search.searcher is 'sampler' but sampler.kind is {self.sampler.kind!r}, which learns nothing "
+                "that could "
+                "answer. Use sampler.kind=focus, or another searcher."
+            )
         if self.retrain.train.precision != self.supernet.precision:
             raise UserError(
                 f"retrain.train.precision is {self.retrain.train.precision!r} and supernet.precision is "

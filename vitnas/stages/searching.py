@@ -17,8 +17,10 @@ from vitnas.exporting import save_timm
 from vitnas.extraction import extract
 from vitnas.runs import write_json, writing
 from vitnas.searching import Objective, Study, Trial, search
+from vitnas.searching.policy_search import PolicySearch
 from vitnas.stages.context import Context
 from vitnas.stages.run import lasting, plain
+from vitnas.stages.sampler import answers, load_sampler
 from vitnas.supernet import Supernet
 from vitnas.train import evaluate
 
@@ -96,13 +98,17 @@ def run_study(context: Context, name: str, searcher: str, stage: str) -> Iterato
             context.supernet,
             evaluator,
             study=study,
-            searcher=searcher,
+            searcher=_policy(context) if searcher == "sampler" else searcher,
             num_trials=wanted,
             latency_meter=context.meters or None,
             on_trial=report,
         )
         context.engine.wait()
         yield study
+
+
+def _policy(context: Context) -> PolicySearch:
+    return PolicySearch(tuple(answers(load_sampler(context), context.budget, seed=context.run.seed)))
 
 
 def search_archs(context: Context) -> None:

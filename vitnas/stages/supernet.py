@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from vitnas.sample import Sandwich
+from vitnas.runs import write_json
+from vitnas.sample import Focus, Sandwich
 from vitnas.stages.context import Context, save_weights
+from vitnas.stages.sampler import make_focus, save_sampler, summarise
 from vitnas.stages.tasks import make_task
 from vitnas.train import Monitor, Rewiring, fit
 
@@ -21,7 +23,8 @@ def train_supernet(context: Context) -> None:
         from vitnas.supernet.pretrained import start_from_timm
 
         context.progress.note(start_from_timm(supernet, run.pretrained))
-    sampler = context.sampler()
+    learned = run.sampler.kind in ("focus", "best_up")
+    sampler = make_focus(context) if learned else context.sampler()
     task = make_task(
         run,
         augment=context.augment,
@@ -47,7 +50,12 @@ def train_supernet(context: Context) -> None:
         progress=context.progress,
         hooks=[Rewiring(run.sampler.warmup_epochs)] if run.sampler.rewire else [],
     )
+    if isinstance(sampler, Focus):
+        context.once(context.folder / "sampler.safetensors", lambda: save_sampler(sampler, context.folder))
     context.once(target, lambda: save_weights(fitted.network, target))
+    if isinstance(sampler, Focus) and sampler.learns:
+        summary = context.folder / "sampler.json"
+        context.once(summary, lambda: write_json(summary, summarise(context, sampler)))
 
 
 def _distils(sampler: object) -> bool:

@@ -41,6 +41,15 @@ class SpaceContract:
             assert space.decode(loose) == space.decode(canonical)
             assert space.encode(space.decode(loose)) == canonical
 
+    def test_what_matters_follows_from_earlier_genes(self, space: Space) -> None:
+        """A policy decides gene after gene; whether one matters must be known when its turn comes."""
+        genes = space.random_matrix(50, np.random.default_rng(3))
+        whole = space.active_matrix(genes)
+        for place in range(genes.shape[1]):
+            begun = genes.copy()
+            begun[:, place:] = 0
+            assert (space.active_matrix(begun)[:, place] == whole[:, place]).all(), space.genes[place].name
+
     def test_size_counts_different_archs(self, space: Space) -> None:
         if math.prod(space.num_options) <= BRUTE_FORCE:
             every = itertools.product(*(range(n) for n in space.num_options))

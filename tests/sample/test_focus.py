@@ -1,0 +1,274 @@
+"""The learned sampler: the policy is a distribution, it learns, it resumes, and it works on every Space."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vitnas.arch import Arch
+from vitnas.data import Augment, TrainBatches, synthetic
+from vitnas.errors import UserError
+from vitnas.runs import read_jsonl
+from vitnas.sample import BestUp, Focus, FocusConfig, Hook, Moment
+from vitnas.sample.focus import table_cost
+from vitnas.sample.policy import Policy
+from vitnas.sample.quality import Quality
+from vitnas.searching.latency import LatencyModel
+from vitnas.space import SPACES, AutoFormerSpace, Space
+from vitnas.supernet import Supernet
+from vitnas.train import Classification, TrainConfig, fit
+
+TINY = AutoFormerSpace(
+    image_size=8, patch_size=4, num_classes=4, embed_dims=(8, 16), depths=(1, 2), num_heads=(1, 2),
+    mlp_ratios=(1.0, 2.0), head_dim=8, relative_position=0,
+)  # fmt: skip
+MICRO = AutoFormerSpace(
+    image_size=8, patch_size=4, num_classes=4, embed_dims=(16, 24, 32), depths=(1, 2, 3), num_heads=(1, 2),
+    mlp_ratios=(1.0, 2.0, 3.0), head_dim=8, relative_position=2,
+)  # fmt: skip
+
+
+def anchors(space: Space) -> list[float]:
+    costs = table_cost(space, "macs")(space.random_matrix(1000, np.random.default_rng(0)))
+    return np.linspace(costs.min(), costs.max(), 4).tolist()
+
+
+def untied(space: Space) -> Policy:
+    policy = Policy(space, anchors(space), generator=torch.Generator().manual_seed(0))
+    for parameter in policy.parameters():  # far from uniform, or else a wrong mask would hardly show
+        nn.init.normal_(parameter, std=0.7, generator=torch.Generator().manual_seed(parameter.numel()))
+    return policy
+
+
+def test_probabilities_of_all_archs_sum_to_one() -> None:
+    every = itertools.product(*(range(n) for n in TINY.num_options))
+    genes = np.array(sorted({TINY.canonical(genes) for genes in every}))
+    assert len(genes) == TINY.size()
+    policy = untied(TINY)
+    for budget in policy.anchors:
+        drawn = policy(torch.full((len(genes),), budget), given_NG=genes)
+        assert float(drawn.log_prob_N.detach().exp().sum()) == pytest.approx(1, abs=1e-5)
+
+
+def test_what_is_drawn_has_the_probability_that_it_is_said_to_have() -> None:
+    policy = untied(TINY)
+    drawn = policy(torch.full((4000,), policy.anchors[1]), generator=torch.Generator().manual_seed(1))
+    said = policy(torch.full((4000,), policy.anchors[1]), given_NG=drawn.genes_NG)
+    torch.testing.assert_close(said.log_prob_N, drawn.log_prob_N)
+    found, first, counts = np.unique(drawn.genes_NG, axis=0, return_index=True, return_counts=True)
+    share = drawn.log_prob_N.detach().exp().numpy()[first]
+    assert len(found) > 10
+    np.testing.assert_allclose(counts / 4000, share, atol=0.03)
+
+
+def test_a_gene_that_does_not_matter_has_no_entropy() -> None:
+    policy = untied(TINY)
+    drawn = policy(torch.full((200,), policy.anchors[0]), generator=torch.Generator().manual_seed(2))
+    active = torch.from_numpy(TINY.active_matrix(drawn.genes_NG))
+    assert not bool(active.all())
+    assert bool(((drawn.entropy_NG > 0) == active).all())
+    assert (TINY.canonical_matrix(drawn.genes_NG) == drawn.genes_NG).all()
+
+
+def test_budgets_between_anchors_are_interpolated() -> None:
+    policy = untied(TINY)
+    first, second, *_, last = policy.anchors
+    asked = torch.tensor(
+        [first, second, 0.25 * first + 0.75 * second, last, 10 * last, 0.0], dtype=torch.float64
+    )
+    got = policy.embed(asked)
+    table = policy.budget
+    want = torch.stack(
+        [table[0], table[1], 0.25 * table[0] + 0.75 * table[1], table[-1], table[-1], table[0]]
+    )
+    torch.testing.assert_close(got, want)
+
+
+def test_quality_finds_an_additive_truth_although_every_group_is_shifted() -> None:
+    rng, quality = np.random.default_rng(0), Quality(MICRO, ridge=1e-3, decay=1.0)
+    worth = rng.normal(size=sum(MICRO.num_options))
+    for _ in range(60):
+        genes = MICRO.random_matrix(4, rng)
+        quality.add(genes, quality.features(genes) @ worth + 100 * rng.normal())
+    fresh = MICRO.random_matrix(500, rng)
+    truth = quality.features(fresh) @ worth
+    assert np.corrcoef(truth, quality(fresh))[0, 1] > 0.999
+
+
+class Told(nn.Module):
+    """Stands for a Supernet: an Arch's loss follows from its width only, cheap depth is wasted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, images: Tensor, arch: Arch) -> Tensor:
+        logits = torch.zeros(len(images), arch.num_classes)
+        logits[:, 0] = arch.embed_dim / 8
+        return logits
+
+
+class Zeros:
+    """Two held-out batches of class 0."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for _ in range(2):
+            yield torch.zeros(64, 3, 8, 8), torch.zeros(64, dtype=torch.int64)
+
+
+def moment(step: int, steps: int, network: nn.Module) -> Moment:
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    return Moment(step, steps, 0.0, 0, network, optimizer, lambda tensor: None)
+
+
+def learned(
+    kind: type[Focus], steps: int, *, until: int | None = None, state: dict[str, Tensor] | None = None
+) -> Focus:
+    focus = kind(MICRO, Zeros(), config=FocusConfig(every=1, warmup=0.1, images=8, updates=2))
+    start = 0
+    if state is not None:
+        focus.restore(state)
+        start = int(state["step"])
+    network = Told()
+    for step in range(start, steps if until is None else until):
+        focus.before(moment(step, steps, network))
+    return focus
+
+
+def test_it_learns_what_is_worth_its_cost() -> None:
+    """At equal cost the widest Arch is best here: the policy must come to prefer it, at about the budget."""
+    focus = learned(Focus, 150)
+    budget = 0.5 * (focus.low + focus.high)
+    genes = focus.ask(torch.full((200,), budget), seed=3)
+    costs = focus.cost_of(genes)
+    assert abs(costs.mean() / budget - 1) < 0.1
+    others = focus.uniform_near(costs, seed=4)
+    widths = [
+        np.mean([MICRO.arch_of(tuple(row)).embed_dim for row in side.tolist()]) for side in (genes, others)
+    ]
+    assert widths[0] > widths[1] + 1.5
+    shares = focus.preferences(64)["embed_dim"]
+    assert len(shares) == focus.config.anchors
+    assert all(sum(row) == pytest.approx(1, abs=1e-3) for row in shares)
+
+
+def test_best_up_trains_the_best_guesses_only() -> None:
+    best = learned(BestUp, 60)
+    widths = [draw.arch.embed_dim for i in range(60) if (draw := best.draw(random.Random(i))[0]).arch]
+    uniform = [MICRO.sample(random.Random(i)).embed_dim for i in range(60)]
+    assert np.mean(widths) > np.mean(uniform) + 1.5
+
+
+@pytest.mark.parametrize("kind", [Focus, BestUp])
+def test_a_sampler_that_is_resumed_equals_one_that_was_not(kind: type[Focus]) -> None:
+    whole = learned(kind, 40)
+    cut = learned(kind, 40, until=23)
+    state = {name: value.clone() for name, value in cut.tensors().items()}
+    resumed = learned(kind, 40, state={**state, "step": torch.tensor(23)})
+    for name, value in whole.tensors().items():
+        assert torch.equal(value, resumed.tensors()[name]), name
+
+
+def test_it_is_uniform_while_warming_up_and_for_the_floor() -> None:
+    focus = Focus(MICRO, Zeros(), config=FocusConfig(floor=0.5))
+    assert isinstance(focus, Hook)
+    assert focus.before(moment(0, 100, Told())) is None
+    assert focus.draw(random.Random(0))[0].arch == MICRO.sample(random.Random(0))
+    focus.queue = np.array([MICRO.encode(MICRO.largest())])
+    share = np.mean([focus.draw(random.Random(i))[0].arch == MICRO.largest() for i in range(400)])
+    assert 0.4 < share < 0.6
+
+
+@pytest.mark.parametrize("kind", sorted(SPACES))
+def test_it_works_on_every_space(kind: str) -> None:
+    space = SPACES[kind]()
+    focus = Focus(space, config=FocusConfig(draws=8))
+    for greedy in (False, True):
+        genes = focus.ask(torch.linspace(focus.low, focus.high, 4), greedy=greedy)
+        assert (space.canonical_matrix(genes) == genes).all()
+        assert all(space.contains(space.arch_of(tuple(row))) == [] for row in genes.tolist())
+
+
+def test_training_with_it_resumes_bit_for_bit(tmp_path: Path) -> None:
+    data = synthetic(num_classes=4, image_size=8, n=96)
+
+    def run(folder: Path, stop: int | None) -> Supernet:
+        focus = Focus(MICRO, data.holdout.batches(8), config=FocusConfig(every=2, images=8, updates=1))
+        network = Supernet(MICRO, generator=torch.Generator().manual_seed(0))
+        loader = TrainBatches(data.train, Augment(), batch_size=16, seed=0)
+        config = TrainConfig(epochs=8 / loader.steps_per_epoch, checkpoint_minutes=0, warmup_epochs=0)
+        real = focus.before
+
+        def die(now: Moment) -> Any:
+            if now.step == stop:
+                raise KeyboardInterrupt
+            return real(now)
+
+        focus.before = die  # type: ignore[method-assign]
+        fit(network, Classification(), focus, loader, config=config, folder=folder)
+        return network
+
+    whole = run(tmp_path / "whole", None)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", 5)
+    again = run(tmp_path / "cut", None)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+    lines = [r for r in read_jsonl(tmp_path / "cut" / "metrics.jsonl") if r.get("event") == "focus"]
+    assert [line["step"] for line in lines] == [2, 4, 6]
+    assert len(lines[0]["cost_ratio"]) == 8
+
+
+def test_the_test_split_is_refused() -> None:
+    data = synthetic(n=64)
+    with pytest.raises(UserError, match="would learn from the test split"):
+        Focus(MICRO, data.test_for_final_report().batches(8))  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"anchors": 1}, r"focus\.anchors is 1; it must be at least 2"),
+        ({"margin": 0.5}, r"focus\.margin is 0\.5; it is a share"),
+        ({"floor": 1.0}, r"focus\.floor is 1\.0"),
+        ({"lr": 0.0}, r"focus\.lr is 0\.0; it must be above 0"),
+    ],
+    ids=str,
+)
+def test_bad_options_are_named(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        FocusConfig(**options)
+
+
+def test_a_cost_without_a_table_is_named() -> None:
+    with pytest.raises(
+        UserError, match=r"focus\.quantity is 'flops'; the cost table has macs, params and memory"
+    ):
+        Focus(MICRO, config=FocusConfig(quantity="flops"))
+
+
+class Clock:
+    """A meter whose time is linear in the number of parameters."""
+
+    def measure(self, model: nn.Module) -> float:
+        return 0.5 + 1e-5 * sum(p.numel() for p in model.parameters())
+
+
+def test_latency_of_archs_that_were_not_timed() -> None:
+    model = LatencyModel.fit(MICRO, Clock(), None, n=24)
+    assert model.error < 0.02
+    genes = MICRO.random_matrix(20, np.random.default_rng(5))
+    want = 0.5 + 1e-5 * MICRO.cost_table().costs(genes)["params"]
+    np.testing.assert_allclose(model.cost_of(MICRO)(genes), want, rtol=0.03)
+    focus = Focus(
+        MICRO, cost_of=model.cost_of(MICRO), config=FocusConfig(quantity="latency@onnxruntime,batch=1")
+    )
+    assert focus.low > 0.5

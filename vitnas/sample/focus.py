@@ -1,0 +1,341 @@
+"""Focus: a Sampler that learns, while the Supernet trains, which Archs are worth training for each budget.
+
+Source: FocusFormer (arXiv 2208.10861): uniform sampling spends most steps on Archs that nobody will pick, so a policy
+conditioned on the budget is learned by policy gradient in turns with the Supernet, and is asked directly
+afterwards. The paper's code is not public; every field of `FocusConfig` is our choice, with its reason here and a
+row in PAPERS.md.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vitnas.errors import UserError
+from vitnas.sample.draw import Draw
+from vitnas.sample.hook import Moment
+from vitnas.sample.policy import Drawn, Policy
+from vitnas.sample.quality import Floats, Quality
+from vitnas.space import Space
+from vitnas.space.space import Matrix, kind_of
+
+CostOf = Callable[[Matrix], Floats]
+"""(N, genes) canonical genes to (N,) costs of the quantity that budgets are in."""
+
+
+class Looks(Protocol):
+    """Held-out batches to look at (`vitnas.data.EvalBatches`)."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class FocusConfig:
+    """How the sampler learns.
+
+    `quantity` is what budgets limit. `anchors` budgets have a vector of their own; `margin` of the space's cost
+    range is left out at both ends, where one Arch is all there is. Uniform for the first `warmup` of all steps, as
+    scores of an untrained Supernet are noise; then it learns `every` so many steps: `archs` Archs (half of them
+    random ones of equal cost) are scored on one batch of `images` held-out images, and the policy makes `updates`
+    of `draws` draws each (free: the cost is a table and the score a model of those seen). `floor` of the Archs
+    trained stay uniform, so that others do not rot. `penalty` is what a cost twice the budget takes off, in nats
+    of the loss. `entropy` is the bonus at the start, falling linearly to a tenth, in standard deviations of the reward.
+    """
+
+    quantity: str = "macs"
+    anchors: int = 8
+    margin: float = 0.05
+    warmup: float = 0.2
+    every: int = 20
+    archs: int = 4
+    images: int = 96
+    updates: int = 4
+    draws: int = 64
+    lr: float = 5e-3
+    penalty: float = 5.0
+    entropy: float = 0.3
+    floor: float = 0.2
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("anchors", 2),
+            ("every", 1),
+            ("archs", 2),
+            ("images", 1),
+            ("updates", 1),
+            ("draws", 8),
+        ):
+            if getattr(self, name) < least:
+                raise UserError(
+                    f"focus.{name} is {getattr(self, name)}; it must be at least {least}. Raise it."
+                )
+        for name in ("margin", "warmup", "floor"):
+            if not 0 <= getattr(self, name) < 1 or (name == "margin" and self.margin >= 0.5):
+                raise UserError(f"focus.{name} is {getattr(self, name)}; it is a share. Use the default.")
+        for name in ("lr", "penalty"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"focus.{name} is {getattr(self, name)}; it must be above 0. Raise it.")
+
+
+class Focus:
+    """A Sampler that is also a Hook of the training (see `sample/hook.py`).
+
+    Args:
+        space: whose Archs.
+        looks: held-out images that rewards are measured on; the test split is refused.
+        cost_of: cost of genes, for a `quantity` that the Space's table does not have (latency).
+        config: how it learns.
+        seed: of the policy's weights.
+
+    Raises:
+        UserError: the test split, or a quantity without a cost.
+    """
+
+    name = "focus"
+    learns = True
+
+    def __init__(
+        self,
+        space: Space,
+        looks: Looks | None = None,
+        *,
+        cost_of: CostOf | None = None,
+        config: FocusConfig | None = None,
+        seed: int = 0,
+    ) -> None:
+        if getattr(getattr(looks, "images", None), "split", None) == "test":
+            raise UserError("the sampler would learn from the test split; give images carved out of train.")
+        self.space, self.config = space, config or FocusConfig()
+        self.cost_of = cost_of or table_cost(space, self.config.quantity)
+        self.low, self.high = budget_range(space, self.cost_of, self.config.margin)
+        anchors = np.linspace(self.low, self.high, self.config.anchors).tolist()
+        self.policy = Policy(space, anchors, generator=torch.Generator().manual_seed(seed))
+        self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=self.config.lr)
+        self.quality = Quality(space)
+        self.queue: Matrix = np.zeros((0, len(space.genes)), dtype=np.int64)
+        self._looks = looks
+        self._images: list[tuple[Tensor, Tensor]] = []
+
+    def draw(self, rng: random.Random) -> list[Draw]:
+        """Uniform while warming up and for the `floor`; else one of the Archs that the policy last drew."""
+        if not len(self.queue) or rng.random() < self.config.floor:
+            return [Draw(arch=self.space.sample(rng))]
+        genes = self.queue[rng.randrange(len(self.queue))]
+        return [Draw(arch=self.space.arch_of(tuple(genes.tolist())))]
+
+    def ask(self, budgets: Tensor, *, seed: int = 0, greedy: bool = False) -> Matrix:
+        """(N,) budgets to (N, genes): an Arch drawn for each, or the likeliest."""
+        with torch.no_grad():
+            drawn: Drawn = self.policy(budgets, generator=torch.Generator().manual_seed(seed), greedy=greedy)
+        return drawn.genes_NG
+
+    def before(self, moment: Moment) -> Mapping[str, Any] | None:
+        """Learn, where this step is one to learn at, and draw the Archs of the next steps."""
+        first = math.ceil(self.config.warmup * moment.steps)
+        if moment.step < max(first, 1) or (moment.step - first) % self.config.every:
+            return None
+        generator = torch.Generator().manual_seed(stream(moment.seed, moment.step))
+        told: dict[str, Any] = dict(self._look(moment, generator))
+        if self.learns:
+            told |= self._learn(moment, generator)
+        self.queue = self._refill(generator)
+        return told | self.watch(generator)
+
+    def _refill(self, generator: torch.Generator) -> Matrix:
+        with torch.no_grad():
+            drawn: Drawn = self.policy(self._budgets(self.config.draws, generator), generator=generator)
+        return drawn.genes_NG
+
+    def _budgets(self, n: int, generator: torch.Generator) -> Tensor:
+        return (
+            self.low
+            + (self.high - self.low) * torch.rand(n, generator=generator, dtype=torch.float64).float()
+        )
+
+    def _look(self, moment: Moment, generator: torch.Generator) -> dict[str, float]:
+        """Score a few Archs on the same held-out images with the weights of now: some that the policy draws, and for
+        each a random one that costs the same."""
+        mine = self._refill(generator)[: self.config.archs // 2]
+        genes_NG = np.concatenate(
+            [mine, self.uniform_near(self.cost_of(mine), stream(moment.seed, moment.step))]
+        )
+        images, targets = self._batch(moment.step)
+        device = next(moment.network.parameters()).device
+        images, targets = images.to(device), targets.to(device)
+        training = moment.network.training
+        moment.network.eval()
+        with torch.no_grad():
+            losses = [
+                functional.cross_entropy(
+                    moment.network(images, self.space.arch_of(tuple(row))).float(), targets
+                )
+                for row in genes_NG.tolist()
+            ]
+        moment.network.train(training)
+        scores = -torch.stack(losses)
+        moment.share(scores)
+        found: Floats = scores.double().cpu().numpy()
+        self.quality.add(genes_NG, found)
+        return {
+            "score": float(found.mean()),
+            "gain": float(found[: len(mine)].mean() - found[len(mine) :].mean()),
+        }
+
+    def uniform_near(self, costs_N: Floats, seed: int, pool: int = 500) -> Matrix:
+        """(N, genes): of `pool` random Archs the one that is nearest in cost, for each of `costs_N`."""
+        drawn = self.space.random_matrix(pool, np.random.default_rng(seed))
+        found = self.cost_of(drawn)
+        near: Matrix = drawn[[int(np.argmin(np.abs(found - cost))) for cost in costs_N]]
+        return near
+
+    def _batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """The next `images` held-out images, round and round."""
+        if self._looks is None:
+            raise UserError("the sampler has no held-out images to learn from. Give `looks`.")
+        if not self._images:
+            size = self.config.images
+            for images, targets in self._looks:
+                starts = range(0, len(targets), size)
+                self._images += [(images[i : i + size], targets[i : i + size]) for i in starts]
+        return self._images[(step // self.config.every) % len(self._images)]
+
+    def _learn(self, moment: Moment, generator: torch.Generator) -> dict[str, float]:
+        """Policy gradient. Draws come in groups of 4 for one budget: the baseline of each is the mean of its group's
+        others, which needs no memory of earlier rewards and is right for every budget."""
+        config, reward_N, ratio_N = self.config, np.zeros(0), np.zeros(0)
+        weight = config.entropy * (1 - 0.9 * moment.step / moment.steps)
+        for _ in range(config.updates):
+            budgets_N = self._budgets(config.draws // 4, generator).repeat_interleave(4)
+            drawn: Drawn = self.policy(budgets_N, generator=generator)
+            ratio_N = self.cost_of(drawn.genes_NG) / budgets_N.numpy()
+            reward_N = self.quality(drawn.genes_NG) - config.penalty * np.abs(ratio_N - 1)
+            groups = torch.from_numpy(reward_N).float().view(-1, 4)
+            advantage = (groups - (groups.sum(1, keepdim=True) - groups) / 3).flatten()
+            advantage = advantage / (advantage.std() + 1e-6)
+            loss = -(advantage * drawn.log_prob_N).mean() - weight * drawn.entropy_NG.sum(1).mean()
+            self.optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.policy.parameters(), 1.0)
+            self.optimizer.step()
+        for parameter in self.policy.parameters():
+            moment.share(parameter)
+        return {"reward": float(reward_N.mean()), "miss": float(np.abs(ratio_N - 1).mean())}
+
+    def watch(self, generator: torch.Generator, n: int = 32) -> dict[str, Any]:
+        """Per anchor: mean cost over budget, and the mean entropy of each kind of gene that matters (in nats)."""
+        anchors_K = torch.tensor(self.policy.anchors)
+        with torch.no_grad():
+            drawn: Drawn = self.policy(anchors_K.repeat_interleave(n), generator=generator)
+        ratio = self.cost_of(drawn.genes_NG).reshape(-1, n) / anchors_K.numpy()[:, None]
+        matters = torch.from_numpy(self.space.active_matrix(drawn.genes_NG)).view(len(anchors_K), n, -1)
+        entropy = drawn.entropy_NG.view(len(anchors_K), n, -1)
+        kinds = [kind_of(gene) for gene in self.space.genes]
+        per_kind: dict[str, list[float]] = {}
+        for kind in dict.fromkeys(kinds):
+            places = [i for i, k in enumerate(kinds) if k == kind]
+            total, count = entropy[:, :, places].sum((1, 2)), matters[:, :, places].sum((1, 2)).clamp(min=1)
+            per_kind[kind] = [round(float(v), 4) for v in total / count]
+        return {
+            "budgets": [round(a, 3) for a in self.policy.anchors],
+            "cost_ratio": [round(float(r), 4) for r in ratio.mean(1)],
+            "entropy": per_kind,
+        }
+
+    def preferences(self, n: int = 256, seed: int = 0) -> dict[str, list[list[float]]]:
+        """Per gene: (anchors, options) shares of `n` draws for each anchor, over the draws in which it matters."""
+        anchors_K = torch.tensor(self.policy.anchors)
+        genes = self.ask(anchors_K.repeat_interleave(n), seed=seed).reshape(len(anchors_K), n, -1)
+        found: dict[str, list[list[float]]] = {}
+        for place, gene in enumerate(self.space.genes):
+            rows = []
+            for drawn_NG in genes:
+                alive = drawn_NG[self.space.active_matrix(drawn_NG)[:, place], place]
+                counts = np.bincount(alive, minlength=len(gene.options)) / max(1, len(alive))
+                rows.append([round(float(share), 4) for share in counts])
+            found[gene.name] = rows
+        return found
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that a resumed training needs."""
+        state = {f"policy.{name}": value for name, value in self.policy.state_dict().items()}
+        for index, values in self.optimizer.state_dict()["state"].items():
+            state |= {f"adam.{index}.{name}": value for name, value in values.items()}
+        state |= {f"quality.{name}": value for name, value in self.quality.tensors().items()}
+        return {**state, "queue": torch.from_numpy(self.queue)}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take back what `tensors` gave."""
+        self.policy.load_state_dict(
+            {
+                name.removeprefix("policy."): value
+                for name, value in tensors.items()
+                if name.startswith("policy.")
+            }
+        )
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            if name.startswith("adam."):
+                _, index, kind = name.split(".")
+                moments.setdefault(int(index), {})[kind] = value
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        for name, value in self.quality.tensors().items():
+            value.copy_(tensors[f"quality.{name}"])
+        self.queue = tensors["queue"].numpy()
+
+
+class BestUp(Focus):
+    """The strongest simple rival: draw many Archs near a budget and train the one that looks best.
+
+    Source: AttentiveNAS (arXiv 2011.09011), "BestUp", with the additive model of scores as its predictor. Nothing
+    but that model is learned.
+    """
+
+    name = "best_up"
+    learns = False
+
+    def _refill(self, generator: torch.Generator) -> Matrix:
+        rng = np.random.default_rng(int(torch.randint(1 << 62, (1,), generator=generator)))
+        genes_NG = self.space.random_matrix(50 * self.config.draws, rng)
+        cost_N, score_N = self.cost_of(genes_NG), self.quality(genes_NG)
+        picked = []
+        for budget in self._budgets(self.config.draws, generator).tolist():
+            nearest_N = np.argsort(np.abs(cost_N - budget), kind="stable")[:50]
+            picked.append(nearest_N[np.argmax(score_N[nearest_N])])
+        return genes_NG[picked]
+
+
+def stream(seed: int, step: int) -> int:
+    """A seed of its own for every step."""
+    return random.Random(f"focus/{seed}/{step}").getrandbits(62)
+
+
+def table_cost(space: Space, quantity: str) -> CostOf:
+    """Cost from the Space's table: `macs`, `params` or `memory`.
+
+    Raises:
+        UserError: another quantity.
+    """
+    if quantity not in ("macs", "params", "memory"):
+        raise UserError(
+            f"focus.quantity is {quantity!r}; the cost table has macs, params and memory. Give cost_of for others."
+        )
+    table = space.cost_table()
+    return lambda genes_NG: table.costs(genes_NG)[quantity].astype(np.float64)
+
+
+def budget_range(space: Space, cost_of: CostOf, margin: float) -> tuple[float, float]:
+    """The budgets that a policy learns: from the cheapest Arch to the dearest, less `margin` of that at both ends."""
+    ends = np.array([space.encode(space.smallest()), space.encode(space.largest())])
+    drawn = space.random_matrix(10_000, np.random.default_rng(0))
+    costs = cost_of(np.concatenate([ends, drawn]))
+    low, high = float(costs.min()), float(costs.max())
+    return low + margin * (high - low), high - margin * (high - low)

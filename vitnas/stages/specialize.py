@@ -1,0 +1,143 @@
+"""specialize: the best Arch for another budget, from what a run has learned. Nothing is trained."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from vitnas.arch import Arch
+from vitnas.budget import Budget, Cost
+from vitnas.errors import UserError
+from vitnas.exporting import export_model, load_timm
+from vitnas.measure.latency import LatencyMeter
+from vitnas.runs import read_json, write_json
+from vitnas.searching import Trial
+from vitnas.searching.latency import measure_ms
+from vitnas.searching.problem import Problem
+from vitnas.space.space import Genes
+from vitnas.stages.context import Context
+from vitnas.stages.finish import FILES, verify_images
+from vitnas.stages.sampler import answers, load_sampler
+from vitnas.stages.searching import SupernetEvaluator, open_study, save_front_member
+
+LOOKS_SHARE = 20  # the policy's answers cost at most one of so many of the search's evaluations
+
+
+@dataclass(frozen=True)
+class Special:
+    """An answer: the Arch, its held-out accuracy with inherited weights, and what finding it cost."""
+
+    budget: str
+    arch: Arch
+    accuracy: float
+    cost: Cost
+    folder: Path
+    source: str
+    evaluated: int
+    seconds: float
+
+
+def specialize(context: Context, budgets: list[str]) -> list[Special]:
+    """One answer per budget, each saved and exported (front/<arch id>/), and family.json with all of them.
+
+    A run with a learned sampler is asked directly: it draws, keeps what meets the budget, and the best guesses are
+    ranked on held-out images. Any other run answers from its finished search.
+
+    Raises:
+        UserError: a budget that cannot be met or asked for.
+    """
+    parsed = [Budget.parse(text) for text in budgets]
+    learned = context.run.sampler.kind == "focus" and (context.folder / "sampler.safetensors").exists()
+    find = _by_sampler if learned else _by_study
+    found = [find(context, budget) for budget in parsed]
+    for special in found:
+        _export(context, special.folder)
+    record = [
+        {
+            **{key: value for key, value in asdict(special).items() if key not in ("arch", "folder", "cost")},
+            "arch_id": special.arch.id,
+            "cost": asdict(special.cost),
+            "path": str(special.folder.relative_to(context.folder)),
+        }
+        for special in found
+    ]
+    known = read_json(context.folder / "family.json") if (context.folder / "family.json").exists() else []
+    kept = [row for row in known if row["budget"] not in {special.budget for special in found}]
+    write_json(context.folder / "family.json", kept + record)
+    return found
+
+
+def _by_study(context: Context, budget: Budget) -> Special:
+    start = time.monotonic()
+    with open_study(context, "search") as study:
+        trial = study.best(budget)
+    folder = save_front_member(context, trial)
+    seconds = time.monotonic() - start
+    return Special(
+        budget.text, trial.arch, trial.values["accuracy"], trial.cost, folder, "search", 0, seconds
+    )
+
+
+def _by_sampler(context: Context, budget: Budget) -> Special:
+    if budget.latency_targets and budget.latency_targets != (
+        context.run.sampler.focus.quantity.partition("@")[2],
+    ):
+        raise UserError(
+            f"the budget {budget.text!r} limits latency, for which the sampler was not trained. Limit "
+            f"{context.run.sampler.focus.quantity}, or ask the finished search."
+        )
+    start, focus = time.monotonic(), load_sampler(context)
+    num_looks = max(1, context.run.search.num_trials // LOOKS_SHARE)
+    ranked = answers(focus, budget, seed=context.run.seed)
+    evaluator, problem = SupernetEvaluator(context.supernet, context.holdout), Problem(focus.space, budget)
+    scored: list[tuple[Mapping[str, float], Genes, Cost]] = []
+    for genes in ranked:
+        cost = measured(context, problem, genes)
+        if not budget.misses(cost):
+            scored.append((evaluator(focus.space.arch_of(genes)), genes, cost))
+        if len(scored) == num_looks:
+            break
+    if not scored:
+        raise UserError(
+            f"none of the {len(ranked)} Archs that the sampler drew meets {budget.text!r}. Widen the budget, or "
+            "ask the "
+            "finished search."
+        )
+    values, genes, cost = max(scored, key=lambda found: (found[0]["accuracy"], -found[0]["loss"]))
+    trial = Trial(
+        number=-1, proposal=-1, genes=genes, space=focus.space, state="scored", cost=cost, values=values
+    )
+    folder = save_front_member(context, trial)
+    seconds = time.monotonic() - start
+    return Special(budget.text, trial.arch, values["accuracy"], cost, folder, "sampler", len(scored), seconds)
+
+
+def measured(context: Context, problem: Problem, genes: Genes) -> Cost:
+    """The counted Cost, with latency measured where the budget limits it: the policy only has a model of it."""
+    cost = problem.cost(genes)
+    targets = problem.budget.latency_targets
+    if not targets:
+        return cost
+    arch = problem.space.arch_of(genes)
+    meters = {target: LatencyMeter(target, runs=30, seconds=0.5, cache={}) for target in targets}
+    return replace(cost, latency_ms={name: measure_ms(meter, arch, None) for name, meter in meters.items()})
+
+
+def _export(context: Context, folder: Path) -> None:
+    """The files that the run exports, verified, beside the weights."""
+    if (folder / "export.json").exists():
+        return
+    model, images = load_timm(folder).eval(), verify_images(context)
+    record = {
+        kind: export_model(
+            model,
+            folder / FILES[kind],
+            images,
+            class_names=context.data.class_names,
+            data_config=context.data_config,
+        )
+        for kind in context.run.export.formats
+    }
+    write_json(folder / "export.json", record)
