@@ -103,8 +103,12 @@ def test_quality_finds_an_additive_truth_although_every_group_is_shifted() -> No
     assert np.corrcoef(truth, quality(fresh))[0, 1] > 0.999
 
 
+def mean_heads(arch: Arch) -> float:
+    return sum(block.num_heads for block in arch.blocks) / arch.depth
+
+
 class Told(nn.Module):
-    """Stands for a Supernet: an Arch's loss follows from its width only, cheap depth is wasted."""
+    """Stands for a Supernet: an Arch's loss follows from its heads only."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -112,7 +116,7 @@ class Told(nn.Module):
 
     def forward(self, images: Tensor, arch: Arch) -> Tensor:
         logits = torch.zeros(len(images), arch.num_classes)
-        logits[:, 0] = arch.embed_dim / 8
+        logits[:, 0] = 2 * mean_heads(arch)
         return logits
 
 
@@ -144,27 +148,26 @@ def learned(
 
 
 def test_it_learns_what_is_worth_its_cost() -> None:
-    """At equal cost the widest Arch is best here: the policy must come to prefer it, at about the budget."""
+    """At equal cost more heads are better here: the policy must come to prefer them, at about the budget."""
     focus = learned(Focus, 150)
     budget = 0.5 * (focus.low + focus.high)
     genes = focus.ask(torch.full((200,), budget), seed=3)
     costs = focus.cost_of(genes)
     assert abs(costs.mean() / budget - 1) < 0.1
-    others = focus.uniform_near(costs, seed=4)
-    widths = [
-        np.mean([MICRO.arch_of(tuple(row)).embed_dim for row in side.tolist()]) for side in (genes, others)
-    ]
-    assert widths[0] > widths[1] + 1.5
-    shares = focus.preferences(64)["embed_dim"]
+    sides = genes, focus.uniform_near(costs, seed=4)
+    heads = [np.mean([mean_heads(MICRO.arch_of(tuple(row))) for row in side.tolist()]) for side in sides]
+    assert heads[0] > heads[1] + 0.25, heads
+    shares = focus.preferences(64)["num_heads.0"]
     assert len(shares) == focus.config.anchors
     assert all(sum(row) == pytest.approx(1, abs=1e-3) for row in shares)
+    assert np.mean(shares, axis=0)[1] > 0.7
 
 
 def test_best_up_trains_the_best_guesses_only() -> None:
     best = learned(BestUp, 60)
-    widths = [draw.arch.embed_dim for i in range(60) if (draw := best.draw(random.Random(i))[0]).arch]
-    uniform = [MICRO.sample(random.Random(i)).embed_dim for i in range(60)]
-    assert np.mean(widths) > np.mean(uniform) + 1.5
+    heads = [mean_heads(draw.arch) for i in range(60) if (draw := best.draw(random.Random(i))[0]).arch]
+    uniform = [mean_heads(MICRO.sample(random.Random(i))) for i in range(60)]
+    assert np.mean(heads) > np.mean(uniform) + 0.2
 
 
 @pytest.mark.parametrize("kind", [Focus, BestUp])
@@ -227,10 +230,10 @@ def test_training_with_it_resumes_bit_for_bit(tmp_path: Path) -> None:
     assert len(lines[0]["cost_ratio"]) == 8
 
 
-def test_the_test_split_is_refused() -> None:
+def test_the_test_split_is_refused(tmp_path: Path) -> None:
     data = synthetic(n=64)
     with pytest.raises(UserError, match="would learn from the test split"):
-        Focus(MICRO, data.test_for_final_report().batches(8))  # type: ignore[attr-defined]
+        Focus(MICRO, data.open_test(tmp_path / "reads.json").batches(8))
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from vitnas.recipes.autoformer import autoformer, autoformer_cifar
+from vitnas.recipes.focusformer import focusformer, focusformer_tour
 from vitnas.recipes.images import images
 from vitnas.recipes.tour import tour
 from vitnas.recipes.vit_resnas import vit_resnas, vit_resnas_cifar
@@ -17,6 +18,8 @@ RECIPES: dict[str, Callable[[], Run]] = {
     "autoformer": autoformer,
     "vit_resnas_cifar": vit_resnas_cifar,
     "vit_resnas": vit_resnas,
+    "focusformer_tour": focusformer_tour,
+    "focusformer": focusformer,
 }
 
 __all__ = ["RECIPES"]

@@ -38,8 +38,10 @@ class RunFiles:
     search: Record = field(default_factory=dict)
     correlation: Record = field(default_factory=dict)
     results: Record = field(default_factory=dict)
+    sampler: Record = field(default_factory=dict)
     export: Record = field(default_factory=dict)
     feasibility: list[Record] = field(default_factory=list)
+    family: list[Record] = field(default_factory=list)
     latency: list[Record] = field(default_factory=list)
     test_reads: list[Record] | None = None
     metrics: list[Record] = field(default_factory=list)
@@ -81,10 +83,11 @@ def read_run(folder: Path) -> RunFiles:
             "Give the folder that `vitnas run` wrote."
         )
     run = RunFiles(folder)
-    for name in ("manifest", "space", "search", "correlation", "results"):
+    for name in ("manifest", "space", "search", "correlation", "results", "sampler"):
         setattr(run, name, _mapping(run, folder / f"{name}.json"))
     run.export = _mapping(run, folder / "export" / "export.json")
     run.feasibility = _records(run, folder / "feasibility.json")
+    run.family = _records(run, folder / "family.json")
     run.latency = _records(run, folder / "export" / "latency.json")
     if (folder / "test_reads.json").exists():
         run.test_reads = _records(run, folder / "test_reads.json")

@@ -14,7 +14,7 @@ from plotly.offline import get_plotlyjs
 
 from vitnas.arch import Arch
 from vitnas.counting import parts
-from vitnas.reporting import drawing, headline, plots, tables
+from vitnas.reporting import drawing, headline, plots, sampler_plots, tables
 from vitnas.reporting.files import Record, RunFiles, read_run, stage_label
 from vitnas.runs import write_atomic
 
@@ -58,6 +58,7 @@ def render(run: RunFiles, page: Path) -> str:
         "not_measured": tables.MISSING,
         **_search(run, figures),
         **_training(run, figures),
+        **_sampler(run, figures),
         **_architecture(run.chosen, figures),
         **_correlation(run, figures),
         "feasibility": tables.feasibility(run.feasibility),
@@ -97,6 +98,19 @@ def _search(run: RunFiles, figures: dict[str, plots.Figure]) -> dict[str, Any]:
         "holdout": _holdout(run),
         "search_seconds": tables.number(run.search.get("seconds"), "s"),
         "rejections": tables.rejections(run.search),
+    }
+
+
+def _sampler(run: RunFiles, figures: dict[str, plots.Figure]) -> dict[str, Any]:
+    quantity = str(run.sampler.get("quantity", "macs"))
+    _keep(figures, "sampler_cost", sampler_plots.cost_ratio(run.metrics, quantity))
+    _keep(figures, "sampler_entropy", sampler_plots.entropy(run.metrics))
+    _keep(figures, "sampler_gain", sampler_plots.gain(run.metrics))
+    _keep(figures, "sampler_prefers", sampler_plots.preferences(run.sampler))
+    return {
+        "has_sampler": bool(run.sampler or sampler_plots.told(run.metrics)),
+        "sampler_compared": sampler_plots.compared(run.sampler),
+        "family": sampler_plots.family(run.family),
     }
 
 

@@ -190,10 +190,15 @@ class Focus:
         }
 
     def uniform_near(self, costs_N: Floats, seed: int, pool: int = 500) -> Matrix:
-        """(N, genes): of `pool` random Archs the one that is nearest in cost, for each of `costs_N`."""
-        drawn = self.space.random_matrix(pool, np.random.default_rng(seed))
-        found = self.cost_of(drawn)
-        near: Matrix = drawn[[int(np.argmin(np.abs(found - cost))) for cost in costs_N]]
+        """(N, genes): for each of `costs_N` one of `pool` random Archs that costs within 5 % of it, else the nearest.
+
+        Not the nearest always: in a small space that would be nearly the same Arch.
+        """
+        rng = np.random.default_rng(seed)
+        drawn = self.space.random_matrix(pool, rng)
+        miss_NP = np.abs(self.cost_of(drawn)[None] / costs_N[:, None] - 1)
+        found = [rng.choice(np.flatnonzero(row <= max(0.05, float(row.min())))) for row in miss_NP]
+        near: Matrix = drawn[found]
         return near
 
     def _batch(self, step: int) -> tuple[Tensor, Tensor]:

@@ -104,7 +104,8 @@ class Policy(nn.Module):
             log_prob_N = log_prob_N + log_probs_NO.gather(1, option_N[:, None])[:, 0] * matters_N
             entropies.append(-(probs_NO * log_probs_NO).sum(1) * matters_N)
             chosen_NH = self.chosen[key](option_N)
-        return Drawn(genes_NG, log_prob_N, torch.stack(entropies, dim=1))
+        # A Space may have more to its canonical form than genes that do not matter (ViTAS moves identities last).
+        return Drawn(self.space.canonical_matrix(genes_NG), log_prob_N, torch.stack(entropies, dim=1))
 
     def embed(self, budgets_N: Tensor) -> Tensor:
         """(N,) budgets to (N, H) vectors; budgets beyond the anchors count as the outermost."""
