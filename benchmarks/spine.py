@@ -280,11 +280,12 @@ ROWS: dict[str, Callable[[int], Row]] = {
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--only", nargs="*", choices=ROWS, default=list(ROWS))
+def main(
+    rows: dict[str, Callable[[int], Row]] = ROWS, table: str = "spine", doc: str | None = __doc__
+) -> None:
+    """The command line of a table; other benchmarks bring their own rows."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="*", choices=rows, default=list(rows))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--out", type=Path, default=None)
@@ -294,7 +295,7 @@ def main() -> None:
     machine = environment()
     out = (
         options.out
-        or Path(__file__).parent / "results" / f"spine_cpu_torch{torch.__version__.partition('+')[0]}.csv"
+        or Path(__file__).parent / "results" / f"{table}_cpu_torch{torch.__version__.partition('+')[0]}.csv"
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     fresh = not out.exists()
@@ -305,7 +306,7 @@ def main() -> None:
                 "date,name,against,target,ratio,low,high,ours,other,rounds,threads,torch,cpu,cores".split(",")
             )
         for name in options.only:
-            row = ROWS[name](options.rounds)
+            row = rows[name](options.rounds)
             print(
                 f"{row.name:<34} / {row.against:<30} {row.ratio:>12,.3f} ({row.low:,.3f}-{row.high:,.3f}) {row.target}",
                 flush=True,

@@ -114,3 +114,9 @@ def test_the_counts_in_papers_md_are_those_of_the_code() -> None:
         macs = " / ".join(f"{count(arch, convention=convention).macs / 1e9:.3f}" for arch in archs)
         assert f"`{convention}` {macs} G" in text, f"{convention}: {macs}"
     assert " / ".join(f"{count(arch).params / 1e6:.3f}" for arch in archs) + " M" in text
+    resnas = [
+        PUBLISHED[name]
+        for name in ("vit_res_tiny", *(f"vit_resnas_{n}" for n in ("tiny", "small", "medium")))
+    ]
+    assert " / ".join(f"{count(arch).macs / 1e9:.4f}" for arch in resnas) + " G (ViT-Res-Tiny" in text
+    assert " / ".join(f"{count(arch).params / 1e6:.3f}" for arch in resnas) + " M; the paper's" in text

@@ -12,8 +12,12 @@ from safetensors import safe_open
 from torch import Tensor
 
 from vitnas.arch import Arch
+from vitnas.layers.axes import Axes, named_axes
+from vitnas.model import build
 from vitnas.model.network_def import network_def, parse_network_def
 from vitnas.model.resnas_official import load_resnas_model, resnas_tensors
+from vitnas.space import StageSpace, vit_resnas
+from vitnas.supernet import Supernet
 
 
 @pytest.fixture(scope="module")
@@ -73,3 +77,44 @@ def test_the_numbers_would_show_a_mistake(
 
 def test_every_name_is_known(weights: dict[str, Tensor]) -> None:
     assert len(resnas_tensors(weights)) == len(weights)
+
+
+def test_a_supernets_checkpoint_is_that_of_its_largest_arch(
+    weights: dict[str, Tensor], golden: Any, arch: Arch
+) -> None:
+    """Shared by prefix on both sides: a supernet whose largest Arch is the golden net has the golden logits."""
+    stages = tuple(
+        StageSpace(
+            depth=len(stage.blocks),
+            embed_dims=(stage.embed_dim - 4, stage.embed_dim),
+            num_heads=tuple(sorted({block.num_heads for block in stage.blocks})),
+            head_dim=stage.blocks[0].head_dim,
+            mlp_hidden=tuple(sorted({block.mlp_hidden for block in stage.blocks})),
+        )
+        for stage in arch.stages
+    )
+    space = vit_resnas("sr_tiny_mh", image_size=112, num_classes=10, stages=stages, patch_head=True)
+    supernet = Supernet(space).eval()
+    tensors = resnas_tensors(weights)
+    wide = dict(supernet.state_dict())
+    for (
+        name,
+        tensor,
+    ) in tensors.items():  # the golden net is not the widest everywhere: its entries come first
+        if wide[name].shape == tensor.shape:
+            wide[name] = tensor
+        else:
+            wide[name] = place(
+                wide[name], tensor, supernet.axes[name], named_axes(build(arch, device="meta"))[name]
+            )
+    supernet.load_state_dict(wide)
+    with torch.no_grad():
+        logits = supernet(golden[0]["images"], arch)
+    torch.testing.assert_close(logits, golden[0]["logits"], rtol=1e-5, atol=1e-5)
+
+
+def place(wide: Tensor, tensor: Tensor, axes: Axes, given: Axes) -> Tensor:
+    found = wide.clone()
+    region = tuple(slice(0, size) for _, size in given)
+    found.view([size for _, size in axes])[region] = tensor.view([size for _, size in given])
+    return found

@@ -290,3 +290,21 @@ def test_a_second_derivative_is_refused(generator: torch.Generator) -> None:
     loss = supernet(torch.randn(2, 1, 8, 8), space.middle()).sum()
     with pytest.raises(RuntimeError, match="cannot be differentiated twice"):
         loss.backward(create_graph=True)
+
+
+def test_a_change_of_mode_reaches_blocks_that_archs_share(generator: torch.Generator) -> None:
+    """Archs take over the mode one by one; one that did so must not leave a shared block behind for another."""
+    made = Supernet(SPACE, drop_path=0.5)
+    deep, images = LARGE, torch.randn(2, 3, 16, 16, generator=generator)
+    shallow = SPACE.decode([1, 0, 1, 1, 0, 0])  # its block is the first of the deep one
+    made.train()
+    made(images, deep)
+    made(images, shallow)
+    made.eval()
+    made(images, shallow)
+    made.train()
+    made(images, deep)
+    assert all(part.training for part in made.subnet(deep).skeleton.modules())
+    made.eval()
+    made(images, shallow)
+    assert not any(part.training for part in made.subnet(shallow).skeleton.modules())

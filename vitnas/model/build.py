@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from vitnas.arch import Arch
 from vitnas.mixers import Mixer
@@ -29,11 +32,34 @@ def build(
         device: where the parameters live; "meta" for counting without memory (nothing is initialised then).
         generator: source of the random weights; torch's global one when None.
     """
+    if torch.device(device or "cpu").type == "meta":
+        with storage_free():
+            return Model(arch, drop_path=drop_path)
     with torch.device(device or "cpu"):
         model = Model(arch, drop_path=drop_path)
-        if torch.device(device or "cpu").type != "meta":
-            initialize(model, generator)
+        initialize(model, generator)
     return model
+
+
+@contextmanager
+def storage_free() -> Iterator[None]:
+    """Modules made inside have no storage and no initial values, which torch would go through drawing all the same."""
+    with torch.device("meta"), _NoValues():
+        yield
+
+
+class _NoValues(TorchFunctionMode):
+    """Leaves out what only fills tensors. A mode, unlike a patched class, holds for its own thread alone."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in FILLS:
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+FILLS = {nn.init.kaiming_uniform_, nn.init.uniform_, Tensor.fill_, Tensor.zero_, Tensor.uniform_}
 
 
 @torch.no_grad()

@@ -28,6 +28,7 @@ from vitnas.arch import Arch, Block
 from vitnas.layers.axes import Axes, merge_axes, named_axes
 from vitnas.model import Model
 from vitnas.model.blocks import drop_path_rates, make_block
+from vitnas.model.build import storage_free
 from vitnas.space import Space
 from vitnas.supernet.shared import base_name, fill, option_of, shared_axes
 from vitnas.supernet.sharing import Part, Piece, Place, Sharing
@@ -69,6 +70,7 @@ class Supernet(nn.Module):
         self.drop_path = drop_path
         self._cache: _Cache[tuple[Arch, int], _Subnet] = _Cache()
         self._blocks: _Cache[Hashable, _Subnet] = _Cache()
+        self._changes = 0
         self.axes: dict[str, Axes] = shared_axes(space, self.sharing)
         parameters, buffers = fill(space, self.sharing, self.axes, generator)
         for name, parameter in parameters.items():
@@ -104,10 +106,8 @@ class Supernet(nn.Module):
         return logits
 
     def train(self, mode: bool = True) -> Supernet:
-        """Training or evaluation mode, for all that is kept too."""
-        if mode != self.training:
-            for kept in (*self._cache.values(), *self._blocks.values()):
-                kept.skeleton.train(mode)
+        """Training or evaluation mode; what is kept follows when it is next used, as going through it takes long."""
+        self._changes += mode != self.training
         return super().train(mode)
 
     def no_weight_decay(self) -> set[str]:
@@ -122,6 +122,11 @@ class Supernet(nn.Module):
         found = self._cache.get((arch, side))
         if found is None:
             found = self._cache.put((arch, side), self._make_subnet(arch, side))
+        if (
+            found.changes != self._changes
+        ):  # not the skeleton's own mode, as other Archs set that of shared blocks
+            found.skeleton.train(self.training)
+            found.changes = self._changes
         return found
 
     def _make_subnet(self, arch: Arch, side: int) -> _Subnet:
@@ -134,7 +139,7 @@ class Supernet(nn.Module):
             self._block(arch, stage, block, slot, rates[slot], place)
             for stage, block, slot in zip(stages, arch.blocks, slots, strict=True)
         ]
-        with torch.device("meta"):
+        with storage_free():
             skeleton = Model(arch, blocks=[block.skeleton for block in blocks])
         axes = named_axes(skeleton, without="blocks")
         inner = [name for name, _ in skeleton.named_buffers() if not name.startswith("blocks.")]
@@ -151,7 +156,7 @@ class Supernet(nn.Module):
         key = (slot, dim, grid, replace(block, slot=None), fixed, place)
         found = self._blocks.get(key)
         if found is None:
-            with torch.device("meta"):
+            with storage_free():
                 made = make_block(arch, stage, block, drop_path).train(self.training)
             inner = [name for name, _ in made.named_buffers()]
             option = partial(option_of, arch, block)
@@ -228,12 +233,13 @@ def select(supernet: Supernet, arch: Arch, side: int = 0) -> dict[str, Tensor]:
 class _Subnet:
     """A skeleton, the pieces of the shared tensors that it runs on, and which of them are one contiguous run."""
 
-    __slots__ = ("is_run", "pieces", "skeleton")
+    __slots__ = ("changes", "is_run", "pieces", "skeleton")
 
     def __init__(
         self, skeleton: nn.Module, pieces: tuple[Piece, ...], is_run: tuple[bool, ...] | None = None
     ) -> None:
         self.skeleton, self.pieces = skeleton, pieces
+        self.changes = -1  # how often the Supernet had changed its mode when the skeleton took it over
         self.is_run = tuple(_is_run(piece) for piece in pieces) if is_run is None else is_run
 
     def joined(self, parts: list[tuple[str, _Subnet]]) -> _Subnet:
@@ -264,9 +270,6 @@ class _Cache(Generic[Key, Value]):
         if len(self._kept) > CACHE_SIZE:
             self._kept.popitem(last=False)
         return value
-
-    def values(self) -> list[Value]:
-        return list(self._kept.values())
 
 
 def _is_run(piece: Piece) -> bool:
