@@ -49,6 +49,7 @@ def test_the_sampler_is_kept_and_watched(learned: Path) -> None:
     lines = [line for line in read_jsonl(learned / "metrics.jsonl") if line.get("event") == "focus"]
     assert len(lines) >= 3
     assert {"gain", "miss", "cost_ratio", "entropy", "score"} <= lines[0].keys()
+    assert "cost_ratio" not in lines[1], "what it would draw is recorded at every fourth look"
     search = read_json(learned / "search.json")
     assert search["num_scored"] == 3
     assert all(trial["costs"]["macs"] <= 200_000 for trial in search["trials"])

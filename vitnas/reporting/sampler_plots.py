@@ -15,12 +15,17 @@ from vitnas.reporting.tables import MISSING, Table, is_number, percent
 
 def told(metrics: Sequence[Record]) -> list[Record]:
     """The lines that the sampler wrote while it learned."""
-    return [line for line in metrics if line.get("event") == "focus" and line.get("budgets")]
+    return [line for line in metrics if line.get("event") == "focus"]
+
+
+def watched(metrics: Sequence[Record]) -> list[Record]:
+    """Those that also say what the policy would draw per budget."""
+    return [line for line in told(metrics) if line.get("budgets")]
 
 
 def cost_ratio(metrics: Sequence[Record], quantity: str) -> Figure | None:
     """Mean cost of what the policy draws over the budget it was asked for, one line per anchor; 1 is on the spot."""
-    lines = told(metrics)
+    lines = watched(metrics)
     if not lines:
         return None
     data = []
@@ -33,7 +38,7 @@ def cost_ratio(metrics: Sequence[Record], quantity: str) -> Figure | None:
 
 def entropy(metrics: Sequence[Record]) -> Figure | None:
     """Mean entropy of the decisions of a kind, over all anchors, in nats: 0 when the mind is made up."""
-    lines = told(metrics)
+    lines = watched(metrics)
     if not lines:
         return None
     data = []

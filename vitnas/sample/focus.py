@@ -27,6 +27,8 @@ from vitnas.sample.quality import Floats, Quality
 from vitnas.space import Space
 from vitnas.space.space import Matrix, kind_of
 
+WATCH_EVERY = 4  # looks between two records of what the policy would draw
+
 CostOf = Callable[[Matrix], Floats]
 """(N, genes) canonical genes to (N,) costs of the quantity that budgets are in."""
 
@@ -56,7 +58,7 @@ class FocusConfig:
     warmup: float = 0.2
     every: int = 20
     archs: int = 4
-    images: int = 96
+    images: int = 64
     updates: int = 4
     draws: int = 64
     lr: float = 5e-3
@@ -118,7 +120,7 @@ class Focus:
         self.low, self.high = budget_range(space, self.cost_of, self.config.margin)
         anchors = np.linspace(self.low, self.high, self.config.anchors).tolist()
         self.policy = Policy(space, anchors, generator=torch.Generator().manual_seed(seed))
-        self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=self.config.lr)
+        self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=self.config.lr, fused=True)
         self.quality = Quality(space)
         self.queue: Matrix = np.zeros((0, len(space.genes)), dtype=np.int64)
         self._looks = looks
@@ -147,7 +149,8 @@ class Focus:
         if self.learns:
             told |= self._learn(moment, generator)
         self.queue = self._refill(generator)
-        return told | self.watch(generator)
+        look = (moment.step - first) // self.config.every
+        return told | (self.watch(generator) if look % WATCH_EVERY == 0 else {})
 
     def _refill(self, generator: torch.Generator) -> Matrix:
         with torch.no_grad():
@@ -163,7 +166,8 @@ class Focus:
     def _look(self, moment: Moment, generator: torch.Generator) -> dict[str, float]:
         """Score a few Archs on the same held-out images with the weights of now: some that the policy draws, and for
         each a random one that costs the same."""
-        mine = self._refill(generator)[: self.config.archs // 2]
+        drawn = self.queue if len(self.queue) else self._refill(generator)
+        mine = drawn[: self.config.archs // 2]
         genes_NG = np.concatenate(
             [mine, self.uniform_near(self.cost_of(mine), stream(moment.seed, moment.step))]
         )
@@ -208,7 +212,7 @@ class Focus:
         if not self._images:
             size = self.config.images
             for images, targets in self._looks:
-                starts = range(0, len(targets), size)
+                starts = range(0, max(1, len(targets) - size + 1), size)
                 self._images += [(images[i : i + size], targets[i : i + size]) for i in starts]
         return self._images[(step // self.config.every) % len(self._images)]
 
@@ -234,7 +238,7 @@ class Focus:
             moment.share(parameter)
         return {"reward": float(reward_N.mean()), "miss": float(np.abs(ratio_N - 1).mean())}
 
-    def watch(self, generator: torch.Generator, n: int = 32) -> dict[str, Any]:
+    def watch(self, generator: torch.Generator, n: int = 16) -> dict[str, Any]:
         """Per anchor: mean cost over budget, and the mean entropy of each kind of gene that matters (in nats)."""
         anchors_K = torch.tensor(self.policy.anchors)
         with torch.no_grad():
