@@ -22,7 +22,7 @@ quickstart: $(READY) ## the main job: handwritten digits in, a searched, trained
 	$(BIN)/vitnas run tour folder=runs/tour
 
 test: $(READY)  ## the default tests (under 5 minutes on two cores)
-	$(BIN)/python -m pytest -q -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not gpu"
 
 test-all: $(READY) ## all tests that this machine can run
 	$(BIN)/python -m pytest -q

@@ -62,17 +62,16 @@ def test_a_latency_states_how_it_was_taken_and_reads_back() -> None:
     assert "on torch, cpu, batch 2, 1 thread, float32" in str(latency)
 
 
-def test_drift_cancels_in_the_ratio() -> None:
+def test_drift_cancels_in_the_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that becomes three times slower halfway: the times spread, the ratio does not."""
-    pace = {"ms": 1.0, "calls": 0}
+    pace = {"ms": 1.0, "calls": 0, "now": 0.0}
+    monkeypatch.setattr("vitnas.measure.latency.time.perf_counter", lambda: pace["now"])
 
     def work(share: float) -> None:
         pace["calls"] += 1
         if pace["calls"] == 21:  # after 10 of 20 rounds with 2 calls each
             pace["ms"] = 3.0
-        end = time.perf_counter() + pace["ms"] * share / 1e3
-        while time.perf_counter() < end:
-            pass
+        pace["now"] += pace["ms"] * share / 1e3
 
     found = measure_latency(
         {"model": lambda: work(4.0)},

@@ -149,7 +149,7 @@ def learned(
 
 def test_it_learns_what_is_worth_its_cost() -> None:
     """At equal cost more heads are better here: the policy must come to prefer them, at about the budget."""
-    focus = learned(Focus, 150)
+    focus = learned(Focus, 100)
     budget = 0.5 * (focus.low + focus.high)
     genes = focus.ask(torch.full((200,), budget), seed=3)
     costs = focus.cost_of(genes)

@@ -50,18 +50,20 @@ class FocusConfig:
     of `draws` draws each (free: the cost is a table and the score a model of those seen). `floor` of the Archs
     trained stay uniform, so that others do not rot. `penalty` is what a cost twice the budget takes off, in nats
     of the loss. `entropy` is the bonus at the start, falling linearly to a tenth, in standard deviations of the reward.
+
+    Looking costs archs x images forward passes for every 3 x `every` x batch size passes of training.
     """
 
     quantity: str = "macs"
     anchors: int = 8
     margin: float = 0.05
     warmup: float = 0.2
-    every: int = 20
+    every: int = 32
     archs: int = 4
     images: int = 64
-    updates: int = 4
-    draws: int = 64
-    lr: float = 5e-3
+    updates: int = 2
+    draws: int = 128
+    lr: float = 1e-2
     penalty: float = 5.0
     entropy: float = 0.3
     floor: float = 0.2
