@@ -239,10 +239,6 @@ class Arch:
                 f"position is {self.position!r} and relative_position {self.relative_position}; one kind is enough. "
                 "Use relative_position=0."
             )
-        if rotary and all(block.mixer in PLACELESS for block in self.blocks):
-            raise UserError(
-                f"position is {self.position!r}, but no block has queries and keys to turn. Use position='learned'."
-            )
 
     @property
     def embed_dim(self) -> int:

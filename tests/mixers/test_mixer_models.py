@@ -98,7 +98,6 @@ def changed(block: dict[str, Any], **fields: Any) -> Arch:
         ({}, {"position": "rotary", "relative_position": 3}, r"one kind is enough\. Use relative_position=0"),
         ({"head_dim": 7}, {"position": "rotary"}, r"head_dim is 7; .* in groups of 2\. Nearest: 8"),
         ({"head_dim": 6}, {"position": "rotary_2d"}, r"head_dim is 6; .* in groups of 4\. Nearest: 8"),
-        ({"mixer": "fourier"}, {"position": "rotary"}, r"no block has queries and keys to turn\. Use position='l"),
         ({}, {"stem": "hybrid", "patch_size": 16}, r"patch_size is 16; stem 'hybrid' .* Nearest: 8"),
         ({}, {"stem": "cct", "image_size": 15, "patch_size": 3}, r"patch_size is 3; .* Nearest: 2"),
     ],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vitnas.space import autoformer
+from vitnas.space import autoformer, mixer_space
 from vitnas.supernet import AUTOFORMER_OFFICIAL, Supernet
 from vitnas.testing import SupernetContract
 
@@ -34,5 +34,26 @@ class TestWithoutRelativePosition(SupernetContract):
             in_chans=1,
             relative_position=0,
             depths=(1, 2),
+        )
+        return Supernet(space).eval()
+
+
+class TestMixers(SupernetContract):
+    """Projections shared across mixers, everything else a mixer's own; stems and positions too."""
+
+    num_random = 6
+
+    @pytest.fixture
+    def supernet(self) -> Supernet:
+        space = mixer_space(
+            "micro",
+            image_size=16,
+            patch_size=4,
+            num_classes=5,
+            embed_dims=(16, 24),
+            depths=(1, 2),
+            num_heads=(1, 2),
+            head_dim=8,
+            stems=("linear", "hybrid", "cct"),
         )
         return Supernet(space).eval()

@@ -7,6 +7,7 @@ from typing import Any
 
 from vitnas.errors import UserError, nearest
 from vitnas.space.autoformer import AutoFormerSpace, autoformer
+from vitnas.space.mixers import MixerSpace, mixer_space
 from vitnas.space.space import CostTable, Gene, Genes, Matrix, NotInSpace, Space, Term
 from vitnas.space.vit_resnas import StageSpace, ViTResNASSpace
 from vitnas.space.vit_resnas_sizes import vit_resnas
@@ -15,11 +16,13 @@ from vitnas.space.vitas_sizes import vitas
 
 SPACES: dict[str, Callable[..., Space]] = {
     "autoformer": autoformer,
+    "mixers": mixer_space,
     "vit_resnas": vit_resnas,
     "vitas": vitas,
 }
 KINDS: dict[str, Callable[..., Space]] = {
     "autoformer": AutoFormerSpace,
+    "mixers": MixerSpace,
     "vit_resnas": ViTResNASSpace,
     "vitas": VitasSpace,
 }
@@ -31,6 +34,7 @@ __all__ = [
     "Gene",
     "Genes",
     "Matrix",
+    "MixerSpace",
     "NotInSpace",
     "Space",
     "StageSpace",
@@ -38,6 +42,7 @@ __all__ = [
     "ViTResNASSpace",
     "VitasSpace",
     "autoformer",
+    "mixer_space",
     "space_from_json",
     "vit_resnas",
     "vitas",

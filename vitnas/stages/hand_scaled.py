@@ -71,6 +71,7 @@ def plain_vit(like: Arch, width: int, depth: int) -> Arch:
         global_pool="token",
         class_token=True,
         position="learned",
+        mlp_norm="branch",
         fc_norm=False,
         norm_eps=1e-6,
     )
