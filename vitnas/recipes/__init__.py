@@ -8,6 +8,7 @@ from vitnas.recipes.autoformer import autoformer, autoformer_cifar
 from vitnas.recipes.focusformer import focusformer, focusformer_tour
 from vitnas.recipes.images import images
 from vitnas.recipes.tour import tour
+from vitnas.recipes.vision_xformers import vision_xformers, vision_xformers_tour
 from vitnas.recipes.vit_resnas import vit_resnas, vit_resnas_cifar
 from vitnas.stages.run import Run
 
@@ -18,6 +19,8 @@ RECIPES: dict[str, Callable[[], Run]] = {
     "autoformer": autoformer,
     "vit_resnas_cifar": vit_resnas_cifar,
     "vit_resnas": vit_resnas,
+    "vision_xformers_tour": vision_xformers_tour,
+    "vision_xformers": vision_xformers,
     "focusformer_tour": focusformer_tour,
     "focusformer": focusformer,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -154,7 +155,7 @@ def make_space(config: SpaceConfig, data: Data, task: TaskConfig | None = None) 
             f"task.kind is 'token_mixup'; it needs Archs with a patch head, which space.kind {config.kind!r} has not. "
             f"Use {', '.join(HEADED)}, or task.kind 'classification'."
         )
-    named = ("embed_dims", "depths", "num_heads", "mlp_ratios", "head_dim", "relative_position")
+    named = (item.name for item in fields(config) if item.name not in ("kind", "size", "patch_size"))
     options = {name: value for name in named if (value := getattr(config, name)) is not None}
     return SPACES[config.kind](
         config.size,

@@ -28,7 +28,8 @@ BASELINES = ("hand_scaled", "random_search")
 class SpaceConfig:
     """Which Space. Image size, channels and classes come from the data.
 
-    `size` is a preset of the Space; options left at None are the preset's.
+    `size` is a preset of the Space; options left at None are the preset's. `mixers`, `stems` and `positions`
+    belong to the kind `mixers` alone.
     """
 
     kind: str = "autoformer"
@@ -40,6 +41,9 @@ class SpaceConfig:
     mlp_ratios: tuple[float, ...] | None = None
     head_dim: int | None = None
     relative_position: int | None = None
+    mixers: tuple[str, ...] | None = None
+    stems: tuple[str, ...] | None = None
+    positions: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in SPACES:

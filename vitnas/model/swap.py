@@ -1,0 +1,250 @@
+"""swap_attention: another token mixer in a trained timm model, with its query, key, value and output weights.
+
+What can be swapped: timm's `Attention` (ViT, DeiT, PiT, and others built from it), LeViT's attention (its projections
+with their batch norms stay; its attention bias goes), CaiT's talking-heads attention (the mixing of heads goes). What
+cannot, and why, is said for each layer: class attention has one query and is linear already; Swin's windows are shorter
+than any mixer pays for, with a bias and a mask on the weights; subsampled attention has fewer queries than keys.
+
+New weights start where the mixer is nearest to softmax: Nystrom's convolution at 0, Linformer's mixtures as means of
+runs of tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from timm.layers import Attention
+from timm.models import cait, levit, swin_transformer
+from torch import Tensor, nn
+
+from vitnas.errors import UserError, nearest
+from vitnas.mixers import MIXERS, HeadMixer, Mixer
+
+# Layers that attend, and why no mixer takes their place.
+FIXED: dict[type[nn.Module], str] = {
+    cait.ClassAttn: "its one query, the class token, already costs no more than the tokens",
+    levit.AttentionDownsample: "it has fewer queries than keys",
+    swin_transformer.WindowAttention: "its windows are too short for a mixer to pay, and carry a bias and a mask",
+}
+
+
+class SwappedLevit(nn.Module):
+    """LeViT's projections around another mixer: (B, N, D) to (B, N, D)."""
+
+    def __init__(self, old: levit.Attention, mixer: HeadMixer) -> None:
+        super().__init__()
+        self.num_heads, self.key_dim, self.val_dim = old.num_heads, old.key_dim, old.val_dim
+        self.qkv, self.proj = old.qkv, old.proj
+        del mixer.qkv, mixer.proj
+        self.mixer = mixer
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        rows = self.qkv(x_BND).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+        q_BANK, k_BANK, v_BANK = rows.split([self.key_dim, self.key_dim, self.val_dim], dim=3)
+        out_BANK = self.mixer.core(q_BANK, k_BANK, v_BANK)
+        out_BND: Tensor = self.proj(out_BANK.transpose(1, 2).flatten(2))
+        return out_BND
+
+
+def swap_attention(
+    model: nn.Module,
+    mixer: str,
+    layers: Sequence[int] | None = None,
+    *,
+    size: int | None = None,
+    generator: torch.Generator | None = None,
+) -> Any:
+    """Put `mixer` in the place of attention in a timm model, keeping trained weights; the same model is returned.
+
+    `model.swapped` then says per layer what was there, what was kept, and what is new.
+
+    Args:
+        mixer: a word of `MIXERS`.
+        layers: which attention layers, counted from 0 in the model's order (negative: from the end); None for all
+            that can be swapped.
+        size: the mixer's own number (landmarks, rank, features, ...).
+        generator: source of new weights.
+
+    Raises:
+        UserError: unknown mixer or layer; a layer that cannot be swapped, with the reason.
+
+    >>> import timm
+    >>> model = swap_attention(timm.create_model("vit_tiny_patch16_224"), "nystrom", layers=[0, 1])
+    >>> [row["layer"] for row in model.swapped]
+    ['blocks.0.attn', 'blocks.1.attn']
+    """
+    if mixer not in MIXERS:
+        raise UserError(f"mixer is {mixer!r}; it must be one of {', '.join(MIXERS)}.{nearest(mixer, MIXERS)}")
+    found = attention_layers(model)
+    if not found:
+        raise UserError(
+            f"{type(model).__name__} has no attention that is known here; timm's Attention, LeViT's and CaiT's are. "
+            "Choose another model."
+        )
+    names = list(found)
+    reasons = {name: reason for name in names if (reason := _why_not(found[name], mixer))}
+    if layers is None:
+        chosen = [name for name in names if name not in reasons]
+    else:
+        for layer in layers:
+            if not -len(names) <= layer < len(names):
+                raise UserError(
+                    f"layers has {layer}; the model has attention layers 0 to {len(names) - 1}. Choose some of these."
+                )
+        chosen = [names[layer] for layer in layers]
+    refused = [name for name in chosen if name in reasons] or ([] if chosen else names)
+    if refused:
+        told = "; ".join(f"{name}: {reasons[name]}" for name in refused[:3])
+        more = f"; and {len(refused) - 3} more" if len(refused) > 3 else ""
+        raise UserError(
+            f"{mixer} cannot take the place of attention in {told}{more}. Leave these layers out."
+        )
+    tokens = _tokens(model, chosen) if _needs_grid(mixer) else dict.fromkeys(chosen, 0)
+    known = getattr(model, "num_prefix_tokens", None)
+    prefixes = range(3) if known is None else (int(known),)
+    made = {
+        name: _swapped(name, found[name], mixer, size, tokens[name], prefixes, generator) for name in chosen
+    }
+    rows = []
+    for name, new in made.items():
+        parent, _, leaf = name.rpartition(".")
+        old = found[name]
+        setattr(model.get_submodule(parent), leaf, new.train(old.training))
+        rows.append(_row(name, old, new))
+    model.swapped = [*getattr(model, "swapped", []), *rows]  # type: ignore[assignment]
+    return model
+
+
+def attention_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Every layer of `model` that attends, swappable or not, by name."""
+    kinds = (Attention, levit.Attention, cait.TalkingHeadAttn, HeadMixer, *FIXED)
+    return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
+
+
+def _why_not(old: nn.Module, mixer: str) -> str:
+    """Why `mixer` cannot take the place of `old`; empty if it can."""
+    for kind, reason in FIXED.items():
+        if isinstance(old, kind):
+            return reason
+    if isinstance(old, levit.Attention):
+        if old.use_conv:
+            return "it is LeViT's convolutional form; the model without `conv` in its name can be swapped"
+        if not issubclass(MIXERS[mixer], HeadMixer) or mixer in (
+            "long_short",
+            "linformer_shared",
+            "linformer_one_head",
+        ):
+            return f"{mixer} does not work on queries, keys and values that another layer made"
+    elif isinstance(old, Attention):
+        if any(not isinstance(norm, nn.Identity) for norm in (old.q_norm, old.k_norm)):
+            return "queries and keys are normalised (qk_norm), which no mixer does"
+        if not isinstance(old.norm, nn.Identity) or old.gate is not None:
+            return "its output is normalised or gated"
+        if old.proj.bias is None:
+            return "its output projection has no bias"
+    if mixer.startswith("linformer_"):
+        return f"{mixer} has no values of its own, so trained ones would be lost; use linformer"
+    return ""
+
+
+def _needs_grid(mixer: str) -> bool:
+    return MIXERS[mixer].needs_grid or MIXERS[mixer].fixed_tokens
+
+
+def _tokens(model: nn.Module, names: Sequence[str]) -> dict[str, int]:
+    """Tokens that each of these layers sees, found by running the model on one image of its size."""
+    seen: dict[str, int] = {}
+    hooks = [
+        model.get_submodule(name).register_forward_pre_hook(
+            lambda _, given, name=name: seen.__setitem__(name, given[0].shape[1])
+        )
+        for name in names
+    ]
+    cfg: Any = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", {})
+    like, patches = next(model.parameters()), getattr(model, "patch_embed", None)
+    sides = getattr(patches, "img_size", None) or cfg["input_size"][1:]
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, cfg["input_size"][0], *sides, device=like.device, dtype=like.dtype))
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, training in modes:
+            module.training = training
+    return seen
+
+
+def _swapped(
+    name: str,
+    old: Any,
+    mixer: str,
+    size: int | None,
+    tokens: int,
+    prefixes: Sequence[int],
+    generator: torch.Generator | None,
+) -> nn.Module:
+    """The new layer, with the trained weights of `old`; class tokens are as many as one of `prefixes`."""
+    options: dict[str, Any] = {"size": size}
+    if tokens:
+        prefix = next((p for p in prefixes if tokens > p and math.isqrt(tokens - p) ** 2 == tokens - p), None)
+        if prefix is None:
+            raise UserError(
+                f"{name} sees {tokens} tokens, which are no square grid; {mixer} needs one. Give square images."
+            )
+        options |= {"grid_size": math.isqrt(tokens - prefix), "num_prefix_tokens": prefix}
+    kind: Any = MIXERS[mixer]
+    if isinstance(old, levit.Attention):
+        dim, head_dim, bias = old.qkv.linear.in_features, old.key_dim, False
+        like = old.qkv.linear.weight
+    else:
+        dim, like = old.qkv.in_features, old.qkv.weight
+        head_dim, bias = old.qkv.out_features // (3 * old.num_heads), old.qkv.bias is not None
+    new: Mixer = kind(dim, old.num_heads, head_dim=head_dim, qkv_bias=bias, scale=float(old.scale), **options)
+    new = new.to(like)
+    _start(new, generator)
+    if isinstance(old, levit.Attention):
+        assert isinstance(new, HeadMixer)
+        return SwappedLevit(old, new)
+    if isinstance(new, HeadMixer):
+        new.qkv.load_state_dict(old.qkv.state_dict())
+        new.proj.load_state_dict(old.proj.state_dict())
+    return new
+
+
+@torch.no_grad()
+def _start(mixer: Mixer, generator: torch.Generator | None) -> None:
+    """Values for weights that `mixer` alone has, as near to softmax as it can be."""
+    for module in mixer.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=0.02, generator=generator)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    mixer.initialize_own(generator)
+    own = dict(mixer.named_parameters(recurse=False)) | {"conv": getattr(mixer, "conv", None)}
+    if isinstance(own["conv"], nn.Conv2d):
+        nn.init.zeros_(own["conv"].weight)
+    if "bias" in own:  # of long-short attention's steps
+        nn.init.zeros_(own["bias"])
+    for weight_NR in (own[name] for name in ("proj_k", "proj_v") if name in own):
+        tokens, rank = weight_NR.shape
+        run = torch.arange(tokens, device=weight_NR.device) * rank // tokens
+        means = nn.functional.one_hot(run, rank).to(weight_NR.dtype)
+        weight_NR.copy_(means / means.sum(0))
+
+
+def _row(name: str, old: nn.Module, new: nn.Module) -> dict[str, Any]:
+    """What happened to one layer."""
+    before = {key for key, _ in old.named_parameters()}
+    after = {key: parameter.numel() for key, parameter in new.named_parameters()}
+    return {
+        "layer": name,
+        "was": type(old).__name__,
+        "is": type(getattr(new, "mixer", new)).__name__,
+        "kept": sorted(before & set(after)),
+        "gone": sorted(before - set(after)),
+        "new_params": sum(size for key, size in after.items() if key not in before),
+    }
