@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from vitnas.extraction import extract
     from vitnas.measure.latency import LatencyMeter
     from vitnas.model import Model, build
+    from vitnas.model.swap import swap_attention
     from vitnas.reporting import report
     from vitnas.sample import Fixed, Sandwich, Several, Uniform
     from vitnas.searching import Study, search
@@ -54,6 +55,7 @@ _HOME = {
     "export": "exporting",
     "extract": "extraction",
     "report": "reporting",
+    "swap_attention": "model.swap",
     "spaces": "space",
 }
 _OTHER_NAME = {"export": "export_model"}

@@ -94,7 +94,7 @@ def test_the_start_is_near_to_softmax(word: str, size: int) -> None:
         nn.init.zeros_(block.attn.proj.weight)
     swap_attention(model, word, size=size)
     error = (model(images()) - want).norm()
-    assert error < (1e-2 if size == 65 else 0.5) * (empty(images()) - want).norm()
+    assert error < (3e-2 if size == 65 else 0.5) * (empty(images()) - want).norm()
 
 
 @pytest.mark.parametrize("word", ["performer", "nystrom", "linformer", "softmax"])
@@ -129,14 +129,14 @@ def test_chosen_layers_only() -> None:
     [
         (vit, "nystrm", None, r"mixer is 'nystrm'; it must be one of .*Nearest: 'nystrom'"),
         (vit, "nystrom", [2], r"layers has 2; the model has attention layers 0 to 1"),
-        (lambda: vit(qk_norm=True), "nystrom", None, r"in blocks\.0\.attn: queries and keys are normalised \(qk_norm\)"),
+        (lambda: vit(qk_norm=True), "nystrom", None, r"in blocks\.0\.attn: queries and keys are normalised"),
         (lambda: nn.Linear(2, 2), "nystrom", None, r"Linear has no attention that is known here"),
         (vit, "linformer_shared", None, r"trained ones would be lost; use linformer"),
         (levit_model, "long_short", None, r"long_short does not work on queries, keys and values that another layer"),
         (lambda: levit_model(use_conv=True), "nystrom", None, r"LeViT's convolutional form"),
         (cait_model, "nystrom", [2], r"its one query, the class token, already costs"),
         (
-            lambda: SwinTransformer(img_size=32, patch_size=4, embed_dim=16, depths=(1,), num_heads=(2,), window_size=4),
+            lambda: SwinTransformer(img_size=32, embed_dim=16, depths=(1,), num_heads=(2,), window_size=4),
             "nystrom",
             None,
             r"layers\.0\.blocks\.0\.attn: its windows are too short for a mixer to pay",
@@ -150,15 +150,10 @@ def test_what_cannot_be_swapped_is_said(model: Any, word: str, layers: Any, sent
 
 def test_a_grid_that_is_not_square_is_refused() -> None:
     model = vit(img_size=(32, 24))
-    model.pretrained_cfg = {"input_size": (3, 32, 24)}
-    with pytest.raises(
-        UserError, match=r"blocks\.0\.attn sees 49 tokens|no square grid; linformer needs one"
-    ):
-        swap_attention(vit_with(model), "linformer")
-
-
-def vit_with(model: Any) -> Any:
-    return model
+    with pytest.raises(UserError, match=r"images of 32 x 24 pixels; the mixer needs a square grid"):
+        swap_attention(model, "token_mlp")
+    swap_attention(model, "nystrom")
+    assert model(images()[..., :24]).shape == (2, 5)
 
 
 def test_a_named_model() -> None:

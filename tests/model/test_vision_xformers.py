@@ -90,3 +90,23 @@ def test_timm_makes_them_at_other_sizes(name: str) -> None:
     assert model(images).shape == (1, 7)
     model.set_input_size(img_size=12 * arch.patch_size)
     assert model(torch.zeros(1, 3, 12 * arch.patch_size, 12 * arch.patch_size)).shape == (1, 7)
+
+
+@pytest.mark.parametrize(
+    ("name", "base"),
+    [("pin_ti_224", "pit_ti_224"), ("pip_ti_224", "pit_ti_224"), ("levin_128s", "levit_128s")],
+)
+def test_pit_and_levit_are_timms_own(name: str, base: str) -> None:
+    model, plain = timm.create_model(name, num_classes=4), timm.create_model(base, num_classes=4)
+    assert type(model) is type(plain)
+    assert {row["is"] for row in model.swapped} == {"Performer" if "p_" in name else "Nystrom"}
+    assert model.eval()(torch.zeros(1, 3, 224, 224)).shape == (1, 4)
+    new = sum(row["new_params"] for row in model.swapped)
+    gone = sum(
+        plain.get_submodule(row["layer"]).get_parameter(leaf).numel()
+        for row in model.swapped
+        for leaf in row["gone"]
+    )  # LeViT's attention biases
+    assert (
+        sum(p.numel() for p in model.parameters()) == sum(p.numel() for p in plain.parameters()) + new - gone
+    )

@@ -1,4 +1,8 @@
-"""timm names of the Vision X-formers that no Arch can say. Importing this module registers them."""
+"""timm names of the Vision X-formers that no Arch can say. Importing this module registers them.
+
+`vix_levi*`, `vix_cv*` and `vix_fnet2d` are the authors' small networks. `pin_*`, `pip_*`, `levin_*` and `levip_*` are
+timm's own PiT and LeViT with Nystrom (n) or Performer (p) in the place of attention.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +10,27 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import timm
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 
 from vitnas.model.convolutional import cv, levi
 from vitnas.model.fnet2d import FNet2d
+from vitnas.model.swap import swap_attention
 
 _MAKERS: dict[str, Callable[..., Any]] = {"vix_fnet2d": FNet2d}
 _MAKERS |= {f"vix_levi{letter}": partial(levi, letter) for letter in "npt"}
 _MAKERS |= {f"vix_cv{letter}": partial(cv, letter) for letter in "npt"}
+
+# Ours, timm's model, mixer.
+SWAPPED = {
+    f"{ours}{letter}_{size}": (f"{theirs}_{size}", mixer)
+    for ours, theirs, sizes in (
+        ("pi", "pit", ("ti_224", "xs_224", "s_224")),
+        ("levi", "levit", ("128s", "192", "256")),
+    )
+    for size in sizes
+    for letter, mixer in (("n", "nystrom"), ("p", "performer"))
+}
 
 _register: Callable[[Callable[..., Any]], Callable[..., Any]] = register_model  # timm leaves it untyped
 
@@ -30,6 +47,7 @@ default_cfgs = generate_default_cfgs(
         }
         for name in _MAKERS
     }
+    | {f"{name}.untrained": {"url": "", "input_size": (3, 224, 224), "num_classes": 1000} for name in SWAPPED}
 )
 
 
@@ -44,5 +62,22 @@ def _entry(name: str, maker: Callable[..., Any]) -> Callable[..., Any]:
     return make
 
 
+def _swapped_entry(name: str, base: str, mixer: str) -> Callable[..., Any]:
+    """The function that timm calls for one of its own models with another mixer."""
+
+    def make(pretrained: bool = False, **options: Any) -> Any:
+        for word in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):
+            options.pop(word, None)
+        return swap_attention(timm.create_model(base, pretrained=pretrained, **options), mixer)
+
+    make.__name__ = make.__qualname__ = name
+    make.__doc__ = (
+        f"timm's {base} with {mixer} in the place of attention; `pretrained` gives {base}'s weights."
+    )
+    return make
+
+
+for _name, (_base, _mixer) in SWAPPED.items():
+    globals()[_name] = _register(_swapped_entry(_name, _base, _mixer))
 for _name, _maker in _MAKERS.items():
     globals()[_name] = _register(_entry(_name, _maker))

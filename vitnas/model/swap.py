@@ -103,11 +103,7 @@ def swap_attention(
             f"{mixer} cannot take the place of attention in {told}{more}. Leave these layers out."
         )
     tokens = _tokens(model, chosen) if _needs_grid(mixer) else dict.fromkeys(chosen, 0)
-    known = getattr(model, "num_prefix_tokens", None)
-    prefixes = range(3) if known is None else (int(known),)
-    made = {
-        name: _swapped(name, found[name], mixer, size, tokens[name], prefixes, generator) for name in chosen
-    }
+    made = {name: _swapped(name, found[name], mixer, size, tokens[name], generator) for name in chosen}
     rows = []
     for name, new in made.items():
         parent, _, leaf = name.rpartition(".")
@@ -166,6 +162,11 @@ def _tokens(model: nn.Module, names: Sequence[str]) -> dict[str, int]:
     cfg: Any = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", {})
     like, patches = next(model.parameters()), getattr(model, "patch_embed", None)
     sides = getattr(patches, "img_size", None) or cfg["input_size"][1:]
+    if sides[0] != sides[1]:
+        raise UserError(
+            f"the model takes images of {sides[0]} x {sides[1]} pixels; the mixer needs a square grid. Give "
+            "square images."
+        )
     modes = [(module, module.training) for module in model.modules()]
     try:
         with torch.no_grad():
@@ -184,13 +185,12 @@ def _swapped(
     mixer: str,
     size: int | None,
     tokens: int,
-    prefixes: Sequence[int],
     generator: torch.Generator | None,
 ) -> nn.Module:
-    """The new layer, with the trained weights of `old`; class tokens are as many as one of `prefixes`."""
+    """The new layer, with the trained weights of `old`."""
     options: dict[str, Any] = {"size": size}
     if tokens:
-        prefix = next((p for p in prefixes if tokens > p and math.isqrt(tokens - p) ** 2 == tokens - p), None)
+        prefix = next((p for p in range(3) if tokens > p and math.isqrt(tokens - p) ** 2 == tokens - p), None)
         if prefix is None:
             raise UserError(
                 f"{name} sees {tokens} tokens, which are no square grid; {mixer} needs one. Give square images."
@@ -224,9 +224,9 @@ def _start(mixer: Mixer, generator: torch.Generator | None) -> None:
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
     mixer.initialize_own(generator)
-    own = dict(mixer.named_parameters(recurse=False)) | {"conv": getattr(mixer, "conv", None)}
-    if isinstance(own["conv"], nn.Conv2d):
-        nn.init.zeros_(own["conv"].weight)
+    own = dict(mixer.named_parameters(recurse=False))
+    if isinstance(conv := getattr(mixer, "conv", None), nn.Conv2d):
+        nn.init.zeros_(conv.weight)
     if "bias" in own:  # of long-short attention's steps
         nn.init.zeros_(own["bias"])
     for weight_NR in (own[name] for name in ("proj_k", "proj_v") if name in own):
