@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from vitnas.model import Model, build
     from vitnas.model.swap import swap_attention
     from vitnas.reporting import report
-    from vitnas.sample import Fixed, Sandwich, Several, Uniform
+    from vitnas.sample import Fixed, Sandwich, Several, Spread, Uniform
     from vitnas.searching import Study, search
     from vitnas.stages.searching import SupernetEvaluator
     from vitnas.supernet import Supernet, select
@@ -44,7 +44,7 @@ _HOME = {
     **dict.fromkeys(("Budget", "Cost"), "budget"),
     **dict.fromkeys(("Augment", "Data", "DataConfig", "EvalBatches", "TrainBatches", "open_data"), "data"),
     **dict.fromkeys(("Model", "build"), "model"),
-    **dict.fromkeys(("Fixed", "Sandwich", "Several", "Uniform"), "sample"),
+    **dict.fromkeys(("Fixed", "Sandwich", "Several", "Spread", "Uniform"), "sample"),
     **dict.fromkeys(("Study", "search"), "searching"),
     **dict.fromkeys(("Supernet", "select"), "supernet"),
     **dict.fromkeys(("Classification", "Engine", "Monitor", "TrainConfig", "evaluate", "fit"), "train"),

@@ -12,7 +12,7 @@ from torch import nn
 from vitnas.arch import Arch
 from vitnas.errors import UserError
 from vitnas.extraction import extract
-from vitnas.space import AutoFormerSpace, autoformer
+from vitnas.space import AutoFormerSpace, autoformer, vit_resnas
 from vitnas.supernet import Supernet
 from vitnas.supernet.pretrained import start_from_timm
 
@@ -141,3 +141,9 @@ def test_another_patch_and_image_size_are_resampled() -> None:
     supernet, said = start(space(image_size=24, patch_size=6), vit())
     assert share(said) == 100
     assert torch.isfinite(supernet(torch.randn(1, 3, 24, 24), supernet.space.smallest())).all()
+
+
+def test_several_stages_do_not_start_from_a_plain_vit() -> None:
+    supernet = Supernet(vit_resnas("micro", image_size=16, patch_size=4, num_classes=5, depths=(2, 2)))
+    with pytest.raises(UserError, match=r"has 2 stages and stem 'conv'; a plain ViT has one stage"):
+        start_from_timm(supernet, vit())

@@ -34,6 +34,11 @@ def start_from_timm(supernet: Supernet, source: str | nn.Module) -> str:
             f"{supernet.space.name} cannot start from a pretrained model; its heads divide widths anew or its tensors "
             "are private, and a ViT's are neither. Leave `pretrained` out, or use the autoformer space."
         )
+    if arch.stem != "linear" or len(arch.stages) > 1:
+        raise UserError(
+            f"{supernet.space.name} has {len(arch.stages)} stages and stem {arch.stem!r}; a plain ViT has one stage "
+            "and stem 'linear', so its weights would mean something else. Leave `pretrained` out to start anew."
+        )
     if isinstance(source, str):
         try:
             source = timm.create_model(source, pretrained=True)
