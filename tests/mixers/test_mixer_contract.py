@@ -110,6 +110,14 @@ class TestFourier(MixerContract):
         return (dft(tokens) @ x_BND.to(torch.complex128) @ dft(dim)).real
 
 
+def test_the_gradient_of_transforms() -> None:
+    for kind, grid in ((TestFourier, 3), (TestFourier2d, 2)):
+        mixer = kind().make(grid, 0)
+        x = torch.randn(2, grid**2, 5, dtype=torch.float64, requires_grad=True)
+        assert torch.autograd.gradcheck(mixer, (x,))
+        assert torch.autograd.gradgradcheck(mixer, (x,))
+
+
 class TestFourier2d(MixerContract):
     word, prefixes = "fourier2d", (0,)
 

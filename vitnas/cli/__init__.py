@@ -32,7 +32,12 @@ USAGE = """\
   vitnas report FOLDER                    write report.html anew, also of an unfinished run
   vitnas dashboard FOLDER                 watch the search in a browser (needs the extra `dashboard`)
 
+[bold]One model[/bold]
+  vitnas swap MODEL mixer=WORD            another mixer in a trained timm model, its projections kept
+      dataset=PATH                        and it learns from what it was
+
 [bold]Looking things up[/bold]
+  vitnas bench mixers \\[tokens=64,1024]  time and memory of every token mixer on this device, and where softmax wins
   vitnas list                             recipes, spaces, searchers, named models
   vitnas show NAME                        a recipe's fields, or a model block by block (a name, an arch.json, or
                                           a ViTAS code: 'vitas:1 2 4 3 ...')

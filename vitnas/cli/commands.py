@@ -13,8 +13,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from vitnas.budget import format_quantity
+from vitnas.cli.bench import bench_mixers_command
 from vitnas.cli.fields import claim_folder, make_run, open_run, split_words
 from vitnas.cli.lookup import count_command, doctor_command, list_command, show_command
+from vitnas.cli.swap import swap_command
 from vitnas.data import Augment, DataConfig
 from vitnas.errors import MissingExtra, UserError
 from vitnas.reporting import front_table, report
@@ -83,6 +85,14 @@ def stage_command(name: str) -> Command:
             context.engine.close()
 
     return command
+
+
+def bench_command(words: list[str], console: Console) -> None:
+    """Latency of a run folder's models, or `mixers`: what each token mixer costs on this device."""
+    if words[:1] == ["mixers"]:
+        bench_mixers_command(words[1:], console)
+    else:
+        stage_command("bench")(words, console)
 
 
 def specialize_command(words: list[str], console: Console) -> None:
@@ -247,10 +257,11 @@ COMMANDS: dict[str, Command] = {
     "retrain": stage_command("retrain"),
     "finetune": finetune_command,
     "export": stage_command("export"),
-    "bench": stage_command("bench"),
+    "bench": bench_command,
     "evaluate": stage_command("evaluate"),
     "report": report_command,
     "dashboard": dashboard_command,
+    "swap": swap_command,
     "list": list_command,
     "show": show_command,
     "count": count_command,

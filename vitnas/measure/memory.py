@@ -56,6 +56,23 @@ def peak_activation_bytes(
     return peak
 
 
+def peak_bytes_of(module: nn.Module, given: Tensor, call: Callable[[], object]) -> int:
+    """Bytes of activations and gradients alive at once, at most, while `call` runs `module` on `given`.
+
+    On a GPU what the allocator handed out beyond what was held before.
+    """
+    if given.is_cuda:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        torch.cuda.synchronize()
+        return int(torch.cuda.max_memory_allocated() - before)
+    with _LiveStorages([given, *module.parameters(), *module.buffers()]) as live:
+        call()
+    return int(live.peak)
+
+
 class _LiveStorages(TorchDispatchMode):
     """Follows the storages that operations return. After each operation the dead ones are swept out."""
 

@@ -16,6 +16,7 @@ Shapes: B images, N tokens, D dim, G patches along one side.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -112,9 +113,32 @@ def real_transform(x: Tensor, dims: tuple[int, ...]) -> Tensor:
     Of a real input's transform half the channels are enough: F at -f is the conjugate of F at f.
     """
     if not torch.onnx.is_in_onnx_export():
-        half = torch.fft.rfftn(x, dim=dims).real
-        rest = half[..., 1 : (x.shape[-1] + 1) // 2].flip(dims).roll([1] * (len(dims) - 1), dims[:-1])
-        return torch.cat([half, rest], dim=-1)
+        mixed: Tensor = _Mirrored.apply(x, dims) if torch.is_grad_enabled() else _mirrored(x, dims)
+        return mixed
+    return _by_matrices(x, dims)
+
+
+class _Mirrored(torch.autograd.Function):
+    """The transform by its library routine. Its matrix is symmetric: the gradient is the transform of the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dims: tuple[int, ...]) -> Tensor:
+        ctx.dims = dims
+        return _mirrored(x, dims)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _Mirrored.apply(grad, ctx.dims), None
+
+
+def _mirrored(x: Tensor, dims: tuple[int, ...]) -> Tensor:
+    half = torch.fft.rfftn(x, dim=dims).real
+    rest = half[..., 1 : (x.shape[-1] + 1) // 2].flip(dims).roll([1] * (len(dims) - 1), dims[:-1])
+    return torch.cat([half, rest], dim=-1)
+
+
+def _by_matrices(x: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """The same by products with cosine and sine matrices."""
     real, imaginary = x, None
     for dim in reversed(dims):
         cos, sin = dft_matrices(x.shape[dim], x)

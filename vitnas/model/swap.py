@@ -21,7 +21,7 @@ from timm.models import cait, levit, swin_transformer
 from torch import Tensor, nn
 
 from vitnas.errors import UserError, nearest
-from vitnas.mixers import MIXERS, HeadMixer, Mixer
+from vitnas.mixers import MIXERS, HeadMixer, Mixer, Softmax
 
 # Layers that attend, and why no mixer takes their place.
 FIXED: dict[type[nn.Module], str] = {
@@ -116,7 +116,7 @@ def swap_attention(
 
 def attention_layers(model: nn.Module) -> dict[str, nn.Module]:
     """Every layer of `model` that attends, swappable or not, by name."""
-    kinds = (Attention, levit.Attention, cait.TalkingHeadAttn, HeadMixer, *FIXED)
+    kinds = (Attention, levit.Attention, cait.TalkingHeadAttn, Softmax, *FIXED)
     return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
 
 
@@ -134,6 +134,8 @@ def _why_not(old: nn.Module, mixer: str) -> str:
             "linformer_one_head",
         ):
             return f"{mixer} does not work on queries, keys and values that another layer made"
+    elif isinstance(old, Softmax) and (old.rel_pos_k is not None or old.rotary.kind != "none"):
+        return "it has relative or rotary positions, which the trained weights count on"
     elif isinstance(old, Attention):
         if any(not isinstance(norm, nn.Identity) for norm in (old.q_norm, old.k_norm)):
             return "queries and keys are normalised (qk_norm), which no mixer does"

@@ -1,0 +1,89 @@
+"""`vitnas swap`: a saved model gets another mixer, learns from what it was, and is exported."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from vitnas.arch import Arch, Block, Stage
+from vitnas.cli import main
+from vitnas.data import Augment, DataConfig, EvalBatches, TrainBatches, open_data
+from vitnas.exporting import save_timm
+from vitnas.model import build
+from vitnas.model.swap import swap_attention
+from vitnas.sample import Fixed
+from vitnas.train import Classification, TrainConfig, evaluate, fit
+from vitnas.train.recover import agreement, recover
+
+ARCH = Arch(
+    image_size=8,
+    patch_size=2,
+    global_pool="avg",
+    norm_eps=1e-5,
+    in_chans=1,
+    num_classes=10,
+    stages=(Stage(embed_dim=24, blocks=(Block(num_heads=2, head_dim=12, mlp_hidden=48),) * 2),),
+)
+
+
+@pytest.fixture(scope="module")
+def trained() -> torch.nn.Module:
+    model = build(ARCH, generator=torch.Generator().manual_seed(0))
+    data = open_data(DataConfig(dataset="digits"))
+    batches = TrainBatches(data.train, Augment(), batch_size=64, seed=0)
+    config = TrainConfig(epochs=14, lr=4e-3, warmup_epochs=1, monitor_every=0)
+    fit(model, Classification(), Fixed(), batches, config=config)
+    return model.eval()
+
+
+def test_distillation_wins_accuracy_back(trained: torch.nn.Module) -> None:
+    import copy
+
+    data = open_data(DataConfig(dataset="digits"))
+    holdout = EvalBatches(data.holdout, batch_size=256)
+    model = swap_attention(copy.deepcopy(trained), "nystrom", size=2)
+    best = evaluate(trained, holdout).accuracy
+    before, (agreed, count) = evaluate(model, holdout).accuracy, agreement(model, trained, holdout)
+    weights = {name: p.clone() for name, p in trained.named_parameters()}
+    batches = TrainBatches(data.train, Augment(), batch_size=64, seed=1)
+    recover(model, trained, batches, config=TrainConfig(epochs=3, lr=1e-3, warmup_epochs=0, monitor_every=0))
+    after = evaluate(model, holdout).accuracy
+    assert best > 0.6
+    assert before < best - 0.03
+    assert after > before
+    assert best - after < 0.6 * (best - before)
+    assert agreement(model, trained, holdout)[0] > agreed
+    assert count == evaluate(trained, holdout).n
+    for name, parameter in trained.named_parameters():
+        torch.testing.assert_close(parameter, weights[name], rtol=0, atol=0)
+
+
+def test_the_command(trained: torch.nn.Module, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_timm(trained, tmp_path / "model")
+    words = [str(tmp_path / "model"), "mixer=performer", "layers=1", "dataset=digits", "epochs=0.5"]
+    assert main(["swap", *words, f"folder={tmp_path / 'out'}"]) == 0
+    told = capsys.readouterr().out
+    assert "blocks.1.attn: Softmax to Performer" in told
+    assert "agrees with the original" in told
+    record = json.loads((tmp_path / "out" / "swap.json").read_text())
+    assert record["onnx"]["passed"]
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["deit_tiny_patch16_224"], "takes a model and mixer=WORD"),
+        (["x", "mixer=nystrom", "layer=1"], "Nearest: 'layers'"),
+        (["vit_none", "mixer=nystrom", "pretrained=false"], "vit_none cannot be made"),
+        (["vit_tiny_patch16_224", "mixer=nystrm", "pretrained=false"], "mixer is 'nystrm'"),
+        (["vit_tiny_patch16_224", "mixer=nystrom", "pretrained=false", "size=x"], "size is 'x'"),
+        (["vit_tiny_patch16_224", "mixer=nystrom", "pretrained=maybe"], "pretrained is 'maybe'"),
+    ],
+)
+def test_bad_words_are_refused(words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["swap", *words]) == 2
+    assert sentence in " ".join(capsys.readouterr().err.split())

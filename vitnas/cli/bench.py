@@ -1,0 +1,144 @@
+"""`vitnas bench mixers`: what each token mixer costs on this device, as a table, a plot and in words."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from vitnas.cli.fields import split_words
+from vitnas.errors import UserError, nearest
+from vitnas.measure.environment import environment
+from vitnas.measure.mixers import TOKENS, bench_mixers, growth, verdict
+from vitnas.runs import write_atomic
+
+NUMBERS = ("dim", "heads", "batch", "threads")
+KNOWN = ("tokens", "mixers", *NUMBERS, "device", "seconds", "folder")
+
+
+def bench_mixers_command(words: list[str], console: Console) -> None:
+    """Time and memory of every mixer; `tokens` and `mixers` are lists, `folder` gets a table and a plot."""
+    names, pairs = split_words(words)
+    for word in (*names, *pairs):
+        if word not in KNOWN or word in names:
+            raise UserError(
+                f"`vitnas bench mixers` has no field {word!r}; it takes {', '.join(KNOWN)}.{nearest(word, KNOWN)}"
+            )
+    numbers = {name: _whole(name, pairs[name]) for name in NUMBERS if name in pairs}
+    if threads := numbers.pop("threads", None):
+        torch.set_num_threads(threads)
+    tokens = (
+        tuple(_whole("tokens", part) for part in pairs["tokens"].split(",")) if "tokens" in pairs else TOKENS
+    )
+    rows = bench_mixers(
+        tokens=tokens,
+        mixers=pairs["mixers"].split(",") if "mixers" in pairs else None,
+        device=pairs.get("device", "cpu"),
+        seconds=_seconds(pairs.get("seconds", "1")),
+        told=lambda text: console.print(f"measured {text}"),
+        **numbers,
+    )
+    for direction in dict.fromkeys(row["direction"] for row in rows):
+        console.print(mixer_table(rows, direction))
+    lines = verdict(rows)
+    for line in lines:
+        console.print(line)
+    found = environment()
+    told = f"{found.get('cpu', found.get('machine', ''))}, torch {torch.__version__}, {torch.get_num_threads()} threads"
+    console.print(f"On {pairs.get('device', 'cpu')} ({told}).")
+    if "folder" in pairs:
+        folder = Path(pairs["folder"])
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(folder / "mixers.csv", _csv(rows))
+        write_atomic(folder / "mixers.html", mixer_page(rows, [*lines, f"Measured on {told}."]))
+        console.print(f"  table  {folder / 'mixers.csv'}\n  plot   {folder / 'mixers.html'}")
+
+
+def mixer_table(rows: list[dict[str, Any]], direction: str) -> Table:
+    """Milliseconds (and memory in MB) per mixer and token count; the fastest of each count is bold."""
+    counts = sorted({row["tokens"] for row in rows})
+    slopes = growth(rows, direction)
+    table = Table(
+        "mixer", *map(str, counts), "memory grows", title=f"{direction}: ms | MB", title_justify="left"
+    )
+    chosen = {(row["mixer"], row["tokens"]): row for row in rows if row["direction"] == direction}
+    for word in dict.fromkeys(row["mixer"] for row in rows):
+        cells = []
+        for count in counts:
+            row = chosen[word, count]
+            best = min(chosen[other, count]["median_ms"] for other in {key[0] for key in chosen})
+            text = f"{row['median_ms']:.2f} | {row['memory_bytes'] / 1e6:.1f}"
+            cells.append(f"[bold]{text}[/bold]" if row["median_ms"] == best else text)
+        table.add_row(word, *cells, f"n^{slopes[word]:.2f}" if word in slopes else "")
+    return table
+
+
+def mixer_page(rows: list[dict[str, Any]], lines: list[str]) -> str:
+    """One HTML page that works offline: time and memory against tokens, on logarithmic axes."""
+    import plotly.graph_objects as go
+    from plotly.subplots import make_subplots
+
+    directions = list(dict.fromkeys(row["direction"] for row in rows))
+    quantities = {"median_ms": "ms", "memory_bytes": "bytes"}
+    titles = [f"{direction}: {unit}" for unit in quantities.values() for direction in directions]
+    figure = make_subplots(rows=2, cols=len(directions), subplot_titles=titles)
+    for place, word in enumerate(dict.fromkeys(row["mixer"] for row in rows)):
+        for line, quantity in enumerate(quantities, 1):
+            for column, direction in enumerate(directions, 1):
+                mine = [row for row in rows if row["mixer"] == word and row["direction"] == direction]
+                figure.add_trace(
+                    go.Scatter(
+                        x=[row["tokens"] for row in mine],
+                        y=[row[quantity] for row in mine],
+                        name=word,
+                        legendgroup=word,
+                        showlegend=line == column == 1,
+                        mode="lines+markers",
+                        line={
+                            "width": 4 if word == "softmax" else 2,
+                            "color": f"hsl({place * 47 % 360},65%,45%)",
+                        },
+                    ),
+                    row=line,
+                    col=column,
+                )
+    figure.update_xaxes(type="log", title="tokens")
+    figure.update_yaxes(type="log")
+    figure.update_layout(
+        title="Token mixers on this device<br><sup>" + "<br>".join(lines) + "</sup>", height=900
+    )
+    page: str = figure.to_html(include_plotlyjs=True, full_html=True)
+    return page
+
+
+def _csv(rows: list[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _whole(name: str, text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise UserError(f"{name} is {text!r}; it must be a whole number of at least 1.")
+    return value
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if value <= 0:
+        raise UserError(f"seconds is {text!r}; it must be a number above 0. Use 1.")
+    return value
