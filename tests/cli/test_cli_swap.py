@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -39,9 +40,8 @@ def trained() -> torch.nn.Module:
     return model.eval()
 
 
+@pytest.mark.slow
 def test_distillation_wins_accuracy_back(trained: torch.nn.Module) -> None:
-    import copy
-
     data = open_data(DataConfig(dataset="digits"))
     holdout = EvalBatches(data.holdout, batch_size=256)
     model = swap_attention(copy.deepcopy(trained), "nystrom", size=2)
@@ -61,8 +61,8 @@ def test_distillation_wins_accuracy_back(trained: torch.nn.Module) -> None:
         torch.testing.assert_close(parameter, weights[name], rtol=0, atol=0)
 
 
-def test_the_command(trained: torch.nn.Module, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    save_timm(trained, tmp_path / "model")
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_timm(build(ARCH).eval(), tmp_path / "model")
     words = [str(tmp_path / "model"), "mixer=performer", "layers=1", "dataset=digits", "epochs=0.5"]
     assert main(["swap", *words, f"folder={tmp_path / 'out'}"]) == 0
     told = capsys.readouterr().out

@@ -36,7 +36,10 @@ class MixerContract:
     word: ClassVar[str]
     size: ClassVar[int | None] = None
     prefixes: ClassVar[tuple[int, ...]] = (0, 1)
-    grids: ClassVar[tuple[int, ...]] = (2, 3, 5, 8)  # with a class token: odd and even numbers of tokens
+    grids: ClassVar[tuple[int, ...]] = (
+        3,
+        8,
+    )  # odd and even numbers of tokens, with a class token and without
 
     def equations(self, mixer: Any, x_BND: Tensor) -> Tensor:
         """What the paper says, step by step."""
