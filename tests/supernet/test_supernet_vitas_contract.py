@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from vitnas.space import VitasSpace, autoformer, vitas
-from vitnas.supernet import PRIVATE_HEADS, PRIVATE_TOKENS, Bilateral, Cyclic, Sharing, Supernet
+from vitnas.space import autoformer, vitas
+from vitnas.supernet import PRIVATE_HEADS, PRIVATE_TOKENS, Bilateral, Cyclic, Sharing, Supernet, make_sharing
 from vitnas.testing import SupernetContract
 
 SPACE = vitas(
@@ -17,12 +17,6 @@ SPACE = vitas(
     ratios=(0.25, 0.5, 1.0),
     widest=(12, 16, 20),
 )
-
-
-def cyclic(space: VitasSpace) -> dict[str, Cyclic]:
-    return {
-        "dim": Cyclic(space.embed_dims), "inner": Cyclic(space.inner_dims), "hidden": Cyclic(space.mlp_hiddens)
-    }  # fmt: skip
 
 
 class TestPrefix(SupernetContract):
@@ -40,7 +34,7 @@ class TestBilateral(SupernetContract):
 class TestCyclic(SupernetContract):
     @pytest.fixture
     def supernet(self) -> Supernet:
-        return Supernet(SPACE, sharing=Sharing(per_axis=cyclic(SPACE))).eval()
+        return Supernet(SPACE, sharing=make_sharing(SPACE, "cyclic")).eval()
 
 
 class TestPrivate(SupernetContract):

@@ -28,6 +28,7 @@ from vitnas.stages.run import (
     Run,
     SamplerConfig,
     SearchConfig,
+    SharingConfig,
     SpaceConfig,
     TaskConfig,
 )
@@ -200,6 +201,7 @@ def field_groups() -> list[tuple[str, type[Any]]]:
         ("data.augment", Augment),
         ("space", SpaceConfig),
         ("sampler", SamplerConfig),
+        ("sharing", SharingConfig),
         ("task", TaskConfig),
         ("supernet", TrainConfig),
         ("search", SearchConfig),

@@ -85,6 +85,8 @@ AUGMENTS: dict[str, Augment] = {
     "none": Augment(),
     "digits": Augment(shift=0.125, rotate=10.0, zoom=(0.9, 1.1)),
     "weak": Augment(shift=0.125, hflip=0.5),
+    # ViTAS's for its supernets: the weak side of DeiT's, without colours or mixing
+    "weak_crop": Augment(hflip=0.5, scale=(0.08, 1.0), re_prob=0.25, label_smoothing=0.1),
     "mixed": Augment(
         shift=0.125, hflip=0.5, re_prob=0.25, mixup=0.8, cutmix=1.0, mixup_prob=0.5, label_smoothing=0.1
     ),

@@ -10,6 +10,7 @@ from vitnas.recipes.images import images
 from vitnas.recipes.tour import tour
 from vitnas.recipes.vision_xformers import vision_xformers, vision_xformers_tour
 from vitnas.recipes.vit_resnas import vit_resnas, vit_resnas_cifar
+from vitnas.recipes.vitas import vitas, vitas_tour
 from vitnas.stages.run import Run
 
 RECIPES: dict[str, Callable[[], Run]] = {
@@ -23,6 +24,8 @@ RECIPES: dict[str, Callable[[], Run]] = {
     "vision_xformers": vision_xformers,
     "focusformer_tour": focusformer_tour,
     "focusformer": focusformer,
+    "vitas_tour": vitas_tour,
+    "vitas": vitas,
 }
 
 __all__ = ["RECIPES"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from vitnas.sample.draw import Draw, Fixed, Sampler
 from vitnas.sample.focus import BestUp, Focus, FocusConfig
 from vitnas.sample.hook import Hook, Moment
+from vitnas.sample.identity import Found, Identity, identity_probability
 from vitnas.sample.sandwich import Sandwich
 from vitnas.sample.several import Several
 from vitnas.sample.spread import Spread
@@ -17,6 +18,7 @@ SAMPLERS = {
     "spread": Spread,
     "focus": Focus,
     "best_up": BestUp,
+    "identity": Identity,
 }
 
 __all__ = [
@@ -26,11 +28,14 @@ __all__ = [
     "Fixed",
     "Focus",
     "FocusConfig",
+    "Found",
     "Hook",
+    "Identity",
     "Moment",
     "Sampler",
     "Sandwich",
     "Several",
     "Spread",
     "Uniform",
+    "identity_probability",
 ]

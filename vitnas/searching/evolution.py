@@ -1,9 +1,9 @@
 """Evolution over fixed-length genes: mutants and crossovers of the best Archs so far, all within the Budget.
 
-Papers: AutoFormer (arXiv 2107.00651), whose settings are `Evolution.autoformer()`, and ViT-ResNAS (arXiv 2109.00642),
-whose are `Evolution.vit_resnas()`. Two deliberate deviations: an
-Arch that misses the Budget after all redraws is repaired, one gene at a time, before a random one takes its place;
-and with several objectives the parents are NSGA-II's best (rank, then crowding) instead of the highest scores.
+Papers: AutoFormer (arXiv 2107.00651), whose settings are `Evolution.autoformer()`, ViT-ResNAS (arXiv 2109.00642),
+whose are `Evolution.vit_resnas()`, and ViTAS (arXiv 2106.13700), whose are `Evolution.vitas()`. Two deliberate
+deviations: an Arch that misses the Budget after all redraws is repaired, one gene at a time, before a random one takes
+its place; and with several objectives parents are NSGA-II's best (rank, then crowding) instead of the highest scores.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from vitnas.searching.pareto import best_first
 from vitnas.searching.problem import Problem, oriented
 from vitnas.searching.shrinking import shrunk
 from vitnas.searching.trial import Trial
-from vitnas.space.space import Genes
+from vitnas.space.space import Genes, Space
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +33,8 @@ class Evolution:
         generations: how many generations a whole search has.
         prob: chance that a mutation redraws a gene.
         structural_prob: chance that it redraws a gene of the structure (depth, width of the whole net).
+        num_mutated: genes that a mutation redraws on average, whatever the two chances say; None for these.
+        mutate_crossed: mutate what crossover made, too.
         attempts: redraws of a child that misses the Budget or was tried before; then it is repaired.
         first: Archs of the first generation; None for `population`.
         shrink: draw the first generation by gradual shrinking (`shrinking.py`) instead of uniformly.
@@ -45,6 +47,8 @@ class Evolution:
     generations: int = 20
     prob: float = 0.2
     structural_prob: float = 0.4
+    num_mutated: float | None = None
+    mutate_crossed: bool = False
     attempts: int = 10
     first: int | None = None
     shrink: bool = False
@@ -61,7 +65,9 @@ class Evolution:
         for name in ("prob", "structural_prob"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} is {getattr(self, name)}; a probability lies in 0..1.")
-        if self.mutants and not self.prob and not self.structural_prob:
+        if self.num_mutated is not None and self.num_mutated <= 0:
+            raise UserError(f"num_mutated is {self.num_mutated}; a mutation redraws genes. Use 1, or None.")
+        if self.mutants and self.num_mutated is None and not self.prob and not self.structural_prob:
             raise UserError("prob and structural_prob are 0; mutants would equal their parents. Raise one.")
 
     @classmethod
@@ -93,6 +99,21 @@ class Evolution:
             attempts=100,
             first=500,
             shrink=True,
+        )
+
+    @classmethod
+    def vitas(cls) -> Evolution:
+        """ViTAS's settings: 40 generations of 50, the best 50 of all so far mate, every child by crossover and then
+        one gene in n mutated. Differences to the authors' NSGA-II: PAPERS.md."""
+        return cls(
+            population=50,
+            parents=50,
+            mutants=0,
+            crossovers=50,
+            generations=40,
+            num_mutated=1,
+            mutate_crossed=True,
+            attempts=100,
         )
 
     @classmethod
@@ -175,9 +196,12 @@ class Evolution:
         space = problem.space
         if kind == "crossover":
             first, second = rng.sample(list(parents), 2)
-            return space.canonical(space.cross_genes(first, second, rng))
-        return space.canonical(
-            space.mutate_genes(
-                rng.choice(list(parents)), rng, prob=self.prob, structural_prob=self.structural_prob
-            )
-        )
+            child = space.cross_genes(first, second, rng)
+            return space.canonical(self._mutated(space, child, rng) if self.mutate_crossed else child)
+        return space.canonical(self._mutated(space, rng.choice(list(parents)), rng))
+
+    def _mutated(self, space: Space, genes: Genes, rng: random.Random) -> Genes:
+        if self.num_mutated is None:
+            return space.mutate_genes(genes, rng, prob=self.prob, structural_prob=self.structural_prob)
+        share = min(1.0, self.num_mutated / len(space.genes))
+        return space.mutate_genes(genes, rng, prob=share, structural_prob=share)

@@ -42,6 +42,7 @@ SEARCHERS: dict[str, Callable[[int], Searcher]] = {
     "evolution": Evolution.sized,
     "autoformer": lambda num_trials: Evolution.autoformer(),
     "vit_resnas": lambda num_trials: Evolution.vit_resnas(),
+    "vitas": lambda num_trials: Evolution.vitas(),
     "random": lambda num_trials: RandomSearch(),
     "tpe": lambda num_trials: OptunaSearch("tpe"),
     "nsga2": lambda num_trials: OptunaSearch("nsga2"),

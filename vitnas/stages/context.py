@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,10 @@ from vitnas.data.config import augment_for
 from vitnas.errors import UserError
 from vitnas.measure.latency import LatencyMeter
 from vitnas.runs import read_json, write_with
-from vitnas.sample import Sampler, Sandwich, Several, Spread, Uniform
+from vitnas.sample import Identity, Sampler, Sandwich, Several, Spread, Uniform
 from vitnas.space import SPACES, Space
 from vitnas.stages.run import Run, SamplerConfig, SpaceConfig, TaskConfig
-from vitnas.supernet import Supernet
+from vitnas.supernet import Supernet, make_sharing
 from vitnas.train import Engine, Progress, Silent
 
 EVAL_BATCH = 512
@@ -101,15 +101,27 @@ class Context:
         )
 
     def sampler(self) -> Sampler:
-        return make_sampler(self.run.sampler, self.space)
+        config = self.run.sampler
+        if config.kind == "identity" and config.identity_prob is None:
+            config = replace(config, identity_prob=read_json(self.folder / "identity.json")["prob"])
+        return make_sampler(config, self.space)
 
     def generator(self, purpose: str) -> torch.Generator:
         """A source of random weights that depends on the run's seed and `purpose` only."""
         return torch.Generator().manual_seed(seed_from(self.run.seed, purpose))
 
     def new_supernet(self) -> Supernet:
+        sharing = self.run.sharing
         return Supernet(
-            self.space, drop_path=self.run.supernet.drop_path, generator=self.generator("supernet")
+            self.space,
+            sharing=make_sharing(
+                self.space,
+                sharing.coupling,
+                private_tokens=sharing.private_tokens,
+                private_heads=sharing.private_heads,
+            ),
+            drop_path=self.run.supernet.drop_path,
+            generator=self.generator("supernet"),
         )
 
     @cached_property
@@ -178,6 +190,9 @@ def make_sampler(config: SamplerConfig, space: Space) -> Sampler:
         return Several(space, num_archs=config.num_archs)
     if config.kind == "spread":
         return Spread(space, num_archs=config.num_archs, warmup_epochs=config.warmup_epochs)
+    if config.kind == "identity":
+        assert config.identity_prob is not None, "found by stages/identity.py"
+        return Identity(space, config.identity_prob)
     return Uniform(space)
 
 

@@ -11,6 +11,7 @@ from vitnas.measure.environment import environment, git_commit
 from vitnas.runs import read_json, write_json
 from vitnas.searching import feasibility
 from vitnas.stages.context import Context
+from vitnas.stages.identity import FILE, is_searched, settle_identity
 from vitnas.stages.searching import open_study
 from vitnas.stages.tasks import make_task
 from vitnas.train.optim import make_optimizer, make_schedule
@@ -27,7 +28,8 @@ def prepare(context: Context) -> list[dict[str, Any]]:
     """
     run, folder = context.run, context.folder
     written = folder / "feasibility.json"
-    if all((folder / name).exists() for name in ("run.yaml", "manifest.json", "space.json", written.name)):
+    made = ("run.yaml", "manifest.json", "space.json", written.name, *([FILE] if is_searched(run) else []))
+    if all((folder / name).exists() for name in made):
         known: list[dict[str, Any]] = read_json(written)
         return known
     space, budget = context.space, context.budget
@@ -46,6 +48,7 @@ def prepare(context: Context) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = context.engine.from_first(
         lambda: feasibility(space, budget, seed=run.seed, latency_meter=context.meters or None).to_json()
     )
+    settle_identity(context)
     if context.engine.is_main:
         write_json(
             folder / "space.json",

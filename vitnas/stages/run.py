@@ -17,6 +17,7 @@ from vitnas.runs import write_atomic
 from vitnas.sample import FocusConfig
 from vitnas.searching import SEARCHERS
 from vitnas.space import SPACES
+from vitnas.supernet import Coupled
 from vitnas.train import TrainConfig
 
 # Fields that may change when a run is resumed: they change how fast or how loud it is, not what comes out.
@@ -29,7 +30,8 @@ class SpaceConfig:
     """Which Space. Image size, channels and classes come from the data.
 
     `size` is a preset of the Space; options left at None are the preset's. `mixers`, `stems` and `positions`
-    belong to the kind `mixers` alone.
+    belong to the kind `mixers` alone; `patch_sizes` (instead of `patch_size`), `inner_dims` (of q, k and v each),
+    `mlp_hiddens` and `num_slots` to `vitas`.
     """
 
     kind: str = "autoformer"
@@ -44,6 +46,10 @@ class SpaceConfig:
     mixers: tuple[str, ...] | None = None
     stems: tuple[str, ...] | None = None
     positions: tuple[str, ...] | None = None
+    patch_sizes: tuple[int, ...] | None = None
+    inner_dims: tuple[int, ...] | None = None
+    mlp_hiddens: tuple[int, ...] | None = None
+    num_slots: int | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in SPACES:
@@ -53,19 +59,22 @@ class SpaceConfig:
 @dataclass(frozen=True, kw_only=True)
 class SamplerConfig:
     """Which Archs train at a step: `uniform` (one), `sandwich` (largest, random, smallest), `several` (on slices),
-    `spread` (on slices, their values dealt out), `focus` (learns which are best for each budget; see focus.*) or
-    `best_up` (of many near a budget the best guess).
+    `spread` (on slices, their values dealt out), `focus` (learns which are best for each budget; see focus.*),
+    `best_up` (of many near a budget the best guess) or `identity` (one; slots hold the identity with `identity_prob`).
+
+    Without `identity_prob` it is searched for before training, so that the mean cost meets the budget (identity.json).
 
     `warmup_epochs` of `spread` open the options one by one, the largest first; with `rewire` heads and hidden units are
     sorted at the start of these epochs.
     """
 
-    kind: Literal["uniform", "sandwich", "several", "spread", "focus", "best_up"] = "uniform"
+    kind: Literal["uniform", "sandwich", "several", "spread", "focus", "best_up", "identity"] = "uniform"
     num_random: int = 2
     num_archs: int = 2
     distill: bool = True
     warmup_epochs: float = 0
     rewire: bool = False
+    identity_prob: float | None = None
     focus: FocusConfig = field(default_factory=FocusConfig)
 
     def __post_init__(self) -> None:
@@ -74,6 +83,30 @@ class SamplerConfig:
                 f"sampler.num_random is {self.num_random} and num_archs {self.num_archs}; they must be at least 0 and "
                 "1."
             )
+        if self.identity_prob is not None and not 0 <= self.identity_prob < 1:
+            raise UserError(
+                f"sampler.identity_prob is {self.identity_prob}; it must be from 0 to below 1. Use 0.5, or leave it "
+                "out."
+            )
+        if self.identity_prob is not None and self.kind != "identity":
+            raise UserError(
+                f"sampler.identity_prob is {self.identity_prob} with sampler.kind {self.kind!r}, which does not draw "
+                "identities by it. Use sampler.kind=identity, or leave it out."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharingConfig:
+    """How Archs share the supernet's weights: `coupling` says which entries a width uses, the first (`prefix`), those
+    from either end in one step (`bilateral`) or a run on a circle (`cyclic`).
+
+    `private_tokens`: patch embedding, class token and positions per patch size; `private_heads`: q and k per head
+    count. Private tensors and `cyclic` need space.kind vitas.
+    """
+
+    coupling: Coupled = "prefix"
+    private_tokens: bool = False
+    private_heads: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,6 +222,7 @@ class Run:
     data: DataConfig = field(default_factory=DataConfig)
     space: SpaceConfig = field(default_factory=SpaceConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    sharing: SharingConfig = field(default_factory=SharingConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
     supernet: TrainConfig = field(default_factory=TrainConfig)
     pretrained: str | None = None
@@ -229,6 +263,12 @@ class Run:
             raise UserError(
                 "sampler.rewire is on and supernet.ema too; sorting units would mix up the average. Set supernet.ema "
                 "to null."
+            )
+        coupling = self.sharing.coupling
+        if coupling != "prefix" and (sampler.rewire or self.pretrained):
+            raise UserError(
+                f"sharing.coupling is {coupling!r} with {'sampler.rewire' if sampler.rewire else 'pretrained'}, which "
+                "puts the most useful entries first; that serves a prefix only. Use prefix, or leave it out."
             )
         if sampler.rewire and not sampler.warmup_epochs:
             raise UserError(

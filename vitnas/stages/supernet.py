@@ -7,7 +7,7 @@ from vitnas.sample import Focus, Sandwich
 from vitnas.stages.context import Context, save_weights
 from vitnas.stages.sampler import make_focus, save_sampler, summarise
 from vitnas.stages.tasks import make_task
-from vitnas.train import Monitor, Rewiring, fit
+from vitnas.train import Monitor, Rewiring, all_sides, fit
 
 STAGE = "supernet"
 
@@ -34,7 +34,7 @@ def train_supernet(context: Context) -> None:
     )
     fitted = fit(
         supernet,
-        task,
+        all_sides(task) if supernet.sides > 1 else task,
         sampler,
         context.train_batches(STAGE),
         config=run.supernet,

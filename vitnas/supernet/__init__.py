@@ -1,5 +1,6 @@
 """One set of weights for a whole Space: shared tensors, and one rule that says whose weights an Arch uses."""
 
+from vitnas.supernet.schemes import Coupled, cyclic_axes, make_sharing
 from vitnas.supernet.sharing import (
     AUTOFORMER_OFFICIAL,
     PRIVATE_HEADS,
@@ -19,6 +20,7 @@ __all__ = [
     "PRIVATE_HEADS",
     "PRIVATE_TOKENS",
     "Bilateral",
+    "Coupled",
     "Coupling",
     "Cyclic",
     "Place",
@@ -26,5 +28,7 @@ __all__ = [
     "Private",
     "Sharing",
     "Supernet",
+    "cyclic_axes",
+    "make_sharing",
     "select",
 ]

@@ -8,10 +8,12 @@ from vitnas.train.loop import Fitted, NonFiniteLossError, fit, step_rng
 from vitnas.train.monitor import Monitor, convergence_warning
 from vitnas.train.progress import ConsoleProgress, Progress, Silent
 from vitnas.train.rewiring import Rewiring
+from vitnas.train.sides import AllSides, all_sides
 from vitnas.train.task import Batch, Classification, Mixes, Task
 from vitnas.train.token_mixup import TokenMixup
 
 __all__ = [
+    "AllSides",
     "Batch",
     "Classification",
     "ConsoleProgress",
@@ -28,6 +30,7 @@ __all__ = [
     "Task",
     "TokenMixup",
     "TrainConfig",
+    "all_sides",
     "convergence_warning",
     "evaluate",
     "fit",

@@ -1,0 +1,93 @@
+"""Left and right logits together: sum or mean, gradients to both ends, and nothing new where there is one side."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from vitnas.errors import UserError
+from vitnas.space import vitas
+from vitnas.supernet import Supernet, make_sharing
+from vitnas.testing.random import randomize_
+from vitnas.train import AllSides, Batch, Classification, Mixes, TokenMixup, all_sides
+
+SPACE = vitas("micro", image_size=8, num_classes=5, in_chans=1, num_slots=2, widest=(16, 16, 32))
+
+
+def supernet_of(coupling: str) -> Supernet:
+    supernet = Supernet(SPACE, sharing=make_sharing(SPACE, coupling))  # type: ignore[arg-type]
+    randomize_(supernet, torch.Generator().manual_seed(0))
+    return supernet
+
+
+@pytest.fixture
+def batch() -> Batch:
+    generator = torch.Generator().manual_seed(1)
+    return Batch(torch.randn(6, 1, 8, 8, generator=generator), torch.tensor([0, 1, 2, 3, 4, 0]))
+
+
+@pytest.mark.parametrize(("combine", "factor"), [("sum", 1.0), ("mean", 0.5)])
+def test_one_loss_on_the_logits_of_both_sides(batch: Batch, combine: str, factor: float) -> None:
+    supernet, arch = supernet_of("bilateral"), SPACE.smallest()
+    task = AllSides(Classification(label_smoothing=0.1), combine)  # type: ignore[arg-type]
+    losses, logits = task(supernet, batch, arch)
+    sides = [supernet(batch.images_BCHW, arch, side=side) for side in (0, 1)]
+    wanted: Tensor = (sides[0] + sides[1]) * factor
+    assert not torch.allclose(sides[0], sides[1])
+    torch.testing.assert_close(logits, wanted)
+    torch.testing.assert_close(
+        losses["loss"], functional.cross_entropy(wanted, batch.targets, label_smoothing=0.1)
+    )
+
+
+def test_gradients_reach_both_ends_and_not_between(batch: Batch) -> None:
+    supernet, arch = supernet_of("bilateral"), SPACE.smallest()
+    losses, _ = AllSides(Classification())(supernet, batch, arch)
+    losses["loss"].backward()
+    grad = supernet.get_parameter("blocks.0.norm1.weight").grad
+    assert grad is not None
+    width, most = arch.embed_dim, SPACE.largest().embed_dim
+    assert 2 * width < most
+    assert grad[:width].all()
+    assert grad[-width:].all()
+    assert not grad[width:-width].any()
+
+
+@pytest.mark.parametrize("coupling", ["prefix", "cyclic"])
+def test_one_side_trains_as_by_the_task_alone(batch: Batch, coupling: str) -> None:
+    supernet, arch, task = supernet_of(coupling), SPACE.middle(), Classification()
+    found = []
+    for each in (task, AllSides(task)):
+        supernet.zero_grad(set_to_none=True)
+        losses, logits = each(supernet, batch, arch)
+        losses["loss"].backward()
+        grads = {n: p.grad.clone() for n, p in supernet.named_parameters() if p.grad is not None}
+        found.append((logits.detach(), grads))
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
+
+
+def test_all_heads_are_combined(batch: Batch) -> None:
+    class Heads:
+        def __call__(self, network: object, batch: Batch, arch: object) -> object:
+            return network(batch.images_BCHW, arch, heads=True)  # type: ignore[operator]
+
+    supernet, arch = supernet_of("bilateral"), SPACE.middle()
+    found = AllSides(Heads())(supernet, batch, arch)  # type: ignore[arg-type]
+    sides = [supernet(batch.images_BCHW, arch, heads=True, side=side) for side in (0, 1)]
+    assert isinstance(found, dict)
+    for name in sides[0]:
+        torch.testing.assert_close(found[name], sides[0][name] + sides[1][name])
+
+
+def test_a_task_that_mixes_images_still_does(batch: Batch) -> None:
+    mixing = all_sides(TokenMixup(num_classes=5, grid_size=4))
+    assert isinstance(mixing, Mixes)
+    assert mixing.mix(batch).patch_targets is not None
+    assert not isinstance(all_sides(Classification()), Mixes)
+
+
+def test_an_unknown_combination_is_refused() -> None:
+    with pytest.raises(UserError, match=r"combine is 'max'; it must be one of sum, mean\. Use 'sum'"):
+        AllSides(Classification(), "max")  # type: ignore[arg-type]
