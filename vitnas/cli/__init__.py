@@ -28,7 +28,7 @@ USAGE = """\
   vitnas export FOLDER                    ONNX, torch.export and timm files, verified
   vitnas bench FOLDER                     latency of the trained models
   vitnas evaluate FOLDER                  the final table; the only stage that reads the test split
-  vitnas specialize FOLDER budget=TEXT    the best Arch found for another budget, saved with inherited weights
+  vitnas specialize FOLDER budget=TEXT    the best Arch for another budget, or several in a list
   vitnas report FOLDER                    write report.html anew, also of an unfinished run
   vitnas dashboard FOLDER                 watch the search in a browser (needs the extra `dashboard`)
 
