@@ -149,6 +149,8 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     ("words", "expected"),
     [
         (["list"], "autoformer_base"),
+        (["list"], "vit_resnas (sr_tiny_mh, sr_small_mh,"),
+        (["count", "vit_resnas_tiny"], "1,782,630,272"),
         (["show", "tour"], "supernet:"),
         (["show", "autoformer_tiny"], "blocks.12.mlp"),
         (["count", "autoformer_tiny"], "5,867,944"),

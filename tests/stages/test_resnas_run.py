@@ -79,6 +79,7 @@ def test_fine_tuning_at_a_higher_resolution(finished: Path, capsys: pytest.Captu
     assert (folder / "model.safetensors").stat().st_mtime_ns == before, "a second time does nothing"
     lines = [r for r in read_jsonl(finished / "metrics.jsonl") if r["stage"] == "finetune/chosen-12px"]
     assert lines
+    assert main(["report", str(finished)]) == 0
 
 
 def test_fine_tuning_refuses_what_cannot_be(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
