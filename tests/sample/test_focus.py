@@ -204,7 +204,9 @@ def test_training_with_it_resumes_bit_for_bit(tmp_path: Path) -> None:
     data = synthetic(num_classes=4, image_size=8, n=96)
 
     def run(folder: Path, stop: int | None) -> Supernet:
-        focus = Focus(MICRO, data.holdout.batches(8), config=FocusConfig(every=2, images=8, updates=1, draws=16))
+        focus = Focus(
+            MICRO, data.holdout.batches(8), config=FocusConfig(every=2, images=8, updates=1, draws=16)
+        )
         network = Supernet(MICRO, generator=torch.Generator().manual_seed(0))
         loader = TrainBatches(data.train, Augment(), batch_size=16, seed=0)
         config = TrainConfig(epochs=8 / loader.steps_per_epoch, checkpoint_minutes=0, warmup_epochs=0)
