@@ -63,7 +63,7 @@ def share(space: AutoFormerSpace, rounds: int) -> tuple[float, float, float, str
             optimizer.zero_grad(set_to_none=True)
 
     def learn(index: int) -> None:
-        focus.before(Moment(1000 + index * every, 10_000, 0.0, 0, supernet, optimizer, lambda tensor: None))
+        focus.before(Moment(2000 + index * every, 10_000, 0.0, 0, supernet, optimizer, lambda tensor: None))
 
     shares, plain, extra = [], [], []
     focus.queue = focus.ask(torch.linspace(focus.low, focus.high, 64))
