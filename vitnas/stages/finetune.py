@@ -37,13 +37,7 @@ def finetune(context: Context, role: str, image_size: int) -> Path:
         return folder
     model = load_model(context, role)
     model.set_input_size(img_size=image_size)
-    run = context.run
-    larger = Context(
-        replace(run, data=replace(run.data, image_size=image_size)), context.folder, context.progress
-    )
-    larger.engine = context.engine
-    assert context.data  # checked to be the run's own images
-    larger.data = open_data(larger.run.data)
+    run, larger = context.run, _resized(context, image_size)
     config, data = run.retrain.train, larger.data
     before = evaluate(model.to(context.engine.device), larger.holdout)
     set_drop_path(model, config.drop_path)
@@ -86,6 +80,16 @@ def finetune(context: Context, role: str, image_size: int) -> Path:
     }
     context.once(folder / "result.json", lambda: save_model(larger, network, folder, result))
     return folder
+
+
+def _resized(context: Context, image_size: int) -> Context:
+    """The same run with images of another size."""
+    data = replace(context.run.data, image_size=image_size)
+    resized = Context(replace(context.run, data=data), context.folder, context.progress)
+    resized.engine = context.engine
+    assert context.data  # checked to be the run's own images
+    resized.data = open_data(data)
+    return resized
 
 
 def set_drop_path(model: Model, rate: float) -> None:
