@@ -89,7 +89,7 @@ def one_seed(seed: int, ways: list[str], options: argparse.Namespace) -> list[di
             supernet, score, budget=WINDOW, searcher="random", num_trials=options.trials, seed=seed
         )
         best = study.best().arch
-        plain = hand_scaled(best, Budget.parse(f"macs<={count(best).macs}"))
+        plain = hand_scaled(best, Budget.parse(f"macs<={count(best).macs}"), SPACE.patch_sizes)
         rows.append(
             {
                 "seed": seed, "way": way, "n_archs": len(archs), "spearman": found["spearman"],

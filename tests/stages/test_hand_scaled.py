@@ -1,0 +1,91 @@
+"""The hand-scaled baseline is a DeiT whatever Space the winner comes from."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from vitnas.arch import Arch
+from vitnas.budget import Budget
+from vitnas.counting import count
+from vitnas.errors import UserError
+from vitnas.model import build
+from vitnas.model.published import PUBLISHED
+from vitnas.space import autoformer, mixer_space, vit_resnas, vitas
+from vitnas.stages.hand_scaled import hand_scaled, num_heads, plain_vit
+
+DIGITS = {"image_size": 8, "in_chans": 1, "num_classes": 10}
+SPACES = {
+    "autoformer": autoformer("micro", patch_size=2, **DIGITS),
+    "mixers": mixer_space("micro", patch_size=2, **DIGITS),
+    "vitas": vitas("micro", **DIGITS),
+    "vit_resnas": vit_resnas("micro", patch_size=2, patch_head=True, **DIGITS),
+}
+OWN = {"stages", "patch_size", "patch_head", "distill_token", *DIGITS}  # not DeiT's to say
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_only_data_and_training_come_from_the_winner(name: str) -> None:
+    space, deit = SPACES[name], plain_vit(PUBLISHED["vitas_a"], 192, 12, 16)
+    for seed in range(4):
+        like = space.sample(random.Random(seed))
+        arch = hand_scaled(like, Budget.parse("macs<=1M"))
+        assert {f: getattr(arch, f) for f in OWN - {"stages"}} == {
+            f: getattr(like, f) for f in OWN - {"stages"}
+        }
+        for field in set(Arch.__dataclass_fields__) - OWN:
+            assert getattr(arch, field) == getattr(deit, field), field
+        (stage,) = arch.stages
+        (block,) = set(stage.blocks)
+        assert block.num_heads * block.head_dim == stage.embed_dim
+        assert (block.mlp_hidden, block.mixer, block.slot) == (4 * stage.embed_dim, "softmax", None)
+        assert 0.9e6 < count(arch).macs <= 1e6
+
+
+def test_the_winner_s_head_width_says_nothing() -> None:
+    """ViTAS's heads are 3 to 160 wide; the budget alone decides how a DeiT looks."""
+    space, budget = vitas("1g"), Budget.parse("0.9G<=macs<=1G")
+    found = {hand_scaled(space.sample(random.Random(seed)), budget, (16,)) for seed in range(5)}
+    assert len(found) == 1
+    (arch,) = found
+    assert (arch.embed_dim, arch.depth, arch.blocks[0].num_heads) == (168, 12, 3)
+
+
+def test_deit_itself_comes_out_at_its_own_cost() -> None:
+    """DeiT-Ti: 5,717,416 parameters; S: 22,050,664 (the facts file of ViTAS rounds both)."""
+    for width, depth, heads, params in ((192, 12, 3, 5_717_416), (384, 12, 6, 22_050_664)):
+        arch = plain_vit(PUBLISHED["vitas_a"], width, depth)
+        assert (arch.blocks[0].num_heads, arch.blocks[0].head_dim) == (heads, 64)
+        assert sum(p.numel() for p in build(arch, device="meta").parameters()) == params
+    tiny = plain_vit(PUBLISHED["vitas_a"], 192, 12)
+    assert hand_scaled(PUBLISHED["vitas_a"], Budget.parse(f"macs<={count(tiny).macs}")) == tiny
+
+
+def test_heads_are_at_most_64_wide_and_at_least_two() -> None:
+    for width in range(8, 1025):
+        if (heads := num_heads(width)) is not None:
+            assert heads >= (2 if width < 48 else 3)
+            assert width % heads == 0
+            assert width / heads <= 64
+            assert width < 192 or width / heads >= 48
+            assert width < 32 or width / heads >= 8
+    with pytest.raises(UserError, match="width is 390; it must divide into heads of an even width"):
+        plain_vit(PUBLISHED["vitas_a"], 390, 12)
+
+
+def test_of_several_patch_sizes_the_one_nearest_to_deit_s_grid() -> None:
+    space, budget = vitas("1g"), Budget.parse("macs<=1G")
+    coarse = space.smallest()
+    assert coarse.patch_size == 32
+    assert hand_scaled(coarse, budget).patch_size == 32, "without a choice the winner's"
+    assert hand_scaled(coarse, budget, space.patch_sizes).patch_size == 16
+    micro = SPACES["vitas"]
+    assert hand_scaled(micro.smallest(), Budget.parse("macs<=300K"), (2, 4)).patch_size == 2
+    small = Budget.parse("macs<=12K")
+    assert hand_scaled(micro.smallest(), small, (2, 4)).patch_size == 4, "no net of 17 tokens is so cheap"
+
+
+def test_a_budget_without_a_plain_vit_is_refused() -> None:
+    with pytest.raises(UserError, match="no plain ViT meets the budget 'macs<=1K'"):
+        hand_scaled(SPACES["vitas"].smallest(), Budget.parse("macs<=1K"), (2, 4))
