@@ -5,7 +5,9 @@ three stages of a convolution, a norm over channels and one or two pre-norm bloc
 p Performer, t softmax. No positions; the mean over the map and a linear layer at the end. No Arch can say them: their
 stages keep the grid, their norms are none or divide by the deviation plus epsilon.
 
-Differs from the authors' code: the side of the map is not fixed at 32, so any image size works.
+Differs from the authors' code: the side of the map is not fixed at 32, so any image size works. `projection="conv"`
+gives CvT's convolutional projections back (`conv_projection.py`), which the authors left out; names and counts are
+those of the linear ones.
 
 Shapes: B images, CHW image or map, N = H x W tokens, Y classes.
 """
@@ -22,6 +24,7 @@ from vitnas.arch import Mixer
 from vitnas.layers.axes import Axes
 from vitnas.mixers import MIXERS
 from vitnas.model.build import initialize
+from vitnas.model.conv_projection import Projection, mixed, projected
 
 
 class ChannelNorm(nn.Module):
@@ -53,9 +56,7 @@ class MapBlock(nn.Module):
         self.fc1, self.act, self.fc2 = nn.Conv2d(dim, hidden, 1), nn.GELU(), nn.Conv2d(hidden, dim, 1)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        side = x_BCHW.shape[2:]
-        tokens_BNC = self.norm1(x_BCHW).flatten(2).transpose(1, 2)
-        x_BCHW = x_BCHW + self.attn(tokens_BNC).transpose(1, 2).unflatten(2, tuple(side))
+        x_BCHW = x_BCHW + mixed(self.attn, self.norm1(x_BCHW))
         return x_BCHW + self.fc2(self.act(self.fc1(self.norm2(x_BCHW))))
 
 
@@ -64,6 +65,8 @@ class ConvXformer(nn.Module):
 
     Args:
         stages: per stage the (channels, stride) of its convolutions and its number of blocks.
+        projection: "linear", or "conv" for CvT's convolutions in front of queries, keys and values.
+        kv_stride: of those convolutions for keys and values.
     """
 
     def __init__(
@@ -78,6 +81,8 @@ class ConvXformer(nn.Module):
         heads: int = 4,
         hidden: int = 256,
         size: int | None = None,
+        projection: Projection = "linear",
+        kv_stride: int = 1,
         img_size: int = 64,
     ) -> None:
         super().__init__()
@@ -91,7 +96,7 @@ class ConvXformer(nn.Module):
             layers += [ChannelNorm(dim)] if norms else []
             for _ in range(depth):
                 made = kind(dim, heads, size=size, qkv_bias=mixer == "performer", num_prefix_tokens=0)
-                layers.append(MapBlock(dim, made, hidden, norms))
+                layers.append(MapBlock(dim, projected(made, projection, kv_stride), hidden, norms))
         self.layers = nn.Sequential(*layers)
         self.num_features = dim
         self.head: nn.Module = nn.Linear(dim, num_classes) if num_classes else nn.Identity()
