@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -161,6 +162,26 @@ def test_it_learns_what_is_worth_its_cost() -> None:
     assert len(shares) == focus.config.anchors
     assert all(sum(row) == pytest.approx(1, abs=1e-3) for row in shares)
     assert np.mean(shares, axis=0)[1] > 0.7
+
+
+class TwoSides(Told):
+    """The same with a second weight set that has learned nothing."""
+
+    sides = 2
+
+    def forward(self, images: Tensor, arch: Arch, side: int = 0) -> Tensor:
+        return super().forward(images, arch) * (1 - side)
+
+
+def test_an_arch_is_scored_by_all_its_weight_sets() -> None:
+    scores = []
+    for network in (Told(), TwoSides()):
+        focus = Focus(MICRO, Zeros(), config=FocusConfig(every=1, warmup=0.1, images=8, updates=2, draws=32))
+        told = focus.before(moment(1, 10, network))
+        assert told is not None
+        scores.append(told["score"])
+    chance = -math.log(MICRO.num_classes)
+    assert scores[1] == pytest.approx((scores[0] + chance) / 2, rel=1e-5)
 
 
 def test_best_up_trains_the_best_guesses_only() -> None:

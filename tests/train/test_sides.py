@@ -8,10 +8,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from vitnas.errors import UserError
+from vitnas.extraction import extract
 from vitnas.space import vitas
 from vitnas.supernet import Supernet, make_sharing
 from vitnas.testing.random import randomize_
-from vitnas.train import AllSides, Batch, Classification, Mixes, TokenMixup, all_sides
+from vitnas.train import AllSides, Batch, Classification, Mixes, TokenMixup, all_sides, evaluate
 
 SPACE = vitas("micro", image_size=8, num_classes=5, in_chans=1, num_slots=2, widest=(16, 16, 32))
 
@@ -91,3 +92,38 @@ def test_a_task_that_mixes_images_still_does(batch: Batch) -> None:
 def test_an_unknown_combination_is_refused() -> None:
     with pytest.raises(UserError, match=r"combine is 'max'; it must be one of sum, mean\. Use 'sum'"):
         AllSides(Classification(), "max")  # type: ignore[arg-type]
+
+
+def test_an_arch_is_scored_by_the_mean_of_its_sides() -> None:
+    """ViTAS's search: accuracy of left and right, each by itself; extraction gives the left."""
+    supernet = supernet_of("bilateral")
+    arch, generator = SPACE.smallest(), torch.Generator().manual_seed(0)
+    size = (arch.in_chans, arch.image_size, arch.image_size)
+    batches = [
+        (
+            torch.randn(n, *size, generator=generator),
+            torch.randint(0, arch.num_classes, (n,), generator=generator),
+        )
+        for n in (5, 3)
+    ]
+    found = evaluate(supernet, batches, arch)
+    with torch.no_grad():
+        each = [
+            torch.cat(
+                [
+                    functional.cross_entropy(supernet.eval()(x, arch, side=side), y, reduction="none")
+                    for x, y in batches
+                ]
+            )
+            for side in (0, 1)
+        ]
+        right = [
+            torch.cat([supernet(x, arch, side=side).argmax(1) == y for x, y in batches]) for side in (0, 1)
+        ]
+    assert not torch.equal(each[0], each[1])
+    assert found.loss == pytest.approx(float(torch.cat(each).mean()), rel=1e-6)
+    assert found.accuracy == float(torch.cat(right).double().mean())
+    assert found.n == 8, "images, not passes"
+    left = evaluate(extract(supernet, arch), batches)
+    assert left.loss == pytest.approx(float(each[0].mean()), rel=1e-6)
+    assert left.loss != found.loss

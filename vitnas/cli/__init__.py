@@ -23,6 +23,8 @@ USAGE = """\
   vitnas train FOLDER                     train the supernet
   vitnas search FOLDER                    score Archs within the budget; start it several times to search together
   vitnas retrain FOLDER                   train the chosen Arch and its baselines
+      arch=WHAT role=NAME                 or any other beside them: a search's chosen.json, an arch.json, a model's
+                                          name, a ViTAS code
   vitnas finetune FOLDER image_size=PX    go on with a trained model at another resolution; fields of its training
                                           (epochs=30 lr=1e-5 ...) and role=chosen may follow
   vitnas export FOLDER                    ONNX, torch.export and timm files, verified

@@ -124,6 +124,34 @@ def specialize_command(words: list[str], console: Console) -> None:
         console.print(f"{special.arch.id}: {special.arch.describe()}\n  {special.folder}")
 
 
+def retrain_command(words: list[str], console: Console) -> None:
+    """The chosen Arch and its baselines, or any Arch that is asked for."""
+    from vitnas.stages.retrain import retrain
+
+    names, pairs = split_words(words)
+    if not pairs:
+        stage_command("retrain")(words, console)
+        return
+    unknown = [name for name in pairs if name not in ("arch", "role")]
+    if len(names) != 1 or unknown or not pairs.get("arch"):
+        raise UserError(
+            "`vitnas retrain` takes a run folder, and arch=WHAT role=NAME for an Arch of your own, for example "
+            "arch=vitas_a, arch=other/chosen.json or arch='vitas:1 2 4 3 ...'; training is the run's retrain.train."
+        )
+    folder = Path(names[0])
+    with ConsoleProgress(console) as progress:
+        context = Context(open_run(folder), folder, progress)
+        where = retrain(context, pairs["arch"], pairs.get("role"))
+        if context.engine.is_main:
+            result = read_json(where / "result.json")
+            told = f"{result['holdout_accuracy']:.1%} of {result['n_holdout']} held-out images"
+            console.print(f"{where.name}: {told}, {format_quantity(result['macs'], 'macs')} MACs\n  {where}")
+            scores = folder / "test_scores.json"
+            if scores.exists() and where.name not in read_json(scores):
+                console.print("  not in the final table, for which the test split was read once before")
+        context.engine.close()
+
+
 def finetune_command(words: list[str], console: Console) -> None:
     """A trained model at another resolution."""
     from vitnas.cli.fields import make_run
@@ -256,7 +284,7 @@ COMMANDS: dict[str, Command] = {
     "train": stage_command("train"),
     "search": stage_command("search"),
     "specialize": specialize_command,
-    "retrain": stage_command("retrain"),
+    "retrain": retrain_command,
     "finetune": finetune_command,
     "export": stage_command("export"),
     "bench": bench_command,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 from contextlib import suppress
 from importlib import metadata
-from pathlib import Path
 from typing import get_args
 
 import yaml
@@ -13,17 +12,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from vitnas.arch import Arch
 from vitnas.budget import format_quantity
 from vitnas.cli.fields import split_words
 from vitnas.counting import count, parts
-from vitnas.errors import UserError, nearest
+from vitnas.errors import UserError
 from vitnas.measure.environment import environment
 from vitnas.mixers import Convention
-from vitnas.model.net_id import arch_of_net_id, net_id_of
+from vitnas.model.named import NET_ID, find_arch
+from vitnas.model.net_id import net_id_of
 from vitnas.model.published import PUBLISHED
 from vitnas.recipes import RECIPES
-from vitnas.runs import read_json
 from vitnas.sample import SAMPLERS
 from vitnas.searching import SEARCHERS
 from vitnas.space import SPACES
@@ -33,7 +31,6 @@ from vitnas.space.vit_resnas_sizes import SIZES as RESNAS_SIZES
 from vitnas.space.vitas_sizes import SIZES as VITAS_SIZES
 from vitnas.stages.run import plain
 
-NET_ID = "vitas:"
 EXTRAS = {
     "data": ("datasets", "hfds/ dataset strings"),
     "dashboard": ("optuna_dashboard", "vitnas dashboard"),
@@ -71,7 +68,7 @@ def show_command(words: list[str], console: Console) -> None:
     if name in RECIPES:
         console.print(escape(yaml.safe_dump(plain(RECIPES[name]()), sort_keys=False)), end="")
         return
-    arch = find_arch(name)
+    arch = find_arch(name, RECIPES).arch
     console.print(f"{arch.id}: {arch.describe()}")
     table = Table("part", "heads x dim", "MLP", "MACs", "params", show_edge=False)
     for part in parts(arch):
@@ -88,7 +85,7 @@ def show_command(words: list[str], console: Console) -> None:
 
 def count_command(words: list[str], console: Console) -> None:
     """Cost of an Arch by every convention (see vitnas/counting.py)."""
-    arch = find_arch(one_name(words, "count"))
+    arch = find_arch(one_name(words, "count"), RECIPES).arch
     cost = count(arch)
     console.print(f"{arch.id}: {arch.describe()}")
     for convention in get_args(Convention):
@@ -113,26 +110,6 @@ def doctor_command(words: list[str], console: Console) -> None:
             else f"missing: pip install 'vitnas\\[{extra}]'"
         )
         console.print(f"extra {extra:<10} {state}  ({use})")
-
-
-def find_arch(name: str) -> Arch:
-    """A published Arch by name, one of ViTAS by its code (`vitas:1 2 4 3 ...`), or the one in an arch.json or in a
-    folder that has one.
-
-    Raises:
-        UserError: none of these.
-    """
-    if name.startswith(NET_ID):
-        return arch_of_net_id(name.removeprefix(NET_ID))
-    if name in PUBLISHED:
-        return PUBLISHED[name]
-    path = Path(name) / "arch.json" if Path(name).is_dir() else Path(name)
-    if path.suffix == ".json":
-        return Arch.from_json(read_json(path))
-    known = (*PUBLISHED, *RECIPES)
-    raise UserError(
-        f"{name!r} is no model, recipe or arch.json; known are {', '.join(known)}.{nearest(name, known)}"
-    )
 
 
 def one_name(words: list[str], command: str) -> str:

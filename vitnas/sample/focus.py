@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vitnas.arch import Arch
 from vitnas.errors import UserError
 from vitnas.sample.draw import Draw
 from vitnas.sample.hook import Moment
@@ -180,9 +181,7 @@ class Focus:
         moment.network.eval()
         with torch.no_grad():
             losses = [
-                functional.cross_entropy(
-                    moment.network(images, self.space.arch_of(tuple(row))).float(), targets
-                )
+                _loss(moment.network, images, targets, self.space.arch_of(tuple(row)))
                 for row in genes_NG.tolist()
             ]
         moment.network.train(training)
@@ -322,6 +321,16 @@ class BestUp(Focus):
             nearest_N = np.argsort(np.abs(cost_N - budget), kind="stable")[:50]
             picked.append(nearest_N[np.argmax(score_N[nearest_N])])
         return genes_NG[picked]
+
+
+def _loss(network: nn.Module, images_BCHW: Tensor, targets_B: Tensor, arch: Arch) -> Tensor:
+    """Mean cross-entropy of `arch`, over all weight sets that it has in the Supernet (as `train.evaluate`)."""
+    sides = int(getattr(network, "sides", 1))
+    asked = [{"side": side} if side else {} for side in range(sides)]
+    losses = [
+        functional.cross_entropy(network(images_BCHW, arch, **each).float(), targets_B) for each in asked
+    ]
+    return torch.stack(losses).mean() if sides > 1 else losses[0]
 
 
 def stream(seed: int, step: int) -> int:

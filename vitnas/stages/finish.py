@@ -85,9 +85,11 @@ def measure(context: Context) -> None:
 
 
 def roles(context: Context) -> list[str]:
-    """The trained models of the run, the chosen one first."""
+    """The trained models of the run, the chosen one first, those that were asked for by name last."""
     wanted = ("chosen", *context.run.retrain.baselines)
-    return [role for role in wanted if (context.folder / "models" / role / "result.json").exists()]
+    results = {path.parent.name: path for path in sorted(context.folder.glob("models/*/result.json"))}
+    asked = [role for role, path in results.items() if role not in wanted and "asked" in read_json(path)]
+    return [role for role in (*wanted, *asked) if role in results]
 
 
 def finish(context: Context) -> dict[str, Any]:
@@ -126,7 +128,8 @@ def _final_table(context: Context, target: Path) -> None:
         write_json(
             scores, {role: {"accuracy": score.accuracy, "n": score.n} for role, score in found.items()}
         )
-    rows = [_row(context, role, read_json(scores)[role]) for role in names]
+    read = read_json(scores)  # a model that was trained after that reading has no row
+    rows = [_row(context, role, read[role]) for role in names if role in read]
     write_json(target, {"rows": rows, "chosen": rows[0]["arch_id"], "files": files(context.folder)})
 
 

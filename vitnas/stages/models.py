@@ -63,8 +63,19 @@ def _baseline(context: Context, role: str, chosen: Arch) -> Callable[[], tuple[A
     return pick
 
 
-def train_role(context: Context, role: str, pick: Callable[[], tuple[Arch, float | None]]) -> None:
-    """Train one model of the comparison and write it with its result.json (holdout accuracy; test comes last)."""
+def train_role(
+    context: Context,
+    role: str,
+    pick: Callable[[], tuple[Arch, float | None]],
+    *,
+    asked: str | None = None,
+) -> None:
+    """Train one model of the comparison and write it with its result.json (holdout accuracy; test comes last).
+
+    Args:
+        pick: the Arch, and the accuracy that the supernet gives it where it is of this run's search.
+        asked: what a user called it, where it is no model of the run's own.
+    """
     folder = context.folder / "models" / role
     if (folder / "result.json").exists():
         return
@@ -88,6 +99,7 @@ def train_role(context: Context, role: str, pick: Callable[[], tuple[Arch, float
         "seconds": seconds,
         "from": "inherited" if inherit else "scratch",
         "supernet_accuracy": supernet_accuracy,
+        **({} if asked is None else {"asked": asked}),
     }
     context.once(folder / "result.json", lambda: save_model(context, model, folder, result))
 
@@ -105,7 +117,7 @@ def train_one(
         context.run,
         augment=context.augment,
         num_classes=data.num_classes,
-        grid_size=context.space.largest().grid_sizes[-1],
+        grid_size=_task_grid(context, arch),
     )
     fitted = fit(
         model,
@@ -124,6 +136,12 @@ def train_one(
     network = fitted.network
     assert isinstance(network, Model)
     return network.eval(), fitted.seconds
+
+
+def _task_grid(context: Context, arch: Arch) -> int:
+    """Cells along one side that labels per patch are mixed by: the Space's, wherever the Arch's patches lie in them."""
+    cells, patches = context.space.largest().grid_sizes[-1], arch.grid_sizes[-1]
+    return patches if patches % cells else cells
 
 
 def load_model(context: Context, role: str) -> Model:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from optuna.exceptions import StorageInternalError
 
@@ -15,6 +16,7 @@ from vitnas.data import EvalBatches, require_not_test
 from vitnas.errors import UserError
 from vitnas.exporting import save_timm
 from vitnas.extraction import extract
+from vitnas.model.named import told
 from vitnas.runs import write_json, writing
 from vitnas.searching import Objective, Study, Trial, search
 from vitnas.searching.policy_search import PolicySearch
@@ -124,8 +126,22 @@ def search_archs(context: Context) -> None:
         if context.engine.is_main:
             for trial in study.front():
                 save_front_member(context, trial)
+            write_json(context.folder / "chosen.json", chosen_arch(context, study.best()))
             write_json(target, study.summary())
     context.engine.wait()
+
+
+def chosen_arch(context: Context, trial: Trial) -> dict[str, Any]:
+    """The search's answer, for people and for `vitnas retrain FOLDER arch=chosen.json` in any run folder."""
+    return told(
+        trial.arch,
+        context.run.space.kind,
+        macs=trial.cost.macs,
+        params=trial.cost.params,
+        supernet_accuracy=trial.values["accuracy"],
+        budget=context.budget.text,
+        recipe=context.run.recipe,
+    )
 
 
 def save_front_member(context: Context, trial: Trial) -> Path:

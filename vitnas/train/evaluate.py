@@ -33,23 +33,29 @@ def evaluate(
 ) -> Score:
     """Score `network` (as `arch`) on all `batches`, in evaluation mode; the training mode is restored.
 
+    Where a Supernet has several weight sets per Arch (bilateral sharing), every number is the mean over them, as
+    ViTAS scores: all of them were trained, and which one extraction gives is no merit of the Arch. That takes as many
+    passes.
+
     Args:
         batches: (B, C, H, W) images and (B,) class numbers.
         device: where the network is; found from its parameters when None.
     """
     target_device = torch.device(device) if device is not None else next(network.parameters()).device
+    sides = 1 if arch is None else int(getattr(network, "sides", 1))
     was_training = network.training
     network.eval()
     totals = torch.zeros(4, dtype=torch.float64)
     try:
         for images_BCHW, targets_B in batches:
             images_BCHW, targets_B = images_BCHW.to(target_device), targets_B.to(target_device)
-            logits_BY = run(network, images_BCHW, arch).float()
-            best = logits_BY.topk(min(5, logits_BY.shape[1]), dim=1).indices == targets_B[:, None]
-            loss = functional.cross_entropy(logits_BY, targets_B, reduction="sum")
-            sums = torch.stack([best[:, 0].sum(), best.sum(), loss, loss.new_tensor(len(targets_B))])
-            totals += sums.double().cpu()
+            for side in range(sides):
+                logits_BY = run(network, images_BCHW, arch, side=side).float()
+                best = logits_BY.topk(min(5, logits_BY.shape[1]), dim=1).indices == targets_B[:, None]
+                loss = functional.cross_entropy(logits_BY, targets_B, reduction="sum")
+                sums = torch.stack([best[:, 0].sum(), best.sum(), loss, loss.new_tensor(len(targets_B))])
+                totals += sums.double().cpu()
     finally:
         network.train(was_training)
     top1, top5, total_loss, n = totals.tolist()
-    return Score(accuracy=top1 / n, top5=top5 / n, loss=total_loss / n, n=int(n))
+    return Score(accuracy=top1 / n, top5=top5 / n, loss=total_loss / n, n=int(n) // sides)

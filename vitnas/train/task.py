@@ -82,10 +82,14 @@ class Classification:
         }, logits_BY
 
 
-def run(network: nn.Module, images_BCHW: Tensor, arch: Arch | None, *, heads: bool = False) -> Any:
+def run(
+    network: nn.Module, images_BCHW: Tensor, arch: Arch | None, *, heads: bool = False, side: int = 0
+) -> Any:
     """Logits (B, Y): of `arch` in a Supernet, or of a plain network when `arch` is None.
 
-    With `heads` the logits of every head by its name, from a Supernet or a Model.
+    With `heads` the logits of every head by its name, from a Supernet or a Model. `side` is a weight set of the
+    Supernet's several.
     """
     given = (images_BCHW,) if arch is None else (images_BCHW, arch)
-    return network(*given, heads=True) if heads else network(*given)
+    options: dict[str, Any] = {"heads": True} if heads else {}
+    return network(*given, **options, **({"side": side} if side else {}))

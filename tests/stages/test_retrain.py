@@ -1,0 +1,143 @@
+"""`vitnas retrain FOLDER arch=WHAT role=NAME`: any Arch, trained in a run's own way beside the chosen one."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from stage_help import refused
+
+from vitnas.arch import Arch
+from vitnas.cli import main
+from vitnas.cli.fields import open_run
+from vitnas.errors import UserError
+from vitnas.reporting import report
+from vitnas.runs import read_json, write_json
+from vitnas.stages import Context
+from vitnas.stages.hand_scaled import plain_vit
+from vitnas.stages.retrain import retrain
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run, whose table is still to be made."""
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    for name in ("results.json", "report.html", "test_scores.json", "test_reads.json"):
+        (folder / name).unlink()
+    return folder
+
+
+def chosen(folder: Path) -> Arch:
+    return Arch.from_json(read_json(folder / "models" / "chosen" / "arch.json"))
+
+
+def files(folder: Path) -> set[Path]:
+    return set(folder.rglob("*"))
+
+
+def test_the_search_names_its_winner(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = read_json(finished / "chosen.json")
+    arch = chosen(finished)
+    assert Arch.from_json(record["arch"]) == arch
+    assert record["name"] == f"autoformer-p2-{arch.id}"
+    assert record["about"] == arch.describe()
+    assert len(record["blocks"]) == arch.depth
+    assert main(["show", str(finished / "chosen.json")]) == 0
+    assert arch.id in capsys.readouterr().out
+
+
+def test_the_winner_of_another_run_gets_a_row_in_the_table(
+    run: Path, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["retrain", str(run), f"arch={finished / 'chosen.json'}", "role=again"]
+    assert main(command) == 0
+    assert "of 36 held-out images" in capsys.readouterr().out
+    folder = run / "models" / "again"
+    result = read_json(folder / "result.json")
+    assert (result["asked"], result["from"]) == (read_json(finished / "chosen.json")["name"], "scratch")
+    assert result["epochs"] == open_run(run).retrain.train.epochs
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    assert model(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+    before = (folder / "model.safetensors").stat().st_mtime_ns
+    assert main(command) == 0, "a second time does nothing"
+    assert (folder / "model.safetensors").stat().st_mtime_ns == before
+    assert main(["evaluate", str(run)]) == 0
+    rows = read_json(run / "results.json")["rows"]
+    assert [row["role"] for row in rows] == ["chosen", "hand_scaled", "random_search", "again"]
+    assert 0 <= rows[-1]["test_accuracy"] <= 1
+    assert "again" in report(run).read_text()
+    assert main(["retrain", str(run), f"arch={finished / 'chosen.json'}", "role=late"]) == 0
+    assert "not in the final table" in capsys.readouterr().out
+    assert main(["evaluate", str(run)]) == 0
+    assert len(read_json(run / "results.json")["rows"]) == 4
+    (run / "results.json").unlink()  # as after a kill between the reading and the table
+    assert main(["evaluate", str(run)]) == 0
+    assert len(read_json(run / "results.json")["rows"]) == 4
+
+
+def test_in_python_with_an_arch(run: Path) -> None:
+    arch = plain_vit(chosen(run), 16, 2)
+    folder = retrain(Context(open_run(run), run), arch)
+    assert folder == run / "models" / arch.id
+    assert Arch.from_json(read_json(folder / "arch.json")) == arch
+    wide = plain_vit(chosen(run), 24, 2)
+    with pytest.raises(UserError, match=rf"role '{arch.id}' is taken"):
+        retrain(Context(open_run(run), run), wide, arch.id)
+    assert read_json(folder / "result.json")["arch_id"] == arch.id
+
+
+def test_two_archs_do_not_mix_under_one_role(run: Path) -> None:
+    """The first was killed while it trained; its checkpoint must not be continued by the second."""
+    first, second = plain_vit(chosen(run), 16, 2), plain_vit(chosen(run), 24, 2)
+    write_json(run / "models" / "mine" / "arch.json", first.to_json())
+    with pytest.raises(UserError, match=r"role 'mine' is taken"):
+        retrain(Context(open_run(run), run), second, "mine")
+    retrain(Context(open_run(run), run), first, "mine")
+    assert read_json(run / "models" / "mine" / "result.json")["arch_id"] == first.id
+
+
+def test_heads_are_those_that_the_task_trains(run: Path, tmp_path: Path) -> None:
+    headed = Arch.from_json({**plain_vit(chosen(run), 16, 2).to_json(), "distill_token": True})
+    folder = retrain(Context(open_run(run), run), headed, "headless")
+    assert not Arch.from_json(read_json(folder / "arch.json")).distill_token
+
+
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        (["arch=vitas_a", "role=a"], "vitas_a does not fit the data: image_size is 8"),
+        (["arch=vitas:1 2 3", "role=a"], "the net_id has 3 numbers"),
+        (["arch=vitas_d", "role=a"], "'vitas_d' is no model"),
+        (["arch=CHOSEN", "role=chosen"], "role is 'chosen'; it must be a word"),
+        (["arch=CHOSEN", "role=../up"], "role is '../up'; it must be a word"),
+        (["arch=CHOSEN", "role=hand_scaled"], "role is 'hand_scaled'; it must be a word"),
+        (["arch=OTHER", "role=a"], "is for 16 pixels, 1 channels and 10 classes; the data are 8 pixels"),
+        (["arch=CLASSES", "role=a"], "and 7 classes; the data are 8 pixels, 1 channels and 10 classes"),
+        (["role=a"], "`vitnas retrain` takes a run folder, and arch=WHAT"),
+        (["arch=CHOSEN", "epochs=3"], "`vitnas retrain` takes a run folder, and arch=WHAT"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_writes_nothing(
+    pairs: list[str],
+    message: str,
+    finished: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    plain = chosen(finished).to_json()
+    write_json(tmp_path / "other.json", {**plain, "image_size": 16})
+    write_json(tmp_path / "classes.json", {**plain, "num_classes": 7})
+    named = {
+        "CHOSEN": finished / "chosen.json",
+        "OTHER": tmp_path / "other.json",
+        "CLASSES": tmp_path / "classes.json",
+    }
+    for word, path in named.items():
+        pairs = [pair.replace(f"arch={word}", f"arch={path}") for pair in pairs]
+    before = files(finished)
+    assert message in refused(["retrain", str(finished), *pairs], capsys)
+    assert files(finished) == before

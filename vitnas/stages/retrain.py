@@ -1,0 +1,61 @@
+"""retrain an Arch that is asked for by name, in the run's own way, into models/<role>/ beside the chosen one."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from vitnas.arch import Arch
+from vitnas.errors import UserError
+from vitnas.model.named import Named, find_arch
+from vitnas.runs import read_json, write_json
+from vitnas.stages.context import Context
+from vitnas.stages.models import train_role
+from vitnas.stages.run import BASELINES
+
+RESERVED = ("chosen", *BASELINES)
+
+
+def retrain(context: Context, arch: Arch | str, role: str | None = None) -> Path:
+    """Train `arch` from scratch by the run's `retrain.train`, as the run trains its own models; returns its folder.
+
+    It continues where it stopped, and does nothing when the result is there. A model that is trained before the
+    final table is made gets a row in it.
+
+    Args:
+        arch: an Arch, or words for one: a published name, a ViTAS code, a JSON file or a folder that has one.
+        role: its name in the run; by default its published name, or what its file calls it.
+
+    Raises:
+        UserError: no such Arch, one that is for other images or classes, or a role that is taken or no name.
+    """
+    named = Named(arch.id, arch, is_file=True) if isinstance(arch, Arch) else find_arch(arch)
+    role = role or named.name
+    if role in RESERVED or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", role):
+        raise UserError(
+            f"role is {role!r}; it must be a word of letters, digits, '.', '_' and '-', and none of "
+            f"{', '.join(RESERVED)}, which the run trains by itself. Use role=mine."
+        )
+    data, heads = context.data, context.run.task.heads
+    fitted = named.fitted(image_size=data.image_size, in_chans=data.in_chans, num_classes=data.num_classes)
+    # Heads that the task does not train would stay random, and a distillation token's speaks in every answer.
+    fitted = replace(fitted, patch_head="patch_head" in heads, distill_token="distill_token" in heads)
+    folder = context.folder / "models" / role
+    written = folder / "arch.json"  # before the training too, so that two Archs never mix under one name
+    context.engine.wait()
+    if _is_taken(folder, fitted):
+        raise UserError(
+            f"role {role!r} is taken: {folder} is of another model. Give another role=NAME, or delete that folder."
+        )
+    context.once(written, lambda: write_json(written, fitted.to_json()))
+    train_role(context, role, lambda: (fitted, None), asked=named.name)
+    return folder
+
+
+def _is_taken(folder: Path, arch: Arch) -> bool:
+    """Something else than `arch`, asked for by name, is there."""
+    result, written = folder / "result.json", folder / "arch.json"
+    if result.exists() and "asked" not in read_json(result):
+        return True
+    return written.exists() and Arch.from_json(read_json(written)) != arch
