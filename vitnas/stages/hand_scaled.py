@@ -1,8 +1,9 @@
 """The plain ViT that a person would scale by hand to the same budget: the baseline that a search has to beat.
 
 DeiT's rules (arXiv 2012.12877): all blocks equal, MLP four times the width, class token, learned positions, heads 64
-wide, at least three of them; smaller nets than DeiT-Ti have three narrower heads, the smallest two. Only what the data
-and the training ask for comes from elsewhere. Width and depth are scaled until the budget is used, with a width of 8 to
+wide, at least three of them; smaller nets than DeiT-Ti have three narrower heads, the smallest two. What comes from the
+winner is what the data and the training ask for, and its patch size: a baseline that is given the patch size which the
+search found is the harder one to beat, and the comparison is then of widths, heads and depth. Width and depth are scaled until the budget is used, with a width of 8 to
 32 times the depth; among those that use it about equally well, the one whose ratio is nearest to DeiT-Ti's
 (192 / 12 = 16) wins. Limits on latency are not looked at: the final table shows what was measured.
 """
@@ -10,7 +11,6 @@ and the training ask for comes from elsewhere. Width and depth are scaled until 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 from vitnas.arch import Arch, Block, Stage
 from vitnas.budget import Budget
@@ -20,20 +20,15 @@ from vitnas.errors import UserError
 RATIO = 16.0  # DeiT-Ti's width over depth
 CLOSE = 0.02  # nets within 2 % of the best use of the budget count as equal
 LEAST, MOST = RATIO / 2, RATIO * 2  # DeiT-S is 32; nobody draws a ViT outside by hand
-GRID = 14  # DeiT's patches along one side
 HEAD_DIM = 64
 SMALLEST = 8  # width of the smallest net that is looked at
 TWO_HEADS = 48  # below this width three heads would have less than 16 entries each
 
 
-def hand_scaled(like: Arch, budget: Budget, patch_sizes: Sequence[int] = ()) -> Arch:
-    """The hand-scaled ViT for `budget`'s counted limits, for the images, classes and trained heads of `like`.
+def hand_scaled(like: Arch, budget: Budget) -> Arch:
+    """The hand-scaled ViT for `budget`'s counted limits, for the images, patches, classes and trained heads of `like`.
 
     Where the budget does not limit MACs from above, `like`'s own MACs are the limit.
-
-    Args:
-        patch_sizes: what can be chosen from, in pixels: the one whose grid is nearest to DeiT's 14 x 14 and with which
-            a plain ViT meets the budget. Empty: `like`'s, when a person has no choice either.
 
     Raises:
         UserError: no plain ViT meets the budget.
@@ -42,11 +37,8 @@ def hand_scaled(like: Arch, budget: Budget, patch_sizes: Sequence[int] = ()) -> 
         limit.high for limit in budget.counted.limits if limit.quantity == "macs" and limit.high is not None
     ]
     limit = min(limits, default=count(like).macs)
-    nearest = sorted(patch_sizes, key=lambda size: abs(math.log(like.image_size / size / GRID)))
-    for patch_size in nearest or [like.patch_size]:
-        if options := _within(like, patch_size, budget, limit):
-            break
-    else:
+    options = _within(like, budget, limit)
+    if not options:
         raise UserError(
             f"no plain ViT meets the budget {budget.text!r}; leave the baseline 'hand_scaled' out."
         )
@@ -56,14 +48,14 @@ def hand_scaled(like: Arch, budget: Budget, patch_sizes: Sequence[int] = ()) -> 
     return min(near, key=lambda arch: abs(math.log(_ratio(arch) / RATIO)))
 
 
-def _within(like: Arch, patch_size: int, budget: Budget, most: float) -> list[tuple[int, Arch]]:
+def _within(like: Arch, budget: Budget, most: float) -> list[tuple[int, Arch]]:
     """(MACs, Arch) of every plain ViT that meets the budget."""
     options = []
     for depth in range(2, 25):
         for width in range(SMALLEST, 1025):
             if num_heads(width) is None:
                 continue
-            arch = plain_vit(like, width, depth, patch_size)
+            arch = plain_vit(like, width, depth)
             cost = count(arch)
             if cost.macs > most:
                 break
@@ -86,8 +78,8 @@ def num_heads(width: int) -> int | None:
     return None if width % (2 * heads) else heads
 
 
-def plain_vit(like: Arch, width: int, depth: int, patch_size: int | None = None) -> Arch:
-    """A DeiT of that width and depth for the images, classes and trained heads of `like`.
+def plain_vit(like: Arch, width: int, depth: int) -> Arch:
+    """A DeiT of that width and depth for the images, patches, classes and trained heads of `like`.
 
     Raises:
         UserError: a width that does not divide into heads.
@@ -100,7 +92,7 @@ def plain_vit(like: Arch, width: int, depth: int, patch_size: int | None = None)
     block = Block(num_heads=heads, head_dim=width // heads, mlp_hidden=4 * width)
     return Arch(
         image_size=like.image_size,
-        patch_size=patch_size or like.patch_size,
+        patch_size=like.patch_size,
         in_chans=like.in_chans,
         num_classes=like.num_classes,
         stages=(Stage(embed_dim=width, blocks=(block,) * depth),),

@@ -54,8 +54,7 @@ def train_models(context: Context) -> None:
 def _baseline(context: Context, role: str, chosen: Arch) -> Callable[[], tuple[Arch, float | None]]:
     def pick() -> tuple[Arch, float | None]:
         if role == "hand_scaled":
-            patch_sizes = {arch.patch_size for arch in context.space.representatives()}
-            return hand_scaled(chosen, context.budget, sorted(patch_sizes)), None
+            return hand_scaled(chosen, context.budget), None
         with run_study(context, "random_search", "random", "random search") as study:
             best = study.best()
             return best.arch, best.values["accuracy"]
