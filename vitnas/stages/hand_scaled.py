@@ -3,9 +3,10 @@
 DeiT's rules (arXiv 2012.12877): all blocks equal, MLP four times the width, class token, learned positions, heads 64
 wide, at least three of them; smaller nets than DeiT-Ti have three narrower heads, the smallest two. What comes from the
 winner is what the data and the training ask for, and its patch size: a baseline that is given the patch size which the
-search found is the harder one to beat, and the comparison is then of widths, heads and depth. Width and depth are scaled until the budget is used, with a width of 8 to
-32 times the depth; among those that use it about equally well, the one whose ratio is nearest to DeiT-Ti's
-(192 / 12 = 16) wins. Limits on latency are not looked at: the final table shows what was measured.
+search found is the harder one to beat, and the comparison is then of widths, heads and depth. Width and depth are
+scaled until the budget is used, with a width of 8 to 32 times the depth; among those that use it about equally well,
+the one whose ratio is nearest to DeiT-Ti's (192 / 12 = 16) wins. Limits on latency are not looked at: the final table
+shows what was measured.
 """
 
 from __future__ import annotations
