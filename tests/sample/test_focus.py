@@ -184,6 +184,20 @@ def test_an_arch_is_scored_by_all_its_weight_sets() -> None:
     assert scores[1] == pytest.approx((scores[0] + chance) / 2, rel=1e-5)
 
 
+@pytest.mark.parametrize("spacing", ["log", "even"])
+def test_cheap_budgets_get_their_share(spacing: Any) -> None:
+    """`log`: as many budgets below the geometric mean as above; `even`: below the arithmetic mean."""
+    focus = Focus(MICRO, config=FocusConfig(spacing=spacing))
+    middle = (focus.low * focus.high) ** 0.5 if spacing == "log" else (focus.low + focus.high) / 2
+    budgets = focus._budgets(2000, torch.Generator().manual_seed(0)).numpy()
+    assert np.mean(budgets < middle) == pytest.approx(0.5, abs=0.04)
+    assert focus.low <= budgets.min() < budgets.max() <= focus.high
+    anchors = focus.policy.anchors
+    assert (anchors[0], anchors[-1]) == pytest.approx((focus.low, focus.high))
+    steps = np.diff(np.log(anchors) if spacing == "log" else anchors)
+    np.testing.assert_allclose(steps, steps[0], rtol=1e-6)
+
+
 def test_best_up_trains_the_best_guesses_only() -> None:
     best = learned(BestUp, 60)
     heads = [mean_heads(draw.arch) for i in range(60) if (draw := best.draw(random.Random(i))[0]).arch]
@@ -262,6 +276,7 @@ def test_the_test_split_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
+        ({"spacing": "linear"}, r"focus\.spacing is 'linear'; it must be log or even"),
         ({"anchors": 1}, r"focus\.anchors is 1; it must be at least 2"),
         ({"margin": 0.5}, r"focus\.margin is 0\.5; it is a share"),
         ({"floor": 1.0}, r"focus\.floor is 1\.0"),

@@ -12,7 +12,7 @@ import math
 import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -45,7 +45,9 @@ class FocusConfig:
     """How the sampler learns.
 
     `quantity` is what budgets limit. `anchors` budgets have a vector of their own; `margin` of the space's cost
-    range is left out at both ends, where one Arch is all there is. Uniform for the first `warmup` of all steps, as
+    range is left out at both ends, where one Arch is all there is. Budgets are drawn, and anchors lie, by `spacing`:
+    `log` gives every factor of cost the same share, `even` every difference, which leaves a small part of the
+    training to cheap budgets. Uniform for the first `warmup` of all steps, as
     scores of an untrained Supernet are noise; then it learns `every` so many steps: `archs` Archs (half of them
     random ones of equal cost) are scored on one batch of `images` held-out images, and the policy makes `updates`
     of `draws` draws each (free: the cost is a table and the score a model of those seen). `floor` of the Archs
@@ -58,6 +60,7 @@ class FocusConfig:
     quantity: str = "macs"
     anchors: int = 8
     margin: float = 0.05
+    spacing: Literal["log", "even"] = "log"
     warmup: float = 0.2
     every: int = 32
     archs: int = 4
@@ -85,6 +88,8 @@ class FocusConfig:
         for name in ("margin", "warmup", "floor"):
             if not 0 <= getattr(self, name) < 1 or (name == "margin" and self.margin >= 0.5):
                 raise UserError(f"focus.{name} is {getattr(self, name)}; it is a share. Use the default.")
+        if self.spacing not in ("log", "even"):
+            raise UserError(f"focus.spacing is {self.spacing!r}; it must be log or even. Use log.")
         for name in ("lr", "penalty"):
             if getattr(self, name) <= 0:
                 raise UserError(f"focus.{name} is {getattr(self, name)}; it must be above 0. Raise it.")
@@ -121,8 +126,9 @@ class Focus:
         self.space, self.config = space, config or FocusConfig()
         self.cost_of = cost_of or table_cost(space, self.config.quantity)
         self.low, self.high = budget_range(space, self.cost_of, self.config.margin)
-        anchors = np.linspace(self.low, self.high, self.config.anchors).tolist()
-        self.policy = Policy(space, anchors, generator=torch.Generator().manual_seed(seed))
+        self.policy = Policy(
+            space, self.spaced(self.config.anchors), generator=torch.Generator().manual_seed(seed)
+        )
         self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=self.config.lr, fused=True)
         self.quality = Quality(space)
         self.queue: Matrix = np.zeros((0, len(space.genes)), dtype=np.int64)
@@ -155,16 +161,25 @@ class Focus:
         look = (moment.step - first) // self.config.every
         return told | (self.watch(generator) if look % WATCH_EVERY == 0 else {})
 
+    def spaced(self, n: int) -> list[float]:
+        """`n` rising budgets from the least to the largest, by the `spacing`."""
+        found: list[float] = self._at(np.linspace(0, 1, n)).tolist()
+        return found
+
+    def _at(self, share_N: Floats) -> Floats:
+        """Budgets at shares of the way from the least to the largest."""
+        if self.config.spacing == "log":
+            return np.asarray(self.low * (self.high / self.low) ** share_N)
+        return np.asarray(self.low + (self.high - self.low) * share_N)
+
     def _refill(self, generator: torch.Generator) -> Matrix:
         with torch.no_grad():
             drawn: Drawn = self.policy(self._budgets(self.config.draws, generator), generator=generator)
         return drawn.genes_NG
 
     def _budgets(self, n: int, generator: torch.Generator) -> Tensor:
-        return (
-            self.low
-            + (self.high - self.low) * torch.rand(n, generator=generator, dtype=torch.float64).float()
-        )
+        share_N = torch.rand(n, generator=generator, dtype=torch.float64)
+        return torch.from_numpy(self._at(share_N.numpy())).float()
 
     def _look(self, moment: Moment, generator: torch.Generator) -> dict[str, float]:
         """Score a few Archs on the same held-out images with the weights of now: some that the policy draws, and for

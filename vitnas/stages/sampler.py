@@ -142,7 +142,7 @@ def answers(focus: Focus, budget: Budget, *, num_draws: int = NUM_DRAWS, seed: i
 def summarise(context: Context, focus: Focus, num_budgets: int = 3) -> dict[str, Any]:
     """sampler.json: what the policy prefers per budget, and its Archs against random ones of equal cost (held-out
     images, inherited weights)."""
-    budgets = np.linspace(focus.low, focus.high, num_budgets + 2)[1:-1]
+    budgets = np.asarray(focus.spaced(num_budgets + 2)[1:-1])
     compared = []
     for budget in budgets.tolist():
         mine = focus.ask(torch.full((COMPARED,), budget), seed=context.run.seed)
