@@ -8,11 +8,11 @@ All rows but the last compare training steps (forward, loss, backward, AdamW) of
 
 from __future__ import annotations
 
-import random
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 from spine import Row, main, paired
@@ -39,22 +39,22 @@ def middling(patch_size: int) -> Arch:
     return SPACE.decode(genes)
 
 
-def step_of(archs: list[Arch], coupling: Coupled = "prefix", *, private: bool = True) -> Callable[[], None]:
-    """One training step per Arch of `archs`."""
+def trainer(coupling: Coupled = "prefix", *, private: bool = True) -> Callable[[list[Arch]], None]:
+    """Training steps on one supernet, one per Arch that is given."""
     sharing = make_sharing(SPACE, coupling, private_tokens=private, private_heads=private)
     supernet = Supernet(SPACE, sharing=sharing).train()
     optimizer = torch.optim.AdamW(supernet.parameters(), lr=1e-4, fused=True)
     batch = Batch(torch.randn(BATCH, 3, 224, 224), torch.randint(0, 1000, (BATCH,)))
     task = AllSides(Classification())
 
-    def step() -> None:
+    def steps(archs: list[Arch]) -> None:
         for arch in archs:
             losses, _ = task(supernet, batch, arch)
             losses["loss"].backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
-    return step
+    return steps
 
 
 def as_time(row: Row) -> Row:
@@ -65,25 +65,19 @@ def as_time(row: Row) -> Row:
 def coupled(coupling: Coupled, target: str) -> Callable[[int], Row]:
     def row(rounds: int) -> Row:
         archs = [middling(16)]
-        name = f"{coupling} step (time)"
-        return as_time(paired(name, "prefix step", target, step_of(archs, coupling), step_of(archs), rounds))
+        ours, prefix = partial(trainer(coupling), archs), partial(trainer(), archs)
+        return as_time(paired(f"{coupling} step (time)", "prefix step", target, ours, prefix, rounds))
 
     return row
 
 
 def mixed(rounds: int) -> Row:
-    """Steps that change the patch size every time, against each patch size by itself, as many steps in all."""
-    each = 4
-    archs = [middling(size) for size in SPACE.patch_sizes] * each
-    random.Random(0).shuffle(archs)
-    parts = [step_of([middling(size)] * each) for size in SPACE.patch_sizes]
-
-    def apart() -> None:
-        for part in parts:
-            part()
-
+    """Steps that change the patch size every time, against the same steps of the same supernet sorted by patch size."""
+    archs = [middling(size) for size in SPACE.patch_sizes]
+    steps, each = trainer(), 3
+    ours, alone = partial(steps, archs * each), partial(steps, [arch for arch in archs for _ in range(each)])
     return as_time(
-        paired("mixed patch sizes (time)", "mean of each alone", "<= 1.0", step_of(archs), apart, rounds)
+        paired("mixed patch sizes (time)", "each patch size alone", "<= 1.0", ours, alone, 2 * rounds)
     )
 
 

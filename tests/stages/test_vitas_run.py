@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from vitnas.arch import Arch
 from vitnas.budget import Budget
 from vitnas.cli import main
 from vitnas.cli.fields import make_run
+from vitnas.data import Augment
 from vitnas.errors import UserError
 from vitnas.recipes import RECIPES
 from vitnas.runs import read_json
@@ -184,3 +186,26 @@ def test_the_recipes_fit_their_spaces(name: str, size: int, chans: int) -> None:
     assert run.sampler.kind == "identity"
     table = feasibility(space, Budget.parse(run.budget), n=2000)
     assert table.rows[-1].share_feasible > 0.005
+
+
+def test_the_recipe_is_the_paper_s() -> None:
+    """Facts of the authors' training: weak augmentation, no mixing, no stochastic depth in the supernet."""
+    run = RECIPES["vitas"]()
+    train, augment = run.supernet, run.data.augment
+    assert isinstance(augment, Augment)
+    assert (train.epochs, train.lr, train.weight_decay, train.warmup_epochs) == (300, 1e-3, 0.05, 5)
+    assert (train.drop_path, train.min_lr, train.ema, run.data.batch_size) == (0.0, 0.0, None, 1024)
+    assert (augment.hflip, augment.scale, augment.re_prob) == (0.5, (0.08, 1.0), 0.25)
+    assert (augment.label_smoothing, augment.mixup, augment.cutmix) == (0.1, 0, 0)
+    assert not any((augment.color_jitter, augment.auto_augment))
+    assert (run.search.searcher, run.search.num_trials, run.search.objectives) == (
+        "vitas",
+        2000,
+        ("accuracy",),
+    )
+    assert run.retrain.train == replace(train, drop_path=0.1, monitor_every=0)
+    assert (run.sharing.coupling, run.sharing.private_tokens, run.sharing.private_heads) == (
+        "bilateral",
+        True,
+        True,
+    )

@@ -21,6 +21,7 @@ from vitnas.supernet import (
     Prefix,
     Sharing,
     Supernet,
+    make_sharing,
     select,
 )
 from vitnas.train.config import TrainConfig
@@ -115,6 +116,38 @@ def test_right_subnets_are_aligned_right_end_to_end() -> None:
     inner = arch.blocks[0].num_heads * arch.blocks[0].head_dim
     assert torch.equal(right["blocks.0.attn.qkv.weight"].view(3, inner, d), qkv[:, -inner:, -d:])
     assert torch.equal(left["head.bias"], right["head.bias"])
+
+
+def test_a_cyclic_subnet_has_the_same_channels_end_to_end() -> None:
+    """Whatever carries the embedding takes one set of channels, and so do inner and hidden units of a block."""
+    supernet = Supernet(SPACE, sharing=make_sharing(SPACE, "cyclic"))
+    numbers, wrapped = numbered(supernet), 0
+    for seed in range(20):
+        arch = SPACE.sample(random.Random(seed))
+        place = supernet.sharing.place(arch)
+        rules = supernet.sharing.per_axis
+        dims = used(rules["dim"], arch.embed_dim, 12, place)
+        wrapped += dims != list(range(dims[0], dims[0] + len(dims)))
+        weights = select(supernet, arch)
+        assert torch.equal(weights["cls_token"], numbers["cls_token"][..., dims])
+        assert torch.equal(weights["head.weight"], numbers["head.weight"][:, dims])
+        assert torch.equal(weights["norm.bias"], numbers["norm.bias"][dims])
+        for index, block in enumerate(arch.blocks):
+            name = f"blocks.{index}."
+            inner = used(rules["inner"], block.num_heads * block.head_dim, 48, place)
+            hidden = used(rules["hidden"], block.mlp_hidden, 20, place)
+            qkv = numbers[f"{name}attn.qkv.weight"].view(3, 48, 12)[:, inner][..., dims]
+            assert torch.equal(weights[f"{name}attn.qkv.weight"].view_as(qkv), qkv)
+            assert torch.equal(
+                weights[f"{name}attn.proj.weight"], numbers[f"{name}attn.proj.weight"][dims][:, inner]
+            )
+            assert torch.equal(
+                weights[f"{name}mlp.fc1.weight"], numbers[f"{name}mlp.fc1.weight"][hidden][:, dims]
+            )
+            assert torch.equal(
+                weights[f"{name}mlp.fc2.weight"], numbers[f"{name}mlp.fc2.weight"][dims][:, hidden]
+            )
+    assert wrapped, "some went over the end of the circle"
 
 
 def test_head_counts_divide_the_same_inner_width_anew() -> None:
