@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from stage_help import refused
+from stage_help import Warm, has_step, refused
 
 from vitnas.arch import Arch
 from vitnas.cli import main
@@ -98,6 +98,19 @@ def test_two_archs_do_not_mix_under_one_role(run: Path) -> None:
         retrain(Context(open_run(run), run), second, "mine")
     retrain(Context(open_run(run), run), first, "mine")
     assert read_json(run / "models" / "mine" / "result.json")["arch_id"] == first.id
+
+
+def test_killed_and_repeated_it_gives_the_same_weights(run: Path, warm: Warm) -> None:
+    chosen_json = run / "chosen.json"
+    command = ["retrain", str(run), f"arch={chosen_json}", "role=killed"]
+    warm.kill_when(command, has_step(run, "retrain/killed", 2))
+    assert not (run / "models" / "killed" / "result.json").exists()
+    warm.run(command)
+    weights = (run / "models" / "killed" / "model.safetensors").read_bytes()
+    shutil.rmtree(run / "models" / "killed")
+    (run / "checkpoints" / "retrain-killed.safetensors").unlink()
+    retrain(Context(open_run(run), run), str(chosen_json), "killed")
+    assert (run / "models" / "killed" / "model.safetensors").read_bytes() == weights
 
 
 def test_heads_are_those_that_the_task_trains(run: Path, tmp_path: Path) -> None:
