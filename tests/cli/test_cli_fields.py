@@ -170,6 +170,14 @@ def test_differences_name_the_field() -> None:
     ]
 
 
+def test_help_has_all_lines_of_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["retrain", "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("vitnas retrain FOLDER")
+    assert lines[1].strip().startswith("arch=WHAT role=NAME")
+    assert not any("finetune" in line for line in lines)
+
+
 def test_the_help_of_run_names_fields_and_their_meaning(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "tour", "--help"]) == 0
     text = capsys.readouterr().out

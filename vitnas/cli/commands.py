@@ -206,8 +206,11 @@ def command_help(name: str, console: Console) -> None:
     """What a command does; for `run`, every group of fields with its types and meaning."""
     from vitnas.cli import USAGE
 
-    lines = [line for line in USAGE.splitlines() if line.strip().startswith(f"vitnas {name}")]
-    console.print("\n".join(line.strip() for line in lines))
+    lines, is_mine = [], False
+    for line in USAGE.splitlines():  # a command's further lines are indented more than its first
+        is_mine = is_mine if line.startswith("     ") else line.strip().startswith(f"vitnas {name} ")
+        lines += [line[2:]] * is_mine
+    console.print("\n".join(lines))
     if name != "run":
         return
     for title, kind in field_groups():
