@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from timm.models.mlp_mixer import MixerBlock
 from torch import Tensor
 
 from vitnas.mixers import MIXERS
@@ -130,6 +131,25 @@ def test_nystrom_attention(name: str) -> None:
 def test_fourier_of_vision_xformer() -> None:
     mixer, x = MIXERS["fourier"](DIM, HEADS), tokens(65)  # type: ignore[call-arg]
     same(mixer(x), package("vision_xformer.fnet").FNetBlock()(x))
+
+
+def test_fourier2d_of_vision_xformer() -> None:
+    mixer, x = MIXERS["fourier2d"](DIM, HEADS, grid_size=8), tokens(64)  # type: ignore[call-arg]
+    block = package("vision_xformer.fnet2d").FourierBlock(dim=DIM)
+    block.ff = torch.nn.Identity()  # the transform alone
+    same(mixer(x), block(x.transpose(1, 2).unflatten(2, (8, 8))).flatten(2).transpose(1, 2))
+
+
+def test_token_mlp_of_timm() -> None:
+    kind: Any = MIXERS["token_mlp"]
+    mixer = kind(DIM, HEADS, size=12, grid_size=8, num_prefix_tokens=0).double()
+    randomize_(mixer, torch.Generator().manual_seed(0))
+    block = MixerBlock(DIM, 64, mlp_ratio=(12 / DIM, 1.0)).double()
+    block.norm1 = torch.nn.Identity()
+    block.mlp_tokens.load_state_dict(mixer.state_dict())
+    block.mlp_channels = torch.nn.Sequential()  # block(x) = x + mixed + norm2(x + mixed)
+    x = tokens(64)
+    same(x + mixer(x) + block.norm2(x + mixer(x)), block(x))
 
 
 def test_the_pseudo_inverse_converges() -> None:

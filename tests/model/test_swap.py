@@ -156,6 +156,20 @@ def test_a_grid_that_is_not_square_is_refused() -> None:
     assert model(images()[..., :24]).shape == (2, 5)
 
 
+def test_a_model_that_does_not_say_its_images() -> None:
+    """timm's classes made directly have no configuration, and create_model's does not follow `in_chans`."""
+    sizes: dict[str, int] = {"patch_size": 4, "embed_dim": 32, "depth": 1, "num_heads": 2, "num_classes": 5}
+    plain: Any = VisionTransformer(img_size=16, in_chans=1, **sizes)
+    assert swap_attention(plain, "linformer", size=4)(torch.zeros(1, 1, 16, 16)).shape == (1, 5)
+    grey = timm.create_model("levit_128s", in_chans=1, num_classes=5)
+    swap_attention(grey, "linformer", size=4)
+    assert grey(torch.zeros(2, 1, 224, 224)).shape == (2, 5)
+    unsaid = pit()
+    unsaid.pretrained_cfg, unsaid.patch_embed.img_size = None, None
+    with pytest.raises(UserError, match=r"does not say its image size.* Set model\.pretrained_cfg"):
+        swap_attention(unsaid, "linformer")
+
+
 def test_a_named_model() -> None:
     model = timm.create_model("deit_tiny_patch16_224")
     swap_attention(model, "nystrom", size=32)

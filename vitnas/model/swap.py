@@ -163,7 +163,16 @@ def _tokens(model: nn.Module, names: Sequence[str]) -> dict[str, int]:
     ]
     cfg: Any = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", {})
     like, patches = next(model.parameters()), getattr(model, "patch_embed", None)
-    sides = getattr(patches, "img_size", None) or cfg["input_size"][1:]
+    given = (cfg or {}).get("input_size")
+    sides = getattr(patches, "img_size", None) or (given and given[1:])
+    if not sides:
+        raise UserError(
+            f"{type(model).__name__} does not say its image size, which the mixer needs. Set "
+            "model.pretrained_cfg = {'input_size': (3, height, width)}."
+        )
+    # What the first convolution takes, as timm's configurations do not follow in_chans.
+    convs = (module for module in model.modules() if isinstance(module, nn.Conv2d))
+    channels = next((conv.in_channels for conv in convs), given[0] if given else 3)
     if sides[0] != sides[1]:
         raise UserError(
             f"the model takes images of {sides[0]} x {sides[1]} pixels; the mixer needs a square grid. Give "
@@ -172,7 +181,7 @@ def _tokens(model: nn.Module, names: Sequence[str]) -> dict[str, int]:
     modes = [(module, module.training) for module in model.modules()]
     try:
         with torch.no_grad():
-            model.eval()(torch.zeros(1, cfg["input_size"][0], *sides, device=like.device, dtype=like.dtype))
+            model.eval()(torch.zeros(1, channels, *sides, device=like.device, dtype=like.dtype))
     finally:
         for hook in hooks:
             hook.remove()
