@@ -58,9 +58,7 @@ def one_seed(seed: int, options: argparse.Namespace) -> list[dict[str, Any]]:
     teacher = fresh_vit(seed)
     earlier, trained = train(teacher, data, holdout, options.epochs, seed)
     teacher.eval()
-    print(
-        f"seed {seed}: {earlier:.3f} at three quarters of the training, {trained:.3f} at its end", flush=True
-    )
+    print(f"seed {seed}: {earlier:.3f} trained, {trained:.3f} after a quarter more", flush=True)
     config = replace(SHORT, epochs=options.recover_epochs, lr=options.lr)
 
     def won_back(model: nn.Module) -> float:

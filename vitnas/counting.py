@@ -151,7 +151,8 @@ def block_parts(
     mlp = (
         2 * counted.tokens * dim * hidden,
         2 * dim * hidden + hidden + dim + 2 * dim,
-        held * tokens * dim + tokens * hidden + max(tokens * hidden, tokens * dim),
+        # The last sum beside its terms and the block's input is the most where the MLP is narrow.
+        tokens * max(held * dim + hidden + max(hidden, dim), 4 * dim),
     )
     return attn, mlp
 

@@ -52,10 +52,9 @@ def wild(rng: random.Random, word: Any) -> Arch:
     )
 
 
-@pytest.mark.parametrize("word", WORDS)
-def test_counts_are_those_of_torch(word: str) -> None:
-    rng = random.Random(word)
-    for _ in range(4):
+def check_counts(word: str, seed: str, archs: int) -> None:
+    rng = random.Random(seed)
+    for _ in range(archs):
         arch = wild(rng, word)
         shape, cost, model = (
             (arch.in_chans, arch.image_size, arch.image_size),
@@ -68,12 +67,15 @@ def test_counts_are_those_of_torch(word: str) -> None:
             assert cost.memory_bytes == peak_activation_bytes(model, shape, device=device), (arch, device)
 
 
-ARCH = Arch(
-    image_size=16,
-    patch_size=4,
-    num_classes=4,
-    stages=(Stage(embed_dim=16, blocks=(Block(num_heads=2, head_dim=8, mlp_hidden=16),)),),
-)
+@pytest.mark.parametrize("word", WORDS)
+def test_counts_are_those_of_torch(word: str) -> None:
+    check_counts(word, word, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("word", WORDS)
+def test_counts_of_more_archs_are_those_of_torch(word: str) -> None:
+    check_counts(word, f"{word}, more", 12)
 
 
 def changed(block: dict[str, Any], **fields: Any) -> Arch:

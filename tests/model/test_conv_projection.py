@@ -71,8 +71,9 @@ def test_it_is_the_papers_formula(word: str, kv_stride: int, rows: int, cols: in
     torch.testing.assert_close(module(x)[1:], module(x[1:]), rtol=1e-10, atol=1e-11)
 
 
-@pytest.mark.parametrize(("letter", "kv_stride"), [("t", 1), ("t", 2), ("p", 2), ("n", 1)])
-@pytest.mark.parametrize("side", [16, 18])
+@pytest.mark.parametrize(
+    ("letter", "kv_stride", "side"), [("t", 1, 16), ("t", 2, 18), ("p", 2, 16), ("n", 1, 10)]
+)
 def test_costs_are_the_linear_ones_plus_the_convolutions(letter: str, kv_stride: int, side: int) -> None:
     """Four blocks of 128 channels on a map of half the side. Keys that are left out save their share."""
     linear, conv = cv(letter), cv(letter, projection="conv", kv_stride=kv_stride)
@@ -85,7 +86,10 @@ def test_costs_are_the_linear_ones_plus_the_convolutions(letter: str, kv_stride:
     assert macs[1] - macs[0] == 4 * (9 * 128 * (tokens + 2 * keys) - gone * per_key)
 
 
-@pytest.mark.parametrize(("name", "kv_stride"), [("vix_cvt", 2), ("vix_cvn", 1), ("vix_cvp", 2)])
+@pytest.mark.parametrize(
+    ("name", "kv_stride"),
+    [("vix_cvt", 2), ("vix_cvp", 2), pytest.param("vix_cvn", 1, marks=pytest.mark.slow)],
+)
 def test_models_learn_and_export(name: str, kv_stride: int, tmp_path: Path) -> None:
     model = timm.create_model(name, num_classes=5, img_size=18, projection="conv", kv_stride=kv_stride)
     images = random_input((3, 3, 18, 18))  # a map of 9 x 9

@@ -63,8 +63,12 @@ class MixerContract:
         return mixer.eval()
 
     def cases(self) -> list[tuple[int, int, str]]:
-        rotary = POSITIONS if self.kind.has_heads else ("none",)
-        return [(grid, prefix, kind) for grid in self.grids for prefix in self.prefixes for kind in rotary]
+        """Grids, class tokens and positions: every pair of two of them, but not every three."""
+        cases = [(grid, prefix, "none") for grid in self.grids for prefix in self.prefixes]
+        if self.kind.has_heads:
+            cases += [(self.grids[0], prefix, kind) for prefix in self.prefixes for kind in POSITIONS[1:]]
+            cases += list(zip(self.grids[1:], self.prefixes[::-1], POSITIONS[:0:-1], strict=False))
+        return cases
 
     def shape(self, grid: int, prefix: int, rotary: str, bias: bool = True) -> MixerShape:
         size = self.kind.resolve_size(self.size, HEAD_DIM, grid**2 + prefix)
@@ -196,7 +200,7 @@ class MixerContract:
         assert named == ["dim", "num_heads"]
 
     def model(self, grid: int = 4) -> Model:
-        """A Model of two blocks with this mixer, everything random."""
+        """A Model of one block with this mixer, everything random."""
         prefix = self.prefixes[-1]
         word: Any = self.word
         sizes = {"num_heads": HEADS, "head_dim": HEAD_DIM, "mlp_hidden": 20}
@@ -205,7 +209,7 @@ class MixerContract:
             image_size=4 * grid,
             patch_size=4,
             num_classes=5,
-            stages=(Stage(embed_dim=DIM, blocks=(block, block)),),
+            stages=(Stage(embed_dim=DIM, blocks=(block,)),),
             class_token=bool(prefix),
             global_pool="token" if prefix else "avg",
         )
