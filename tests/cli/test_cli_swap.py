@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from timm.models.vision_transformer import VisionTransformer
 
 from vitnas.arch import Arch, Block, Stage
 from vitnas.cli import main
@@ -17,7 +20,7 @@ from vitnas.model import build
 from vitnas.model.swap import swap_attention
 from vitnas.sample import Fixed
 from vitnas.train import Classification, TrainConfig, evaluate, fit
-from vitnas.train.recover import agreement, recover
+from vitnas.train.recover import SHORT, agreement, recover
 
 ARCH = Arch(
     image_size=8,
@@ -30,31 +33,47 @@ ARCH = Arch(
 )
 
 
+DIGITS = DataConfig(dataset="digits", holdout=0.2, batch_size=64)
+AUGMENT = Augment(rotate=10.0, zoom=(0.9, 1.1))
+
+
+def timm_vit(seed: int) -> Any:
+    torch.manual_seed(seed)
+    sizes: dict[str, Any] = {"embed_dim": 32, "depth": 4, "num_heads": 4, "mlp_ratio": 2}
+    return VisionTransformer(img_size=8, patch_size=2, in_chans=1, num_classes=10, global_pool="avg", **sizes)
+
+
 @pytest.fixture(scope="module")
-def trained() -> torch.nn.Module:
-    model = build(ARCH, generator=torch.Generator().manual_seed(0))
-    data = open_data(DataConfig(dataset="digits"))
-    batches = TrainBatches(data.train, Augment(), batch_size=64, seed=0)
-    config = TrainConfig(epochs=14, lr=4e-3, warmup_epochs=1, monitor_every=0)
+def trained() -> Any:
+    model = timm_vit(0)
+    batches = TrainBatches(open_data(DIGITS).train, AUGMENT, batch_size=64, seed=0)
+    config = TrainConfig(epochs=40, lr=4e-3, warmup_epochs=1, monitor_every=0)
     fit(model, Classification(), Fixed(), batches, config=config)
     return model.eval()
 
 
 @pytest.mark.slow
-def test_distillation_wins_accuracy_back(trained: torch.nn.Module) -> None:
-    data = open_data(DataConfig(dataset="digits"))
-    holdout = EvalBatches(data.holdout, batch_size=256)
-    model = swap_attention(copy.deepcopy(trained), "nystrom", size=2)
-    best = evaluate(trained, holdout).accuracy
-    before, (agreed, count) = evaluate(model, holdout).accuracy, agreement(model, trained, holdout)
+@pytest.mark.parametrize(("mixer", "size"), [("nystrom", 2), ("performer", 4), ("linformer", 1)])
+def test_distillation_wins_accuracy_back(trained: Any, mixer: str, size: int) -> None:
+    """Of the accuracy on unseen images that a mixer too small for the task loses, three quarters at least; and more
+    than the same distillation gives a network that was never trained. Three seeds won back 82 to 94 % of it."""
+    data = open_data(DIGITS)
+    holdout, generator = EvalBatches(data.holdout, batch_size=512), torch.Generator().manual_seed(0)
+    model, control = (
+        swap_attention(network, mixer, size=size, generator=generator)
+        for network in (copy.deepcopy(trained), timm_vit(100))
+    )
+    best, before = evaluate(trained, holdout).accuracy, evaluate(model, holdout).accuracy
+    agreed, count = agreement(model, trained, holdout)
     weights = {name: p.clone() for name, p in trained.named_parameters()}
-    batches = TrainBatches(data.train, Augment(), batch_size=64, seed=1)
-    recover(model, trained, batches, config=TrainConfig(epochs=3, lr=1e-3, warmup_epochs=0, monitor_every=0))
+    for network in (model, control):
+        batches = TrainBatches(data.train, AUGMENT, batch_size=64, seed=1)
+        recover(network, trained, batches, config=replace(SHORT, epochs=10, lr=1e-3))
     after = evaluate(model, holdout).accuracy
-    assert best > 0.6
-    assert before < best - 0.03
-    assert after > before
-    assert best - after < 0.6 * (best - before)
+    assert best > 0.88
+    assert before < best - 0.2
+    assert after - before > 0.75 * (best - before)
+    assert after > evaluate(control, holdout).accuracy + 0.1
     assert agreement(model, trained, holdout)[0] > agreed
     assert count == evaluate(trained, holdout).n
     for name, parameter in trained.named_parameters():

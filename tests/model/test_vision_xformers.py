@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import timm
 import torch
+from torch import Tensor, nn
+from torch.nn import functional
 
 import vitnas.model.registry
 from vitnas.counting import count
-from vitnas.model.convolutional import cv, levi
+from vitnas.model.convolutional import MapBlock, cv, levi
 from vitnas.model.fnet2d import FNet2d
 from vitnas.model.vision_xformers import VISION_XFORMERS
+from vitnas.testing import randomize_
 
 TABLE = 1025 * 128  # learned positions; the authors' rotary ViT and ViL keep a table that nothing uses
 TRUE = {
@@ -52,6 +57,44 @@ def test_parameters_of_convolutional_ones(kind: str, letter: str, leaf: int) -> 
     model = {"levi": levi, "cv": cv}[kind](letter)
     norms = 11 * 2 * 128 if kind == "cv" else 0  # which the authors' summary does not see
     assert sum(parameter.numel() for parameter in model.parameters()) == leaf + norms
+
+
+@pytest.mark.parametrize(("family", "norms"), [(cv, True), (levi, False)])
+def test_convolutional_ones_are_the_papers_formula(family: Any, norms: bool) -> None:
+    """Convolutional embeddings, the norm that adds epsilon to the deviation, and the blocks on maps, step by step."""
+    model = family("t", num_classes=5).double().eval()
+    randomize_(model, torch.Generator().manual_seed(0))
+    images = torch.randn(2, 3, 10, 14, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+    def normed(norm: Any, x: Tensor) -> Tensor:
+        if not norms:
+            return x
+        mean, deviation = x.mean(1, keepdim=True), x.std(1, correction=0, keepdim=True)
+        return (x - mean) / (deviation + 1e-5) * norm.weight[:, None, None] + norm.bias[:, None, None]
+
+    def attended(attn: Any, x: Tensor) -> Tensor:
+        heads = (x.flatten(2).transpose(1, 2) @ attn.qkv.weight.t()).unflatten(2, (3, 4, 32))
+        q, k, v = (heads[:, :, i].transpose(1, 2) for i in range(3))
+        out = ((q @ k.transpose(2, 3) / 32**0.5).softmax(-1) @ v).transpose(1, 2).flatten(2)
+        rows = out @ attn.proj.weight.t() + attn.proj.bias
+        return rows.transpose(1, 2).reshape(x.shape)
+
+    def linear(layer: Any, x: Tensor) -> Tensor:
+        return torch.einsum("oc,bchw->bohw", layer.weight[:, :, 0, 0], x) + layer.bias[:, None, None]
+
+    x = images
+    for layer in model.layers:
+        if isinstance(layer, MapBlock):
+            x = x + attended(layer.attn, normed(layer.norm1, x))
+            x = x + linear(layer.fc2, functional.gelu(linear(layer.fc1, normed(layer.norm2, x))))
+        elif isinstance(layer, nn.Conv2d):
+            x = functional.conv2d(x, layer.weight, layer.bias, stride=layer.stride, padding=1)
+        else:
+            x = normed(layer, x)
+    assert x.shape == (2, 128, 5, 7)
+    assert [layer.stride[0] for layer in model.layers if isinstance(layer, nn.Conv2d)] == [2, 1, 1]
+    want = x.mean((2, 3)) @ model.head.weight.t() + model.head.bias
+    torch.testing.assert_close(model(images), want, rtol=1e-8, atol=1e-9)
 
 
 def test_parameters_of_fnet2d() -> None:

@@ -117,8 +117,13 @@ class MixerContract:
                 half = copy.deepcopy(mixer).to(dtype)(x.to(dtype))
                 assert half.dtype == dtype
                 assert bool(half.isfinite().all())
+                given = x.clone().requires_grad_()
                 with torch.autocast("cpu", dtype=dtype):
-                    assert bool(mixer(x).isfinite().all())
+                    mixed = mixer(given)
+                assert bool(mixed.isfinite().all())
+                mixed.float().mean().backward()
+                grads = [given.grad, *(parameter.grad for parameter in mixer.parameters())]
+                assert all(grad is not None and bool(grad.isfinite().all()) for grad in grads)
                 quiet = random_input((1, 64 + prefix, DIM))
                 got = copy.deepcopy(mixer).to(dtype)(quiet.to(dtype)).float()
                 want = mixer(quiet).detach()

@@ -21,7 +21,10 @@ from vitnas.train.loop import Fitted, fit
 from vitnas.train.task import Batch, run
 
 SHORT = TrainConfig(epochs=5, lr=1e-4, warmup_epochs=0.5, weight_decay=0.05, monitor_every=0)
-"""A short recipe for a swapped model: trained weights move little, new ones have time to settle."""
+"""A short recipe for a swapped model: trained weights move little, new ones have time to settle.
+
+Small networks on few images take more: lr=1e-3 and 10 epochs of 18 steps won back seven eighths on the digits (LOG.md).
+"""
 
 
 @dataclass(frozen=True)
