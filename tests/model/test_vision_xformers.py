@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch.nn import functional
 
 import vitnas.model.registry
 from vitnas.counting import count
+from vitnas.exporting import export_onnx
 from vitnas.model.convolutional import MapBlock, cv, levi
 from vitnas.model.fnet2d import FNet2d
 from vitnas.model.vision_xformers import VISION_XFORMERS
@@ -122,6 +124,13 @@ def test_convolutional_ones_run_and_learn(name: str) -> None:
         assert model(images).shape == (2, 3)
         model.reset_classifier(0)
         assert model(images).shape == (2, model.num_features)
+
+
+@pytest.mark.parametrize("name", ["vix_levip", "vix_cvt", "vix_fnet2d"])
+def test_convolutional_ones_export(name: str, tmp_path: Path) -> None:
+    model = timm.create_model(name, num_classes=5, img_size=8).eval()
+    images = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert export_onnx(model, tmp_path / "model.onnx", images, exporter="legacy")["max_rel_diff"] < 1e-4
 
 
 @pytest.mark.parametrize("name", ["vix_hybrid_vin_rope", "vix_vil", "vix_cct", "vix_mixer"])
