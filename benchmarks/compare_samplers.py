@@ -1,6 +1,7 @@
 """Does a learned sampler beat uniform sampling at equal cost? All arms of the claim, one table.
 
-    python benchmarks/compare_samplers.py --out results.json [--dataset digits] [--seeds 3] [--epochs 45]
+    python benchmarks/compare_samplers.py --out results.json [--dataset digits] [--space mixers] [--seeds 3]
+        [--epochs 45] [--spacing even]
 
 Arms (Supernet training + how a budget is answered):
 
@@ -14,6 +15,9 @@ Equal cost: every arm may spend the passes of images (forward 1, forward and bac
 spends in all; what an arm saves or adds in looks and search, its Supernet trains longer or shorter for. Passes do
 not see that Archs differ in size, so the MACs spent are counted too. Archs are chosen on held-out images; the test
 split is read once per Arch, for the table.
+
+`--space autoformer` is easy: Archs of equal cost differ by about a point. In `--space mixers` (mixers, stem and
+positions as genes; some are bad) they differ by 14 points and more, as a sampler can know and uniform draws cannot.
 """
 
 from __future__ import annotations
@@ -42,7 +46,7 @@ from vitnas.recipes.tour import tour
 from vitnas.sample import BestUp, Draw, Fixed, Focus, FocusConfig, Moment, Uniform
 from vitnas.searching import Evolution, Study, search
 from vitnas.searching.pareto import hypervolume
-from vitnas.space import AutoFormerSpace, autoformer
+from vitnas.space import Space, autoformer, mixer_space
 from vitnas.stages.sampler import answers
 from vitnas.supernet import Supernet
 from vitnas.train import Classification, TrainConfig, evaluate, fit
@@ -62,7 +66,7 @@ class Bench:
     """What all arms of one seed share."""
 
     data: Data
-    space: AutoFormerSpace
+    space: Space
     augment: Augment
     config: TrainConfig
     retrain: TrainConfig
@@ -213,15 +217,29 @@ def arms_of(bench: Bench, epochs: float) -> list[dict[str, Any]]:
     return rows
 
 
+def space_of(kind: str, data: Data, patch_size: int) -> tuple[Space, tuple[float, ...]]:
+    """(The space, budgets: where a twentieth, a third and nine tenths of uniform draws cost less)."""
+    of: dict[str, Any] = {
+        "image_size": data.image_size, "patch_size": patch_size, "in_chans": data.in_chans,
+        "num_classes": data.num_classes, "embed_dims": (48, 64, 80), "depths": (2, 3, 4), "num_heads": (1, 2, 3),
+        "mlp_ratios": (1.0, 2.0, 3.0),
+    }  # fmt: skip
+    if kind == "mixers":
+        mixers = ("fourier", "linformer", "performer", "softmax")
+        of |= {"stems": ("linear", "hybrid"), "positions": ("none", "learned"), "mixers": mixers}
+    space: Space = mixer_space("micro", **of) if kind == "mixers" else autoformer("micro", **of)
+    costs = space.cost_table().costs(space.random_matrix(10_000, np.random.default_rng(0)))["macs"]
+    return space, tuple(float(q) for q in np.quantile(costs, (0.05, 0.33, 0.9)))
+
+
 def bench_of(options: argparse.Namespace, seed: int) -> Bench:
     run = tour()
     if options.dataset == "digits":
-        data = open_data(replace(run.data, seed=seed))
-        space = autoformer(
-            "micro", image_size=8, patch_size=2, in_chans=1, num_classes=10, embed_dims=(48, 64, 80), depths=(2, 3, 4),
-            num_heads=(1, 2, 3), mlp_ratios=(1.0, 2.0, 3.0),
-        )  # fmt: skip
-        augment, budgets = Augment(rotate=10, zoom=(0.9, 1.1)), (0.6e6, 1.2e6, 2.4e6)
+        data, augment, patch_size = (
+            open_data(replace(run.data, seed=seed)),
+            Augment(rotate=10, zoom=(0.9, 1.1)),
+            2,
+        )
     else:
         data = open_data(
             DataConfig(
@@ -232,17 +250,11 @@ def bench_of(options: argparse.Namespace, seed: int) -> Bench:
                 augment="light",
             )
         )
-        space = autoformer(
-            "micro",
-            image_size=data.image_size,
-            patch_size=4,
-            in_chans=data.in_chans,
-            num_classes=data.num_classes,
-        )
-        augment, budgets = data.augment, (6e6, 9e6, 13e6)
+        augment, patch_size = data.augment, 4
+    space, budgets = space_of(options.space, data, patch_size)
     steps = TrainBatches(data.train, augment, batch_size=64, seed=0).steps_per_epoch
     looks = max(40, int(options.epochs * steps / 20))
-    focus = FocusConfig(every=max(1, round(options.epochs * steps / looks)))
+    focus = FocusConfig(every=max(1, round(options.epochs * steps / looks)), spacing=options.spacing)
     reads = options.out.with_suffix(".test_reads.json")
     test = EvalBatches(data.open_test(reads, purpose="sampler comparison"), batch_size=512)
     return Bench(
@@ -261,8 +273,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         return f"{statistics.mean(values) * factor:.{digits}f} ({spread:.{digits}f})"
 
     budgets = [a["budget"] for a in rows[0]["answers"]]
-    head = ["arm", "epochs", "train GMACs", *(f"inherited <={b / 1e6:g}M" for b in budgets)]
-    head += [*(f"retrained <={b / 1e6:g}M" for b in budgets), "hypervolume", "Archs scored", "answer s"]
+    head = ["arm", "epochs", "train GMACs", *(f"inherited <={b / 1e6:.2g}M" for b in budgets)]
+    head += [*(f"retrained <={b / 1e6:.2g}M" for b in budgets), "hypervolume", "Archs scored", "answer s"]
     for arm in ARMS:
         mine = [row for row in rows if row["arm"] == arm]
         if not mine:
@@ -287,6 +299,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--dataset", default="digits")
+    parser.add_argument("--space", choices=("autoformer", "mixers"), default="autoformer")
+    parser.add_argument("--spacing", choices=("log", "even"), default="log")
     parser.add_argument("--max-images", type=int, default=None)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=float, default=45)
