@@ -59,7 +59,7 @@ def test_bad_options_are_refused(options: dict[str, Any], sentence: str) -> None
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["bench", "mixers", "tokens=16,36", "dim=16", "heads=2", "seconds=0.001", f"folder={tmp_path}"]
+    words = ["bench", "mixers", "tokens=[16, 36]", "dim=16", "heads=2", "seconds=0.001", f"folder={tmp_path}"]
     assert main([*words, "mixers=softmax,nystrom"]) == 0
     told = capsys.readouterr().out
     assert "forward and backward" in told

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from vitnas.cli import main
-from vitnas.cli.fields import claim_folder, make_run, open_run, split_words
+from vitnas.cli.fields import claim_folder, make_run, open_run, split_budgets, split_list, split_words
 from vitnas.data import Augment
 from vitnas.errors import UserError
 from vitnas.recipes import RECIPES
@@ -205,3 +205,20 @@ def test_a_shared_storage_tells_runs_apart_but_not_resumptions() -> None:
     assert shared.startswith("search-")
     assert shared == name(search__storage="journal:x", data__workers="3")
     assert shared != name(search__storage="journal:x", supernet__epochs="9")
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("macs<=1M", ["macs<=1M"]),
+        ("[macs<=1M, 1M<=macs<=2M and params<=3M]", ["macs<=1M", "1M<=macs<=2M and params<=3M"]),
+        ("latency<=8ms@torch,batch=1", ["latency<=8ms@torch,batch=1"]),
+        ("[latency<=8ms@torch,batch=1, macs<=1M]", ["latency<=8ms@torch,batch=1", "macs<=1M"]),
+    ],
+)
+def test_lists_of_budgets(text: str, parts: list[str]) -> None:
+    assert split_budgets(text) == parts
+
+
+def test_lists_with_and_without_brackets() -> None:
+    assert split_list("64,256") == split_list("[64, 256]") == ["64", "256"]

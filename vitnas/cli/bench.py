@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from vitnas.cli.fields import split_words
+from vitnas.cli.fields import split_list, split_words
 from vitnas.errors import UserError, nearest
 from vitnas.measure.environment import environment
 from vitnas.measure.mixers import TOKENS, bench_mixers, growth, verdict
@@ -33,11 +33,11 @@ def bench_mixers_command(words: list[str], console: Console) -> None:
     if threads := numbers.pop("threads", None):
         torch.set_num_threads(threads)
     tokens = (
-        tuple(_whole("tokens", part) for part in pairs["tokens"].split(",")) if "tokens" in pairs else TOKENS
+        tuple(_whole("tokens", part) for part in split_list(pairs["tokens"])) if "tokens" in pairs else TOKENS
     )
     rows = bench_mixers(
         tokens=tokens,
-        mixers=pairs["mixers"].split(",") if "mixers" in pairs else None,
+        mixers=split_list(pairs["mixers"]) if "mixers" in pairs else None,
         device=pairs.get("device", "cpu"),
         seconds=_seconds(pairs.get("seconds", "1")),
         told=lambda text: console.print(f"measured {text}"),

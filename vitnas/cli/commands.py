@@ -14,7 +14,7 @@ from rich.table import Table
 
 from vitnas.budget import format_quantity
 from vitnas.cli.bench import bench_mixers_command
-from vitnas.cli.fields import claim_folder, make_run, open_run, split_words
+from vitnas.cli.fields import claim_folder, make_run, open_run, split_budgets, split_words
 from vitnas.cli.lookup import count_command, doctor_command, list_command, show_command
 from vitnas.cli.swap import swap_command
 from vitnas.data import Augment, DataConfig
@@ -105,7 +105,7 @@ def specialize_command(words: list[str], console: Console) -> None:
             "budget='[macs<=1M, macs<=2M]'."
         )
     folder, text = Path(names[0]), pairs["budget"].strip()
-    budgets = [part.strip() for part in text[1:-1].split(",")] if text.startswith("[") else [text]
+    budgets = split_budgets(text)
     with ConsoleProgress(console) as progress:
         context = Context(open_run(folder), folder, progress)
         found = specialize(context, budgets)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from argparse import ArgumentError
 from collections.abc import Sequence
@@ -35,6 +36,23 @@ def split_words(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
         else:
             names.append(word)
     return names, pairs
+
+
+def split_list(text: str) -> list[str]:
+    """A list's parts: `a,b` and `[a, b]` are the same."""
+    inside = text.strip()
+    if inside.startswith("[") and inside.endswith("]"):
+        inside = inside[1:-1]
+    return [part.strip() for part in inside.split(",")]
+
+
+def split_budgets(text: str) -> list[str]:
+    """The budgets of a list in brackets, or the one. Only a comma before another limit parts two: a latency's target
+    has commas of its own (`latency<=8ms@onnxruntime,batch=1`)."""
+    inside = text.strip()
+    if not inside.startswith("["):
+        return [inside]
+    return [part.strip() for part in re.split(r",(?=[^,]*[<>]=)", inside.removeprefix("[").removesuffix("]"))]
 
 
 def make_run(name: str, pairs: dict[str, str]) -> Run:

@@ -10,7 +10,7 @@ import timm
 from rich.console import Console
 from safetensors.torch import save_file
 
-from vitnas.cli.fields import split_words
+from vitnas.cli.fields import split_list, split_words
 from vitnas.data import AUGMENTS, DataConfig, EvalBatches, TrainBatches, open_data
 from vitnas.errors import UserError, nearest
 from vitnas.exporting import export_onnx, load_timm
@@ -37,7 +37,7 @@ def swap_command(words: list[str], console: Console) -> None:
     model = _load(names[0], pairs.get("pretrained", "true"))
     teacher = copy.deepcopy(model).eval()
     size = int(_number("size", pairs["size"])) if "size" in pairs else None
-    parts = pairs["layers"].split(",") if "layers" in pairs else None
+    parts = split_list(pairs["layers"]) if "layers" in pairs else None
     layers = None if parts is None else [int(_number("layers", part, low=-1000)) for part in parts]
     swap_attention(model, pairs["mixer"], layers, size=size)
     for row in model.swapped:
