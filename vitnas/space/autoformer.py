@@ -87,6 +87,8 @@ class AutoFormerSpace(Space):
 
     def genes_of(self, arch: Arch) -> Genes:
         reasons = field_reasons(arch, self._fixed())
+        if len(arch.stages) > 1:
+            reasons.append(f"there are {len(arch.stages)} stages, must be 1")
         dim, depth = arch.embed_dim, arch.depth
         reasons += option_reason("embed_dim", dim, self.embed_dims) + option_reason(
             "depth", depth, self.depths

@@ -103,7 +103,7 @@ class MixerSpace(Space):
         return self._arch(stem, position, dim, blocks)
 
     def genes_of(self, arch: Arch) -> Genes:
-        reasons = field_reasons(arch, self._fixed())
+        reasons = field_reasons(arch, self._fixed(), varied=("stem", "position"))
         dim, depth = arch.embed_dim, arch.depth
         reasons += _word_reason("stem", arch.stem, self.stems)
         reasons += _word_reason("position", arch.position, self.positions)

@@ -10,7 +10,7 @@ import itertools
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -288,11 +288,15 @@ def kind_of(gene: Gene) -> str:
     return gene.name.partition(".")[0]
 
 
-def field_reasons(arch: Arch, wanted: Mapping[str, Any]) -> list[str]:
-    """One reason per field of `arch` that differs from `wanted`."""
+def field_reasons(arch: Arch, wanted: Mapping[str, Any], varied: Sequence[str] = ()) -> list[str]:
+    """One reason per field of `arch` that differs from `wanted`, or from its default where that says nothing.
+
+    `varied` fields are the Space's to choose.
+    """
+    usual = {item.name: item.default for item in fields(Arch) if item.default is not MISSING}
     return [
         f"{name} is {getattr(arch, name)!r}, must be {value!r}"
-        for name, value in wanted.items()
+        for name, value in {**{name: usual[name] for name in usual if name not in varied}, **wanted}.items()
         if getattr(arch, name) != value
     ]
 

@@ -182,6 +182,8 @@ class VitasSpace(Space):
 
     def genes_of(self, arch: Arch) -> Genes:
         reasons = field_reasons(arch, self._fixed())
+        if len(arch.stages) > 1:
+            reasons.append(f"there are {len(arch.stages)} stages, must be 1")
         reasons += option_reason("patch_size", arch.patch_size, self.patch_sizes)
         reasons += option_reason("embed_dim", arch.embed_dim, self.embed_dims)
         slots = [index if block.slot is None else block.slot for index, block in enumerate(arch.blocks)]

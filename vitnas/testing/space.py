@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import random
+from contextlib import suppress
 from dataclasses import replace
 from typing import ClassVar
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from vitnas.arch import Arch
 from vitnas.counting import count
+from vitnas.errors import UserError
 from vitnas.space import Genes, Space, space_from_json
 from vitnas.testing.refusal import refusal
 
@@ -170,6 +172,16 @@ class SpaceContract:
             assert other.id in message
         for word in ("image_size", "num_classes", "embed_dim"):
             assert any(word in reason for reason in reasons)
+
+    def test_an_arch_with_other_parts_is_refused(self, space: Space) -> None:
+        """What the Space never decodes to, it does not contain: its supernet would lack the weights."""
+        arch = space.smallest()
+        others = {"distill_token": True, "patch_head": True, "mlp_norm": "stream", "attn_scale": "embed_dim"}
+        for name, value in {**others, "head_norm_eps": 1e-3, "qkv_bias": False}.items():
+            with suppress(UserError):  # there may be no such Arch at all
+                other = replace(arch, **{name: value})  # type: ignore[arg-type]
+                found = any(f"{name} is {value!r}" in reason for reason in space.contains(other))
+                assert found or other == arch, name
 
     def test_genes_of_another_length_or_range_are_refused(self, space: Space) -> None:
         genes = list(space.encode(space.smallest()))
