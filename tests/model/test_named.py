@@ -87,6 +87,8 @@ def test_names_follow_the_images_and_files_do_not(tmp_path: Path) -> None:
         ),
         ("1 2 3", None, r"the net_id has 3 numbers; it must have"),
         ("vitas:1 2 x", None, r"position 2 is 'x'"),
+        ("1 2 x", None, r"position 2 is 'x'"),
+        ("1, two, 3", None, r"position 1 is 'two'"),
         ("gone.json", None, r"gone\.json does not exist"),
         ("bad.json", "{", r"bad\.json cannot be read"),
         ("bad.json", "[1]", r"bad\.json: the Arch's schema is None"),

@@ -114,6 +114,21 @@ def test_malformed_codes_are_refused(net_id: str, message: str) -> None:
         arch_of_net_id(net_id)
 
 
+@pytest.mark.parametrize("bad", [1.5, "x", None])
+def test_numbers_that_are_none_are_refused(bad: Any) -> None:
+    numbers: list[Any] = [int(word) for word in A.split()]
+    numbers[4] = bad
+    with pytest.raises(UserError, match=rf"position 4 is '{bad}'; it must be a whole number"):
+        arch_of_net_id(numbers)
+
+
+def test_a_code_says_nothing_of_mixers() -> None:
+    stage = PUBLISHED["vitas_a"].stages[0]
+    mixed = tuple(replace(block, mixer="performer") for block in stage.blocks)
+    with pytest.raises(UserError, match="mixer is 'performer'"):
+        net_id_of(replace(PUBLISHED["vitas_a"], stages=(replace(stage, blocks=mixed),)))
+
+
 def test_archs_without_a_code_are_refused() -> None:
     arch = PUBLISHED["vitas_c"]
     with pytest.raises(

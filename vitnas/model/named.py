@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import replace
@@ -59,7 +60,7 @@ def find_arch(name: str, also: Iterable[str] = ()) -> Named:
     Raises:
         UserError: none of these, or a code or file that cannot be read (saying where).
     """
-    if name.startswith(NET_ID) or re.fullmatch(r"\d[\d\s,]*", name):
+    if name.startswith(NET_ID) or (re.match(r"\d+(\s*,|\s+\S)|\d+$", name) and not os.path.exists(name)):
         arch = arch_of_net_id(name.removeprefix(NET_ID))
         return Named(arch.id, arch, is_file=False)
     if name in PUBLISHED:

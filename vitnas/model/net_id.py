@@ -148,9 +148,11 @@ def vitas_arch(
 
 
 def _numbers(net_id: str | Sequence[int]) -> list[int]:
-    if not isinstance(net_id, str):
-        return [int(number) for number in net_id]
-    words = [word for word in re.split(r"[\s,]+", net_id) if word]
+    words = (
+        [word for word in re.split(r"[\s,]+", net_id) if word]
+        if isinstance(net_id, str)
+        else [str(number) for number in net_id]
+    )
     for position, word in enumerate(words):
         if not word.isdecimal():
             raise UserError(
@@ -211,6 +213,8 @@ def _reasons(arch: Arch, code: Code) -> list[str]:
         ):
             if value not in options:
                 reasons.append(f"block {index}: {what} is {value}")
+        if block.mixer != "softmax":
+            reasons.append(f"block {index}: mixer is {block.mixer!r}")
     return reasons
 
 
