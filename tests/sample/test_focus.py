@@ -23,7 +23,7 @@ from vitnas.sample.focus import table_cost
 from vitnas.sample.policy import Policy
 from vitnas.sample.quality import Quality
 from vitnas.searching.latency import LatencyModel
-from vitnas.space import SPACES, AutoFormerSpace, Space
+from vitnas.space import SPACES, AutoFormerSpace, Space, VitasSpace
 from vitnas.supernet import Supernet
 from vitnas.train import Classification, TrainConfig, fit
 
@@ -265,6 +265,44 @@ def test_training_with_it_resumes_bit_for_bit(tmp_path: Path) -> None:
     lines = [r for r in read_jsonl(tmp_path / "cut" / "metrics.jsonl") if r.get("event") == "focus"]
     assert [line["step"] for line in lines] == [2, 4, 6]
     assert len(lines[0]["cost_ratio"]) == 8
+
+
+def test_budgets_are_those_that_it_was_trained_for() -> None:
+    """The vectors belong to budgets; another spacing now must not put them elsewhere."""
+    was = learned(Focus, 20)
+    now = Focus(MICRO, config=FocusConfig(spacing="even"))
+    assert now.policy.anchors != was.policy.anchors
+    now.restore({name: value.clone() for name, value in was.tensors().items()})
+    assert now.policy.anchors == was.policy.anchors
+    assert (now.low, now.high) == pytest.approx((was.low, was.high))
+    budgets = torch.linspace(was.low, was.high, 16)
+    assert (now.ask(budgets, greedy=True) == was.ask(budgets, greedy=True)).all()
+
+
+class Broken(Told):
+    """A Supernet whose logits have become no numbers."""
+
+    def forward(self, images: Tensor, arch: Arch) -> Tensor:
+        return super().forward(images, arch) * float("nan")
+
+
+def test_scores_that_are_no_numbers_teach_nothing() -> None:
+    focus = learned(Focus, 20)
+    before = focus.quality.products.clone()
+    told = focus.before(moment(20, 40, Broken()))
+    assert told is not None
+    assert "score" not in told
+    assert torch.equal(focus.quality.products, before)
+    assert all(bool(value.isfinite().all()) for value in focus.tensors().values())
+
+
+def test_a_space_of_equal_costs_has_no_budgets_to_learn() -> None:
+    flat = VitasSpace(
+        image_size=8, patch_sizes=(4,), embed_dims=(8,), num_heads=(1, 2), inner_dims=(8,), mlp_hiddens=(16,),
+        num_slots=2, identity=False,
+    )  # fmt: skip
+    with pytest.raises(UserError, match="cost the same"):
+        Focus(flat)
 
 
 def test_the_test_split_is_refused(tmp_path: Path) -> None:

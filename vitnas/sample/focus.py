@@ -203,6 +203,10 @@ class Focus:
         scores = -torch.stack(losses)
         moment.share(scores)
         found: Floats = scores.double().cpu().numpy()
+        if not np.isfinite(
+            found
+        ).all():  # nothing to learn; the loop stops where the training's own loss is no number
+            return {}
         self.quality.add(genes_NG, found)
         return {
             "score": float(found.mean()),
@@ -294,7 +298,8 @@ class Focus:
         for index, values in self.optimizer.state_dict()["state"].items():
             state |= {f"adam.{index}.{name}": value for name, value in values.items()}
         state |= {f"quality.{name}": value for name, value in self.quality.tensors().items()}
-        return {**state, "queue": torch.from_numpy(self.queue)}
+        anchors = torch.tensor(self.policy.anchors, dtype=torch.float64)
+        return {**state, "queue": torch.from_numpy(self.queue), "anchors": anchors}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Take back what `tensors` gave."""
@@ -315,6 +320,11 @@ class Focus:
         for name, value in self.quality.tensors().items():
             value.copy_(tensors[f"quality.{name}"])
         self.queue = tensors["queue"].numpy()
+        if (
+            "anchors" in tensors
+        ):  # the vectors were learned for these budgets, however they would be spaced now
+            self.policy.anchors = tuple(tensors["anchors"].tolist())
+            self.low, self.high = self.policy.anchors[0], self.policy.anchors[-1]
 
 
 class BestUp(Focus):
@@ -368,9 +378,18 @@ def table_cost(space: Space, quantity: str) -> CostOf:
 
 
 def budget_range(space: Space, cost_of: CostOf, margin: float) -> tuple[float, float]:
-    """The budgets that a policy learns: from the cheapest Arch to the dearest, less `margin` of that at both ends."""
+    """The budgets that a policy learns: from the cheapest Arch to the dearest, less `margin` of that at both ends.
+
+    Raises:
+        UserError: all Archs cost the same, so that there is nothing to be asked for.
+    """
     ends = np.array([space.encode(space.smallest()), space.encode(space.largest())])
     drawn = space.random_matrix(10_000, np.random.default_rng(0))
     costs = cost_of(np.concatenate([ends, drawn]))
     low, high = float(costs.min()), float(costs.max())
+    if low == high:
+        raise UserError(
+            f"all Archs of {space.name} cost the same in what sampler.focus.quantity limits; there are no budgets to "
+            "learn. Use another quantity, or sampler.kind=uniform."
+        )
     return low + margin * (high - low), high - margin * (high - low)
