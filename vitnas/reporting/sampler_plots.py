@@ -73,7 +73,13 @@ def preferences(summary: Record) -> Figure | None:
     shades, texts = [], []
     for name in names:
         last = len(options[name]) - 1
-        shades.append([sum(i * share for i, share in enumerate(row)) / last for row in found[name]])
+        # Where no Arch drawn has the block, the gene has no options to prefer: an empty cell, not the smallest one.
+        shades.append(
+            [
+                sum(i * share for i, share in enumerate(row)) / last if any(row) else None
+                for row in found[name]
+            ]
+        )
         texts.append([_shares(options[name], row) for row in found[name]])
     heat: Figure = {
         "type": "heatmap", "z": shades, "x": budgets, "y": names, "text": texts, "zmin": 0, "zmax": 1,
