@@ -214,6 +214,7 @@ def test_a_shared_storage_tells_runs_apart_but_not_resumptions() -> None:
         ("[macs<=1M, 1M<=macs<=2M and params<=3M]", ["macs<=1M", "1M<=macs<=2M and params<=3M"]),
         ("latency<=8ms@torch,batch=1", ["latency<=8ms@torch,batch=1"]),
         ("[latency<=8ms@torch,batch=1, macs<=1M]", ["latency<=8ms@torch,batch=1", "macs<=1M"]),
+        ("[macs<1M, macs ≤ 2M, macs in 1M..2M,]", ["macs<1M", "macs ≤ 2M", "macs in 1M..2M"]),
     ],
 )
 def test_lists_of_budgets(text: str, parts: list[str]) -> None:

@@ -6,13 +6,23 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
+import torch
 from stage_help import refused, words
 
+from vitnas.budget import Budget
 from vitnas.cli import main
+from vitnas.cli.fields import make_run, open_run
 from vitnas.reporting import report
+from vitnas.reporting.sampler_plots import preferences
 from vitnas.runs import read_json, read_jsonl
+from vitnas.searching.latency import LatencyModel
+from vitnas.searching.problem import Problem
+from vitnas.space import Space
+from vitnas.stages import Context
+from vitnas.stages.sampler import answers, is_quantity, load_sampler, make_focus
 
 FOCUS = {
     "sampler__kind": "focus",
@@ -65,7 +75,7 @@ def test_a_family_of_answers(copy: Path, capsys: pytest.CaptureFixture[str]) -> 
         assert row["arch_id"] in said
         assert row["cost"]["macs"] <= most
         assert row["source"] == "sampler"
-        assert row["evaluated"] == 1, "a twentieth of the search's evaluations, at least one"
+        assert row["evaluated"] == 3, "as many as the run's own search, which asks the sampler too"
         folder = copy / row["path"]
         model = timm.create_model(f"local-dir:{folder}", pretrained=True)
         assert sum(p.numel() for p in model.parameters()) == row["cost"]["params"]
@@ -98,6 +108,112 @@ def test_bad_questions_get_one_sentence(copy: Path, capsys: pytest.CaptureFixtur
     changed = refused(["specialize", str(copy), "budget=macs<=120K"], capsys)
     assert "was trained on other genes than those of" in changed
     assert not (copy / "family.json").exists()
+
+
+def test_a_list_that_fails_leaves_nothing(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = set(copy.rglob("*"))
+    assert "outside what" in refused(["specialize", str(copy), "budget=[macs<=120K, macs<=1]"], capsys)
+    for text, why in (
+        ("[macs<=120K", "it must end with ']'"),
+        ("[ , ]", "is empty"),
+        ("[latency<=1ms@onnxruntime,batch=1, macs<=120K]", "limits latency, for which the sampler was not"),
+    ):
+        assert why in refused(["specialize", str(copy), f"budget={text}"], capsys)
+    assert set(copy.rglob("*")) == before
+
+
+def test_a_sampler_of_another_quantity_is_refused(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = copy / "run.yaml"
+    text = path.read_text()
+    for old, new in (("quantity: macs", "quantity: params"), ("anchors: 8", "anchors: 9")):
+        path.write_text(text.replace(old, new))
+        assert "was trained for macs with 8 anchors" in refused(
+            ["specialize", str(copy), "budget=macs<=120K and params<=20K"], capsys
+        )
+
+
+def test_a_window_that_no_draw_meets_is_reached_by_moving_genes(copy: Path) -> None:
+    context = Context(open_run(copy), copy)
+    focus = load_sampler(context)
+    draws = {tuple(row) for row in focus.ask(torch.linspace(focus.low, focus.high, 2000)).tolist()}
+    rare = next(
+        genes
+        for genes in focus.space.random_matrix(2000, np.random.default_rng(0)).tolist()
+        if tuple(genes) not in draws and 100_000 < focus.cost_of(np.array([genes]))[0] < 150_000
+    )
+    cost = Problem(focus.space, Budget()).cost(tuple(rare))
+    window = Budget(macs=(cost.macs, cost.macs), params=(cost.params, cost.params))
+    found = answers(focus, window, num_draws=1)
+    assert found
+    assert all(not window.misses(Problem(focus.space, window).cost(genes)) for genes in found)
+
+
+def test_what_a_kill_left_out_is_written(copy: Path) -> None:
+    """A kill between the weights and sampler.json."""
+    wanted = read_json(copy / "sampler.json")
+    (copy / "sampler.json").unlink()
+    assert main(["train", str(copy)]) == 0
+    assert read_json(copy / "sampler.json") == wanted
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"budget": "params<=1M"}, "has no upper bound on macs, which is what the sampler was trained for"),
+        ({"budget": ""}, "has no upper bound on macs"),
+        ({"budget": "macs<=100M"}, "is outside what the sampler learned: macs from"),
+        ({"sampler__focus__quantity": "mac"}, "sampler.focus.quantity is 'mac'; known are macs,"),
+        ({"sampler__focus__quantity": "latency"}, "sampler.focus.quantity is 'latency'; known are"),
+        ({"sampler__focus__quantity": "latency@onxruntime"}, "runtime is 'onxruntime'"),
+    ],
+)
+def test_what_it_could_not_answer_is_refused_before_work(
+    changes: dict[str, str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in refused(words(tmp_path / "run", **{**FOCUS, **changes}), capsys)
+    assert not (tmp_path / "run").exists()
+
+
+def test_neither_a_sampler_nor_a_search(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("sampler.safetensors", "search.json", "study.db"):
+        (copy / name).unlink()
+    error = refused(["specialize", str(copy), "budget=macs<=120K"], capsys)
+    assert "has neither a learned sampler (sampler.kind is 'focus') nor a finished search" in error
+    assert not (copy / "study.db").exists()
+
+
+def test_times_of_another_space_are_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    timed = []
+
+    def fit(space: Space, *_: object, **__: object) -> LatencyModel:
+        timed.append(space)
+        return LatencyModel((0.1, 1.0, 0.0, 0.0, 0.0), (1.0, 1e5, 1.0, 1.0, 1.0), 0.0, 2)
+
+    monkeypatch.setattr(LatencyModel, "fit", fit)
+    tiny = {name.replace("__", "."): value for name, value in FOCUS.items()} | {
+        "sampler.focus.quantity": "latency@onnxruntime,batch=1",
+        "budget": "latency<=1ms@onnxruntime",
+    }
+    for depths in ("[1,2]", "[1,2]", "[2,3]"):
+        run = make_run("tour", {**tiny, "space.depths": depths})
+        focus = make_focus(Context(run, tmp_path), learns=False)
+    assert len(timed) == 2
+    assert is_quantity(Budget.parse(run.budget).limits[0], run.sampler.focus.quantity), (
+        "one target, two spellings"
+    )
+    assert focus.low > 0.1
+
+
+def test_an_empty_cell_where_there_is_no_block() -> None:
+    summary = {
+        "quantity": "macs",
+        "budgets": [1e5, 2e5],
+        "options": {"num_heads.1": [1, 2]},
+        "preferences": {"num_heads.1": [[0.0, 0.0], [0.5, 0.5]]},
+    }
+    figure = preferences(summary)
+    assert figure is not None
+    assert figure["data"][0]["z"] == [[None, 0.5]]
 
 
 def test_a_run_without_a_sampler_cannot_ask_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

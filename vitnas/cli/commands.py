@@ -21,6 +21,7 @@ from vitnas.data import Augment, DataConfig
 from vitnas.errors import MissingExtra, UserError
 from vitnas.reporting import front_table, report
 from vitnas.runs import read_json
+from vitnas.sample import FocusConfig
 from vitnas.stages import STAGES, Context
 from vitnas.stages.run import (
     ExportConfig,
@@ -104,8 +105,7 @@ def specialize_command(words: list[str], console: Console) -> None:
             "`vitnas specialize` takes a run folder and budget=TEXT, for example budget='macs<=1M', or a list of them, "
             "budget='[macs<=1M, macs<=2M]'."
         )
-    folder, text = Path(names[0]), pairs["budget"].strip()
-    budgets = split_budgets(text)
+    folder, budgets = Path(names[0]), split_budgets(pairs["budget"])
     with ConsoleProgress(console) as progress:
         context = Context(open_run(folder), folder, progress)
         found = specialize(context, budgets)
@@ -232,6 +232,7 @@ def field_groups() -> list[tuple[str, type[Any]]]:
         ("data.augment", Augment),
         ("space", SpaceConfig),
         ("sampler", SamplerConfig),
+        ("sampler.focus", FocusConfig),
         ("sharing", SharingConfig),
         ("task", TaskConfig),
         ("supernet", TrainConfig),

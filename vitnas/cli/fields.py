@@ -48,11 +48,27 @@ def split_list(text: str) -> list[str]:
 
 def split_budgets(text: str) -> list[str]:
     """The budgets of a list in brackets, or the one. Only a comma before another limit parts two: a latency's target
-    has commas of its own (`latency<=8ms@onnxruntime,batch=1`)."""
-    inside = text.strip()
-    if not inside.startswith("["):
-        return [inside]
-    return [part.strip() for part in re.split(r",(?=[^,]*[<>]=)", inside.removeprefix("[").removesuffix("]"))]
+    has commas of its own (`latency<=8ms@onnxruntime,batch=1`).
+
+    Raises:
+        UserError: a list that does not end, or an empty one.
+    """
+    text = text.strip()
+    if not text.startswith("["):
+        return [text]
+    if not text.endswith("]"):
+        raise UserError(f"the list of budgets {text!r} does not end; it must end with ']'. Add it.")
+    budgets: list[str] = []
+    for piece in filter(str.strip, text[1:-1].split(",")):
+        if budgets and not re.search(r"[<>≤≥]|\bin\b", piece):
+            budgets[-1] += "," + piece.rstrip()
+        else:
+            budgets.append(piece.strip())
+    if not budgets:
+        raise UserError(
+            f"the list of budgets {text!r} is empty; give at least one, for example '[macs<=1M]'."
+        )
+    return budgets
 
 
 def make_run(name: str, pairs: dict[str, str]) -> Run:

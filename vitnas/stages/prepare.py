@@ -12,6 +12,7 @@ from vitnas.runs import read_json, write_json
 from vitnas.searching import feasibility
 from vitnas.stages.context import Context
 from vitnas.stages.identity import FILE, is_searched, settle_identity
+from vitnas.stages.sampler import check_sampler
 from vitnas.stages.searching import open_study
 from vitnas.stages.tasks import make_task
 from vitnas.train.optim import make_optimizer, make_schedule
@@ -48,6 +49,7 @@ def prepare(context: Context) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = context.engine.from_first(
         lambda: feasibility(space, budget, seed=run.seed, latency_meter=context.meters or None).to_json()
     )
+    check_sampler(context)
     settle_identity(context)
     if context.engine.is_main:
         write_json(

@@ -11,7 +11,7 @@ import yaml
 
 from vitnas.budget import QUANTITIES, Budget
 from vitnas.data import DataConfig
-from vitnas.errors import UserError
+from vitnas.errors import UserError, nearest
 from vitnas.measure.target import parse_target
 from vitnas.runs import write_atomic
 from vitnas.sample import FocusConfig
@@ -83,6 +83,14 @@ class SamplerConfig:
                 f"sampler.num_random is {self.num_random} and num_archs {self.num_archs}; they must be at least 0 and "
                 "1."
             )
+        quantity, _, target = self.focus.quantity.partition("@")
+        if quantity not in QUANTITIES or (quantity == "latency") != bool(target):
+            raise UserError(
+                f"sampler.focus.quantity is {self.focus.quantity!r}; known are macs, params, memory and "
+                f"latency@TARGET, for example latency@onnxruntime,batch=1.{nearest(quantity, QUANTITIES)}"
+            )
+        if target:
+            parse_target(target)
         if self.identity_prob is not None and not 0 <= self.identity_prob < 1:
             raise UserError(
                 f"sampler.identity_prob is {self.identity_prob}; it must be from 0 to below 1. Use 0.5, or leave it "

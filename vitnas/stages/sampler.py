@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from vitnas.budget import Budget, format_quantity
+from vitnas.budget import Budget, Limit, format_quantity
 from vitnas.errors import UserError
 from vitnas.measure.latency import LatencyMeter
+from vitnas.measure.target import parse_target
 from vitnas.runs import read_json, write_json, write_with
 from vitnas.sample import BestUp, Focus
 from vitnas.sample.focus import CostOf
@@ -26,6 +28,7 @@ from vitnas.train import evaluate
 from vitnas.train.checkpoint import load_checkpoint
 
 NUM_DRAWS = 512  # of the policy per answer; free, as costs are a table and scores a model
+NUM_MOVED = 32  # of them that are moved into a budget which none meets
 REACH = 0.85  # budgets asked of the policy start at this share of the limit: it meets them on average only
 COMPARED = 8  # Archs per side and budget, in the comparison with random ones of equal cost
 
@@ -43,13 +46,29 @@ def make_focus(context: Context, *, learns: bool = True) -> Focus:
     )
 
 
+def check_sampler(context: Context) -> None:
+    """Refuse, before any training, a learned sampler that cannot be, or that could not answer the run's Budget.
+
+    Raises:
+        UserError: the space's costs do not differ; the search asks the sampler and the Budget has no upper bound on
+            what it learns, or one outside.
+    """
+    if context.run.sampler.kind in ("focus", "best_up"):
+        focus = make_focus(context, learns=False)
+        if context.run.search.searcher == "sampler":
+            limit_of(focus, context.budget)
+
+
 def _latency(context: Context, target: str) -> LatencyModel:
     path = context.folder / "sampler_latency.json"
+    of = [target, json.loads(json.dumps(context.space.to_json()))]
 
     def fit() -> dict[str, Any]:
-        if not path.exists():
+        # A run that was refused leaves its times behind; those of another target or space would be wrong.
+        if not path.exists() or read_json(path).get("of", of) != of:
             meter = LatencyMeter(target, runs=30, seconds=0.5, cache={})
-            write_json(path, asdict(LatencyModel.fit(context.space, meter, None, seed=context.run.seed)))
+            fitted = LatencyModel.fit(context.space, meter, None, seed=context.run.seed)
+            write_json(path, {**asdict(fitted), "of": of})
         found: dict[str, Any] = read_json(path)
         return found
 
@@ -85,6 +104,12 @@ def load_sampler(context: Context) -> Focus:
             "nothing. Train "
             "the supernet again in a new folder."
         )
+    config, had = focus.config, (meta["quantity"], len(parts["sampler"]["policy.budget"]))
+    if had != (config.quantity, config.anchors):
+        raise UserError(
+            f"{path} was trained for {had[0]} with {had[1]} anchors; run.yaml has focus.quantity {config.quantity!r} "
+            f"and {config.anchors} anchors. Set them back."
+        )
     focus.restore(parts["sampler"])
     return focus
 
@@ -101,10 +126,8 @@ def limit_of(focus: Focus, budget: Budget) -> float:
     Raises:
         UserError: the budget does not bound the quantity that the sampler was trained for, or outside what it learned.
     """
-    quantity, _, target = focus.config.quantity.partition("@")
-    bounds = [
-        li.high for li in budget.limits if li.quantity == quantity and (not target or li.target == target)
-    ]
+    quantity = focus.config.quantity.partition("@")[0]
+    bounds = [limit.high for limit in budget.limits if is_quantity(limit, focus.config.quantity)]
     high = next((value for value in bounds if value is not None), None)
     if high is None:
         raise UserError(
@@ -121,10 +144,17 @@ def limit_of(focus: Focus, budget: Budget) -> float:
     return float(high)
 
 
+def is_quantity(limit: Limit, text: str) -> bool:
+    """Whether `limit` is on the quantity `text`, such as `macs` or `latency@onnxruntime,batch=1`."""
+    quantity, _, target = text.partition("@")
+    return limit.quantity == quantity and (not target or parse_target(limit.target) == parse_target(target))
+
+
 def answers(focus: Focus, budget: Budget, *, num_draws: int = NUM_DRAWS, seed: int = 0) -> list[Genes]:
     """Different Archs that the policy draws for `budget` and that meet its counted limits, best guess first.
 
-    The greedy answer comes first where it meets the budget. No forward pass is made.
+    The greedy answer comes first where it meets the budget. Where nothing drawn meets it (a narrow window, several
+    limits), the nearest are moved into it gene by gene. No forward pass is made.
     """
     high = limit_of(focus, budget)
     asked = torch.linspace(max(focus.low, REACH * high), high, num_draws)
@@ -134,9 +164,30 @@ def answers(focus: Focus, budget: Budget, *, num_draws: int = NUM_DRAWS, seed: i
     order = np.argsort(-guess, kind="stable")
     ranked = [tuple(row) for row in np.concatenate([greedy, drawn[order]]).tolist()]
     unique = list(dict.fromkeys(ranked))
-    met = Problem(focus.space, budget).meets(unique)
-    cost = focus.cost_of(np.asarray(unique))
-    return [genes for genes, inside, value in zip(unique, met, cost, strict=True) if inside and value <= high]
+    problem = Problem(focus.space, budget)
+    return _within(focus, problem, unique, high) or _within(
+        focus, problem, _moved(focus, problem, unique, seed), high
+    )
+
+
+def _within(focus: Focus, problem: Problem, ranked: list[Genes], high: float) -> list[Genes]:
+    if not ranked:
+        return []
+    costs = focus.cost_of(np.asarray(ranked))
+    met = problem.meets(ranked)
+    return [genes for genes, inside, cost in zip(ranked, met, costs, strict=True) if inside and cost <= high]
+
+
+def _moved(focus: Focus, problem: Problem, drawn: list[Genes], seed: int) -> list[Genes]:
+    """Archs within the counted limits, reached from those of `drawn` that miss them least, best guess first."""
+    if not problem.budget.counted:
+        return []
+    rng, moved = random.Random(f"answers/{seed}"), list[Genes]()
+    for place in np.argsort(problem.violation(drawn), kind="stable")[:NUM_MOVED].tolist():
+        found = problem.repair(drawn[place], rng, moved)
+        moved += [] if found is None else [found]
+    guess = focus.quality(np.asarray(moved)) if moved else np.zeros(0)
+    return [moved[place] for place in np.argsort(-guess, kind="stable").tolist()]
 
 
 def summarise(context: Context, focus: Focus, num_budgets: int = 3) -> dict[str, Any]:

@@ -125,7 +125,7 @@ def search_archs(context: Context) -> None:
             )
         if context.engine.is_main:
             for trial in study.front():
-                save_front_member(context, trial)
+                save_front_member(context, trial.arch)
             write_json(context.folder / "chosen.json", chosen_arch(context, study.best()))
             write_json(target, study.summary())
     context.engine.wait()
@@ -144,12 +144,16 @@ def chosen_arch(context: Context, trial: Trial) -> dict[str, Any]:
     )
 
 
-def save_front_member(context: Context, trial: Trial) -> Path:
-    """Inherited weights, config and Arch of one Trial."""
-    folder = context.folder / "front" / trial.arch.id
+def front_folder(context: Context, arch: Arch) -> Path:
+    """Where `arch` lies with inherited weights."""
+    return context.folder / "front" / arch.id
+
+
+def save_front_member(context: Context, arch: Arch) -> None:
+    """Inherited weights, config and Arch."""
+    folder = front_folder(context, arch)
     if not (folder / "arch.json").exists():
-        model = extract(context.supernet, trial.arch)
+        model = extract(context.supernet, arch)
         with writing(folder):
             save_timm(model, folder, class_names=context.data.class_names, data_config=context.data_config)
-        write_json(folder / "arch.json", trial.arch.to_json())
-    return folder
+        write_json(folder / "arch.json", arch.to_json())

@@ -13,16 +13,16 @@ from vitnas.errors import UserError
 from vitnas.exporting import export_model, load_timm
 from vitnas.measure.latency import LatencyMeter
 from vitnas.runs import read_json, write_json
-from vitnas.searching import Trial
 from vitnas.searching.latency import measure_ms
 from vitnas.searching.problem import Problem
 from vitnas.space.space import Genes
 from vitnas.stages.context import Context
 from vitnas.stages.finish import FILES, verify_images
-from vitnas.stages.sampler import answers, load_sampler
-from vitnas.stages.searching import SupernetEvaluator, open_study, save_front_member
+from vitnas.stages.run import SearchConfig
+from vitnas.stages.sampler import NUM_DRAWS, answers, is_quantity, load_sampler
+from vitnas.stages.searching import SupernetEvaluator, front_folder, open_study, save_front_member
 
-LOOKS_SHARE = 20  # the policy's answers cost at most one of so many of the search's evaluations
+LOOKS_SHARE = 20  # the policy's answers cost at most one of so many of another search's evaluations
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,12 @@ def specialize(context: Context, budgets: list[str]) -> list[Special]:
     Raises:
         UserError: a budget that cannot be met or asked for.
     """
-    parsed = [Budget.parse(text) for text in budgets]
+    parsed = {budget.text: budget for budget in map(Budget.parse, budgets)}
     learned = context.run.sampler.kind == "focus" and (context.folder / "sampler.safetensors").exists()
     find = _by_sampler if learned else _by_study
-    found = [find(context, budget) for budget in parsed]
-    for special in found:
+    found = [find(context, budget) for budget in parsed.values()]
+    for special in found:  # only now, so that a budget that cannot be met leaves nothing behind
+        save_front_member(context, special.arch)
         _export(context, special.folder)
     record = [
         {
@@ -71,25 +72,28 @@ def specialize(context: Context, budgets: list[str]) -> list[Special]:
 
 def _by_study(context: Context, budget: Budget) -> Special:
     start = time.monotonic()
+    if not (context.folder / "search.json").exists():
+        raise UserError(
+            f"{context.folder} has neither a learned sampler (sampler.kind is {context.run.sampler.kind!r}) nor a "
+            f"finished search that could answer. Run `vitnas train {context.folder}` and `vitnas search` first."
+        )
     with open_study(context, "search") as study:
         trial = study.best(budget)
-    folder = save_front_member(context, trial)
-    seconds = time.monotonic() - start
+    folder, seconds = front_folder(context, trial.arch), time.monotonic() - start
     return Special(
         budget.text, trial.arch, trial.values["accuracy"], trial.cost, folder, "search", 0, seconds
     )
 
 
 def _by_sampler(context: Context, budget: Budget) -> Special:
-    if budget.latency_targets and budget.latency_targets != (
-        context.run.sampler.focus.quantity.partition("@")[2],
-    ):
+    trained_for = context.run.sampler.focus.quantity
+    if not all(is_quantity(limit, trained_for) for limit in budget.limits if limit.quantity == "latency"):
         raise UserError(
             f"the budget {budget.text!r} limits latency, for which the sampler was not trained. Limit "
-            f"{context.run.sampler.focus.quantity}, or ask the finished search."
+            f"{trained_for}, or ask the finished search."
         )
     start, focus = time.monotonic(), load_sampler(context)
-    num_looks = max(1, context.run.search.num_trials // LOOKS_SHARE)
+    num_looks = num_looks_of(context.run.search)
     ranked = answers(focus, budget, seed=context.run.seed)
     evaluator, problem = SupernetEvaluator(context.supernet, context.holdout), Problem(focus.space, budget)
     scored: list[tuple[Mapping[str, float], Genes, Cost]] = []
@@ -101,17 +105,20 @@ def _by_sampler(context: Context, budget: Budget) -> Special:
             break
     if not scored:
         raise UserError(
-            f"none of the {len(ranked)} Archs that the sampler drew meets {budget.text!r}. Widen the budget, or "
-            "ask the "
-            "finished search."
+            f"none of the {NUM_DRAWS} Archs that the sampler drew meets {budget.text!r}, and none near them was found. "
+            "Widen the budget, or ask the finished search."
         )
     values, genes, cost = max(scored, key=lambda found: (found[0]["accuracy"], -found[0]["loss"]))
-    trial = Trial(
-        number=-1, proposal=-1, genes=genes, space=focus.space, state="scored", cost=cost, values=values
-    )
-    folder = save_front_member(context, trial)
-    seconds = time.monotonic() - start
-    return Special(budget.text, trial.arch, values["accuracy"], cost, folder, "sampler", len(scored), seconds)
+    arch, seconds = focus.space.arch_of(genes), time.monotonic() - start
+    folder = front_folder(context, arch)
+    return Special(budget.text, arch, values["accuracy"], cost, folder, "sampler", len(scored), seconds)
+
+
+def num_looks_of(search: SearchConfig) -> int:
+    """Answers of the policy that are scored on held-out images: as many as where the run's own search asks it, else
+    a twentieth of what that search scores."""
+    own = search.searcher == "sampler"
+    return search.num_trials if own else max(1, search.num_trials // LOOKS_SHARE)
 
 
 def measured(context: Context, problem: Problem, genes: Genes) -> Cost:

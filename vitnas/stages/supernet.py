@@ -5,7 +5,7 @@ from __future__ import annotations
 from vitnas.runs import write_json
 from vitnas.sample import Focus, Sandwich
 from vitnas.stages.context import Context, save_weights
-from vitnas.stages.sampler import make_focus, save_sampler, summarise
+from vitnas.stages.sampler import load_sampler, make_focus, save_sampler, summarise
 from vitnas.stages.tasks import make_task
 from vitnas.train import Monitor, Rewiring, all_sides, fit
 
@@ -16,6 +16,8 @@ def train_supernet(context: Context) -> None:
     """Train the supernet, continuing from its checkpoint, into supernet.safetensors, unless that is there."""
     target = context.folder / "supernet.safetensors"
     if target.exists():
+        if context.run.sampler.kind == "focus" and (context.folder / "sampler.safetensors").exists():
+            _tell(context, load_sampler(context))  # a kill may have come between the weights and this
         return
     run, data = context.run, context.data
     supernet = context.new_supernet()
@@ -54,8 +56,13 @@ def train_supernet(context: Context) -> None:
         context.once(context.folder / "sampler.safetensors", lambda: save_sampler(sampler, context.folder))
     context.once(target, lambda: save_weights(fitted.network, target))
     if isinstance(sampler, Focus) and sampler.learns:
-        summary = context.folder / "sampler.json"
-        context.once(summary, lambda: write_json(summary, summarise(context, sampler)))
+        _tell(context, sampler)
+
+
+def _tell(context: Context, focus: Focus) -> None:
+    """sampler.json, unless it is there."""
+    summary = context.folder / "sampler.json"
+    context.once(summary, lambda: write_json(summary, summarise(context, focus)))
 
 
 def _distils(sampler: object) -> bool:
