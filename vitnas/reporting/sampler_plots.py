@@ -115,7 +115,7 @@ def compared(summary: Record) -> Table:
 def _side(record: Any) -> str:
     if not isinstance(record, dict):
         return MISSING
-    return f"{percent(record.get('mean'))} (std {percent(record.get('std'))}, n = {record.get('n')} Archs)"
+    return f"{percent(record.get('mean'))} (std {percent(record.get('std'))}, n = {record.get('n')} draws)"
 
 
 def family(rows: Sequence[Record]) -> Table:

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from vitnas.arch import Arch
 from vitnas.errors import UserError
 from vitnas.sample.draw import Draw
 from vitnas.sample.hook import Moment
+from vitnas.sample.looks import Looks, Rounds
 from vitnas.sample.policy import Drawn, Policy
 from vitnas.sample.quality import Floats, Quality
 from vitnas.space import Space
@@ -32,12 +33,6 @@ WATCH_EVERY = 4  # looks between two records of what the policy would draw
 
 CostOf = Callable[[Matrix], Floats]
 """(N, genes) canonical genes to (N,) costs of the quantity that budgets are in."""
-
-
-class Looks(Protocol):
-    """Held-out batches to look at (`vitnas.data.EvalBatches`)."""
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,8 +127,7 @@ class Focus:
         self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=self.config.lr, fused=True)
         self.quality = Quality(space)
         self.queue: Matrix = np.zeros((0, len(space.genes)), dtype=np.int64)
-        self._looks = looks
-        self._images: list[tuple[Tensor, Tensor]] = []
+        self._rounds = Rounds(looks, self.config.images)
 
     def draw(self, rng: random.Random) -> list[Draw]:
         """Uniform while warming up and for the `floor`; else one of the Archs that the policy last drew."""
@@ -189,7 +183,7 @@ class Focus:
         genes_NG = np.concatenate(
             [mine, self.uniform_near(self.cost_of(mine), stream(moment.seed, moment.step))]
         )
-        images, targets = self._batch(moment.step)
+        images, targets = self._rounds.at(moment.step // self.config.every)
         device = next(moment.network.parameters()).device
         images, targets = images.to(device), targets.to(device)
         training = moment.network.training
@@ -224,17 +218,6 @@ class Focus:
         found = [rng.choice(np.flatnonzero(row <= max(0.05, float(row.min())))) for row in miss_NP]
         near: Matrix = drawn[found]
         return near
-
-    def _batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """The next `images` held-out images, round and round."""
-        if self._looks is None:
-            raise UserError("the sampler has no held-out images to learn from. Give `looks`.")
-        if not self._images:
-            size = self.config.images
-            for images, targets in self._looks:
-                starts = range(0, max(1, len(targets) - size + 1), size)
-                self._images += [(images[i : i + size], targets[i : i + size]) for i in starts]
-        return self._images[(step // self.config.every) % len(self._images)]
 
     def _learn(self, moment: Moment, generator: torch.Generator) -> dict[str, float]:
         """Policy gradient. Draws come in groups of 4 for one budget: the baseline of each is the mean of its group's
