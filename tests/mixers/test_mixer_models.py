@@ -12,7 +12,9 @@ from vitnas.arch import Arch, Block, Mixer, Stage
 from vitnas.counting import count
 from vitnas.errors import UserError
 from vitnas.measure.memory import peak_activation_bytes
+from vitnas.mixers import MIXERS
 from vitnas.model import build
+from vitnas.space import mixer_space
 from vitnas.testing.flops import counted_macs
 
 WORDS: tuple[Any, ...] = get_args(Mixer)
@@ -132,8 +134,43 @@ def test_sizes_that_cannot_work_are_refused_by_building_and_counting(
             call(arch)
 
 
+@pytest.mark.parametrize("word", ["linformer", "nystrom"])
+def test_a_grid_too_small_for_a_mixer_is_refused(word: Any) -> None:
+    """The Arch would say what nobody can build; the Model stays as it was."""
+    block = Block(num_heads=1, head_dim=4, mlp_hidden=8, mixer=word, mixer_size=16)
+    model = build(
+        Arch(image_size=16, patch_size=2, num_classes=2, stages=(Stage(embed_dim=8, blocks=(block,)),))
+    ).eval()
+    with pytest.raises(UserError, match=r"mixer_size is 16; .* Nearest: 10"):
+        model.set_input_size(6)
+    assert model(torch.zeros(1, 3, 16, 16)).shape == (1, 2)
+    model.set_input_size(8)
+    assert build(model.arch).eval()(torch.zeros(1, 3, 8, 8)).shape == (1, 2)
+
+
+def test_rotary_2d_needs_its_grid() -> None:
+    """Without one it would turn nothing, and say nothing."""
+    for grid, tokens in ((0, 10), (4, 10)):
+        mixer = MIXERS["softmax"](8, 2, rotary="rotary_2d", grid_size=grid)
+        with pytest.raises(UserError, match=r"'rotary_2d' was given 10 tokens; it was made for"):
+            mixer(torch.zeros(1, tokens, 8))
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"positions": ("learned", "rotray", "none")}, r"position is 'rotray'; .*Nearest: 'rotary'"),
+        ({"positions": ("none", "rotary_2d", "learned"), "head_dim": 18}, r"head_dim is 18; position 'rotary_2d'"),
+        ({"patch_size": 0}, r"patch_size is 0; it must be"),
+    ],
+)  # fmt: skip
+def test_spaces_that_cannot_be_are_refused(options: Any, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        mixer_space(**options)
+
+
 def test_images_of_another_size_are_refused() -> None:
-    for stem in ("hybrid", "cct"):
+    for stem in ("linear", "hybrid", "cct"):
         model = build(changed({}, stem=stem))
         with pytest.raises(UserError, match=r"the images are \(20, 16\); the model takes 16 x 16 pixels"):
             model(torch.zeros(1, 3, 20, 16))

@@ -16,6 +16,8 @@ from typing import Literal, cast
 import torch
 from torch import Tensor
 
+from vitnas.errors import UserError
+
 RotaryKind = Literal["none", "rotary", "rotary_2d"]
 BASE = 10000.0
 
@@ -38,10 +40,20 @@ class Rotary:
         self.grid_size, self.num_prefix_tokens = grid_size, num_prefix_tokens
 
     def __call__(self, *heads_BANK: Tensor) -> tuple[Tensor, ...]:
-        """Each of the (B, A, N, K) tensors, turned; unchanged for the kind `none`."""
+        """Each of the (B, A, N, K) tensors, turned; unchanged for the kind `none`.
+
+        Raises:
+            UserError: `rotary_2d` of another number of tokens than its grid's.
+        """
         if self.kind == "none":
             return heads_BANK
         first = heads_BANK[0]
+        want = self.grid_size**2 + self.num_prefix_tokens
+        if self.kind == "rotary_2d" and (not self.grid_size or first.shape[2] != want):
+            raise UserError(
+                f"position 'rotary_2d' was given {int(first.shape[2])} tokens; it was made for {want} (a grid of "
+                f"{self.grid_size} and {self.num_prefix_tokens} class token). Give grid_size, or that many tokens."
+            )
         cos_NJ1, sin_NJ1 = self.tables(first.shape[2], first.device, first.dtype)
         return tuple(turn(x_BANK, cos_NJ1, sin_NJ1) for x_BANK in heads_BANK)
 

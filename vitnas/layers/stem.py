@@ -37,6 +37,12 @@ class LinearStem(PatchEmbed):  # type: ignore[misc]  # timm leaves it untyped
     def axes(self) -> dict[str, Axes]:
         return conv_axes(self.proj, "proj", "in_chans", "dim")
 
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """(B, C, H, W) images to (B, G, G, D)."""
+        check_images(images_BCHW, self.img_size[0])
+        patches_BGGD: Tensor = super().forward(images_BCHW)
+        return patches_BGGD
+
     @staticmethod
     def cost(image_size: int, patch_size: int, in_chans: int, dim: int, width: int = 0) -> StemCost:
         patches, kernel = (image_size // patch_size) ** 2, in_chans * patch_size**2

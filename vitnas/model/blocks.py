@@ -99,6 +99,14 @@ def drop_path_rates(rate: float | Sequence[float], depth: int) -> Sequence[float
     return [rate * index / max(1, depth - 1) for index in range(depth)]
 
 
+def check_mixer_sizes(arch: Arch) -> None:
+    """Raise UserError where the `mixer_size` of a block of `arch` cannot work at its number of tokens."""
+    for side, stage in zip(arch.grid_sizes, arch.stages, strict=True):
+        for block in stage.blocks:
+            tokens = side**2 + arch.num_prefix_tokens
+            MIXERS[block.mixer].resolve_size(block.mixer_size, block.head_dim, tokens)
+
+
 def set_block_grids(blocks: Iterable[nn.Module], arch: Arch) -> None:
     """Tell the blocks of `arch`, which were made for another image size, their grids."""
     sides = [side for side, stage in zip(arch.grid_sizes, arch.stages, strict=True) for _ in stage.blocks]

@@ -25,7 +25,13 @@ from vitnas.layers.axes import Axes
 from vitnas.layers.pool import SequencePool
 from vitnas.layers.reduction import SpatialReduction
 from vitnas.layers.stem import STEMS
-from vitnas.model.blocks import drop_path_rates, make_block, make_reduction, set_block_grids
+from vitnas.model.blocks import (
+    check_mixer_sizes,
+    drop_path_rates,
+    make_block,
+    make_reduction,
+    set_block_grids,
+)
 from vitnas.model.described import default_cfg, feature_info, square, stage_starts, take_indices
 
 HEADS = ("head", "head_dist", "patch_head")
@@ -286,7 +292,8 @@ class Model(nn.Module):
         Tables of relative positions stay: they go by distance in patches.
 
         Raises:
-            UserError: sides that differ, or an image that the patch and the reductions do not divide.
+            UserError: sides that differ, an image that the patch and the reductions do not divide, or fewer tokens
+                than a mixer's rank or landmarks. The Model is then as it was.
         """
         old = self.arch
         arch = replace(
@@ -294,6 +301,7 @@ class Model(nn.Module):
             image_size=old.image_size if img_size is None else square("img_size", img_size),
             patch_size=old.patch_size if patch_size is None else square("patch_size", patch_size),
         )
+        check_mixer_sizes(arch)
         self.patch_embed.set_input_size(img_size=arch.image_size, patch_size=arch.patch_size)
         grid = arch.grid_size
         if self.pos_embed is not None and grid != old.grid_size:

@@ -70,6 +70,9 @@ class MixerSpace(Space):
                 raise UserError(
                     f"mixer_sizes names {word!r}; mixers are {', '.join(MIXERS)}.{nearest(word, MIXERS)}"
                 )
+        last = self.arch_of(self.canonical([len(gene.options) - 1 for gene in self.genes]))
+        for position in self.positions:  # of which the representatives have the first and the last
+            self._arch(last.stem, position, last.embed_dim, last.blocks)
         for arch in self.representatives():  # an Arch checks its own sizes, and counting those of its mixers
             stage = arch.stages[0]
             for block in stage.blocks:
@@ -313,7 +316,7 @@ def mixer_space(
     for name in options:
         if name not in known:
             raise UserError(f"the mixers space has no option {name!r}.{nearest(name, known)}")
-    tokens = (image_size // patch_size) ** 2
+    tokens = (image_size // max(1, patch_size)) ** 2  # an Arch refuses a patch of 0
     quarter, all_of_them = min(64, max(4, tokens // 4)), min(64, max(4, tokens))
     given = {
         "name": f"mixers_{size}",
