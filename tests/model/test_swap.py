@@ -14,8 +14,11 @@ from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from vitnas.arch import Arch, Block, Stage
 from vitnas.errors import UserError
 from vitnas.mixers import MIXERS
+from vitnas.model import build
+from vitnas.model.convolutional import cv
 from vitnas.model.swap import attention_layers, swap_attention
 from vitnas.testing import randomize_
 
@@ -128,6 +131,8 @@ def test_chosen_layers_only() -> None:
     ("model", "word", "layers", "sentence"),
     [
         (vit, "nystrm", None, r"mixer is 'nystrm'; it must be one of .*Nearest: 'nystrom'"),
+        (vit, "nystrom", [], r"layers is empty; it must name at least one layer"),
+        (lambda: cv("t", projection="conv"), "performer", None, r"convolutions make its queries, keys and values"),
         (vit, "nystrom", [2], r"layers has 2; the model has attention layers 0 to 1"),
         (lambda: vit(qk_norm=True), "nystrom", None, r"in blocks\.0\.attn: queries and keys are normalised"),
         (lambda: nn.Linear(2, 2), "nystrom", None, r"Linear has no attention that is known here"),
@@ -174,3 +179,51 @@ def test_a_named_model() -> None:
     model = timm.create_model("deit_tiny_patch16_224")
     swap_attention(model, "nystrom", size=32)
     assert sum(row["new_params"] for row in model.swapped) == 12 * 3 * 33
+
+
+def test_swapped_layers_keep_their_numbers() -> None:
+    """So that layers=[0] and then layers=[1] are the first and the second, and nothing is swapped twice."""
+    for model in (vit(depth=3), levit_model()):
+        count = len(attention_layers(model))
+        swap_attention(model, "nystrom", [0], size=4)
+        assert len(attention_layers(model)) == count
+        with pytest.raises(UserError, match=r"it is nystrom already; start from the model as it was"):
+            swap_attention(model, "performer", [0])
+    model = swap_attention(swap_attention(vit(depth=3), "nystrom", [0]), "performer", [1])
+    assert [type(block.attn).__name__ for block in model.blocks] == ["Nystrom", "Performer", "Attention"]
+
+
+def test_dropout_and_frozen_weights_stay() -> None:
+    """Dropout behind the projection does as before; that of attention weights is said to be gone."""
+    torch.manual_seed(0)
+    model = vit(proj_drop_rate=0.5, attn_drop_rate=0.25)
+    model.blocks[0].attn.qkv.requires_grad_(False)
+    swap_attention(model, "performer", [0])
+    mixer = model.blocks[0].attn
+    assert model.swapped[0]["gone"] == ["attn_drop of 0.25"]
+    assert [p.requires_grad for p in mixer.qkv.parameters()] == [False, False]
+    assert [p.requires_grad for p in mixer.proj.parameters()] == [True, True]
+    x = torch.randn(4, 65, 32)
+    still = mixer(x)
+    share = (mixer.train()(x) == 0).float().mean()
+    assert share == pytest.approx(0.5, abs=0.05)
+    torch.testing.assert_close(mixer.eval()(x), still)
+    torch.testing.assert_close(mixer.train()(x).mean(), still.mean(), atol=0.1, rtol=0)
+
+
+def test_registers_are_no_patches() -> None:
+    model = swap_attention(vit(reg_tokens=4, img_size=16), "linformer", size=4)
+    assert (model.blocks[0].attn.grid_size, model.blocks[0].attn.num_prefix_tokens) == (4, 5)
+    assert model(images()[..., :16, :16]).shape == (2, 5)
+
+
+def test_the_arch_of_our_own_model_follows() -> None:
+    block = Block(num_heads=2, head_dim=8, mlp_hidden=16)
+    arch = Arch(image_size=8, patch_size=2, num_classes=3, stages=(Stage(embed_dim=16, blocks=(block,) * 2),))
+    model = swap_attention(build(arch).eval(), "nystrom", [1], size=4)
+    assert [(b.mixer, b.mixer_size) for b in model.arch.blocks] == [("softmax", None), ("nystrom", 4)]
+    again = build(model.arch).eval()
+    again.load_state_dict(model.state_dict())
+    torch.testing.assert_close(again(images()[..., :8, :8]), model(images()[..., :8, :8]), rtol=0, atol=0)
+    with pytest.raises(UserError, match=r"mixer_size is 18; nystrom compresses 17 tokens"):
+        swap_attention(build(arch), "nystrom", size=18)

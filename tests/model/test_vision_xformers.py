@@ -13,7 +13,7 @@ from torch.nn import functional
 
 import vitnas.model.registry
 from vitnas.counting import count
-from vitnas.exporting import export_onnx
+from vitnas.exporting import export_onnx, load_timm, save_timm
 from vitnas.model.convolutional import MapBlock, cv, levi
 from vitnas.model.fnet2d import FNet2d
 from vitnas.model.vision_xformers import VISION_XFORMERS
@@ -162,3 +162,18 @@ def test_pit_and_levit_are_timms_own(name: str, base: str) -> None:
     assert (
         sum(p.numel() for p in model.parameters()) == sum(p.numel() for p in plain.parameters()) + new - gone
     )
+
+
+def test_pit_and_levit_are_saved_with_their_names(tmp_path: Path) -> None:
+    """Loading asks nobody for weights of timm's model; other classes than the saved ones mean a fresh head."""
+    for name in ("pin_ti_224", "levip_128s"):
+        model = timm.create_model(name, num_classes=4)
+        assert save_timm(model.eval(), tmp_path / name)["architecture"] == name
+        images = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+        loaded = load_timm(tmp_path / name)
+        assert torch.equal(loaded(images), model(images))
+        fewer = timm.create_model(f"local-dir:{tmp_path / name}", pretrained=True, num_classes=2).eval()
+        assert fewer(images).shape == (1, 2)
+        layer = model.swapped[0]["layer"]
+        for ours, theirs in zip(*(m.get_submodule(layer).parameters() for m in (model, fewer)), strict=True):
+            assert torch.equal(ours, theirs)

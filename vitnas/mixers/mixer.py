@@ -57,6 +57,10 @@ class Mixer(nn.Module, ABC):
     fixed_tokens: ClassVar[bool] = False  # weights per token: another grid means resampled weights
     needs_grid: ClassVar[bool] = False  # patches must form a square
 
+    def __init__(self, *sizes: object, **options: object) -> None:
+        super().__init__()
+        self.proj_drop: nn.Module | None = None  # dropout of the result; swapped timm models may bring one
+
     @staticmethod
     @abstractmethod
     def macs(shape: MixerShape, convention: Convention = "executed") -> int:
@@ -95,7 +99,8 @@ class Mixer(nn.Module, ABC):
             raise UserError(
                 f"{type(self).__name__} was given a mask; mixers see all tokens of an image. Leave the mask out."
             )
-        return self.mix(x_BND)
+        out_BND = self.mix(x_BND)
+        return out_BND if self.proj_drop is None else self.proj_drop(out_BND)
 
     def set_grid_size(self, grid_size: int) -> None:
         """Take images of another grid from now on; weights per token are resampled."""

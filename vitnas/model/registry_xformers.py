@@ -11,7 +11,13 @@ from functools import partial
 from typing import Any
 
 import timm
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import (
+    PretrainedCfg,
+    build_model_with_cfg,
+    generate_default_cfgs,
+    load_pretrained,
+    register_model,
+)
 
 from vitnas.model.convolutional import cv, levi
 from vitnas.model.fnet2d import FNet2d
@@ -66,9 +72,21 @@ def _swapped_entry(name: str, base: str, mixer: str) -> Callable[..., Any]:
     """The function that timm calls for one of its own models with another mixer."""
 
     def make(pretrained: bool = False, **options: Any) -> Any:
-        for word in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):
-            options.pop(word, None)
-        return swap_attention(timm.create_model(base, pretrained=pretrained, **options), mixer)
+        given, cache_dir = options.pop("pretrained_cfg", None), options.pop("cache_dir", None)
+        overlay = options.pop("pretrained_cfg_overlay", None)
+        own = (
+            given if given and not isinstance(given, str) else None
+        )  # of weights of this very net; else a tag
+        model = timm.create_model(base, pretrained=pretrained and own is None, **options)
+        swap_attention(model, mixer)
+        if (base_cfg := getattr(model, "pretrained_cfg", None)) is not None:
+            mine = own.to_dict() if isinstance(own, PretrainedCfg) else own
+            model.pretrained_cfg = {**base_cfg, **(mine or {}), **(overlay or {}), "architecture": name}
+            model.default_cfg = model.pretrained_cfg
+        if pretrained and own is not None:
+            sizes: dict[str, Any] = {"num_classes": model.num_classes, "in_chans": options.get("in_chans", 3)}
+            load_pretrained(model, model.pretrained_cfg, cache_dir=cache_dir, **sizes)
+        return model
 
     make.__name__ = make.__qualname__ = name
     make.__doc__ = (

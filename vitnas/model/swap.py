@@ -6,13 +6,14 @@ cannot, and why, is said for each layer: class attention has one query and is li
 than any mixer pays for, with a bias and a mask on the weights; subsampled attention has fewer queries than keys.
 
 New weights start where the mixer is nearest to softmax: Nystrom's convolution at 0, Linformer's mixtures as means of
-runs of tokens.
+runs of tokens. Dropout behind the output projection stays; dropout of attention weights goes, as no mixer has it.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,13 +21,18 @@ from timm.layers import Attention
 from timm.models import cait, levit, swin_transformer
 from torch import Tensor, nn
 
+from vitnas.arch import Arch
 from vitnas.errors import UserError, nearest
 from vitnas.mixers import MIXERS, HeadMixer, Mixer, Softmax
+from vitnas.model.blocks import check_mixer_sizes
+from vitnas.model.conv_projection import ConvProjection
+from vitnas.model.vit import Model
 
 # Layers that attend, and why no mixer takes their place.
 FIXED: dict[type[nn.Module], str] = {
     cait.ClassAttn: "its one query, the class token, already costs no more than the tokens",
     levit.AttentionDownsample: "it has fewer queries than keys",
+    ConvProjection: "convolutions make its queries, keys and values; give the mixer when the model is made",
     swin_transformer.WindowAttention: "its windows are too short for a mixer to pay, and carry a bias and a mask",
 }
 
@@ -64,7 +70,7 @@ def swap_attention(
     Args:
         mixer: a word of `MIXERS`.
         layers: which attention layers, counted from 0 in the model's order (negative: from the end); None for all
-            that can be swapped.
+            that can be swapped. Layers that were swapped before keep their numbers.
         size: the mixer's own number (landmarks, rank, features, ...).
         generator: source of new weights.
 
@@ -86,6 +92,10 @@ def swap_attention(
         )
     names = list(found)
     reasons = {name: reason for name in names if (reason := _why_not(found[name], mixer))}
+    if layers is not None and not len(layers):
+        raise UserError(
+            "layers is empty; it must name at least one layer. Leave it out to swap all that can be."
+        )
     if layers is None:
         chosen = [name for name in names if name not in reasons]
     else:
@@ -102,22 +112,53 @@ def swap_attention(
         raise UserError(
             f"{mixer} cannot take the place of attention in {told}{more}. Leave these layers out."
         )
+    arch = _arch_of_swapped(model, chosen, mixer, size) if isinstance(model, Model) else None
     tokens = _tokens(model, chosen) if _needs_grid(mixer) else dict.fromkeys(chosen, 0)
-    made = {name: _swapped(name, found[name], mixer, size, tokens[name], generator) for name in chosen}
+    prefixes = [known] if isinstance(known := getattr(model, "num_prefix_tokens", None), int) else []
+    made = {
+        name: _swapped(name, found[name], mixer, size, tokens[name], [*prefixes, 0, 1, 2], generator)
+        for name in chosen
+    }
     rows = []
     for name, new in made.items():
         parent, _, leaf = name.rpartition(".")
         old = found[name]
         setattr(model.get_submodule(parent), leaf, new.train(old.training))
         rows.append(_row(name, old, new))
+    if arch is not None and isinstance(model, Model):
+        model.record_arch(arch)
     model.swapped = [*getattr(model, "swapped", []), *rows]  # type: ignore[assignment]
     return model
 
 
 def attention_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Every layer of `model` that attends, swappable or not, by name."""
-    kinds = (Attention, levit.Attention, cait.TalkingHeadAttn, Softmax, *FIXED)
-    return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
+    """Every layer of `model` that attends or was swapped, swappable or not, by name."""
+    kinds = (Attention, levit.Attention, cait.TalkingHeadAttn, Mixer, SwappedLevit, *FIXED)
+    found = {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
+    inner = (SwappedLevit, ConvProjection)  # their mixers are parts of them
+    return {
+        name: module
+        for name, module in found.items()
+        if not isinstance(found.get(name.rpartition(".")[0]), inner)
+    }
+
+
+def _arch_of_swapped(model: Model, names: Sequence[str], mixer: Any, size: int | None) -> Arch:
+    """The Arch of one of our own Models with `mixer` in the layers of these names."""
+    numbers, blocks = {int(name.split(".")[1]) for name in names}, iter(range(model.arch.depth))
+    stages = tuple(
+        replace(
+            stage,
+            blocks=tuple(
+                replace(block, mixer=mixer, mixer_size=size) if next(blocks) in numbers else block
+                for block in stage.blocks
+            ),
+        )
+        for stage in model.arch.stages
+    )
+    arch = replace(model.arch, stages=stages)
+    check_mixer_sizes(arch)
+    return arch
 
 
 def _why_not(old: nn.Module, mixer: str) -> str:
@@ -125,6 +166,9 @@ def _why_not(old: nn.Module, mixer: str) -> str:
     for kind, reason in FIXED.items():
         if isinstance(old, kind):
             return reason
+    if isinstance(old, (Mixer, SwappedLevit)) and not isinstance(old, Softmax):
+        word = old.mixer.word if isinstance(old, SwappedLevit) else old.word
+        return f"it is {word} already; start from the model as it was"
     if isinstance(old, levit.Attention):
         if old.use_conv:
             return "it is LeViT's convolutional form; the model without `conv` in its name can be swapped"
@@ -143,6 +187,8 @@ def _why_not(old: nn.Module, mixer: str) -> str:
             return "its output is normalised or gated"
         if old.proj.bias is None:
             return "its output projection has no bias"
+        if old.proj.out_features != old.qkv.in_features:
+            return "its output has another width than its input"
     if mixer.startswith("linformer_"):
         return f"{mixer} has no values of its own, so trained ones would be lost; use linformer"
     return ""
@@ -196,12 +242,13 @@ def _swapped(
     mixer: str,
     size: int | None,
     tokens: int,
+    prefixes: Sequence[int],
     generator: torch.Generator | None,
 ) -> nn.Module:
     """The new layer, with the trained weights of `old`."""
     options: dict[str, Any] = {"size": size}
     if tokens:
-        prefix = next((p for p in range(3) if tokens > p and math.isqrt(tokens - p) ** 2 == tokens - p), None)
+        prefix = next((p for p in prefixes if tokens > p and math.isqrt(tokens - p) ** 2 == tokens - p), None)
         if prefix is None:
             raise UserError(
                 f"{name} sees {tokens} tokens, which are no square grid; {mixer} needs one. Give square images."
@@ -215,15 +262,27 @@ def _swapped(
         dim, like = old.qkv.in_features, old.qkv.weight
         head_dim, bias = old.qkv.out_features // (3 * old.num_heads), old.qkv.bias is not None
     new: Mixer = kind(dim, old.num_heads, head_dim=head_dim, qkv_bias=bias, scale=float(old.scale), **options)
+    _start(new, generator)  # before it moves: a generator belongs to one device
     new = new.to(like)
-    _start(new, generator)
     if isinstance(old, levit.Attention):
         assert isinstance(new, HeadMixer)
         return SwappedLevit(old, new)
     if isinstance(new, HeadMixer):
         new.qkv.load_state_dict(old.qkv.state_dict())
         new.proj.load_state_dict(old.proj.state_dict())
+        trained = dict(old.named_parameters())
+        for name, parameter in new.named_parameters():
+            if name.startswith(("qkv.", "proj.")):
+                parameter.requires_grad_(trained[name].requires_grad)
+    if drop := _dropout(old, "proj_drop"):
+        new.proj_drop = nn.Dropout(drop)
     return new
+
+
+def _dropout(old: nn.Module, name: str) -> float:
+    """The rate of a dropout of timm's attention, 0 where there is none."""
+    layer = getattr(old, name, None)
+    return layer.p if isinstance(layer, nn.Dropout) else 0.0
 
 
 @torch.no_grad()
@@ -251,11 +310,12 @@ def _row(name: str, old: nn.Module, new: nn.Module) -> dict[str, Any]:
     """What happened to one layer."""
     before = {key for key, _ in old.named_parameters()}
     after = {key: parameter.numel() for key, parameter in new.named_parameters()}
+    rate = _dropout(old, "attn_drop")
     return {
         "layer": name,
         "was": type(old).__name__,
         "is": type(getattr(new, "mixer", new)).__name__,
         "kept": sorted(before & set(after)),
-        "gone": sorted(before - set(after)),
+        "gone": sorted(before - set(after)) + ([f"attn_drop of {rate:g}"] if rate else []),
         "new_params": sum(size for key, size in after.items() if key not in before),
     }
