@@ -20,7 +20,8 @@ from vitnas.model import build
 from vitnas.model.swap import swap_attention
 from vitnas.sample import Fixed
 from vitnas.train import Classification, TrainConfig, evaluate, fit
-from vitnas.train.recover import SHORT, agreement, recover
+from vitnas.train.recover import SHORT, Imitation, agreement, recover
+from vitnas.train.task import Batch
 
 ARCH = Arch(
     image_size=8,
@@ -92,6 +93,20 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
+def test_the_teacher_follows_the_images_and_modes_stay() -> None:
+    """`fit` moves the network to the GPU; the meta device stands for one here."""
+    model, teacher = build(ARCH).to("meta"), build(ARCH).train()
+    images = torch.zeros(2, 1, 8, 8, device="meta")
+    batch = Batch(images, torch.zeros(2, dtype=torch.int64, device="meta"))
+    metrics, _ = Imitation(teacher)(model, batch, None)
+    assert metrics["loss"].device.type == "meta"
+    student, teacher = build(ARCH).train(), build(ARCH).eval()
+    student.blocks[0].eval()
+    agreement(student, teacher, [(torch.zeros(2, 1, 8, 8), torch.zeros(2))])
+    assert student.training
+    assert not student.blocks[0].mlp.training
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
@@ -100,6 +115,14 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         (["vit_none", "mixer=nystrom", "pretrained=false"], "vit_none cannot be made"),
         (["vit_tiny_patch16_224", "mixer=nystrm", "pretrained=false"], "mixer is 'nystrm'"),
         (["vit_tiny_patch16_224", "mixer=nystrom", "pretrained=false", "size=x"], "size is 'x'"),
+        (
+            ["vit_tiny_patch16_224", "mixer=nystrom", "pretrained=false", "size=2.5"],
+            "size is '2.5'; it must be a whole",
+        ),
+        (["vit_tiny_patch16_224", "mixer=nystrom", "pretrained=false", "size=nan"], "size is 'nan'"),
+        (["vit_tiny_patch16_224", "mixer=nystrom", "pretrained=false", "layers=0.5"], "layers is '0.5'"),
+        (["vit_tiny_patch16_224", "mixer=nystrom", "pretrained=false", "layers="], "layers is ''"),
+        ([".", "mixer=nystrom", "pretrained=false"], "pretrained=false and . is a folder"),
         (["vit_tiny_patch16_224", "mixer=nystrom", "pretrained=maybe"], "pretrained is 'maybe'"),
     ],
 )

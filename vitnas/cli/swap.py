@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +37,20 @@ def swap_command(words: list[str], console: Console) -> None:
     folder = Path(pairs.get("folder", f"runs/swap_{Path(names[0]).name}_{pairs['mixer']}"))
     model = _load(names[0], pairs.get("pretrained", "true"))
     teacher = copy.deepcopy(model).eval()
-    size = int(_number("size", pairs["size"])) if "size" in pairs else None
+    size = _whole("size", pairs["size"]) if "size" in pairs else None
     parts = split_list(pairs["layers"]) if "layers" in pairs else None
-    layers = None if parts is None else [int(_number("layers", part, low=-1000)) for part in parts]
+    layers = None if parts is None else [_whole("layers", part, low=None) for part in parts]
     swap_attention(model, pairs["mixer"], layers, size=size)
     for row in model.swapped:
         gone = f", gone: {', '.join(row['gone'])}" if row["gone"] else ""
         told = f"{row['layer']}: {row['was']} to {row['is']}, {row['new_params']:,} new parameters{gone}"
         console.print(told, markup=False)
-    record: dict[str, Any] = {"model": names[0], "mixer": pairs["mixer"], "layers": model.swapped}
+    record: dict[str, Any] = {
+        "model": names[0],
+        "mixer": pairs["mixer"],
+        "size": size,
+        "layers": model.swapped,
+    }
     if "dataset" in pairs:
         record |= _win_back(model, teacher, pairs, console)
     folder.mkdir(parents=True, exist_ok=True)
@@ -59,6 +65,10 @@ def _load(name: str, pretrained: str) -> Any:
     if pretrained not in ("true", "false"):
         raise UserError(f"pretrained is {pretrained!r}; it must be true or false.")
     if Path(name).is_dir():
+        if pretrained == "false":
+            raise UserError(
+                f"pretrained=false and {name} is a folder; a folder always brings its weights. Leave pretrained out."
+            )
         return load_timm(name)
     try:
         return timm.create_model(name, pretrained=pretrained == "true").eval()
@@ -81,7 +91,7 @@ def _win_back(model: Any, teacher: Any, pairs: dict[str, str], console: Console)
             std=tuple(cfg["std"]),
         )
     )
-    batch = int(_number("batch_size", pairs.get("batch_size", "64")))
+    batch = _whole("batch_size", pairs.get("batch_size", "64"))
     holdout = EvalBatches(data.holdout, batch_size=batch)
     config = TrainConfig(
         epochs=_number("epochs", pairs.get("epochs", str(SHORT.epochs))),
@@ -99,11 +109,22 @@ def _win_back(model: Any, teacher: Any, pairs: dict[str, str], console: Console)
     return {"agreement_before": before, "agreement_after": after, "n": count, "epochs": config.epochs}
 
 
-def _number(name: str, text: str, low: float = 0) -> float:
+def _number(name: str, text: str) -> float:
     try:
         value = float(text)
     except ValueError:
-        value = low
-    if value <= low and not (name == "layers" and text == "0"):
-        raise UserError(f"{name} is {text!r}; it must be a number above {low:g}. Mend it.")
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise UserError(f"{name} is {text!r}; it must be a number above 0. Mend it.")
+    return value
+
+
+def _whole(name: str, text: str, low: int | None = 1) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = None
+    if value is None or (low is not None and value < low):
+        least = "" if low is None else f" of at least {low}"
+        raise UserError(f"{name} is {text!r}; it must be a whole number{least}. Mend it.")
     return value

@@ -29,7 +29,7 @@ Small networks on few images take more: lr=1e-3 and 10 epochs of 18 steps won ba
 
 @dataclass(frozen=True)
 class Imitation:
-    """Task: the soft cross-entropy to the logits of `teacher`, which is left as it is."""
+    """Task: the soft cross-entropy to the logits of `teacher`, which moves to the images and stays as it is."""
 
     teacher: nn.Module
     temperature: float = 1.0
@@ -37,6 +37,7 @@ class Imitation:
     def __call__(
         self, network: nn.Module, batch: Batch, arch: Arch | None
     ) -> tuple[dict[str, Tensor], Tensor]:
+        self.teacher.to(batch.images_BCHW.device)  # `fit` moves the network that learns, and no other
         with torch.no_grad():
             wanted_BY = self.teacher(batch.images_BCHW)
         logits_BY = run(network, batch.images_BCHW, arch)
@@ -77,13 +78,14 @@ def agreement(
     model: nn.Module, teacher: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]
 ) -> tuple[float, int]:
     """Share of images that both networks give the same best class, and how many images that is of."""
-    was = model.training, teacher.training
-    model.eval(), teacher.eval()
+    modes = [(module, module.training) for net in (model, teacher) for module in net.modules()]
     device = next(model.parameters()).device
+    model.eval(), teacher.to(device).eval()
     same = total = 0
     for images_BCHW, _ in batches:
         images_BCHW = images_BCHW.to(device)
         same += int((model(images_BCHW).argmax(-1) == teacher(images_BCHW).argmax(-1)).sum())
         total += len(images_BCHW)
-    model.train(was[0]), teacher.train(was[1])
+    for module, training in modes:
+        module.training = training
     return same / max(1, total), total
