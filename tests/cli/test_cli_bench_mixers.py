@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
 from vitnas.cli import main
 from vitnas.errors import UserError
+from vitnas.measure.memory import peak_bytes_of
 from vitnas.measure.mixers import bench_mixers, break_even, growth, verdict
 
 
@@ -28,6 +31,9 @@ def test_break_even_is_from_where_on_it_stays_faster() -> None:
     assert "softmax is never the fastest" in told
     assert "a from 256" in told
     assert "Never faster up to 1024 tokens: b, c" in told
+    told = " ".join(verdict([row for row in rows if row["mixer"] != "softmax"]))
+    assert "softmax was not measured" in told
+    assert "ever" not in told
     slow = rows_of({"softmax": [1, 1], "a": [2, 2]})
     assert "softmax is the fastest at 16, 64 tokens" in verdict(slow)[0]
 
@@ -49,6 +55,12 @@ def test_rows_hold_every_mixer_both_ways() -> None:
     ("options", "sentence"),
     [
         ({"tokens": (65,)}, r"tokens has 65; it must be a square .* Nearest: 64"),
+        ({"tokens": (-4,)}, r"tokens has -4; .* Nearest: 4"),
+        ({"tokens": ()}, r"tokens is empty"),
+        ({"device": "gpu"}, r"device is 'gpu'; it must be cpu, cuda or cuda:NUMBER"),
+        ({"device": "meta"}, r"device is 'meta'; it must be cpu"),
+        ({"device": "cuda:x"}, r"device is 'cuda:x'; it must be cpu"),
+        ({"device": "cuda:99"}, r"device is 'cuda:99', but torch sees"),
         ({"mixers": ["softmx"]}, r"mixers has 'softmx'; known are softmax"),
         ({"dim": 10, "heads": 4}, r"dim is 10; it must be a multiple of heads 4\. Nearest: 8"),
     ],
@@ -56,6 +68,21 @@ def test_rows_hold_every_mixer_both_ways() -> None:
 def test_bad_options_are_refused(options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         bench_mixers(**options)
+
+
+def test_what_is_named_twice_is_measured_once() -> None:
+    rows = bench_mixers(tokens=(16, 16), mixers=["softmax", "softmax"], dim=16, heads=2, seconds=0.001)
+    assert len(rows) == 2
+    assert growth(rows, "forward") == {}
+
+
+def test_gradients_of_an_earlier_call_are_not_held_before() -> None:
+    """On a GPU they would be taken off what a call holds."""
+    module, x = nn.Linear(4, 4), torch.ones(2, 4)
+    module(x).sum().backward()
+    seen: list[bool] = []
+    peak_bytes_of(module, x, lambda: seen.append(module.weight.grad is None))
+    assert seen == [True]
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -72,3 +99,5 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "Nearest: 'tokens'" in capsys.readouterr().err
     assert main(["bench", "mixers", "dim=big"]) == 2
     assert "dim is 'big'" in capsys.readouterr().err
+    assert main(["bench", "mixers", "seconds=inf"]) == 2
+    assert "seconds is 'inf'" in capsys.readouterr().err

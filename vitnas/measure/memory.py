@@ -61,13 +61,16 @@ def peak_bytes_of(module: nn.Module, given: Tensor, call: Callable[[], object]) 
 
     On a GPU what the allocator handed out beyond what was held before.
     """
+    for parameter in module.parameters():
+        parameter.grad = None  # those of an earlier call would count as held before
     if given.is_cuda:
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+        where = given.device  # which need not be the current one
+        torch.cuda.synchronize(where)
+        torch.cuda.reset_peak_memory_stats(where)
+        before = torch.cuda.memory_allocated(where)
         call()
-        torch.cuda.synchronize()
-        return int(torch.cuda.max_memory_allocated() - before)
+        torch.cuda.synchronize(where)
+        return int(torch.cuda.max_memory_allocated(where) - before)
     with _LiveStorages([given, *module.parameters(), *module.buffers()]) as live:
         call()
     return int(live.peak)

@@ -45,19 +45,21 @@ def bench_mixers(
     Raises:
         UserError: token counts that are no squares, unknown mixers, a device that is not there.
     """
-    words = list(mixers or [word for word in MIXERS if word not in SKIPPED])
+    words = list(dict.fromkeys(mixers or [word for word in MIXERS if word not in SKIPPED]))
+    tokens = tuple(dict.fromkeys(tokens))
+    if not tokens:
+        raise UserError(f"tokens is empty; it needs at least one count, for example {TOKENS[0]}.")
     for word in words:
         if word not in MIXERS:
             raise UserError(f"mixers has {word!r}; known are {', '.join(MIXERS)}. Leave it out.")
     for count in tokens:
-        if math.isqrt(count) ** 2 != count or count < 4:
+        if count < 4 or math.isqrt(count) ** 2 != count:
             near = max(2, round(math.sqrt(max(count, 0)))) ** 2
             raise UserError(f"tokens has {count}; it must be a square of a grid's side. Nearest: {near}.")
     if dim % heads:
         near = dim // heads * heads or heads
         raise UserError(f"dim is {dim}; it must be a multiple of heads {heads}. Nearest: {near}.")
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"device is {device!r}, but torch sees no GPU. Use device=cpu.")
+    _check_device(device)
     rows: list[dict[str, Any]] = []
     for count in tokens:
         made = {word: _make(word, count, dim, heads, device) for word in words}
@@ -80,6 +82,18 @@ def bench_mixers(
                 )
         told(f"{count} tokens")
     return rows
+
+
+def _check_device(device: str) -> None:
+    """Raise UserError for a device that is not there, or whose time and memory cannot be measured."""
+    kind, _, number = device.partition(":")
+    if kind not in ("cpu", "cuda") or (number and not number.isdigit()) or (kind == "cpu" and number):
+        raise UserError(f"device is {device!r}; it must be cpu, cuda or cuda:NUMBER. Use device=cpu.")
+    seen = torch.cuda.device_count()
+    if kind == "cuda" and not seen:
+        raise UserError(f"device is {device!r}, but torch sees no GPU. Use device=cpu.")
+    if kind == "cuda" and int(number or 0) >= seen:
+        raise UserError(f"device is {device!r}, but torch sees {seen}. Nearest: cuda:{seen - 1}.")
 
 
 def break_even(rows: Sequence[dict[str, Any]], direction: str) -> dict[str, int | None]:
@@ -125,6 +139,9 @@ def verdict(rows: Sequence[dict[str, Any]]) -> list[str]:
             ]
             == "softmax"
         ]
+        if not any(row["mixer"] == "softmax" for row in rows):
+            lines.append(f"{direction}: softmax was not measured, so there is nothing to compare with.")
+            continue
         told = "softmax is never the fastest"
         if wins:
             told = f"softmax is the fastest at {', '.join(map(str, wins))} tokens"
@@ -189,4 +206,4 @@ def _time(calls: dict[str, Callable[[], object]], seconds: float, device: str) -
 
 def _wait(device: str) -> None:
     if device.startswith("cuda"):
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)
