@@ -14,7 +14,7 @@ from torch.nn import functional
 import vitnas.model.registry
 from vitnas.counting import count
 from vitnas.exporting import export_onnx, load_timm, save_timm
-from vitnas.model.convolutional import MapBlock, cv, levi
+from vitnas.model.convolutional import ChannelNorm, MapBlock, cv, levi
 from vitnas.model.fnet2d import FNet2d
 from vitnas.model.vision_xformers import VISION_XFORMERS
 from vitnas.testing import randomize_
@@ -177,3 +177,10 @@ def test_pit_and_levit_are_saved_with_their_names(tmp_path: Path) -> None:
         layer = model.swapped[0]["layer"]
         for ours, theirs in zip(*(m.get_submodule(layer).parameters() for m in (model, fewer)), strict=True):
             assert torch.equal(ours, theirs)
+
+
+def test_the_channel_norm_of_equal_channels_has_a_gradient() -> None:
+    x = torch.zeros(1, 4, 2, 2).index_fill(3, torch.tensor([1]), 3.0).requires_grad_()
+    ChannelNorm(4)(x).square().sum().backward()
+    assert x.grad is not None
+    assert bool(x.grad.isfinite().all())

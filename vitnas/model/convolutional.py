@@ -41,7 +41,9 @@ class ChannelNorm(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         centred = x_BCHW - x_BCHW.mean(1, keepdim=True)
-        deviation = centred.square().mean(1, keepdim=True).sqrt()
+        variance = centred.square().mean(1, keepdim=True)
+        flat = variance == 0  # where channels are all equal, the root has no gradient: none goes through it
+        deviation = variance.masked_fill(flat, 1.0).sqrt().masked_fill(flat, 0.0)
         return centred / (deviation + self.eps) * self.weight[:, None, None] + self.bias[:, None, None]
 
 
