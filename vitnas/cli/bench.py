@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from vitnas.cli.fields import split_list, split_words
+from vitnas.cli.fields import number, split_list, split_words, whole_number
 from vitnas.errors import UserError, nearest
 from vitnas.measure.environment import environment
 from vitnas.measure.mixers import TOKENS, bench_mixers, growth, verdict
@@ -30,17 +29,19 @@ def bench_mixers_command(words: list[str], console: Console) -> None:
             raise UserError(
                 f"`vitnas bench mixers` has no field {word!r}; it takes {', '.join(KNOWN)}.{nearest(word, KNOWN)}"
             )
-    numbers = {name: _whole(name, pairs[name]) for name in NUMBERS if name in pairs}
+    numbers = {name: whole_number(name, pairs[name]) for name in NUMBERS if name in pairs}
     if threads := numbers.pop("threads", None):
         torch.set_num_threads(threads)
     tokens = (
-        tuple(_whole("tokens", part) for part in split_list(pairs["tokens"])) if "tokens" in pairs else TOKENS
+        tuple(whole_number("tokens", part) for part in split_list(pairs["tokens"]))
+        if "tokens" in pairs
+        else TOKENS
     )
     rows = bench_mixers(
         tokens=tokens,
         mixers=split_list(pairs["mixers"]) if "mixers" in pairs else None,
         device=pairs.get("device", "cpu"),
-        seconds=_seconds(pairs.get("seconds", "1")),
+        seconds=number("seconds", pairs.get("seconds", "1")),
         told=lambda text: console.print(f"measured {text}"),
         **numbers,
     )
@@ -123,23 +124,3 @@ def _csv(rows: list[dict[str, Any]]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
-
-
-def _whole(name: str, text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise UserError(f"{name} is {text!r}; it must be a whole number of at least 1.")
-    return value
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < math.inf:
-        raise UserError(f"seconds is {text!r}; it must be a number above 0. Use 1.")
-    return value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import warnings
 from argparse import ArgumentError
@@ -69,6 +70,37 @@ def split_budgets(text: str) -> list[str]:
             f"the list of budgets {text!r} is empty; give at least one, for example '[macs<=1M]'."
         )
     return budgets
+
+
+def number(name: str, text: str) -> float:
+    """A finite number above 0.
+
+    Raises:
+        UserError: it is none.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise UserError(f"{name} is {text!r}; it must be a number above 0. Mend it.")
+    return value
+
+
+def whole_number(name: str, text: str, low: int | None = 1) -> int:
+    """A whole number, not below `low`.
+
+    Raises:
+        UserError: it is none.
+    """
+    try:
+        value = int(text)
+    except ValueError:
+        value = None
+    if value is None or (low is not None and value < low):
+        least = "" if low is None else f" of at least {low}"
+        raise UserError(f"{name} is {text!r}; it must be a whole number{least}. Mend it.")
+    return value
 
 
 def make_run(name: str, pairs: dict[str, str]) -> Run:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import timm
 from rich.console import Console
 from safetensors.torch import save_file
 
-from vitnas.cli.fields import split_list, split_words
+from vitnas.cli.fields import number, split_list, split_words, whole_number
 from vitnas.data import AUGMENTS, DataConfig, EvalBatches, TrainBatches, open_data
 from vitnas.errors import UserError, nearest
 from vitnas.exporting import export_onnx, load_timm
@@ -37,9 +36,9 @@ def swap_command(words: list[str], console: Console) -> None:
     folder = Path(pairs.get("folder", f"runs/swap_{Path(names[0]).name}_{pairs['mixer']}"))
     model = _load(names[0], pairs.get("pretrained", "true"))
     teacher = copy.deepcopy(model).eval()
-    size = _whole("size", pairs["size"]) if "size" in pairs else None
+    size = whole_number("size", pairs["size"]) if "size" in pairs else None
     parts = split_list(pairs["layers"]) if "layers" in pairs else None
-    layers = None if parts is None else [_whole("layers", part, low=None) for part in parts]
+    layers = None if parts is None else [whole_number("layers", part, low=None) for part in parts]
     swap_attention(model, pairs["mixer"], layers, size=size)
     for row in model.swapped:
         gone = f", gone: {', '.join(row['gone'])}" if row["gone"] else ""
@@ -91,11 +90,11 @@ def _win_back(model: Any, teacher: Any, pairs: dict[str, str], console: Console)
             std=tuple(cfg["std"]),
         )
     )
-    batch = _whole("batch_size", pairs.get("batch_size", "64"))
+    batch = whole_number("batch_size", pairs.get("batch_size", "64"))
     holdout = EvalBatches(data.holdout, batch_size=batch)
     config = TrainConfig(
-        epochs=_number("epochs", pairs.get("epochs", str(SHORT.epochs))),
-        lr=_number("lr", pairs.get("lr", str(SHORT.lr))),
+        epochs=number("epochs", pairs.get("epochs", str(SHORT.epochs))),
+        lr=number("lr", pairs.get("lr", str(SHORT.lr))),
         warmup_epochs=SHORT.warmup_epochs,
         weight_decay=SHORT.weight_decay,
         monitor_every=0,
@@ -107,24 +106,3 @@ def _win_back(model: Any, teacher: Any, pairs: dict[str, str], console: Console)
     after, _ = agreement(model, teacher, holdout)
     console.print(f"agrees with the original on {before:.1%} of {count} images before, {after:.1%} after")
     return {"agreement_before": before, "agreement_after": after, "n": count, "epochs": config.epochs}
-
-
-def _number(name: str, text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < math.inf:
-        raise UserError(f"{name} is {text!r}; it must be a number above 0. Mend it.")
-    return value
-
-
-def _whole(name: str, text: str, low: int | None = 1) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = None
-    if value is None or (low is not None and value < low):
-        least = "" if low is None else f" of at least {low}"
-        raise UserError(f"{name} is {text!r}; it must be a whole number{least}. Mend it.")
-    return value
