@@ -154,7 +154,6 @@ def retrain_command(words: list[str], console: Console) -> None:
 
 def finetune_command(words: list[str], console: Console) -> None:
     """A trained model at another resolution."""
-    from vitnas.cli.fields import make_run
     from vitnas.stages.finetune import finetune
 
     names, pairs = split_words(words)
