@@ -185,7 +185,7 @@ def test_bad_fields_are_refused(change: dict[str, Any], message: str) -> None:
         ({"num_heads": 0}, r"num_heads is 0; it must be a whole number"),
         ({"head_dim": True}, r"head_dim is True"),
         ({"mlp_hidden": "768"}, r"mlp_hidden is '768'"),
-        ({"mixer": "softmx"}, r"mixer is 'softmx'; it must be one of softmax, .*\. Nearest: 'softmax'"),
+        ({"mixer": "softmx"}, r"mixer is 'softmx'; it must be one of fourier, .*\. Nearest: 'softmax'"),
         ({"slot": -1}, r"slot is -1; it counts from 0"),
     ],
     ids=str,

@@ -15,7 +15,8 @@ from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
 from typing import Any, Literal, get_args
 
-from vitnas.errors import UserError, nearest
+from vitnas.errors import UserError, check_word, nearest
+from vitnas.mixers import MIXERS
 
 SCHEMA = 1
 # The first fields are part of an id whatever they hold, later ones where they differ from their defaults: a new field
@@ -30,23 +31,6 @@ Reduction = Literal["residual", "conv"]
 Position = Literal["learned", "rotary", "rotary_2d", "none"]
 Pool = Literal["token", "avg", "seq"]
 MlpNorm = Literal["branch", "stream"]
-Mixer = Literal[
-    "softmax",
-    "performer",
-    "linformer",
-    "linformer_shared",
-    "linformer_one_head",
-    "nystrom",
-    "fourier",
-    "fourier2d",
-    "token_mlp",
-    "long_short",
-]
-PLACELESS = (
-    "fourier",
-    "fourier2d",
-    "token_mlp",
-)  # mixers without queries and keys, which rotary positions turn
 AttnScale = Literal["head_dim", "embed_dim"]
 
 
@@ -64,13 +48,13 @@ class Block:
     num_heads: int
     head_dim: int
     mlp_hidden: int
-    mixer: Mixer = "softmax"
+    mixer: str = "softmax"
     mixer_size: int | None = None
     slot: int | None = None
 
     def __post_init__(self) -> None:
         _positive(self, "num_heads", "head_dim", "mlp_hidden")
-        _one_of("mixer", self.mixer, get_args(Mixer))
+        check_word("mixer", self.mixer, MIXERS)
         if self.mixer_size is not None:
             _positive(self, "mixer_size")
         if self.slot is not None and self.slot < 0:
@@ -150,7 +134,7 @@ class Arch:
             "mlp_norm": MlpNorm,
             "attn_scale": AttnScale,
         }.items():
-            _one_of(name, getattr(self, name), get_args(kind))
+            check_word(name, getattr(self, name), get_args(kind))
         self._check_sizes()
         self._check_tokens()
         self._check_mixers()
@@ -218,18 +202,19 @@ class Arch:
         rotary = self.position in ("rotary", "rotary_2d")
         step = {"rotary": 2, "rotary_2d": 4}.get(self.position, 1)
         for index, block in enumerate(self.blocks):
-            where = f"block {index}: "
-            if self.relative_position and block.mixer != "softmax":
+            where, mixer = f"block {index}: ", MIXERS[block.mixer]
+            if self.relative_position and not mixer.takes_relative_position:
+                able = [word for word, kind in MIXERS.items() if kind.takes_relative_position]
                 raise UserError(
-                    f"{where}mixer is {block.mixer!r}, but relative_position is {self.relative_position}; only softmax "
-                    "has relative positions. Use relative_position=0."
+                    f"{where}mixer is {block.mixer!r}, but relative_position is {self.relative_position}; only "
+                    f"{', '.join(able)} has relative positions. Use relative_position=0."
                 )
-            if block.mixer == "fourier2d" and self.num_prefix_tokens:
+            if self.num_prefix_tokens and not mixer.takes_class_token:
                 raise UserError(
-                    f"{where}mixer is 'fourier2d'; it mixes rows and columns of patches, where a class token has no "
-                    "place. Use class_token=False and global_pool='avg'."
+                    f"{where}mixer is {block.mixer!r}; it mixes patches alone, and a class token has no place there. "
+                    "Use class_token=False and global_pool='avg'."
                 )
-            if rotary and block.mixer not in PLACELESS and block.head_dim % step:
+            if rotary and mixer.has_heads and block.head_dim % step:
                 raise UserError(
                     f"{where}head_dim is {block.head_dim}; position {self.position!r} turns it in groups of {step}. "
                     f"Nearest: {round_to(block.head_dim, step)}."
@@ -378,13 +363,6 @@ def _not_negative(value: object, *names: str) -> None:
         number = getattr(value, name)
         if not isinstance(number, int) or isinstance(number, bool) or number < 0:
             raise UserError(f"{name} is {number!r}; it must be a whole number, and 0 means none.")
-
-
-def _one_of(name: str, value: str, options: tuple[str, ...]) -> None:
-    if value not in options:
-        raise UserError(
-            f"{name} is {value!r}; it must be one of {', '.join(options)}.{nearest(str(value), options)}"
-        )
 
 
 def _span(values: list[int]) -> str:

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
-from vitnas.arch import Arch, Block, Mixer, MlpNorm
+from vitnas.arch import Arch, Block, MlpNorm
 from vitnas.budget import Cost
 from vitnas.layers.reduction import SpatialReduction
 from vitnas.layers.rotary import RotaryKind, rotary_of
@@ -115,7 +115,7 @@ def parts(arch: Arch, *, convention: Convention = "executed") -> list[Part]:
 
 @lru_cache(maxsize=100_000)
 def block_cost(
-    mixer: Mixer,
+    mixer: str,
     num_heads: int,
     head_dim: int,
     mlp_hidden: int,

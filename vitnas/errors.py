@@ -1,9 +1,9 @@
-"""The two errors that a user may see, and the nearest-name helper their messages use."""
+"""The two errors that a user may see, and what their messages share: the nearest name, the word that is none."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 
 class UserError(ValueError):
@@ -21,3 +21,20 @@ def nearest(word: str, options: Iterable[str]) -> str:
     """Return " Nearest: 'x'." for the option most like `word`, or "" when nothing is close."""
     match = difflib.get_close_matches(word, list(options), n=1, cutoff=0.4)
     return f" Nearest: {match[0]!r}." if match else ""
+
+
+def check_word(name: str, value: object, options: Collection[str]) -> None:
+    """Raise UserError where `value`, which the user calls `name`, is none of `options`."""
+    if value not in options:
+        raise UserError(
+            f"{name} is {value!r}; it must be one of {', '.join(options)}.{nearest(str(value), options)}"
+        )
+
+
+def check_words(name: str, values: Iterable[object], options: Collection[str]) -> None:
+    """Raise UserError where the list `values`, which the user calls `name`, has a word that is none of `options`."""
+    for value in values:
+        if value not in options:
+            raise UserError(
+                f"{name} has {value!r}; known are {', '.join(options)}.{nearest(str(value), options)}"
+            )

@@ -61,7 +61,7 @@ def test_rows_hold_every_mixer_both_ways() -> None:
         ({"device": "meta"}, r"device is 'meta'; it must be cpu"),
         ({"device": "cuda:x"}, r"device is 'cuda:x'; it must be cpu"),
         ({"device": "cuda:99"}, r"device is 'cuda:99', but torch sees"),
-        ({"mixers": ["softmx"]}, r"mixers has 'softmx'; known are softmax"),
+        ({"mixers": ["softmx"]}, r"mixers has 'softmx'; known are fourier"),
         ({"dim": 10, "heads": 4}, r"dim is 10; it must be a multiple of heads 4\. Nearest: 8"),
     ],
 )

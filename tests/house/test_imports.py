@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[2]
-FLOW = """errors arch budget runs layers mixers model counting space supernet sample data train measure searching
+FLOW = """errors kinds layers mixers arch budget runs model counting space supernet sample data train measure searching
           extraction exporting reporting stages recipes testing cli""".split()
 
 # What brings which optional module; these are hidden when the core is tried.
@@ -94,7 +94,7 @@ print("all", len({names!r}))
 """
     )
     light, everything = output.strip().splitlines()
-    assert light == str(sorted(["arch", "errors", "layers", "mixers", "model"]))
+    assert light == str(sorted(["arch", "errors", "kinds", "layers", "mixers", "model"]))
     assert everything == f"all {len(names)}"
 
 

@@ -86,13 +86,13 @@ def test_files_and_functions_stay_small() -> None:
     for path in sorted((REPO / "vitnas").rglob("*.py")):
         text = path.read_text()
         lines = len(text.splitlines())
-        if lines > 400:
+        if lines > 500:
             long.append(f"{path.relative_to(REPO)} has {lines} lines")
         for node in functions(ast.parse(text)):
             length = (node.end_lineno or node.lineno) - code_start(node) + 1
             if length > 60 and node.name not in LONG:
                 long.append(f"{path.relative_to(REPO)}: {node.name} has {length} lines")
-    assert not long, "files keep to 400 lines and functions to 60:\n" + "\n".join(long)
+    assert not long, "files keep to 500 lines and functions to 60:\n" + "\n".join(long)
 
 
 def test_every_module_says_what_it_is() -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import random
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
 
-from vitnas.arch import Arch, Block, Mixer, Stage
+from vitnas.arch import Arch, Block, Stage
 from vitnas.counting import count
 from vitnas.errors import UserError
 from vitnas.measure.memory import peak_activation_bytes
@@ -17,7 +17,7 @@ from vitnas.model import build
 from vitnas.space import mixer_space
 from vitnas.testing.flops import counted_macs
 
-WORDS: tuple[Any, ...] = get_args(Mixer)
+WORDS: tuple[Any, ...] = tuple(MIXERS)
 
 
 def wild(rng: random.Random, word: Any) -> Arch:

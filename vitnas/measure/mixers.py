@@ -16,12 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitnas.errors import UserError
+from vitnas.errors import UserError, check_words
 from vitnas.measure.memory import peak_bytes_of
 from vitnas.mixers import MIXERS, Mixer
 
 TOKENS = (64, 144, 256, 576, 1024, 2304, 4096)
-SKIPPED = ("linformer_shared", "linformer_one_head")  # variants of one paper's code
 
 
 def bench_mixers(
@@ -45,13 +44,11 @@ def bench_mixers(
     Raises:
         UserError: token counts that are no squares, unknown mixers, a device that is not there.
     """
-    words = list(dict.fromkeys(mixers or [word for word in MIXERS if word not in SKIPPED]))
+    words = list(dict.fromkeys(mixers or [word for word, kind in MIXERS.items() if not kind.variant_of]))
     tokens = tuple(dict.fromkeys(tokens))
     if not tokens:
         raise UserError(f"tokens is empty; it needs at least one count, for example {TOKENS[0]}.")
-    for word in words:
-        if word not in MIXERS:
-            raise UserError(f"mixers has {word!r}; known are {', '.join(MIXERS)}. Leave it out.")
+    check_words("mixers", words, MIXERS)
     for count in tokens:
         if count < 4 or math.isqrt(count) ** 2 != count:
             near = max(2, round(math.sqrt(max(count, 0)))) ** 2
@@ -160,7 +157,7 @@ def _median(row: dict[str, Any]) -> float:
 
 def _make(word: str, tokens: int, dim: int, heads: int, device: str) -> Mixer:
     kind: Any = MIXERS[word]
-    size = min(64, tokens) if kind.size_means in ("rank", "landmarks") else None
+    size = min(64, tokens) if kind.size_below_tokens else None
     mixer: Mixer = kind(dim, heads, size=size, grid_size=math.isqrt(tokens), num_prefix_tokens=0)
     with torch.no_grad():
         for parameter in mixer.parameters():

@@ -59,6 +59,7 @@ class Fourier2d(Mixer):
 
     word = "fourier2d"
     needs_grid = True
+    takes_class_token = False
 
     def __init__(
         self,

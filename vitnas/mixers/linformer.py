@@ -25,7 +25,7 @@ from torch.nn import functional
 from vitnas.layers.axes import Axes
 from vitnas.layers.resample import resample_tokens
 from vitnas.layers.rotary import rotary_memory
-from vitnas.mixers.mixer import Convention, HeadMixer, MixerShape, heads_memory, shared_params
+from vitnas.mixers.mixer import Convention, HeadMixer, MixerShape, heads_memory, quarter_of, shared_params
 
 RANK = 64
 
@@ -35,6 +35,7 @@ class Linformer(HeadMixer):
 
     word = "linformer"
     size_means = "rank"
+    size_below_tokens = True
     fixed_tokens = True
 
     def __init__(self, dim: int, num_heads: int, **options: object) -> None:
@@ -46,6 +47,10 @@ class Linformer(HeadMixer):
     @staticmethod
     def default_size(head_dim: int) -> int:
         return RANK
+
+    @staticmethod
+    def size_for(tokens: int) -> int:
+        return quarter_of(tokens)
 
     def axes(self) -> dict[str, Axes]:
         axes: Axes = (("tokens", self.proj_k.shape[0]), ("rank", self.size))
@@ -113,7 +118,11 @@ class LinformerShared(HeadMixer):
     """Vision X-formers' Linformer: values are the keys, one mixture for both. Weights: `q`, `k`, `proj_k`, `proj`."""
 
     word = "linformer_shared"
+    variant_of = "linformer"
+    has_values = False
+    takes_qkv = False
     size_means = "rank"
+    size_below_tokens = True
     fixed_tokens = True
     one_head: ClassVar[bool] = False
 

@@ -40,6 +40,7 @@ class LongShort(HeadMixer):
     word = "long_short"
     size_means = "mixtures"
     needs_grid = True
+    takes_qkv = False  # its windows and mixtures are made from the tokens
 
     def __init__(self, dim: int, num_heads: int, **options: object) -> None:
         super().__init__(dim, num_heads, **options)  # type: ignore[arg-type]

@@ -49,13 +49,20 @@ class MixerShape(NamedTuple):
 
 
 class Mixer(nn.Module, ABC):
-    """A token mixer: (B, N, D) to (B, N, D). The constructor takes what `HeadMixer`'s takes."""
+    """A token mixer: (B, N, D) to (B, N, D). The constructor takes what `HeadMixer`'s takes.
+
+    What an Arch, counting, spaces and swapping need to know of a mixer is said here by the mixer itself.
+    """
 
     word: ClassVar[str]  # an Arch's word for it
-    has_heads: ClassVar[bool] = False  # False: num_heads and head_dim change nothing
+    variant_of: ClassVar[str] = ""  # the mixer of which it is another paper's form
+    has_heads: ClassVar[bool] = False  # False: num_heads, head_dim and rotary positions change nothing
     size_means: ClassVar[str] = ""  # what `size` is; empty: the mixer has no such number
+    size_below_tokens: ClassVar[bool] = False  # `size` counts what tokens are compressed to
     fixed_tokens: ClassVar[bool] = False  # weights per token: another grid means resampled weights
     needs_grid: ClassVar[bool] = False  # patches must form a square
+    takes_class_token: ClassVar[bool] = True
+    takes_relative_position: ClassVar[bool] = False  # has the argument `relative_position`
 
     def __init__(self, *sizes: object, **options: object) -> None:
         super().__init__()
@@ -80,6 +87,11 @@ class Mixer(nn.Module, ABC):
     def default_size(head_dim: int) -> int:
         """The `size` when none is given."""
         return 0
+
+    @staticmethod
+    def size_for(tokens: int) -> int | None:
+        """The `size` that a Space of nets with so many tokens starts from; None for the default."""
+        return None
 
     @abstractmethod
     def axes(self) -> dict[str, Axes]:
@@ -117,7 +129,7 @@ class Mixer(nn.Module, ABC):
         """
         if size is None:
             size = cls.default_size(head_dim)
-            if cls.size_means != "rank":  # landmarks are as many as there are tokens, at most
+            if not (cls.size_below_tokens and cls.fixed_tokens):
                 return size
         if not cls.size_means:
             raise UserError(f"mixer_size is {size}; {cls.word} has no such number. Leave it out.")
@@ -125,7 +137,7 @@ class Mixer(nn.Module, ABC):
             raise UserError(
                 f"mixer_size is {size}; {cls.word} needs at least 1 ({cls.size_means}). Raise it."
             )
-        if cls.size_means in ("landmarks", "rank") and tokens and size > tokens:
+        if cls.size_below_tokens and tokens and size > tokens:
             raise UserError(
                 f"mixer_size is {size}; {cls.word} compresses {tokens} tokens and cannot have more {cls.size_means} "
                 f"than tokens. Nearest: {tokens}."
@@ -148,6 +160,9 @@ class HeadMixer(Mixer):
     """
 
     has_heads: ClassVar[bool] = True
+    has_values: ClassVar[bool] = True  # False: trained values would have no place in it
+    takes_qkv: ClassVar[bool] = True  # `core` works on queries, keys and values that another layer made
+    takes_fewer_keys: ClassVar[bool] = False  # and on fewer keys than queries
 
     def __init__(
         self,
@@ -269,3 +284,8 @@ def in_full_precision(function: Callable[..., Tensor], *tensors: Tensor) -> Tens
         return function(*tensors)
     with torch.autocast(tensors[0].device.type, enabled=False):
         return function(*(tensor.float() for tensor in tensors)).to(dtype)
+
+
+def quarter_of(tokens: int) -> int:
+    """A quarter of the tokens, from 4 to 64: what Spaces compress to."""
+    return min(64, max(4, tokens // 4))

@@ -31,6 +31,7 @@ from vitnas.mixers.mixer import (
     MixerShape,
     heads_memory,
     in_full_precision,
+    quarter_of,
     shared_params,
 )
 
@@ -43,6 +44,7 @@ class Nystrom(HeadMixer):
 
     word = "nystrom"
     size_means = "landmarks"
+    size_below_tokens = True
 
     def __init__(self, dim: int, num_heads: int, **options: object) -> None:
         super().__init__(dim, num_heads, **options)  # type: ignore[arg-type]
@@ -54,6 +56,10 @@ class Nystrom(HeadMixer):
     @staticmethod
     def default_size(head_dim: int) -> int:
         return 64
+
+    @staticmethod
+    def size_for(tokens: int) -> int:
+        return quarter_of(tokens)
 
     def axes(self) -> dict[str, Axes]:
         one: Axes = (("one", 1),)

@@ -42,6 +42,7 @@ class Performer(HeadMixer):
     """FAVOR+ attention. `size` is the number of random features, K ln K by default; they are a buffer."""
 
     word = "performer"
+    takes_fewer_keys = True
     size_means = "random features"
     features: Tensor
 

@@ -25,6 +25,8 @@ class Softmax(HeadMixer):
     """
 
     word = "softmax"
+    takes_relative_position = True
+    takes_fewer_keys = True
 
     def __init__(self, dim: int, num_heads: int, *, relative_position: int = 0, **options: object) -> None:
         super().__init__(dim, num_heads, **options)  # type: ignore[arg-type]

@@ -47,6 +47,10 @@ class TokenMlp(Mixer):
     def default_size(head_dim: int) -> int:
         return HIDDEN
 
+    @staticmethod
+    def size_for(tokens: int) -> int:
+        return min(64, max(4, tokens))
+
     def axes(self) -> dict[str, Axes]:
         tokens: Axes = (("tokens", self.fc1.in_features),)
         hidden: Axes = (("token_hidden", self.size),)

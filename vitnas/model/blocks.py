@@ -71,9 +71,10 @@ def make_block(arch: Arch, stage: int, block: Block, drop_path: float) -> Transf
         "num_prefix_tokens": arch.num_prefix_tokens,
         "scale": (dim // block.num_heads) ** -0.5 if arch.attn_scale == "embed_dim" else None,
     }
-    if block.mixer == "softmax":
+    kind = MIXERS[block.mixer]
+    if kind.takes_relative_position:
         options["relative_position"] = arch.relative_position
-    mixer = MIXERS[block.mixer](dim, block.num_heads, **options)
+    mixer = kind(dim, block.num_heads, **options)
     return TransformerBlock(
         dim, mixer, block.mlp_hidden, norm_eps=arch.norm_eps, drop_path=drop_path, mlp_norm=arch.mlp_norm
     )

@@ -20,12 +20,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vitnas.errors import UserError, nearest
-from vitnas.mixers import HeadMixer, Mixer
+from vitnas.mixers import MIXERS, HeadMixer, Mixer
 
 Projection = Literal["linear", "conv"]
 KINDS = ("linear", "conv")
-TAKES_QKV = ("softmax", "performer", "nystrom")  # mixers of a map of any size that work on given q, k and v
-TAKES_FEWER_KEYS = ("softmax", "performer")
 
 
 class ConvProjection(nn.Module):
@@ -40,17 +38,19 @@ class ConvProjection(nn.Module):
 
     def __init__(self, mixer: Mixer, *, kv_stride: int = 1) -> None:
         super().__init__()
-        if mixer.word not in TAKES_QKV or not isinstance(mixer, HeadMixer):
+        if not _takes_map(type(mixer)) or not isinstance(mixer, HeadMixer):
+            able = [word for word, kind in MIXERS.items() if _takes_map(kind)]
             raise UserError(
                 f"projection is 'conv' and mixer {mixer.word!r}; a convolutional projection gives queries, keys and "
-                f"values of a map, which {', '.join(TAKES_QKV)} take. Use projection='linear', or one of these."
+                f"values of a map, which {', '.join(able)} take. Use projection='linear', or one of these."
             )
         if kv_stride < 1:
             raise UserError(f"kv_stride is {kv_stride}; it must be at least 1. Nearest: 1.")
-        if kv_stride > 1 and mixer.word not in TAKES_FEWER_KEYS:
+        if kv_stride > 1 and not mixer.takes_fewer_keys:
+            able = [w for w, kind in MIXERS.items() if issubclass(kind, HeadMixer) and kind.takes_fewer_keys]
             raise UserError(
-                f"kv_stride is {kv_stride} and mixer {mixer.word!r}; it needs as many keys as queries, for its "
-                f"landmarks and its convolution along the values. Use kv_stride=1, or {' or '.join(TAKES_FEWER_KEYS)}."
+                f"kv_stride is {kv_stride} and mixer {mixer.word!r}; it needs as many keys as queries. Use "
+                f"kv_stride=1, or {' or '.join(able)}."
             )
         dim = mixer.proj.out_features
         self.mixer = mixer
@@ -69,6 +69,12 @@ class ConvProjection(nn.Module):
             parts.append(rows.unflatten(2, (mixer.num_heads, mixer.head_dim)).transpose(1, 2))
         q_BANK, k_BAnK, v_BAnK = parts
         return mixer.merge(mixer.core(q_BANK, k_BAnK, v_BAnK))
+
+
+def _takes_map(mixer: type[Mixer]) -> bool:
+    """Works on queries, keys and values of a map of any size."""
+    fixed = mixer.fixed_tokens or mixer.needs_grid
+    return issubclass(mixer, HeadMixer) and mixer.takes_qkv and not fixed
 
 
 def projected(mixer: Mixer, projection: Projection, kv_stride: int) -> nn.Module:

@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitnas.arch import Mixer
 from vitnas.layers.axes import Axes
 from vitnas.mixers import MIXERS
 from vitnas.model.build import initialize
@@ -74,7 +73,7 @@ class ConvXformer(nn.Module):
     def __init__(
         self,
         name: str,
-        mixer: Mixer,
+        mixer: str,
         stages: Sequence[tuple[Sequence[tuple[int, int]], int]],
         *,
         norms: bool,
@@ -139,7 +138,7 @@ class ConvXformer(nn.Module):
         self.head = nn.Linear(self.num_features, num_classes).to(like) if num_classes else nn.Identity()
 
 
-LETTERS: dict[str, tuple[Mixer, int | None]] = {
+LETTERS: dict[str, tuple[str, int | None]] = {
     "n": ("nystrom", 64),
     "p": ("performer", None),
     "t": ("softmax", None),

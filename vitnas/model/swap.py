@@ -22,7 +22,7 @@ from timm.models import cait, levit, swin_transformer
 from torch import Tensor, nn
 
 from vitnas.arch import Arch
-from vitnas.errors import UserError, nearest
+from vitnas.errors import UserError, check_word
 from vitnas.mixers import MIXERS, HeadMixer, Mixer, Softmax
 from vitnas.model.blocks import check_mixer_sizes
 from vitnas.model.conv_projection import ConvProjection
@@ -82,8 +82,7 @@ def swap_attention(
     >>> [row["layer"] for row in model.swapped]
     ['blocks.0.attn', 'blocks.1.attn']
     """
-    if mixer not in MIXERS:
-        raise UserError(f"mixer is {mixer!r}; it must be one of {', '.join(MIXERS)}.{nearest(mixer, MIXERS)}")
+    check_word("mixer", mixer, MIXERS)
     found = attention_layers(model)
     if not found:
         raise UserError(
@@ -163,8 +162,9 @@ def _arch_of_swapped(model: Model, names: Sequence[str], mixer: Any, size: int |
 
 def _why_not(old: nn.Module, mixer: str) -> str:
     """Why `mixer` cannot take the place of `old`; empty if it can."""
-    for kind, reason in FIXED.items():
-        if isinstance(old, kind):
+    kind = MIXERS[mixer]
+    for fixed, reason in FIXED.items():
+        if isinstance(old, fixed):
             return reason
     if isinstance(old, (Mixer, SwappedLevit)) and not isinstance(old, Softmax):
         word = old.mixer.word if isinstance(old, SwappedLevit) else old.word
@@ -172,11 +172,7 @@ def _why_not(old: nn.Module, mixer: str) -> str:
     if isinstance(old, levit.Attention):
         if old.use_conv:
             return "it is LeViT's convolutional form; the model without `conv` in its name can be swapped"
-        if not issubclass(MIXERS[mixer], HeadMixer) or mixer in (
-            "long_short",
-            "linformer_shared",
-            "linformer_one_head",
-        ):
+        if not issubclass(kind, HeadMixer) or not kind.takes_qkv:
             return f"{mixer} does not work on queries, keys and values that another layer made"
     elif isinstance(old, Softmax) and (old.rel_pos_k is not None or old.rotary.kind != "none"):
         return "it has relative or rotary positions, which the trained weights count on"
@@ -189,8 +185,8 @@ def _why_not(old: nn.Module, mixer: str) -> str:
             return "its output projection has no bias"
         if old.proj.out_features != old.qkv.in_features:
             return "its output has another width than its input"
-    if mixer.startswith("linformer_"):
-        return f"{mixer} has no values of its own, so trained ones would be lost; use linformer"
+    if issubclass(kind, HeadMixer) and not kind.has_values:
+        return f"{mixer} has no values of its own, so trained ones would be lost; use {kind.variant_of}"
     return ""
 
 

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from vitnas.arch import Arch, Block, Mixer, Stage
+from vitnas.arch import Arch, Block, Stage
 
 Kind = Literal["vit", "vip", "vil", "vin", "fnet", "mixer", "cct", "ccn", "ccp"]
-MIXER_OF: dict[str, Mixer] = {
+MIXER_OF: dict[str, str] = {
     "vit": "softmax",
     "vip": "performer",
     "vil": "linformer_one_head",

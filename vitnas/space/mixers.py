@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from vitnas.arch import Arch, Block, Stage
 from vitnas.counting import BYTES, Frame, block_cost, head_part, stem_part
-from vitnas.errors import UserError, nearest
+from vitnas.errors import UserError, check_word, check_words, nearest
 from vitnas.mixers import MIXERS
 from vitnas.space.space import Gene, Genes, Matrix, NotInSpace, Space, Term, field_reasons, option_reason
 
@@ -65,11 +65,7 @@ class MixerSpace(Space):
                     f"{name} is {numbers}; options must be positive and rise. Sort them, without repeats."
                 )
         object.__setattr__(self, "mixer_sizes", tuple((str(word), size) for word, size in self.mixer_sizes))
-        for word, _ in self.mixer_sizes:
-            if word not in MIXERS:
-                raise UserError(
-                    f"mixer_sizes names {word!r}; mixers are {', '.join(MIXERS)}.{nearest(word, MIXERS)}"
-                )
+        check_words("mixer_sizes", dict(self.mixer_sizes), MIXERS)
         last = self.arch_of(self.canonical([len(gene.options) - 1 for gene in self.genes]))
         for position in self.positions:  # of which the representatives have the first and the last
             self._arch(last.stem, position, last.embed_dim, last.blocks)
@@ -310,14 +306,12 @@ def mixer_space(
     Raises:
         UserError: unknown size, option or mixer, sizes that do not fit.
     """
-    if size not in SIZES:
-        raise UserError(f"size is {size!r}; mixers has {', '.join(SIZES)}.{nearest(size, SIZES)}")
+    check_word("size", size, SIZES)
     known = MixerSpace.__dataclass_fields__
     for name in options:
         if name not in known:
             raise UserError(f"the mixers space has no option {name!r}.{nearest(name, known)}")
     tokens = (image_size // max(1, patch_size)) ** 2  # an Arch refuses a patch of 0
-    quarter, all_of_them = min(64, max(4, tokens // 4)), min(64, max(4, tokens))
     given = {
         "name": f"mixers_{size}",
         "image_size": image_size,
@@ -327,14 +321,12 @@ def mixer_space(
         "stems": ("linear", "hybrid") if patch_size in (1, 2, 4, 8) else ("linear",),
         "positions": ("learned", "rotary", "rotary_2d"),
         "mixers": DEFAULT_MIXERS,
-        "mixer_sizes": (("linformer", quarter), ("nystrom", quarter), ("token_mlp", all_of_them)),
+        "mixer_sizes": tuple((word, n) for word, kind in MIXERS.items() if (n := kind.size_for(tokens))),
         **SIZES[size],
         **options,
     }
     words = tuple(given["mixers"])
-    for word in words:
-        if word not in MIXERS:
-            raise UserError(f"mixers has {word!r}; known are {', '.join(MIXERS)}.{nearest(word, MIXERS)}")
+    check_words("mixers", words, MIXERS)
     given["mixer_sizes"] = tuple((word, n) for word, n in given["mixer_sizes"] if word in words)
     space = MixerSpace(**given)
     return replace(space, mixers=tuple(sorted(words, key=lambda word: _largest_macs(space, word))))

@@ -192,7 +192,7 @@ class MixerContract:
             assert f"mixer_size is {size}" in refusal(
                 lambda size=size: self.kind.resolve_size(size, HEAD_DIM, 9)  # type: ignore[misc]
             )
-        if self.kind.size_means in ("rank", "landmarks"):
+        if self.kind.size_below_tokens:
             message = refusal(lambda: self.kind.resolve_size(10, HEAD_DIM, 9))
             assert "mixer_size is 10" in message
             assert "Nearest: 9" in message
