@@ -219,5 +219,5 @@ def test_weights_for_another_resolution_are_resampled_in_every_stage() -> None:
 
 def test_training_heads_are_an_option() -> None:
     model = timm.create_model("vit_resnas_tiny", patch_head=True, num_classes=3, img_size=56)
-    assert model(torch.randn(1, 3, 56, 56), heads=True)["patch_head"].shape == (1, 1, 3)
+    assert model(torch.randn(1, 3, 56, 56), want=["patch_head"])["patch_head"].shape == (1, 1, 3)
     assert model.pretrained_cfg["classifier"] == "head" or "patch_head" in model.pretrained_cfg["classifier"]

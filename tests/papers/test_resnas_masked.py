@@ -154,7 +154,7 @@ def test_the_grouped_step_has_the_gradient_of_the_masked_one(stem: str, num_arch
     for draw in draws:
         assert draw.arch is not None
         rows = draw.rows(size)
-        heads = supernet(images[rows], draw.arch, heads=True)
+        heads = supernet(images[rows], draw.arch, want=("head", "patch_head?"))
         (loss(heads, targets[rows]) * draw.weight).backward()
         archs += [draw.arch] * (rows.stop - rows.start)
 

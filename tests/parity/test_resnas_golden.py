@@ -43,7 +43,7 @@ def test_logits(golden: Any, weights: dict[str, Tensor], arch: Arch) -> None:
     model = load_resnas_model(weights, arch)
     with torch.no_grad():
         torch.testing.assert_close(model(tensors["images"]), tensors["logits"], rtol=1e-5, atol=1e-5)
-        heads = model(tensors["images"], heads=True)
+        heads = model(tensors["images"], want=("head", "patch_head"))
     torch.testing.assert_close(heads["head"], tensors["train_logits"], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(heads["patch_head"], tensors["train_patch_logits"], rtol=1e-5, atol=1e-5)
 

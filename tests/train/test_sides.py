@@ -72,11 +72,11 @@ def test_one_side_trains_as_by_the_task_alone(batch: Batch, coupling: str) -> No
 def test_all_heads_are_combined(batch: Batch) -> None:
     class Heads:
         def __call__(self, network: object, batch: Batch, arch: object) -> object:
-            return network(batch.images_BCHW, arch, heads=True)  # type: ignore[operator]
+            return network(batch.images_BCHW, arch, want=("head", "logits"))  # type: ignore[operator]
 
     supernet, arch = supernet_of("bilateral"), SPACE.middle()
     found = AllSides(Heads())(supernet, batch, arch)  # type: ignore[arg-type]
-    sides = [supernet(batch.images_BCHW, arch, heads=True, side=side) for side in (0, 1)]
+    sides = [supernet(batch.images_BCHW, arch, want=("head", "logits"), side=side) for side in (0, 1)]
     assert isinstance(found, dict)
     for name in sides[0]:
         torch.testing.assert_close(found[name], sides[0][name] + sides[1][name])

@@ -87,7 +87,7 @@ def test_the_loss_is_that_of_both_heads() -> None:
     images = torch.randn(4, 3, 16, 16)
     batch = replace(TASK, grid_size=4).mix(Batch(images, torch.tensor([0, 1, 2, 3])))
     losses, logits = replace(TASK, patch_weight=0.5)(model, batch, None)
-    heads = model(batch.images_BCHW, heads=True)
+    heads = model(batch.images_BCHW, want=("head", "patch_head"))
     torch.testing.assert_close(logits, heads["head"])
     ce = -(heads["head"].log_softmax(-1) * batch.targets).sum(-1).mean()
     patch = -(heads["patch_head"].log_softmax(-1) * batch.patch_targets).sum(-1).mean()
@@ -152,7 +152,7 @@ def test_the_teachers_choice_is_learned_by_the_distillation_token() -> None:
     images, targets = torch.randn(6, 3, 16, 16), torch.arange(6) % 5
     task = HardDistillation(teacher=teacher, weight=0.25)
     losses, logits = task(model, Batch(images, targets), None)
-    heads = model(images, heads=True)
+    heads = model(images, want=("head", "head_dist"))
     ce = functional.cross_entropy(heads["head"], targets)
     kd = functional.cross_entropy(heads["head_dist"], teacher(images).argmax(-1))
     torch.testing.assert_close(losses["loss"], 0.75 * ce + 0.25 * kd)

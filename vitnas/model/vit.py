@@ -33,6 +33,7 @@ from vitnas.model.blocks import (
     set_block_grids,
 )
 from vitnas.model.described import default_cfg, feature_info, square, stage_starts, take_indices
+from vitnas.model.outputs import wanted
 
 HEADS = ("head", "head_dist", "patch_head")
 
@@ -108,19 +109,52 @@ class Model(nn.Module):
                 axes |= {f"{name}.weight": classes + dim, f"{name}.bias": classes}
         return axes
 
-    def forward(self, images_BCHW: Tensor, *, heads: bool = False) -> Any:
-        """(B, C, H, W) images to (B, Y) logits; with `heads` to what `forward_heads` gives, for training."""
-        x_BND = self.forward_features(images_BCHW)
-        return self.forward_heads(x_BND) if heads else self.forward_head(x_BND)
+    @property
+    def output_names(self) -> list[str]:
+        """What `want` can name (`model/outputs.py`)."""
+        heads = [name for name in HEADS if getattr(self, name) is not None]
+        return [*heads, "logits", "pooled", "tokens", *(f"blocks.{i}" for i in range(len(self.blocks)))]
 
-    def forward_features(self, images_BCHW: Tensor) -> Tensor:
-        """(B, C, H, W) images to (B, N, D) tokens of the last stage, after the final norm."""
+    def forward(self, images_BCHW: Tensor, *, want: Sequence[str] | None = None) -> Any:
+        """(B, C, H, W) images to (B, Y) logits; with `want` to the outputs of these names (`model/outputs.py`).
+
+        Raises:
+            UserError: a name that is not in `output_names`.
+        """
+        if want is None:
+            return self.forward_head(self.forward_features(images_BCHW))
+        found: dict[str, Any] = dict.fromkeys(wanted(want, self.output_names))
+        tokens_BND = self.forward_features(images_BCHW, found)
+        return {
+            name: self._output(name, tokens_BND) if output is None else output
+            for name, output in found.items()
+        }
+
+    def _output(self, name: str, tokens_BND: Tensor) -> Tensor:
+        """What is made of the last tokens under that name."""
+        if name == "tokens":
+            return tokens_BND
+        if name in ("pooled", "logits"):
+            return self.forward_head(tokens_BND, pre_logits=name == "pooled")
+        if name == "patch_head":
+            logits: Tensor = self.patch_head(tokens_BND[:, self.num_prefix_tokens :].contiguous())  # type: ignore[misc]
+            return logits
+        logits = self.head(self._pool(tokens_BND)) if name == "head" else self.head_dist(tokens_BND[:, 1])  # type: ignore[misc]
+        return logits
+
+    def forward_features(self, images_BCHW: Tensor, found: dict[str, Any] | None = None) -> Tensor:
+        """(B, C, H, W) images to (B, N, D) tokens of the last stage, after the final norm.
+
+        `found` takes what those blocks give whose names (`blocks.<i>`) are in it.
+        """
         x_BND = self.embed(images_BCHW)
         for index, block in enumerate(
             self.blocks
         ):  # calling `blocks` would keep the first block's input to the end
             x_BND = self._enter(index, x_BND)
             x_BND = checkpoint(block, x_BND) if self.grad_checkpointing else block(x_BND)
+            if found is not None and (name := f"blocks.{index}") in found:
+                found[name] = x_BND
         normed: Tensor = self.norm(x_BND)
         return normed
 
@@ -143,18 +177,6 @@ class Model(nn.Module):
             return (self.head(x_BND[:, 0]) + self.head_dist(x_BND[:, 1])) / 2
         pooled = self._pool(x_BND)
         return pooled if pre_logits else self.head(pooled)
-
-    def forward_heads(self, x_BND: Tensor) -> dict[str, Tensor]:
-        """(B, N, D) tokens to the logits of every head by its name, for training.
-
-        `head` (B, Y), and where the Arch has them `head_dist` (B, Y), `patch_head` (B, G * G, Y).
-        """
-        logits = {"head": self.head(self._pool(x_BND))}
-        if self.head_dist is not None:
-            logits["head_dist"] = self.head_dist(x_BND[:, 1])
-        if self.patch_head is not None:
-            logits["patch_head"] = self.patch_head(x_BND[:, self.num_prefix_tokens :].contiguous())
-        return logits
 
     def _pool(self, x_BND: Tensor) -> Tensor:
         prefix = self.num_prefix_tokens

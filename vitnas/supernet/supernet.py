@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import fields, replace
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -85,25 +85,27 @@ class Supernet(nn.Module):
         """Weight sets of one Arch that train together (2 for bilateral sharing); extraction gives the first."""
         return self.sharing.sides
 
-    def forward(self, images_BCHW: Tensor, arch: Arch, *, heads: bool = False, side: int = 0) -> Any:
-        """(B, C, H, W) images to (B, Y) logits of `arch`; with `heads` to those of every head by name, for training.
+    def forward(
+        self, images_BCHW: Tensor, arch: Arch, *, want: Sequence[str] | None = None, side: int = 0
+    ) -> Any:
+        """(B, C, H, W) images to (B, Y) logits of `arch`; with `want` to the outputs of these names.
 
         Args:
+            want: names as in `model/outputs.py`.
             side: which of its `sides` weight sets; 0 is the one that is extracted.
 
         Raises:
-            UserError: `arch` is not in the Space (all reasons are given).
+            UserError: `arch` is not in the Space (all reasons are given), or has no such output.
         """
         subnet = self.subnet(arch, side)
         weights, ties = self._borrow(subnet, with_grad=torch.is_grad_enabled())
-        logits = functional_call(
-            subnet.skeleton, weights, (images_BCHW,), {"heads": heads}, tie_weights=False
-        )
-        for tensor in logits.values() if heads else (logits,):
+        options = {} if want is None else {"want": want}
+        outputs = functional_call(subnet.skeleton, weights, (images_BCHW,), options, tie_weights=False)
+        for tensor in (outputs,) if want is None else outputs.values():
             if ties and tensor.requires_grad:
                 # Only when backward starts: the usual zero_grad() between forward and backward must not undo it.
                 tensor.register_hook(lambda grad: _share_grads(ties))
-        return logits
+        return outputs
 
     def train(self, mode: bool = True) -> Supernet:
         """Training or evaluation mode; what is kept follows when it is next used, as going through it takes long."""

@@ -17,6 +17,8 @@ from vitnas.model import Model, build
 from vitnas.testing.random import randomize_
 from vitnas.testing.refusal import refusal
 
+HEADS_WANTED = ("head", "head_dist?", "patch_head?")
+
 
 class ModelContract:
     """Tests of one Model; a fixture `model` gives a small one in evaluation mode, with a classifier."""
@@ -40,7 +42,7 @@ class ModelContract:
 
     def test_every_head_answers_in_training(self, model: Model) -> None:
         images, arch = self.images(model), model.arch
-        heads = model(images, heads=True)
+        heads = model(images, want=HEADS_WANTED)
         shapes: dict[str, tuple[int, ...]] = {"head": (2, arch.num_classes)}
         shapes |= {"head_dist": (2, arch.num_classes)} if arch.distill_token else {}
         if arch.patch_head:
@@ -49,13 +51,31 @@ class ModelContract:
         pooled = [heads[name] for name in ("head", "head_dist") if name in heads]
         torch.testing.assert_close(torch.stack(pooled).mean(0), model(images))
 
+    def test_outputs_have_names(self, model: Model) -> None:
+        images = self.images(model)
+        found, features = model(images, want=model.output_names), model.forward_features(images)
+        assert list(found) == model.output_names
+        torch.testing.assert_close(found["logits"], model(images), rtol=0, atol=0)
+        torch.testing.assert_close(found["tokens"], features, rtol=0, atol=0)
+        torch.testing.assert_close(
+            found["pooled"], model.forward_head(features, pre_logits=True), rtol=0, atol=0
+        )
+        last = model.norm(found[f"blocks.{model.arch.depth - 1}"])
+        torch.testing.assert_close(last, features, rtol=0, atol=0)
+        maps = model.forward_intermediates(images, output_fmt="NLC", intermediates_only=True)
+        for index, tokens in enumerate(maps):
+            block = found[f"blocks.{index}"]
+            torch.testing.assert_close(block[:, model.num_prefix_tokens :], tokens, rtol=0, atol=0)
+        assert "the output 'tokns' is wanted" in refusal(lambda: model(images, want=["tokns"]))
+        assert list(model(images, want=["tokns?", "logits"])) == ["logits"]
+
     def test_images_do_not_mix(self, model: Model) -> None:
         images = self.images(model, 3)
         torch.testing.assert_close(model(images)[1:2], model(images[1:2]), rtol=1e-4, atol=1e-5)
 
     def test_every_parameter_gets_a_gradient(self, model: Model) -> None:
         randomize_(model, torch.Generator().manual_seed(0))
-        heads = model.train()(self.images(model), heads=True)
+        heads = model.train()(self.images(model), want=HEADS_WANTED)
         sum(tensor.square().sum() for tensor in heads.values()).backward()
         without = [n for n, p in model.named_parameters() if p.grad is None or not bool(p.grad.any())]
         assert not without, f"no gradient for {without}"

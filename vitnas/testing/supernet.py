@@ -14,7 +14,10 @@ from vitnas.extraction import extract
 from vitnas.model import build
 from vitnas.supernet import Supernet, select
 from vitnas.supernet.shared import base_name
+from vitnas.testing.model import HEADS_WANTED
 from vitnas.testing.random import randomize_
+
+WANTED = (*HEADS_WANTED, "tokens", "blocks.0")  # losses on all of them, as distillation has
 
 
 class SupernetContract:
@@ -38,8 +41,9 @@ class SupernetContract:
             model = extract(supernet, arch)
             with torch.no_grad():
                 torch.testing.assert_close(model(images), supernet(images, arch), rtol=0, atol=0)
-                heads = model(images, heads=True), supernet(images, arch, heads=True)
-                torch.testing.assert_close(*heads, rtol=0, atol=0)
+                names = model.output_names
+                outputs = model(images, want=names), supernet(images, arch, want=names)
+                torch.testing.assert_close(*outputs, rtol=0, atol=0)
             assert model.arch == arch
             assert not model.training
 
@@ -48,15 +52,15 @@ class SupernetContract:
         images = self.images(supernet)
         for arch in {supernet.space.largest(), supernet.space.smallest(), *self.archs(supernet)[-2:]}:
             supernet.zero_grad(set_to_none=True)
-            self.loss(supernet(images, arch, heads=True)).backward()
+            self.loss(supernet(images, arch, want=WANTED)).backward()
             self.assert_gradients(supernet, self.autograd(supernet, images, arch))
 
     def test_every_side_is_a_weight_set_of_its_own(self, supernet: Supernet) -> None:
         randomize_(supernet, torch.Generator().manual_seed(0))
         images = self.images(supernet)
         for arch in (supernet.space.middle(), self.archs(supernet)[-1]):
-            both = [supernet(images, arch, heads=True, side=side) for side in range(supernet.sides)]
-            torch.testing.assert_close(supernet(images, arch, heads=True), both[0], rtol=0, atol=0)
+            both = [supernet(images, arch, want=WANTED, side=side) for side in range(supernet.sides)]
+            torch.testing.assert_close(supernet(images, arch, want=WANTED), both[0], rtol=0, atol=0)
             grads = [self.autograd(supernet, images, arch, side) for side in range(supernet.sides)]
             want = {name: torch.stack([grad[name] for grad in grads]).sum(0) for name in grads[0]}
             supernet.zero_grad(set_to_none=True)
@@ -69,7 +73,7 @@ class SupernetContract:
         first, second = (self.autograd(supernet, images, arch) for arch in ends)
         for pair in (ends, ends[::-1]):  # backward runs from the last to the first
             supernet.zero_grad(set_to_none=True)
-            losses = [self.loss(supernet(images, arch, heads=True)) for arch in pair]
+            losses = [self.loss(supernet(images, arch, want=WANTED)) for arch in pair]
             (losses[0] + losses[1]).backward()
             self.assert_gradients(supernet, {name: first[name] + second[name] for name in first})
 
@@ -99,7 +103,7 @@ class SupernetContract:
         assert not torch.equal(other(images, arch), before)
         torch.testing.assert_close(supernet(images, arch), before, rtol=0, atol=0)
         supernet.zero_grad(set_to_none=True)
-        self.loss(other(images, arch, heads=True)).backward()
+        self.loss(other(images, arch, want=WANTED)).backward()
         assert all(parameter.grad is None for parameter in supernet.parameters())
 
     def test_the_order_of_calls_does_not_matter(self, supernet: Supernet) -> None:
@@ -111,15 +115,15 @@ class SupernetContract:
         torch.testing.assert_close(first, second[::-1], rtol=0, atol=0)
 
     @staticmethod
-    def loss(heads: dict[str, Tensor]) -> Tensor:
-        logits = torch.cat([tensor.flatten() for tensor in heads.values()])
-        return (logits * torch.linspace(-1, 1, logits.numel())).sum()
+    def loss(outputs: dict[str, Tensor]) -> Tensor:
+        flat = torch.cat([tensor.flatten() for tensor in outputs.values()])
+        return (flat * torch.linspace(-1, 1, flat.numel())).sum()
 
     def autograd(self, supernet: Supernet, images: Tensor, arch: Arch, side: int = 0) -> dict[str, Tensor]:
         """Gradients by the plain way: autograd through views of the shared tensors."""
         names, shared = zip(*supernet.named_parameters(), strict=True)
         skeleton = build(arch, device="meta").eval()
-        heads = functional_call(skeleton, select(supernet, arch, side), (images,), {"heads": True})
+        heads = functional_call(skeleton, select(supernet, arch, side), (images,), {"want": WANTED})
         found = torch.autograd.grad(self.loss(heads), shared, allow_unused=True, materialize_grads=True)
         return dict(zip(names, found, strict=True))
 

@@ -37,7 +37,7 @@ class HardDistillation:
     def __call__(
         self, network: nn.Module, batch: Batch, arch: Arch | None
     ) -> tuple[dict[str, Tensor], Tensor]:
-        heads = run(network, batch.images_BCHW, arch, heads=True)
+        heads = run(network, batch.images_BCHW, arch, want=("head", "head_dist?"))
         self.teacher.to(batch.images_BCHW.device)
         with torch.no_grad():
             taught_B = self.teacher(batch.images_BCHW).argmax(-1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -83,13 +84,18 @@ class Classification:
 
 
 def run(
-    network: nn.Module, images_BCHW: Tensor, arch: Arch | None, *, heads: bool = False, side: int = 0
+    network: nn.Module,
+    images_BCHW: Tensor,
+    arch: Arch | None,
+    *,
+    want: Sequence[str] | None = None,
+    side: int = 0,
 ) -> Any:
     """Logits (B, Y): of `arch` in a Supernet, or of a plain network when `arch` is None.
 
-    With `heads` the logits of every head by its name, from a Supernet or a Model. `side` is a weight set of the
+    With `want` the outputs of these names, from a Supernet or a Model. `side` is a weight set of the
     Supernet's several.
     """
     given = (images_BCHW,) if arch is None else (images_BCHW, arch)
-    options: dict[str, Any] = {"heads": True} if heads else {}
+    options: dict[str, Any] = {} if want is None else {"want": want}
     return network(*given, **options, **({"side": side} if side else {}))

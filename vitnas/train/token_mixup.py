@@ -69,7 +69,7 @@ class TokenMixup:
     def __call__(
         self, network: nn.Module, batch: Batch, arch: Arch | None
     ) -> tuple[dict[str, Tensor], Tensor]:
-        heads: dict[str, Any] = run(network, batch.images_BCHW, arch, heads=True)
+        heads: dict[str, Any] = run(network, batch.images_BCHW, arch, want=("head", "patch_head?"))
         ce = functional.cross_entropy(heads["head"], batch.targets)
         if "patch_head" not in heads or batch.patch_targets is None:
             return {"loss": ce}, heads["head"]
