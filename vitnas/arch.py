@@ -62,6 +62,11 @@ class Block:
                 f"slot is {self.slot}; it counts from 0. Leave it out to use the block's own index."
             )
 
+    @property
+    def inner_dim(self) -> int:
+        """Width of q, k and v each: all heads together."""
+        return self.num_heads * self.head_dim
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stage:

@@ -227,12 +227,12 @@ def test_it_is_uniform_while_warming_up_and_for_the_floor() -> None:
 
 @pytest.mark.parametrize("kind", sorted(SPACES))
 def test_it_works_on_every_space(kind: str) -> None:
-    space = SPACES[kind]()
+    space = SPACES[kind].make()
     focus = Focus(space, config=FocusConfig(draws=8))
     for greedy in (False, True):
         genes = focus.ask(torch.linspace(focus.low, focus.high, 4), greedy=greedy)
         assert (space.canonical_matrix(genes) == genes).all()
-        assert all(space.contains(space.arch_of(tuple(row))) == [] for row in genes.tolist())
+        assert all(space.arch_of(tuple(row)) in space for row in genes.tolist())
 
 
 def test_training_with_it_resumes_bit_for_bit(tmp_path: Path) -> None:

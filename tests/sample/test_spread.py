@@ -14,8 +14,7 @@ from vitnas.errors import UserError
 from vitnas.runs import read_jsonl
 from vitnas.sample import SAMPLERS, Hook, Moment, Spread
 from vitnas.sample.spread import entries, num_opened
-from vitnas.space import Space, autoformer, vit_resnas
-from vitnas.space.space import Gene
+from vitnas.space import Gene, Space, autoformer, vit_resnas
 from vitnas.supernet import Supernet
 from vitnas.train import Classification, Rewiring, TrainConfig, fit
 

@@ -243,6 +243,6 @@ def test_identity_shifting_makes_one_arch_of_many() -> None:
     arch = slots.decode([1, 1, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 2, 2])  # the identity, then two blocks
     assert [block.slot for block in arch.blocks] == [1, 2]
     assert isinstance(shifted, VitasSpace)
-    assert any("blocks follow each other" in reason for reason in shifted.contains(arch))
+    assert any("blocks follow each other" in reason for reason in shifted.reasons_against(arch))
     for _ in range(50):
         assert all(block.slot is None for block in shifted.sample(rng).blocks)

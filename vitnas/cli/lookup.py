@@ -25,10 +25,6 @@ from vitnas.recipes import RECIPES
 from vitnas.sample import SAMPLERS
 from vitnas.searching import SEARCHERS
 from vitnas.space import SPACES
-from vitnas.space.autoformer import SIZES as AUTOFORMER_SIZES
-from vitnas.space.mixers import SIZES as MIXERS_SIZES
-from vitnas.space.vit_resnas_sizes import SIZES as RESNAS_SIZES
-from vitnas.space.vitas_sizes import SIZES as VITAS_SIZES
 from vitnas.stages.run import plain
 
 EXTRAS = {
@@ -49,13 +45,7 @@ def list_command(words: list[str], console: Console) -> None:
     for name, recipe in RECIPES.items():
         table.add_row(name, (recipe.__doc__ or "").splitlines()[0])
     console.print(table)
-    sizes = {
-        "autoformer": AUTOFORMER_SIZES,
-        "vitas": VITAS_SIZES,
-        "mixers": MIXERS_SIZES,
-        "vit_resnas": (*RESNAS_SIZES, "micro"),
-    }
-    spaces = ", ".join(f"{name} ({', '.join(sizes.get(name, ()))})" for name in SPACES)
+    spaces = ", ".join(f"{name} ({', '.join(kind.sizes)})" for name, kind in SPACES.items())
     console.print(f"\nspaces     {spaces}")
     console.print(f"samplers   {', '.join(SAMPLERS)}")
     console.print(f"searchers  {', '.join(SEARCHERS)}")

@@ -26,8 +26,7 @@ from vitnas.sample.hook import Moment
 from vitnas.sample.looks import Looks, Rounds
 from vitnas.sample.policy import Drawn, Policy
 from vitnas.sample.quality import Floats, Quality
-from vitnas.space import Space
-from vitnas.space.space import Matrix, kind_of
+from vitnas.space import Matrix, Space, kind_of
 
 WATCH_EVERY = 4  # looks between two records of what the policy would draw
 

@@ -16,8 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vitnas.space import Gene, Space
-from vitnas.space.space import Matrix, kind_of
+from vitnas.space import Gene, Matrix, Space, kind_of
 
 HIDDEN = 64
 

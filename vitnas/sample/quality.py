@@ -16,8 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from vitnas.space import Space
-from vitnas.space.space import Matrix
+from vitnas.space import Matrix, Space
 
 Floats = npt.NDArray[np.float64]
 

@@ -19,8 +19,7 @@ from torch import Tensor
 from vitnas.errors import UserError
 from vitnas.sample.draw import Draw
 from vitnas.sample.hook import Moment
-from vitnas.space import Space
-from vitnas.space.space import Gene
+from vitnas.space import Gene, Space
 
 MOST_ENTRIES = 16  # a chance is written as a share of at most so many entries
 

@@ -18,7 +18,7 @@ from vitnas.searching.pareto import best_first
 from vitnas.searching.problem import Problem, oriented
 from vitnas.searching.shrinking import shrunk
 from vitnas.searching.trial import Trial
-from vitnas.space.space import Genes, Space
+from vitnas.space import Genes, Space
 
 
 @dataclass(frozen=True, kw_only=True)

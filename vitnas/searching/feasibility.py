@@ -14,7 +14,7 @@ from vitnas.budget import Budget, Limit, format_quantity
 from vitnas.errors import UserError
 from vitnas.searching.latency import Build, LatencyMeter, measure_ms, meters_of
 from vitnas.searching.problem import Problem
-from vitnas.space.space import Genes, Space
+from vitnas.space import Genes, Space
 
 UNITS = {"macs": "MACs", "params": "parameters", "memory": "bytes", "latency": "ms"}
 ALL_LIMITS = "all limits"

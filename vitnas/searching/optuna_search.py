@@ -23,7 +23,7 @@ from vitnas.errors import UserError, nearest
 from vitnas.searching.problem import Problem
 from vitnas.searching.storage import quiet
 from vitnas.searching.trial import Trial
-from vitnas.space.space import Genes, Space
+from vitnas.space import Genes, Space
 
 OPTUNA_SAMPLERS: dict[str, Callable[..., BaseSampler]] = {
     "tpe": optuna.samplers.TPESampler,

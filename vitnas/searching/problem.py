@@ -12,7 +12,7 @@ import numpy as np
 
 from vitnas.budget import QUANTITIES, Budget, Cost
 from vitnas.errors import UserError
-from vitnas.space.space import Genes, Space
+from vitnas.space import Genes, Space
 
 # Spaces up to this size are listed whole, so that "nothing is left" is known and not guessed.
 LISTED_SIZE = 4096

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from vitnas.searching.problem import Problem
 from vitnas.searching.trial import Trial
-from vitnas.space.space import Genes
+from vitnas.space import Genes
 
 
 @dataclass(frozen=True)

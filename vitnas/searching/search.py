@@ -24,7 +24,7 @@ from vitnas.searching.problem import DEFAULT_OBJECTIVES, Objective
 from vitnas.searching.random_search import RandomSearch
 from vitnas.searching.study import LEASE_S, Study
 from vitnas.searching.trial import NothingLeftError, Searcher, Trial
-from vitnas.space.space import Space
+from vitnas.space import Space
 
 logger = logging.getLogger(__name__)
 

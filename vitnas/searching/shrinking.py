@@ -13,7 +13,7 @@ from collections.abc import Collection
 import numpy as np
 
 from vitnas.searching.problem import Problem
-from vitnas.space.space import Genes
+from vitnas.space import Genes
 
 NOTCHES = 100  # lowered genes after which the structure may shrink too
 DRAWS = 64  # structures drawn at once

@@ -43,7 +43,7 @@ from vitnas.searching.rows import (
 )
 from vitnas.searching.storage import started, this_host
 from vitnas.searching.trial import NothingLeftError, Searcher, State, Trial
-from vitnas.space.space import Genes, Space
+from vitnas.space import Genes, Space
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from vitnas.arch import Arch
 from vitnas.budget import Cost
 from vitnas.errors import UserError
 from vitnas.searching.problem import Problem
-from vitnas.space.space import Genes, Space
+from vitnas.space import Genes, Space
 
 State = Literal["running", "scored", "rejected", "failed"]
 

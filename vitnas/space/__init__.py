@@ -1,47 +1,44 @@
-"""Spaces: which Archs are allowed. `SPACES` maps a word to the function that makes the Space."""
+"""Spaces: which Archs are allowed. `SPACES` maps a kind's word to what configures and makes its Spaces."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from vitnas.errors import UserError, nearest
-from vitnas.space.autoformer import AutoFormerSpace, autoformer
-from vitnas.space.mixers import MixerSpace, mixer_space
-from vitnas.space.space import CostTable, Gene, Genes, Matrix, NotInSpace, Space, Term
-from vitnas.space.vit_resnas import StageSpace, ViTResNASSpace
-from vitnas.space.vit_resnas_sizes import vit_resnas
-from vitnas.space.vitas import VitasSpace
-from vitnas.space.vitas_sizes import vitas
+from vitnas.kinds import members
+from vitnas.space.autoformer import AutoFormerConfig, AutoFormerSpace, autoformer
+from vitnas.space.config import SpaceConfig
+from vitnas.space.costs import CostTable, Term
+from vitnas.space.gene import Gene, Genes, Matrix, kind_of
+from vitnas.space.mixers import MixerConfig, MixerSpace, mixer_space
+from vitnas.space.space import NotInSpace, Space
+from vitnas.space.vit_resnas import StageSpace, ViTResNASConfig, ViTResNASSpace, vit_resnas
+from vitnas.space.vitas import VitasConfig, VitasSpace, vitas
 
-SPACES: dict[str, Callable[..., Space]] = {
-    "autoformer": autoformer,
-    "mixers": mixer_space,
-    "vit_resnas": vit_resnas,
-    "vitas": vitas,
-}
-KINDS: dict[str, Callable[..., Space]] = {
-    "autoformer": AutoFormerSpace,
-    "mixers": MixerSpace,
-    "vit_resnas": ViTResNASSpace,
-    "vitas": VitasSpace,
-}
+SPACES: dict[str, type[SpaceConfig]] = members(SpaceConfig, globals(), "kind")
 
 __all__ = [
     "SPACES",
+    "AutoFormerConfig",
     "AutoFormerSpace",
     "CostTable",
     "Gene",
     "Genes",
     "Matrix",
+    "MixerConfig",
     "MixerSpace",
     "NotInSpace",
     "Space",
+    "SpaceConfig",
     "StageSpace",
     "Term",
+    "ViTResNASConfig",
     "ViTResNASSpace",
+    "VitasConfig",
     "VitasSpace",
     "autoformer",
+    "kind_of",
     "mixer_space",
     "space_from_json",
     "vit_resnas",
@@ -56,9 +53,11 @@ def space_from_json(value: Mapping[str, Any]) -> Space:
         UserError: unknown kind, or options that do not fit.
     """
     kind = str(value.get("kind"))
-    if kind not in KINDS:
-        raise UserError(f"the Space's kind is {kind!r}; known are {', '.join(KINDS)}.{nearest(kind, KINDS)}")
+    if kind not in SPACES:
+        raise UserError(
+            f"the Space's kind is {kind!r}; known are {', '.join(SPACES)}.{nearest(kind, SPACES)}"
+        )
     try:
-        return KINDS[kind](**value["options"])
+        return SPACES[kind].space(**value["options"])
     except (KeyError, TypeError) as error:
         raise UserError(f"the Space cannot be read ({error}); it needs the options of {kind!r}.") from error

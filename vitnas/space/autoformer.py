@@ -7,19 +7,13 @@ embedding width for all blocks; heads are 64 wide whatever the width. Deviations
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from functools import cached_property
-from itertools import pairwise
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
-import numpy.typing as npt
-
-from vitnas.arch import Arch, Block, Stage
-from vitnas.counting import BYTES, Frame, block_cost, head_part, stem_part
-from vitnas.errors import UserError, nearest
-from vitnas.space.space import Gene, Genes, Matrix, NotInSpace, Space, Term, field_reasons, option_reason
+from vitnas.space.config import SpaceConfig, from_preset
+from vitnas.space.gene import Gene
+from vitnas.space.space import Space
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,12 +24,11 @@ class AutoFormerSpace(Space):
     """
 
     kind: ClassVar[str] = "autoformer"
+    rising: ClassVar[tuple[str, ...]] = ("embed_dims", "depths", "num_heads", "mlp_ratios")
 
     name: str = "autoformer"
     image_size: int = 224
     patch_size: int = 16
-    in_chans: int = 3
-    num_classes: int = 1000
     embed_dims: tuple[int, ...]
     depths: tuple[int, ...]
     num_heads: tuple[int, ...]
@@ -43,130 +36,28 @@ class AutoFormerSpace(Space):
     head_dim: int = 64
     relative_position: int = 14
 
-    def __post_init__(self) -> None:
-        for name in ("embed_dims", "depths", "num_heads", "mlp_ratios"):
-            options = tuple(getattr(self, name))
-            object.__setattr__(self, name, options)  # lists, as they come from JSON and YAML, would not hash
-            if not options or any(b <= a for a, b in pairwise(options)) or options[0] <= 0:
-                raise UserError(
-                    f"{name} is {options}; options must be positive and rise. Sort them, without repeats."
-                )
-        self.arch_of((0,) * len(self.genes))  # an Arch checks its own sizes
+    def declared(self) -> Iterator[Gene]:
+        yield Gene("embed_dim", self.embed_dims, structural=True, scope="stage")
+        yield Gene("depth", self.depths, structural=True, scope="stage")
+        for slot in range(self.depths[-1]):
+            yield Gene(f"num_heads.{slot}", self.num_heads, scope="block", slot=slot)
+            yield mlp_ratio(slot, self.mlp_ratios)
 
-    @property
-    def genes(self) -> tuple[Gene, ...]:
-        return self._genes
+    def fixed_blocks(self) -> Sequence[Sequence[dict[str, Any]]]:
+        return [[{"head_dim": self.head_dim}] * self.depths[-1]]
 
-    @cached_property
-    def _genes(self) -> tuple[Gene, ...]:
-        per_block = (
-            gene
-            for index in range(self.depths[-1])
-            for gene in (
-                Gene(f"num_heads.{index}", self.num_heads),
-                Gene(f"mlp_ratio.{index}", self.mlp_ratios),
-            )
-        )
-        head = (
-            Gene("embed_dim", self.embed_dims, structural=True),
-            Gene("depth", self.depths, structural=True),
-        )
-        return (*head, *per_block)
-
-    def arch_of(self, genes: Genes) -> Arch:
-        dim, depth = self.embed_dims[genes[0]], self.depths[genes[1]]
-        blocks = tuple(
-            Block(
-                num_heads=self.num_heads[genes[2 + 2 * index]],
-                head_dim=self.head_dim,
-                mlp_hidden=int(dim * self.mlp_ratios[genes[3 + 2 * index]]),
-            )
-            for index in range(depth)
-        )
-        return Arch(stages=(Stage(embed_dim=dim, blocks=blocks),), **self._fixed())
-
-    def genes_of(self, arch: Arch) -> Genes:
-        reasons = field_reasons(arch, self._fixed())
-        if len(arch.stages) > 1:
-            reasons.append(f"there are {len(arch.stages)} stages, must be 1")
-        dim, depth = arch.embed_dim, arch.depth
-        reasons += option_reason("embed_dim", dim, self.embed_dims) + option_reason(
-            "depth", depth, self.depths
-        )
-        hidden = [int(dim * ratio) for ratio in self.mlp_ratios]
-        for index, block in enumerate(arch.blocks):
-            reasons += option_reason(f"block {index}: num_heads", block.num_heads, self.num_heads)
-            reasons += option_reason(f"block {index}: mlp_hidden", block.mlp_hidden, hidden)
-            if (block.head_dim, block.mixer, block.slot) != (self.head_dim, "softmax", None):
-                reasons.append(f"block {index}: head_dim must be {self.head_dim}, mixer softmax, slot unset")
-        if reasons:
-            raise NotInSpace(self.name, arch, reasons)
-        genes = [self.embed_dims.index(dim), self.depths.index(depth)]
-        for block in arch.blocks:
-            genes += [self.num_heads.index(block.num_heads), hidden.index(block.mlp_hidden)]
-        return tuple(genes) + (0,) * (len(self.genes) - len(genes))
-
-    def active_matrix(self, genes: Matrix) -> npt.NDArray[np.bool_]:
-        depth = np.asarray(self.depths)[genes[:, 1]]
-        active = np.ones(genes.shape, dtype=np.bool_)
-        active[:, 2:] = np.repeat(np.arange(self.depths[-1])[None] < depth[:, None], 2, axis=1)
-        return active
-
-    def size(self) -> int:
-        per_block = len(self.num_heads) * len(self.mlp_ratios)
-        return len(self.embed_dims) * sum(per_block**depth for depth in self.depths)
-
-    def cost_terms(self) -> list[Term]:
-        arch = self.smallest()
-        ends = [(stem_part(arch, dim), head_part(arch, dim)) for dim in self.embed_dims]
-        fixed = Term(
-            genes=(0,),
-            macs=np.array([stem.macs + head.macs for stem, head in ends]),
-            params=np.array([stem.params + head.params for stem, head in ends]),
-            memory=np.array([max(stem.memory, head.memory) for stem, head in ends]) * BYTES,
-        )
-        return [fixed, *self._block_terms(Frame.of(arch))]
-
-    def _block_terms(self, frame: Frame) -> Iterator[Term]:
-        """Per block: a table over (embed_dim, depth, num_heads, mlp_ratio), 0 where the depth leaves the block out."""
-        table = np.array(
-            [
-                [
-                    [
-                        block_cost("softmax", heads, self.head_dim, int(dim * ratio), dim, frame)
-                        for ratio in self.mlp_ratios
-                    ]
-                    for heads in self.num_heads
-                ]
-                for dim in self.embed_dims
-            ],
-            dtype=np.int64,
-        )  # (embed_dim, num_heads, mlp_ratio, 3)
-        for index in range(self.depths[-1]):
-            alive = np.array([index < depth for depth in self.depths])
-            macs, params, memory = np.moveaxis(table[:, None] * alive[None, :, None, None, None], -1, 0)
-            yield Term(
-                genes=(0, 1, 2 + 2 * index, 3 + 2 * index), macs=macs, params=params, memory=memory * BYTES
-            )
-
-    def to_json(self) -> dict[str, Any]:
-        return {"kind": self.kind, "options": asdict(self)}
-
-    def _fixed(self) -> dict[str, Any]:
-        """The fields of an Arch that do not vary."""
+    def fixed(self) -> dict[str, Any]:
         return {
-            "image_size": self.image_size,
             "patch_size": self.patch_size,
-            "in_chans": self.in_chans,
-            "num_classes": self.num_classes,
-            "class_token": True,
-            "position": "learned",
             "relative_position": self.relative_position,
             "global_pool": "avg",
-            "fc_norm": False,
-            "qkv_bias": True,
             "norm_eps": 1e-5,
         }
+
+
+def mlp_ratio(slot: int, ratios: tuple[float, ...]) -> Gene:
+    """The gene of a block's hidden units, as shares of its stage's width."""
+    return Gene(f"mlp_ratio.{slot}", ratios, scope="block", field="mlp_hidden", slot=slot, shares=True)
 
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -195,6 +86,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "num_heads": (2, 3, 4),
         "mlp_ratios": (2.0, 3.0, 4.0),
         "head_dim": 16,
+        "patch_size": 2,
     },
 }
 
@@ -203,7 +95,7 @@ def autoformer(
     size: str = "tiny",
     *,
     image_size: int = 224,
-    patch_size: int = 16,
+    patch_size: int | None = None,
     num_classes: int = 1000,
     in_chans: int = 3,
     **options: Any,
@@ -221,20 +113,24 @@ def autoformer(
     >>> autoformer("tiny").size()
     1073565696
     """
-    if size not in SIZES:
-        raise UserError(f"size is {size!r}; autoformer has {', '.join(SIZES)}.{nearest(size, SIZES)}")
-    known = AutoFormerSpace.__dataclass_fields__
-    for name in options:
-        if name not in known:
-            raise UserError(f"the autoformer space has no option {name!r}.{nearest(name, known)}")
-    return AutoFormerSpace(
-        **{
-            "name": f"autoformer_{size}",
-            "image_size": image_size,
-            "patch_size": patch_size,
-            "num_classes": num_classes,
-            "in_chans": in_chans,
-            **SIZES[size],
-            **options,
-        }
-    )
+    data = {"image_size": image_size, "num_classes": num_classes, "in_chans": in_chans}
+    given = {**data, "patch_size": patch_size, **options}
+    return AutoFormerSpace(**from_preset(AutoFormerSpace, SIZES, size, given))
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoFormerConfig(SpaceConfig):
+    """An AutoFormer space, `tiny`, `small`, `base` or `micro`; options left at None are the preset's."""
+
+    kind = AutoFormerSpace.kind
+    space = AutoFormerSpace
+    sizes = SIZES
+    make = staticmethod(autoformer)
+
+    patch_size: int | None = None
+    embed_dims: tuple[int, ...] | None = None
+    depths: tuple[int, ...] | None = None
+    num_heads: tuple[int, ...] | None = None
+    mlp_ratios: tuple[float, ...] | None = None
+    head_dim: int | None = None
+    relative_position: int | None = None

@@ -2,6 +2,9 @@
 
 Genes are a fixed-length tuple of option numbers, one per gene. Genes that do not matter (the widths of a block that
 the depth leaves out) are 0 in canonical form, so that equal Archs have equal genes.
+
+A Space declares its genes and what does not vary. How genes become an Arch and an Arch genes, which genes matter, how
+many Archs there are and what they cost follows from that.
 """
 
 from __future__ import annotations
@@ -9,9 +12,10 @@ from __future__ import annotations
 import itertools
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,114 +23,100 @@ import numpy.typing as npt
 
 from vitnas.arch import Arch
 from vitnas.errors import UserError
-
-Genes = tuple[int, ...]
-Matrix = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True)
-class Gene:
-    """One decision. `structural` genes (depth, embedding width) change the whole Arch; search moves them less often.
-
-    `weights` are the chances of the options when drawn; None for equal ones. A gene that `flips` has two options, and
-    a mutation takes the other one.
-    """
-
-    name: str
-    options: tuple[Any, ...]
-    structural: bool = False
-    weights: tuple[float, ...] | None = None
-    flips: bool = False
-
-    def draw(self, rng: random.Random) -> int:
-        """A random option number."""
-        if self.weights is None:
-            return rng.randrange(len(self.options))
-        return rng.choices(range(len(self.options)), self.weights)[0]
+from vitnas.space.costs import CostTable, cost_terms
+from vitnas.space.gene import Gene, Genes, Matrix, kind_of
+from vitnas.space.layout import Layout
 
 
-@dataclass(frozen=True)
-class Term:
-    """A part of the cost that depends on a few genes: one table entry per combination of their options.
-
-    `macs` and `params` of all terms add up; `memory` (bytes) is the largest of the terms.
-    """
-
-    genes: tuple[int, ...]
-    macs: npt.NDArray[np.int64]
-    params: npt.NDArray[np.int64]
-    memory: npt.NDArray[np.int64]
-
-
-class CostTable:
-    """Costs of many Archs at once, by looking up and adding (see `Term`)."""
-
-    def __init__(self, num_options: Sequence[int], terms: Sequence[Term]) -> None:
-        self._num_options, self._terms = tuple(num_options), tuple(terms)
-
-    def costs(self, genes: Matrix) -> dict[str, Matrix]:
-        """Costs of canonical genes.
-
-        Args:
-            genes: (n, num_genes) option numbers.
-
-        Returns:
-            `macs`, `params` and `memory` (bytes), each of shape (n,); equal to `count(space.decode(row))`.
-        """
-        macs, params, memory = (np.zeros(len(genes), dtype=np.int64) for _ in range(3))
-        columns = np.ascontiguousarray(np.asarray(genes).T)
-        for term in self._terms:
-            index = np.zeros(len(genes), dtype=np.int64)
-            for gene in term.genes:
-                index = index * self._num_options[gene] + columns[gene]
-            macs += term.macs.reshape(-1)[index]
-            params += term.params.reshape(-1)[index]
-            np.maximum(memory, term.memory.reshape(-1)[index], out=memory)
-        return {"macs": macs, "params": params, "memory": memory}
-
-
+@dataclass(frozen=True, kw_only=True)
 class Space(ABC):
-    """The Archs allowed. Subclasses say what genes there are, what they mean and which of them matter."""
+    """The Archs allowed. Subclasses declare their genes and what does not vary.
 
-    name: str
+    Image size is in pixels.
+    """
+
+    kind: ClassVar[str]
     merged: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """Neighbouring axes that Archs re-partition, and the name under which a Supernet takes them as one."""
+    rising: ClassVar[tuple[str, ...]] = ()
+    """Fields of numbers that must be positive and rise."""
 
-    @property
+    name: str
+    image_size: int
+    in_chans: int = 3
+    num_classes: int = 1000
+
+    def __post_init__(self) -> None:
+        for name in self.rising:
+            object.__setattr__(self, name, rising(name, getattr(self, name)))
+        self._check()
+        for last in (0, -1):  # an Arch checks its own sizes
+            self.decode([last % n for n in self.num_options])
+
+    def _check(self) -> None:  # noqa: B027 (most have nothing to add)
+        """Refuse options that do not fit together."""
+
     @abstractmethod
-    def genes(self) -> tuple[Gene, ...]:
+    def declared(self) -> Iterator[Gene]:
         """The genes, in order."""
 
     @abstractmethod
-    def arch_of(self, genes: Genes) -> Arch:
-        """The Arch of canonical genes."""
+    def fixed(self) -> dict[str, Any]:
+        """Fields of every Arch that are neither a gene's nor their default, besides the data's."""
 
     @abstractmethod
-    def genes_of(self, arch: Arch) -> Genes:
-        """Canonical genes of an Arch; raises UserError listing every reason why it is not in the Space."""
+    def fixed_blocks(self) -> Sequence[Sequence[dict[str, Any]]]:
+        """Per stage and slot: fields of a block that are neither a gene's nor their default."""
 
-    @abstractmethod
-    def active_matrix(self, genes: Matrix) -> npt.NDArray[np.bool_]:
-        """(n, num_genes): which genes matter, given the others."""
-
-    @abstractmethod
-    def size(self) -> int:
-        """Number of different Archs."""
-
-    @abstractmethod
-    def cost_terms(self) -> list[Term]:
-        """The cost as a sum over few genes at a time."""
-
-    @abstractmethod
-    def to_json(self) -> dict[str, Any]:
-        """`{"kind": ..., "options": {...}}`, from which `space_from_json` makes an equal Space."""
-
-    def settle_matrix(self, genes: Matrix) -> Matrix:
-        """(n, num_genes) genes that say an Arch; a Space where some combinations do not (no block at all) mends
-        them."""
-        return genes
+    def block_fields(self, told: dict[str, Any]) -> dict[str, Any]:
+        """The fields of a Block, from those that genes tell and that are fixed."""
+        inner = told.pop("inner_dim", None)
+        return told if inner is None else {**told, "head_dim": inner // told["num_heads"]}
 
     # From here on everything follows from the above.
+
+    @cached_property
+    def genes(self) -> tuple[Gene, ...]:
+        """The genes, in order."""
+        return tuple(self.declared())
+
+    @property
+    def is_staged(self) -> bool:
+        """Whether blocks are counted per stage."""
+        return len(self.fixed_blocks()) > 1
+
+    @cached_property
+    def layout(self) -> Layout:
+        """What the genes say, worked out once."""
+        data = {name: getattr(self, name) for name in ("image_size", "in_chans", "num_classes")}
+        blocks = self.fixed_blocks()
+        return Layout(
+            self.genes, {**data, **self.fixed()}, blocks, self.block_fields, is_staged=self.is_staged
+        )
+
+    def arch_of(self, genes: Genes) -> Arch:
+        """The Arch of canonical genes."""
+        return self.layout.arch(genes)
+
+    def active_matrix(self, genes: Matrix) -> npt.NDArray[np.bool_]:
+        """(n, num_genes): which genes matter, given the others."""
+        return self.layout.active(genes)
+
+    def size(self) -> int:
+        """Number of different Archs."""
+        return self.layout.size()
+
+    def cost_table(self) -> CostTable:
+        """Vectorised costs (made once)."""
+        return self._cost_table
+
+    @cached_property
+    def _cost_table(self) -> CostTable:
+        return CostTable(self.num_options, cost_terms(self.layout))
+
+    def to_json(self) -> dict[str, Any]:
+        """`{"kind": ..., "options": {...}}`, from which `space_from_json` makes an equal Space."""
+        return {"kind": self.kind, "options": asdict(self)}
 
     @cached_property
     def num_options(self) -> tuple[int, ...]:
@@ -156,19 +146,21 @@ class Space(ABC):
         Raises:
             UserError: `arch` is not in the Space; all reasons are given.
         """
-        return self.genes_of(arch)
+        genes, reasons = self.layout.read(arch)
+        if reasons:
+            raise NotInSpace(self.name, arch, reasons)
+        return genes
 
-    def contains(self, arch: Arch) -> list[str]:
-        """Reasons why `arch` is not in the Space; empty if it is."""
-        try:
-            self.genes_of(arch)
-        except NotInSpace as error:
-            return error.reasons
-        return []
+    def __contains__(self, arch: object) -> bool:
+        return isinstance(arch, Arch) and not self.reasons_against(arch)
+
+    def reasons_against(self, arch: Arch) -> list[str]:
+        """Reasons why `arch` is not in the Space; none if it is."""
+        return self.layout.read(arch)[1]
 
     def check(self, arch: Arch) -> None:
         """Raise UserError with all reasons if `arch` is not in the Space."""
-        self.genes_of(arch)
+        self.encode(arch)
 
     def canonical(self, genes: Sequence[int]) -> Genes:
         """`genes` with those that do not matter set to 0."""
@@ -176,9 +168,7 @@ class Space(ABC):
 
     def canonical_matrix(self, genes: Matrix) -> Matrix:
         """(n, num_genes) genes with those that do not matter set to 0."""
-        genes = self.settle_matrix(genes)
-        canonical: Matrix = np.where(self.active_matrix(genes), genes, 0)
-        return canonical
+        return self.layout.canonical(genes)
 
     def random_matrix(self, n: int, rng: np.random.Generator) -> Matrix:
         """(n, num_genes) canonical genes, every gene drawn by its weights."""
@@ -202,8 +192,8 @@ class Space(ABC):
         """Redraw (or flip) each gene with probability `prob` (`structural_prob` for depth and width); genes that a
         mutation brings to life are drawn at random. Defaults: AutoFormer's search."""
         child = []
-        for gene, value, alive in zip(self.genes, genes, self._active(genes), strict=True):
-            if not alive:
+        for gene, value, matters in zip(self.genes, genes, self._active(genes), strict=True):
+            if not matters:
                 child.append(gene.draw(rng))
             elif rng.random() < (structural_prob if gene.structural else prob):
                 child.append(1 - value if gene.flips else rng.randrange(len(gene.options)))
@@ -241,9 +231,17 @@ class Space(ABC):
         return self._extremes["middle"]
 
     def representatives(self) -> list[Arch]:
-        """Archs whose parameters together have every size and every option that the Space has: the largest, and more
-        where options do not lie within each other (patch sizes)."""
-        return [self.largest()]
+        """Archs whose parameters together have every size and every option that the Space has: the largest, and, where
+        options do not lie within each other (patch sizes, mixers), the largest with each of the others."""
+        last = [n - 1 for n in self.num_options]
+        apart = [i for i, gene in enumerate(self.genes) if gene.apart]
+        found = []
+        for back in range(max((self.num_options[i] for i in apart), default=1)):
+            genes = list(last)
+            for i in apart:
+                genes[i] = max(0, last[i] - back)
+            found.append(self.decode(genes))
+        return list(dict.fromkeys(found))
 
     def corners(self) -> list[Arch]:
         """Every combination of first and last option over *kinds* of genes (all heads move together, and so on)."""
@@ -254,21 +252,13 @@ class Space(ABC):
             found.append(self.decode([len(g.options) - 1 if end[kind_of(g)] else 0 for g in self.genes]))
         return list(dict.fromkeys(found))
 
-    def cost_table(self) -> CostTable:
-        """Vectorised costs (made once)."""
-        return self._cost_table
-
-    @cached_property
-    def _cost_table(self) -> CostTable:
-        return CostTable(self.num_options, self.cost_terms())
-
     def slots(self, arch: Arch) -> list[int]:
         """For every block of `arch`, the block of the largest Arch whose weights it uses."""
-        offset, found = 0, []
-        for stage, widest in zip(arch.stages, self.largest().stages, strict=True):
-            found += [offset + (i if b.slot is None else b.slot) for i, b in enumerate(stage.blocks)]
-            offset += len(widest.blocks)
-        return found
+        return [
+            stage.first + (i if block.slot is None else block.slot)
+            for stage, given in zip(self.layout.stages, arch.stages, strict=True)
+            for i, block in enumerate(given.blocks)
+        ]
 
     def _active(self, genes: Sequence[int]) -> list[bool]:
         active: list[bool] = self.active_matrix(np.asarray([genes], dtype=np.int64))[0].tolist()
@@ -283,27 +273,13 @@ class NotInSpace(UserError):
         super().__init__(f"{arch.id} is not in {space}: " + "; ".join(reasons) + ".")
 
 
-def kind_of(gene: Gene) -> str:
-    """`num_heads` of gene `num_heads.3`."""
-    return gene.name.partition(".")[0]
+def rising(name: str, options: Iterable[Any]) -> tuple[Any, ...]:
+    """The options as a tuple: lists, as they come from JSON and YAML, would not hash.
 
-
-def field_reasons(arch: Arch, wanted: Mapping[str, Any], varied: Sequence[str] = ()) -> list[str]:
-    """One reason per field of `arch` that differs from `wanted`, or from its default where that says nothing.
-
-    `varied` fields are the Space's to choose.
+    Raises:
+        UserError: none, or options that do not rise.
     """
-    usual = {item.name: item.default for item in fields(Arch) if item.default is not MISSING}
-    return [
-        f"{name} is {getattr(arch, name)!r}, must be {value!r}"
-        for name, value in {**{name: usual[name] for name in usual if name not in varied}, **wanted}.items()
-        if getattr(arch, name) != value
-    ]
-
-
-def option_reason(what: str, value: Any, options: Sequence[Any]) -> list[str]:
-    """A reason if `value` is not one of `options`, naming the nearest."""
-    if value in options:
-        return []
-    near = min(options, key=lambda option: abs(option - value))
-    return [f"{what} is {value}; allowed are {', '.join(map(str, options))}. Nearest: {near}"]
+    given = tuple(options)
+    if not given or any(b <= a for a, b in pairwise(given)) or given[0] <= 0:
+        raise UserError(f"{name} is {given}; options must be positive and rise. Sort them, without repeats.")
+    return given

@@ -7,19 +7,16 @@ Where two blocks that may be left out follow each other, the second goes with th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar
 
-import numpy as np
-import numpy.typing as npt
-
-from vitnas.arch import Arch, Block, Reduction, Stage, Stem
-from vitnas.counting import BYTES, Frame, block_cost, head_part, reduction_part, stem_part
+from vitnas.arch import Reduction, Stem
 from vitnas.errors import UserError
-from vitnas.space.space import Gene, Genes, Matrix, NotInSpace, Space, Term, field_reasons, option_reason
+from vitnas.space.config import SpaceConfig, from_preset
+from vitnas.space.gene import Gene
+from vitnas.space.space import Space, rising
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,12 +32,7 @@ class StageSpace:
 
     def __post_init__(self) -> None:
         for name in ("embed_dims", "num_heads", "mlp_hidden"):
-            options = tuple(getattr(self, name))
-            object.__setattr__(self, name, options)  # lists, as they come from JSON and YAML, would not hash
-            if not options or any(b <= a for a, b in pairwise(options)) or options[0] <= 0:
-                raise UserError(
-                    f"{name} is {options}; options must be positive and rise. Sort them, without repeats."
-                )
+            object.__setattr__(self, name, rising(name, getattr(self, name)))
         object.__setattr__(self, "skip", tuple((int(block), float(chance)) for block, chance in self.skip))
         blocks = [block for block, _ in self.skip]
         if sorted(set(blocks)) != blocks or any(not 0 <= block < self.depth for block in blocks):
@@ -53,11 +45,6 @@ class StageSpace:
                 "Mend it."
             )
 
-    def follows(self, block: int) -> bool:
-        """Whether `block` can only exist where the one before it does."""
-        skippable = {number for number, _ in self.skip}
-        return block in skippable and block - 1 in skippable
-
 
 @dataclass(frozen=True, kw_only=True)
 class ViTResNASSpace(Space):
@@ -65,12 +52,11 @@ class ViTResNASSpace(Space):
     `mlp_hidden.s.i`. Sizes are in pixels."""
 
     kind: ClassVar[str] = "vit_resnas"
+    is_staged = True
 
     name: str = "vit_resnas"
     image_size: int = 224
     patch_size: int = 14
-    in_chans: int = 3
-    num_classes: int = 1000
     stages: tuple[StageSpace, ...]
     stem: Stem = "conv"
     stem_width: int = 24
@@ -78,7 +64,7 @@ class ViTResNASSpace(Space):
     distill_token: bool = False
     patch_head: bool = False
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         stages: list[Any] = list(self.stages)
         made = [stage if isinstance(stage, StageSpace) else StageSpace(**stage) for stage in stages]
         object.__setattr__(self, "stages", tuple(made))
@@ -88,201 +74,232 @@ class ViTResNASSpace(Space):
                     f"a stage may be {behind.embed_dims[0]} wide behind one of {before.embed_dims[-1]}; a residual "
                     "reduction cannot narrow. Raise its embed_dims, or use reduction='conv'."
                 )
-        self.arch_of((0,) * len(self.genes))  # an Arch checks its own sizes
 
-    @cached_property
-    def _places(self) -> tuple[tuple[int, tuple[tuple[int, int, int], ...]], ...]:
-        """Per stage: the number of its width's gene, and per block those of existence (-1: always), heads, hidden."""
-        places, count = [], 0
-        for stage in self.stages:
-            skippable = {block for block, _ in stage.skip}
-            width, blocks = count, []
-            count += 1
-            for block in range(stage.depth):
-                exists = count if block in skippable else -1
-                count += block in skippable
-                blocks.append((exists, count, count + 1))
-                count += 2
-            places.append((width, tuple(blocks)))
-        return tuple(places)
-
-    @property
-    def genes(self) -> tuple[Gene, ...]:
-        return self._genes
-
-    @cached_property
-    def _genes(self) -> tuple[Gene, ...]:
-        genes = []
+    def declared(self) -> Iterator[Gene]:
         for s, stage in enumerate(self.stages):
-            genes.append(Gene(f"embed_dim.{s}", stage.embed_dims, structural=True))
+            yield Gene(f"embed_dim.{s}", stage.embed_dims, structural=True, scope="stage", stage=s)
             chances = dict(stage.skip)
             for i in range(stage.depth):
+                place: dict[str, Any] = {"scope": "block", "stage": s, "slot": i}
                 if i in chances:
-                    weights = (chances[i], 1 - chances[i])
-                    genes.append(
-                        Gene(f"exists.{s}.{i}", (False, True), structural=True, weights=weights, flips=True)
+                    yield Gene(
+                        f"exists.{s}.{i}",
+                        (False, True),
+                        structural=True,
+                        weights=(chances[i], 1 - chances[i]),
+                        flips=True,
+                        follows=i - 1 in chances,
+                        **place,
                     )
-                genes += [
-                    Gene(f"num_heads.{s}.{i}", stage.num_heads),
-                    Gene(f"mlp_hidden.{s}.{i}", stage.mlp_hidden),
-                ]
-        return tuple(genes)
+                yield Gene(f"num_heads.{s}.{i}", stage.num_heads, **place)
+                yield Gene(f"mlp_hidden.{s}.{i}", stage.mlp_hidden, **place)
 
-    def arch_of(self, genes: Genes) -> Arch:
-        stages = []
-        for stage, (width, blocks) in zip(self.stages, self._places, strict=True):
-            kept = [i for i, (exists, _, _) in enumerate(blocks) if exists < 0 or genes[exists]]
-            in_order = kept == list(range(len(kept)))
-            made = tuple(
-                Block(
-                    num_heads=stage.num_heads[genes[blocks[i][1]]],
-                    head_dim=stage.head_dim,
-                    mlp_hidden=stage.mlp_hidden[genes[blocks[i][2]]],
-                    slot=None if in_order else i,
-                )
-                for i in kept
+    def fixed_blocks(self) -> Sequence[Sequence[dict[str, Any]]]:
+        return [[{"head_dim": stage.head_dim}] * stage.depth for stage in self.stages]
+
+    def fixed(self) -> dict[str, Any]:
+        names = ("patch_size", "stem", "stem_width", "reduction", "distill_token", "patch_head")
+        return {name: getattr(self, name) for name in names}
+
+
+def _stage(
+    depth: int,
+    embed_dims: Sequence[int],
+    inner: Sequence[int],
+    head_dim: int,
+    mlp_hidden: Sequence[int],
+    skip: Sequence[tuple[int, float]] = (),
+) -> StageSpace:
+    """Options as in the paper's table, falling; `inner` are attention widths, all heads together."""
+    return StageSpace(
+        depth=depth,
+        embed_dims=tuple(embed_dims[::-1]),
+        num_heads=tuple(width // head_dim for width in inner[::-1]),
+        head_dim=head_dim,
+        mlp_hidden=tuple(mlp_hidden[::-1]),
+        skip=tuple(skip),
+    )
+
+
+def _every_second(chance: float, blocks: Sequence[int] = (1, 3, 5)) -> list[tuple[int, float]]:
+    return [(block, chance) for block in blocks]
+
+
+_HALF, _QUARTER = _every_second(1 / 2), _every_second(1 / 4)
+_TINY_DIMS = ((256, 224, 192, 176, 160), (512, 448, 384, 352, 320), (1024, 896, 768, 704, 640))
+_TINY_MLP = tuple(tuple(width * n // 12 for n in (12, 11, 10, 9, 8, 7, 6)) for width in (768, 1536, 3072))
+_TINY_MLP_FOUR = tuple(tuple(width * n // 12 for n in (12, 10, 8, 6)) for width in (768, 1536, 3072))
+_SMALL_DIMS = ((320, 280, 240, 220, 200), (640, 560, 480, 440, 400), (1280, 1120, 960, 880, 800))
+_SMALL_MLP = tuple(tuple(width * n // 12 for n in (12, 11, 10, 9, 8, 7, 6)) for width in (960, 1920, 3840))
+_MH_SMALL_INNER = ((256, 224, 192, 160), (768, 672, 576, 480), (1024, 896, 768, 640))
+_MH_TINY_INNER = ((192, 160, 128, 96), (576, 480, 384, 288), (768, 640, 512, 384))
+_HEADS = (32, 48, 64)
+_DEEP = _every_second(1 / 4, (3, 5, 7, 9, 11, 13))
+_CONV, _LINEAR = {"stem": "conv", "stem_width": 24}, {"stem": "linear", "stem_width": 0}
+
+SIZES: dict[str, dict[str, Any]] = {
+    "sr_tiny_mh": {
+        **_CONV,
+        "stages": tuple(
+            _stage(6, *options, skip=_HALF)
+            for options in zip(_TINY_DIMS, _MH_TINY_INNER, _HEADS, _TINY_MLP, strict=True)
+        ),
+    },
+    "sr_small_mh": {
+        **_CONV,
+        "stages": tuple(
+            _stage(7, *options, skip=_HALF)
+            for options in zip(_SMALL_DIMS, _MH_SMALL_INNER, _HEADS, _SMALL_MLP, strict=True)
+        ),
+    },
+    "sr_small": {
+        "stem": "conv",
+        "stem_width": 32,
+        "stages": tuple(
+            _stage(7, *options, skip=_HALF)
+            for options in zip(
+                _SMALL_DIMS, (_MH_SMALL_INNER[0], *_MH_TINY_INNER[1:]), _HEADS, _SMALL_MLP, strict=True
             )
-            stages.append(Stage(embed_dim=stage.embed_dims[genes[width]], blocks=made))
-        return Arch(stages=tuple(stages), **self._fixed())
-
-    def genes_of(self, arch: Arch) -> Genes:
-        reasons = field_reasons(arch, self._fixed())
-        if len(arch.stages) != len(self.stages):
-            reasons.append(f"it has {len(arch.stages)} stages, must have {len(self.stages)}")
-        genes = [0] * len(self.genes)
-        for s, (stage, given) in enumerate(zip(self.stages, arch.stages, strict=False)):
-            found = self._stage_reasons(s, stage, given)
-            reasons += found
-            if not found:
-                self._write_stage(genes, s, given)
-        if reasons:
-            raise NotInSpace(self.name, arch, reasons)
-        return tuple(genes)
-
-    def _stage_reasons(self, s: int, stage: StageSpace, given: Stage) -> list[str]:
-        reasons = option_reason(f"stage {s}: embed_dim", given.embed_dim, stage.embed_dims)
-        slots = [i if block.slot is None else block.slot for i, block in enumerate(given.blocks)]
-        for slot, block in zip(slots, given.blocks, strict=True):
-            what = f"stage {s}, block {slot}"
-            reasons += option_reason(f"{what}: num_heads", block.num_heads, stage.num_heads)
-            reasons += option_reason(f"{what}: mlp_hidden", block.mlp_hidden, stage.mlp_hidden)
-            if (block.head_dim, block.mixer) != (stage.head_dim, "softmax"):
-                reasons.append(f"{what}: head_dim must be {stage.head_dim}, mixer softmax")
-        if slots[-1] >= stage.depth:
-            return [*reasons, f"stage {s} has a block {slots[-1]}; it has {stage.depth}, counted from 0"]
-        skippable, missing = dict(stage.skip), sorted(set(range(stage.depth)) - set(slots))
-        reasons += [
-            f"stage {s}, block {slot} is left out; only {', '.join(map(str, skippable)) or 'none'} may be"
-            for slot in missing
-            if slot not in skippable
-        ]
-        reasons += [
-            f"stage {s}, block {slot} exists without the one before it"
-            for slot in slots
-            if stage.follows(slot) and slot - 1 in missing
-        ]
-        if slots == list(range(len(slots))) and given.blocks[0].slot is not None:
-            reasons.append(f"stage {s}: slots must be left out where they say nothing")
-        return reasons
-
-    def _write_stage(self, genes: list[int], s: int, given: Stage) -> None:
-        stage, (width, blocks) = self.stages[s], self._places[s]
-        genes[width] = stage.embed_dims.index(given.embed_dim)
-        for i, block in enumerate(given.blocks):
-            exists, heads, hidden = blocks[i if block.slot is None else block.slot]
-            if exists >= 0:
-                genes[exists] = 1
-            genes[heads] = stage.num_heads.index(block.num_heads)
-            genes[hidden] = stage.mlp_hidden.index(block.mlp_hidden)
-
-    def active_matrix(self, genes: Matrix) -> npt.NDArray[np.bool_]:
-        active = np.ones(genes.shape, dtype=np.bool_)
-        for stage, (_, blocks) in zip(self.stages, self._places, strict=True):
-            alive = np.ones(len(genes), dtype=np.bool_)
-            for i, (exists, heads, hidden) in enumerate(blocks):
-                possible = alive if stage.follows(i) else np.ones(len(genes), dtype=np.bool_)
-                alive = possible
-                if exists >= 0:
-                    active[:, exists] = possible
-                    alive = possible & (genes[:, exists] > 0)
-                active[:, heads] = active[:, hidden] = alive
-        return active
-
-    def size(self) -> int:
-        total = 1
-        for stage in self.stages:
-            skippable, per_block = (
-                {block for block, _ in stage.skip},
-                len(stage.num_heads) * len(stage.mlp_hidden),
-            )
-            total *= len(stage.embed_dims)
-            run = 0  # blocks in a row that may be left out: any number of the first ones exists
-            for block in range(stage.depth + 1):
-                if block in skippable:
-                    run += 1
-                    continue
-                total *= sum(per_block**n for n in range(run + 1))
-                run = 0
-                total *= per_block if block < stage.depth else 1
-        return total
-
-    def cost_terms(self) -> list[Term]:
-        arch = self.smallest()
-        first, last = self._places[0][0], self._places[-1][0]
-        stems = [stem_part(arch, dim) for dim in self.stages[0].embed_dims]
-        heads = [head_part(arch, dim) for dim in self.stages[-1].embed_dims]
-        terms = [_term((first,), stems, (-1,)), _term((last,), heads, (-1,))]
-        for s, ((before, _), (behind, _)) in enumerate(pairwise(self._places)):
-            dims = [
-                reduction_part(arch, s, dim, out)
-                for dim in self.stages[s].embed_dims
-                for out in self.stages[s + 1].embed_dims
-            ]
-            terms.append(_term((before, behind), dims, (len(self.stages[s].embed_dims), -1)))
-        return [*terms, *self._block_terms(arch)]
-
-    def _block_terms(self, arch: Arch) -> Iterator[Term]:
-        """Per block: a table over (embed_dim, existence if it may be left out, num_heads, mlp_hidden)."""
-        for s, (stage, (width, blocks)) in enumerate(zip(self.stages, self._places, strict=True)):
-            frame = Frame.of(arch, s)
-            table = np.array(
-                [
-                    [
-                        [
-                            block_cost("softmax", heads, stage.head_dim, hidden, dim, frame)
-                            for hidden in stage.mlp_hidden
-                        ]
-                        for heads in stage.num_heads
-                    ]
-                    for dim in stage.embed_dims
-                ],
-                dtype=np.int64,
-            )
-            removable = np.stack([np.zeros_like(table), table], axis=1)
-            for exists, heads, hidden in blocks:
-                costs = np.moveaxis(table if exists < 0 else removable, -1, 0)
-                genes = (width, heads, hidden) if exists < 0 else (width, exists, heads, hidden)
-                yield Term(genes=genes, macs=costs[0], params=costs[1], memory=costs[2] * BYTES)
-
-    def to_json(self) -> dict[str, Any]:
-        return {"kind": self.kind, "options": asdict(self)}
-
-    def _fixed(self) -> dict[str, Any]:
-        """The fields of an Arch that do not vary."""
-        names = ("image_size", "patch_size", "in_chans", "num_classes", "stem", "stem_width", "reduction")
-        same = {name: getattr(self, name) for name in (*names, "distill_token", "patch_head")}
-        return same | {
-            "class_token": True,
-            "position": "learned",
-            "relative_position": 0,
-            "global_pool": "token",
-            "fc_norm": False,
-            "qkv_bias": True,
-            "norm_eps": 1e-6,
-        }
+        ),
+    },
+    "sr_tiny": {
+        **_LINEAR,
+        "stages": (
+            _stage(7, _TINY_DIMS[0], (256, 192, 128), 64, _TINY_MLP_FOUR[0], _QUARTER),
+            _stage(7, _TINY_DIMS[1], (512, 384, 256), 64, _TINY_MLP_FOUR[1], _QUARTER),
+            _stage(4, _TINY_DIMS[2], (768, 640, 512), 64, _TINY_MLP_FOUR[2]),
+        ),
+    },
+    "sr_tiny_666": {
+        **_LINEAR,
+        "stages": (
+            _stage(6, _TINY_DIMS[0], (256, 192, 128), 64, _TINY_MLP[0], _HALF),
+            _stage(6, _TINY_DIMS[1], (512, 384, 256), 64, _TINY_MLP[1], _HALF),
+            _stage(6, _TINY_DIMS[2], (768, 640, 512, 384), 64, _TINY_MLP[2], _HALF),
+        ),
+    },
+    "tiny": {
+        **_LINEAR,
+        "stages": (
+            _stage(
+                14,
+                (240, 224, 208, 192),
+                (512, 384, 256, 128),
+                64,
+                (1024, 768, 512, 256),
+                [(3, 1 / 3), (4, 1 / 2), (7, 1 / 3), (8, 1 / 2), (11, 1 / 3), (12, 1 / 2)],
+            ),
+        ),
+    },
+    "tiny_deep": {
+        **_LINEAR,
+        "stages": (_stage(16, (240, 224, 208, 192), (384, 320, 256, 192), 64, (960, 800, 640, 480), _DEEP),),
+    },
+    "small_deep": {
+        **_LINEAR,
+        "stages": (
+            _stage(16, (384, 352, 320, 288), (512, 448, 384, 320), 64, (1536, 1280, 1024, 768), _DEEP),
+        ),
+    },
+}
+# Ours, for images of 8 to 64 pixels: about a thirtieth of sr_tiny_mh's cost per token.
+_MICRO: dict[str, Any] = {
+    "embed_dims": (24, 32, 40, 48),
+    "depths": (3, 3, 3),
+    "num_heads": (1, 2, 3),
+    "mlp_ratios": (1.0, 2.0, 3.0),
+    "head_dim": 16,
+    "skip": 0.5,
+}
+SIZES["micro"] = {"stem": "conv", "stem_width": 12, "patch_size": 2}
 
 
-def _term(genes: tuple[int, ...], parts: list[Any], shape: tuple[int, ...]) -> Term:
-    costs = np.array([(part.macs, part.params, part.memory * BYTES) for part in parts], dtype=np.int64)
-    macs, params, memory = (column.reshape(shape) for column in costs.T)
-    return Term(genes=genes, macs=macs, params=params, memory=memory)
+def micro_stages(
+    embed_dims: Sequence[int],
+    depths: Sequence[int],
+    num_heads: Sequence[int],
+    mlp_ratios: Sequence[float],
+    head_dim: int,
+    skip: float,
+) -> tuple[StageSpace, ...]:
+    """Stages in the paper's proportions, from the options of the first.
+
+    From stage to stage widths and hidden units double and heads grow by half; every second block may be left out with
+    chance `skip` (0: none).
+
+    Args:
+        embed_dims, num_heads: options of the first stage.
+        depths: blocks per stage.
+        mlp_ratios: hidden units over the stage's widest embedding.
+    """
+    return tuple(
+        StageSpace(
+            depth=depth,
+            embed_dims=tuple(dim << s for dim in embed_dims),
+            num_heads=tuple(round(heads * 1.5**s) if s else heads for heads in num_heads),
+            head_dim=head_dim,
+            mlp_hidden=tuple(int((embed_dims[-1] << s) * ratio) for ratio in mlp_ratios),
+            skip=tuple((block, skip) for block in range(1, depth, 2)) if skip else (),
+        )
+        for s, depth in enumerate(depths)
+    )
+
+
+def vit_resnas(
+    size: str = "sr_tiny_mh",
+    *,
+    image_size: int = 224,
+    patch_size: int | None = None,
+    num_classes: int = 1000,
+    in_chans: int = 3,
+    **options: Any,
+) -> ViTResNASSpace:
+    """The ViT-ResNAS space of that name (the authors' configurations), or `micro` (ours), for any images.
+
+    Args:
+        size: which space the options start from.
+        image_size, patch_size: in pixels; the patch, and the grid's halvings, must divide the image. The authors' patch
+            is 14, and 16 in the flat spaces.
+        options: fields of `ViTResNASSpace`; for `micro` also `embed_dims`, `depths`, `num_heads`, `mlp_ratios`,
+            `head_dim` and `skip` (see `micro_stages`).
+
+    Raises:
+        UserError: unknown size or option, sizes that do not fit.
+
+    >>> f"{vit_resnas('sr_tiny_mh').size():.1e}"
+    '1.9e+28'
+    """
+    data = {"image_size": image_size, "num_classes": num_classes, "in_chans": in_chans}
+    given = {**data, "patch_size": patch_size, **options}
+    made = from_preset(ViTResNASSpace, SIZES, size, given, also=_MICRO)
+    shaping = {name: made.pop(name) for name in _MICRO if name in made}
+    if shaping and "stages" in made:
+        raise UserError(
+            f"{', '.join(shaping)} cannot be given with size {size!r}, which fixes its widths as published. Use size "
+            "'micro', or give `stages`."
+        )
+    if size == "micro":
+        made.setdefault("stages", micro_stages(**{**_MICRO, **shaping}))
+    made.setdefault("patch_size", 16 if len(made["stages"]) == 1 else 14)
+    return ViTResNASSpace(**made)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViTResNASConfig(SpaceConfig):
+    """A ViT-ResNAS space by name; options left at None are the preset's.
+
+    Widths, depths, heads, ratios and `skip` go with size `micro` (options of the first stage, see `micro_stages`).
+    """
+
+    kind = ViTResNASSpace.kind
+    space = ViTResNASSpace
+    sizes = SIZES
+    make = staticmethod(vit_resnas)
+
+    patch_size: int | None = None
+    embed_dims: tuple[int, ...] | None = None
+    depths: tuple[int, ...] | None = None
+    num_heads: tuple[int, ...] | None = None
+    mlp_ratios: tuple[float, ...] | None = None
+    head_dim: int | None = None
+    skip: float | None = None

@@ -9,19 +9,19 @@ published nets these are.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
-from functools import cached_property
-from itertools import pairwise
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-from vitnas.arch import Arch, AttnScale, Block, Stage
-from vitnas.counting import BYTES, Frame, block_parts, head_part, stem_part
+from vitnas.arch import AttnScale
 from vitnas.errors import UserError
-from vitnas.space.space import Gene, Genes, Matrix, NotInSpace, Space, Term, field_reasons, option_reason
+from vitnas.model.net_id import NUM_HEADS, TENTHS
+from vitnas.space.config import SpaceConfig, from_preset
+from vitnas.space.gene import Gene, Matrix
+from vitnas.space.space import Space
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,11 +34,16 @@ class VitasSpace(Space):
 
     kind: ClassVar[str] = "vitas"
     merged: ClassVar[Mapping[str, tuple[str, ...]]] = {"inner": ("heads", "head_dim")}
+    rising: ClassVar[tuple[str, ...]] = (
+        "patch_sizes",
+        "embed_dims",
+        "num_heads",
+        "inner_dims",
+        "mlp_hiddens",
+    )
 
     name: str = "vitas"
     image_size: int = 224
-    in_chans: int = 3
-    num_classes: int = 1000
     patch_sizes: tuple[int, ...]
     embed_dims: tuple[int, ...]
     num_heads: tuple[int, ...]
@@ -49,14 +54,7 @@ class VitasSpace(Space):
     shifted: bool = True
     attn_scale: AttnScale = "head_dim"
 
-    def __post_init__(self) -> None:
-        for name in ("patch_sizes", "embed_dims", "num_heads", "inner_dims", "mlp_hiddens"):
-            options = tuple(getattr(self, name))
-            object.__setattr__(self, name, options)  # lists, as they come from JSON and YAML, would not hash
-            if not options or any(b <= a for a, b in pairwise(options)) or options[0] <= 0:
-                raise UserError(
-                    f"{name} is {options}; options must be positive and rise. Sort them, without repeats."
-                )
+    def _check(self) -> None:
         if self.num_slots < 1:
             raise UserError(f"num_slots is {self.num_slots}; a network has at least 1. Use 12.")
         for size in self.patch_sizes:
@@ -74,68 +72,28 @@ class VitasSpace(Space):
                 raise UserError(
                     f"inner_dims has {width}; it must be a multiple of every num_heads ({heads}). Nearest: {near}."
                 )
-        self.arch_of((0,) * len(self.genes))  # an Arch checks its own sizes
 
-    @property
-    def genes(self) -> tuple[Gene, ...]:
-        return self._genes
-
-    @cached_property
-    def _genes(self) -> tuple[Gene, ...]:
-        found = [
-            Gene("patch_size", self.patch_sizes[::-1], structural=True),
-            Gene("embed_dim", self.embed_dims, structural=True),
-        ]
-        if self._has_depth:
-            found.append(Gene("depth", tuple(range(1, self.num_slots + 1)), structural=True))
-        for slot in range(self.num_slots):
+    def declared(self) -> Iterator[Gene]:
+        yield Gene("patch_size", self.patch_sizes[::-1], structural=True, apart=True)
+        yield Gene("embed_dim", self.embed_dims, structural=True, scope="stage")
+        if self.identity and self.shifted:
+            yield Gene("depth", tuple(range(1, self.num_slots + 1)), structural=True, scope="stage")
+        for i in range(self.num_slots):
             if self._has_keep:
-                found.append(Gene(f"keep.{slot}", (False, True), structural=True))
-            found += [
-                Gene(f"num_heads.{slot}", self.num_heads),
-                Gene(f"inner_dim.{slot}", self.inner_dims),
-                Gene(f"mlp_hidden.{slot}", self.mlp_hiddens),
-            ]
-        return tuple(found)
-
-    @property
-    def _has_depth(self) -> bool:
-        return self.identity and self.shifted
+                yield Gene(f"keep.{i}", (False, True), structural=True, scope="block", field="exists", slot=i)
+            yield Gene(f"num_heads.{i}", self.num_heads, scope="block", slot=i, apart=True)
+            yield Gene(f"inner_dim.{i}", self.inner_dims, scope="block", slot=i)
+            yield Gene(f"mlp_hidden.{i}", self.mlp_hiddens, scope="block", slot=i)
 
     @property
     def _has_keep(self) -> bool:
         return self.identity and not self.shifted
 
-    def _columns(self) -> tuple[int, int]:
-        """Where the genes of slot 0 begin, and how many a slot has."""
-        return 2 + self._has_depth, 3 + self._has_keep
+    def fixed_blocks(self) -> Sequence[Sequence[dict[str, Any]]]:
+        return [[{}] * self.num_slots]
 
-    def _kept(self, genes: Matrix) -> npt.NDArray[np.bool_]:
-        """(n, num_slots): which slots hold a block."""
-        first, step = self._columns()
-        if self._has_keep:
-            kept: npt.NDArray[np.bool_] = genes[:, first::step] == 1
-            return kept
-        depth = genes[:, 2:3] + 1 if self._has_depth else np.full((len(genes), 1), self.num_slots)
-        return np.arange(self.num_slots)[None] < depth
-
-    def settle_matrix(self, genes: Matrix) -> Matrix:
-        """An Arch needs a block: where every slot holds the identity, the first gets one."""
-        if not self._has_keep:
-            return genes
-        empty = ~self._kept(genes).any(axis=1)
-        if empty.any():
-            genes = genes.copy()
-            genes[empty, self._columns()[0]] = 1
-        return genes
-
-    def active_matrix(self, genes: Matrix) -> npt.NDArray[np.bool_]:
-        first, step = self._columns()
-        active = np.ones(genes.shape, dtype=np.bool_)
-        kept = self._kept(genes)
-        for column in range(int(self._has_keep), step):
-            active[:, first + column :: step] = kept
-        return active
+    def fixed(self) -> dict[str, Any]:
+        return {"head_norm_eps": 1e-5, "attn_scale": self.attn_scale}
 
     def with_identities(self, genes: Matrix, skipped: npt.NDArray[np.bool_]) -> Matrix:
         """Canonical genes in which the slots of `skipped` (n, num_slots) hold the identity, and only these.
@@ -148,163 +106,129 @@ class VitasSpace(Space):
                 f"{self.name} has no identity; nothing can be skipped. Use a space with identity=true."
             )
         genes = genes.copy()
-        first, step = self._columns()
         if self._has_keep:
-            genes[:, first::step] = ~skipped
+            genes[:, 2::4] = ~skipped
         else:
             genes[:, 2] = np.maximum(0, (~skipped).sum(axis=1) - 1)
         return self.canonical_matrix(genes)
 
-    def arch_of(self, genes: Genes) -> Arch:
-        first, step = self._columns()
-        kept = self._kept(np.asarray([genes], dtype=np.int64))[0].tolist()
-        if not any(kept):
-            kept[0] = True
-        slots = [slot for slot, is_kept in enumerate(kept) if is_kept]
-        in_order = slots == list(range(len(slots)))
-        blocks = []
-        for slot in slots:
-            at = first + step * slot + self._has_keep
-            heads = self.num_heads[genes[at]]
-            blocks.append(
-                Block(
-                    num_heads=heads,
-                    head_dim=self.inner_dims[genes[at + 1]] // heads,
-                    mlp_hidden=self.mlp_hiddens[genes[at + 2]],
-                    slot=None if in_order else slot,
-                )
-            )
-        return Arch(
-            patch_size=self.patch_sizes[::-1][genes[0]],
-            stages=(Stage(embed_dim=self.embed_dims[genes[1]], blocks=tuple(blocks)),),
-            **self._fixed(),
+
+PERCENTAGES = tuple((index + 1) / TENTHS for index in range(TENTHS))
+_PUBLISHED: dict[str, Any] = {
+    "ratios": PERCENTAGES,
+    "num_heads": NUM_HEADS,
+    "shifted": False,
+    "attn_scale": "embed_dim",
+}
+
+# `widest` are the largest embedding, inner (q, k and v each) and MLP widths, of which `ratios` give the options.
+SIZES: dict[str, dict[str, Any]] = {
+    # behind ViTAS-A, -B and -E (the authors' 858M, 1G and 2.7G)
+    "1g": {**_PUBLISHED, "widest": (384, 480, 1440), "patch_sizes": (14, 16, 32), "num_slots": 16},
+    # behind ViTAS-C
+    "1.3g": {
+        **_PUBLISHED,
+        "widest": (384, 480, 1440),
+        "patch_sizes": (16,),
+        "num_slots": 12,
+        "identity": False,
+    },
+    # behind ViTAS-F
+    "4.9g": {
+        **_PUBLISHED,
+        "widest": (768, 960, 2880),
+        "patch_sizes": (14, 16, 32),
+        "num_slots": 13,
+        "identity": False,
+    },
+    # ours, for images of about 32 pixels
+    "mini": {
+        "widest": (192, 192, 576),
+        "ratios": (0.25, 0.5, 0.75, 1.0),
+        "patch_sizes": (4, 8),
+        "num_heads": (3, 6),
+        "num_slots": 8,
+    },
+    # ours, for images of about 8 pixels
+    "micro": {
+        "widest": (64, 64, 192),
+        "ratios": (0.25, 0.5, 0.75, 1.0),
+        "patch_sizes": (2, 4),
+        "num_heads": (2, 4),
+        "num_slots": 5,
+    },
+}
+
+
+def vitas(
+    size: str = "1g",
+    *,
+    image_size: int = 224,
+    patch_size: int | None = None,
+    num_classes: int = 1000,
+    in_chans: int = 3,
+    widest: Sequence[int] | None = None,
+    ratios: Sequence[float] | None = None,
+    **options: Any,
+) -> VitasSpace:
+    """The ViTAS space `1g`, `1.3g` or `4.9g` (the authors'), or `mini` and `micro` (ours), for any images.
+
+    Args:
+        size: where the options start from.
+        image_size: in pixels.
+        patch_size: in pixels; one patch size instead of the size's several (`patch_sizes` gives others).
+        widest: largest embedding, inner (q, k and v each) and MLP width.
+        ratios: options of all three widths, as shares of `widest`.
+        options: other fields of `VitasSpace` (patch_sizes, embed_dims, num_heads, inner_dims, num_slots, shifted, ...).
+
+    Raises:
+        UserError: unknown size or option, sizes that do not fit.
+
+    >>> f"{vitas('1g').size():.1e}"
+    '1.3e+43'
+    """
+    data = {"image_size": image_size, "num_classes": num_classes, "in_chans": in_chans}
+    if patch_size is not None:
+        options.setdefault("patch_sizes", (patch_size,))
+    given = {**data, "widest": widest, "ratios": ratios, **options}
+    made = from_preset(VitasSpace, SIZES, size, given, also=("widest", "ratios"))
+    most, shares = tuple(made.pop("widest")), tuple(made.pop("ratios"))
+    if len(most) != 3:
+        raise UserError(
+            f"widest is {most}; it must be three widths: of the embedding, of q, k and v each, of the MLP. Give three."
         )
-
-    def genes_of(self, arch: Arch) -> Genes:
-        reasons = field_reasons(arch, self._fixed())
-        if len(arch.stages) > 1:
-            reasons.append(f"there are {len(arch.stages)} stages, must be 1")
-        reasons += option_reason("patch_size", arch.patch_size, self.patch_sizes)
-        reasons += option_reason("embed_dim", arch.embed_dim, self.embed_dims)
-        slots = [index if block.slot is None else block.slot for index, block in enumerate(arch.blocks)]
-        depths = range(1 if self.identity else self.num_slots, self.num_slots + 1)
-        reasons += option_reason("depth", len(slots), depths)
-        if slots[-1] >= self.num_slots:
-            reasons.append(f"slot {slots[-1]} does not exist; there are {self.num_slots}")
-        if not self._has_keep and slots != list(range(len(slots))):
-            reasons.append(f"slots are {slots}; blocks follow each other here")
-        for index, block in enumerate(arch.blocks):
-            for name, value, options in self._block_options(block):
-                reasons += option_reason(f"block {index}: {name}", value, options)
-            if block.mixer != "softmax":
-                reasons.append(f"block {index}: mixer is {block.mixer!r}, must be 'softmax'")
-        if reasons:
-            raise NotInSpace(self.name, arch, reasons)
-        first, step = self._columns()
-        genes = [0] * len(self.genes)
-        genes[0] = self.patch_sizes[::-1].index(arch.patch_size)
-        genes[1] = self.embed_dims.index(arch.embed_dim)
-        if self._has_depth:
-            genes[2] = len(slots) - 1
-        for slot, block in zip(slots, arch.blocks, strict=True):
-            chosen = [options.index(value) for _, value, options in self._block_options(block)]
-            genes[first + step * slot : first + step * (slot + 1)] = [1] * self._has_keep + chosen
-        return tuple(genes)
-
-    def _block_options(self, block: Block) -> list[tuple[str, int, tuple[int, ...]]]:
-        return [
-            ("num_heads", block.num_heads, self.num_heads),
-            ("inner width", block.num_heads * block.head_dim, self.inner_dims),
-            ("mlp_hidden", block.mlp_hidden, self.mlp_hiddens),
-        ]
-
-    def size(self) -> int:
-        per_slot = len(self.num_heads) * len(self.inner_dims) * len(self.mlp_hiddens)
-        ends = len(self.patch_sizes) * len(self.embed_dims)
-        if self._has_keep:
-            return int(ends * ((1 + per_slot) ** self.num_slots - 1))
-        least = 1 if self.identity else self.num_slots
-        return int(ends * sum(per_slot**depth for depth in range(least, self.num_slots + 1)))
-
-    def representatives(self) -> list[Arch]:
-        """The largest, then one for every other patch size and head count (the two together, as few as can be)."""
-        last = [n - 1 for n in self.num_options]
-        first, step = self._columns()
-        found = [self.largest()]
-        for index in range(1, max(len(self.patch_sizes), len(self.num_heads))):
-            genes = list(last)
-            genes[0] = max(0, last[0] - index)
-            for slot in range(self.num_slots):
-                at = first + step * slot + self._has_keep
-                genes[at] = max(0, last[at] - index)
-            found.append(self.decode(genes))
-        return found
-
-    def cost_terms(self) -> list[Term]:
-        likes = [
-            self.arch_of((index, *(0,) * (len(self.genes) - 1))) for index in range(len(self.patch_sizes))
-        ]
-        ends = np.array(
-            [
-                [
-                    (stem.macs + head.macs, stem.params + head.params, max(stem.memory, head.memory))
-                    for dim in self.embed_dims
-                    for stem, head in [(stem_part(like, dim), head_part(like, dim))]
-                ]
-                for like in likes
-            ]
+    if not shares or not all(0 < share <= 1 for share in shares):
+        raise UserError(
+            f"ratios is {shares}; shares of the widest lie above 0 and up to 1. Use 0.25, 0.5, 1.0."
         )
-        return [_term((0, 1), ends), *self._slot_terms([Frame.of(like) for like in likes])]
-
-    def _slot_terms(self, frames: list[Frame]) -> Iterator[Term]:
-        """Per slot one table for attention and one for the MLP, 0 where the slot holds the identity."""
-        first, step = self._columns()
-        attn = np.array(
-            [[[self._part(frame, dim, heads, inner, 1)[0] for inner in self.inner_dims] for heads in self.num_heads]
-             for frame in frames for dim in self.embed_dims]
-        ).reshape(len(frames), len(self.embed_dims), 1, len(self.num_heads), len(self.inner_dims), 3)  # fmt: skip
-        mlp = np.array(
-            [[self._part(frame, dim, self.num_heads[0], self.inner_dims[0], hidden)[1] for hidden in self.mlp_hiddens]
-             for frame in frames for dim in self.embed_dims]
-        ).reshape(len(frames), len(self.embed_dims), 1, len(self.mlp_hiddens), 3)  # fmt: skip
-        for slot in range(self.num_slots):
-            at = first + step * slot + self._has_keep
-            gene: tuple[int, ...] = ()
-            alive = np.array([True])
-            if self._has_keep:
-                gene, alive = (at - 1,), np.array([False, True])
-            elif self._has_depth:
-                gene, alive = (2,), np.arange(1, self.num_slots + 1) > slot
-            yield _term((0, 1, *gene, at, at + 1), attn * alive[:, None, None, None])
-            yield _term((0, 1, *gene, at + 2), mlp * alive[:, None, None])
-
-    def _part(
-        self, frame: Frame, dim: int, heads: int, inner: int, hidden: int
-    ) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-        block = Block(num_heads=heads, head_dim=inner // heads, mlp_hidden=hidden)
-        return block_parts(block, dim, frame, "executed")
-
-    def to_json(self) -> dict[str, Any]:
-        return {"kind": self.kind, "options": asdict(self)}
-
-    def _fixed(self) -> dict[str, Any]:
-        """The fields of an Arch that do not vary."""
-        return {
-            "image_size": self.image_size,
-            "in_chans": self.in_chans,
-            "num_classes": self.num_classes,
-            "class_token": True,
-            "position": "learned",
-            "relative_position": 0,
-            "global_pool": "token",
-            "fc_norm": False,
-            "qkv_bias": True,
-            "norm_eps": 1e-6,
-            "head_norm_eps": 1e-5,
-            "attn_scale": self.attn_scale,
-        }
+    widths = {
+        name: tuple(dict.fromkeys(round(share * width) for share in shares))
+        for name, width in zip(("embed_dims", "inner_dims", "mlp_hiddens"), most, strict=True)
+    }
+    return VitasSpace(**{**widths, **made})
 
 
-def _term(genes: tuple[int, ...], table: npt.NDArray[np.int64]) -> Term:
-    """A Term from a table whose last axis is (macs, params, memory in elements)."""
-    return Term(genes=genes, macs=table[..., 0], params=table[..., 1], memory=table[..., 2] * BYTES)
+@dataclass(frozen=True, kw_only=True)
+class VitasConfig(SpaceConfig):
+    """A ViTAS space, `1g`, `1.3g`, `4.9g`, `mini` or `micro`; options left at None are the preset's.
+
+    `patch_size` is short for one of `patch_sizes`, `widest` and `ratios` for all three widths; `inner_dims` are of q, k
+    and v each.
+    """
+
+    kind = VitasSpace.kind
+    space = VitasSpace
+    sizes = SIZES
+    make = staticmethod(vitas)
+
+    patch_size: int | None = None
+    patch_sizes: tuple[int, ...] | None = None
+    widest: tuple[int, int, int] | None = None
+    ratios: tuple[float, ...] | None = None
+    embed_dims: tuple[int, ...] | None = None
+    num_heads: tuple[int, ...] | None = None
+    inner_dims: tuple[int, ...] | None = None
+    mlp_hiddens: tuple[int, ...] | None = None
+    num_slots: int | None = None
+    identity: bool | None = None
+    shifted: bool | None = None

@@ -169,7 +169,7 @@ def make_space(config: SpaceConfig, data: Data, task: TaskConfig | None = None) 
         )
     named = (item.name for item in fields(config) if item.name not in ("kind", "size", "patch_size"))
     options = {name: value for name in named if (value := getattr(config, name)) is not None}
-    return SPACES[config.kind](
+    return SPACES[config.kind].make(
         config.size,
         image_size=data.image_size,
         patch_size=config.patch_size,

@@ -22,7 +22,7 @@ from vitnas.sample import BestUp, Focus
 from vitnas.sample.focus import CostOf
 from vitnas.searching.latency import LatencyModel
 from vitnas.searching.problem import Problem
-from vitnas.space.space import Genes, Space
+from vitnas.space import Genes, Space
 from vitnas.stages.context import Context
 from vitnas.train import evaluate
 from vitnas.train.checkpoint import load_checkpoint

@@ -15,7 +15,7 @@ from vitnas.measure.latency import LatencyMeter
 from vitnas.runs import read_json, write_json
 from vitnas.searching.latency import measure_ms
 from vitnas.searching.problem import Problem
-from vitnas.space.space import Genes
+from vitnas.space import Genes
 from vitnas.stages.context import Context
 from vitnas.stages.finish import FILES, verify_images
 from vitnas.stages.run import SearchConfig

@@ -1,0 +1,62 @@
+"""A Space by name: a preset, and options in place of the preset's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+from vitnas.errors import UserError, nearest
+from vitnas.space.space import Space
+
+Presets = Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpaceConfig:
+    """Which Space. Image size, channels and classes come from the data.
+
+    `size` names a preset of the Space; what is left at None is the preset's.
+    """
+
+    kind: ClassVar[str]
+    space: ClassVar[type[Space]]
+    sizes: ClassVar[Presets]
+    make: ClassVar[Callable[..., Space]]
+
+    size: str = "micro"
+
+    def build(self, **images: Any) -> Space:
+        """The Space.
+
+        Args:
+            images: `image_size`, `in_chans`, `num_classes`, and other fields of the Space that the preset leaves open.
+
+        Raises:
+            UserError: what the Space refuses.
+        """
+        given = {item.name: getattr(self, item.name) for item in fields(self)}
+        return type(self).make(
+            **images, **{name: value for name, value in given.items() if value is not None}
+        )
+
+
+def from_preset(
+    space: type[Space], sizes: Presets, size: str, options: Mapping[str, Any], also: Iterable[str] = ()
+) -> dict[str, Any]:
+    """The fields of a preset, with `options` in place of its own where they are not None.
+
+    Args:
+        also: names that the preset knows besides fields of the Space.
+
+    Raises:
+        UserError: an unknown size or option.
+    """
+    if size not in sizes:
+        raise UserError(f"size is {size!r}; {space.kind} has {', '.join(sizes)}.{nearest(size, sizes)}")
+    known = [*(item.name for item in fields(space)), *also]
+    for name in options:
+        if name not in known:
+            raise UserError(f"the {space.kind} space has no option {name!r}.{nearest(name, known)}")
+    chosen = {name: value for name, value in options.items() if value is not None}
+    return {"name": f"{space.kind}_{size}", **sizes[size], **chosen}

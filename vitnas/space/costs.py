@@ -1,0 +1,195 @@
+"""Costs of many Archs at once: tables over few genes each, made by counting's own functions.
+
+A part of a Model (the stem, a reduction, the attention of a block, ...) costs what a few genes say. Its table has an
+entry for every combination of their options; genes that turn out to change nothing are left out, and tables over the
+same genes become one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vitnas.arch import Arch, Block
+from vitnas.counting import BYTES, Frame, Part, block_parts, head_part, reduction_part, stem_part
+from vitnas.space.gene import Matrix, choices
+from vitnas.space.layout import Layout, Slot
+
+JOINT = 256  # combinations of a block's genes up to which attention and MLP share a table
+MLP_FIELDS = ("mlp_hidden",)
+
+
+@dataclass(frozen=True)
+class Term:
+    """A part of the cost that depends on a few genes: one table entry per combination of their options.
+
+    `macs` and `params` of all terms add up; `memory` (bytes) is the largest of the terms.
+    """
+
+    genes: tuple[int, ...]
+    macs: npt.NDArray[np.int64]
+    params: npt.NDArray[np.int64]
+    memory: npt.NDArray[np.int64]
+
+
+class CostTable:
+    """Costs of many Archs at once, by looking up and adding (see `Term`)."""
+
+    def __init__(self, num_options: Sequence[int], terms: Sequence[Term]) -> None:
+        self._num_options, self.terms = tuple(num_options), tuple(terms)
+
+    def costs(self, genes: Matrix) -> dict[str, Matrix]:
+        """Costs of canonical genes.
+
+        Args:
+            genes: (n, num_genes) option numbers.
+
+        Returns:
+            `macs`, `params` and `memory` (bytes), each of shape (n,); equal to `count(space.decode(row))`.
+        """
+        macs, params, memory = (np.zeros(len(genes), dtype=np.int64) for _ in range(3))
+        columns = np.ascontiguousarray(np.asarray(genes).T)
+        for term in self.terms:
+            index = np.zeros(len(genes), dtype=np.int64)
+            for gene in term.genes:
+                index = index * self._num_options[gene] + columns[gene]
+            macs += term.macs.reshape(-1)[index]
+            params += term.params.reshape(-1)[index]
+            np.maximum(memory, term.memory.reshape(-1)[index], out=memory)
+        return {"macs": macs, "params": params, "memory": memory}
+
+
+Table = tuple[tuple[int, ...], npt.NDArray[np.int64]]
+"""Genes, and what they cost: an axis per gene, then (macs, params, elements alive)."""
+
+
+def cost_terms(layout: Layout) -> list[Term]:
+    """The cost of the Archs that the genes of `layout` say, as a sum over few genes at a time."""
+    found: dict[tuple[int, ...], npt.NDArray[np.int64]] = {}
+    for genes, table in _parts(layout):
+        if genes in found:
+            sums = found[genes] + table
+            sums[..., 2] = np.maximum(found[genes][..., 2], table[..., 2])
+            table = sums
+        found[genes] = table
+    columns = {genes: np.ascontiguousarray(np.moveaxis(table, -1, 0)) for genes, table in found.items()}
+    return [Term(genes, macs, params, memory * BYTES) for genes, (macs, params, memory) in columns.items()]
+
+
+def _parts(layout: Layout) -> Iterator[Table]:
+    """The cost of every part, by the genes it depends on."""
+    last = len(layout.stages) - 1
+    yield _part(layout, (0,), stem_part)
+    yield _part(layout, (last,), head_part)
+    for number in range(last):
+        yield _part(layout, (number, number + 1), partial(_reduction, number))
+    known: dict[Hashable, tuple[Slot, list[Table]]] = {}
+    for number, (stage, blocks) in enumerate(zip(layout.stages, layout.blocks, strict=True)):
+        for place, (slot, fixed) in enumerate(zip(stage.slots, blocks, strict=True)):
+            like = tuple(replace(layout.genes[index], name="", slot=0) for index in slot.genes)
+            key = (number, tuple(fixed.items()), like)
+            if key not in known:
+                known[key] = slot, list(_block_parts(layout, number, slot, fixed))
+            moved = dict(zip(known[key][0].genes, slot.genes, strict=True))
+            for genes, costs in known[key][1]:
+                table = tuple(moved.get(gene, gene) for gene in genes), costs
+                if slot.exists is not None:
+                    table = _alive(table, slot.exists, (False, True))
+                elif stage.depth is not None:
+                    depths = layout.genes[stage.depth].options
+                    table = _alive(table, stage.depth, [place < depth for depth in depths])
+                yield table
+
+
+def _part(layout: Layout, stages: tuple[int, ...], part: Callable[..., Part]) -> Table:
+    """The cost of a part that depends on the widths of these stages."""
+    genes = (*layout.of_arch, *(layout.stages[number].width for number in stages))
+
+    def cost(*options: int) -> tuple[int, int, int]:
+        widths = [layout.genes[i].options[n] for i, n in zip(genes, options, strict=True)]
+        found = part(_like(layout, options[: -len(stages)]), *widths[-len(stages) :])
+        return found.macs, found.params, found.memory
+
+    return _tabulate(genes, layout.num_options, cost)
+
+
+def _block_parts(layout: Layout, number: int, slot: Slot, fixed: dict[str, Any]) -> Iterator[Table]:
+    """The cost of attention and MLP of a block, in one table where that stays small."""
+    width = layout.stages[number].width
+    whole = [layout.genes[index] for index in slot.genes]
+    of_mlp = [index for index in slot.genes if layout.genes[index].field in MLP_FIELDS]
+    of_attn = [index for index in slot.genes if index not in of_mlp]
+    joint = choices(whole) <= JOINT
+    ruled = [rule for rule in layout.ruled if rule[0] in slot.genes]
+    frames: dict[tuple[int, ...], Frame] = {}
+
+    def table(own: Sequence[int], wanted: slice) -> Table:
+        genes = (*layout.of_arch, width, *own)
+        chosen = [0] * len(layout.genes)
+
+        def cost(*options: int) -> tuple[int, int, int]:
+            for gene, option in zip(genes, options, strict=True):
+                chosen[gene] = option
+            for gene, ruler, rules in ruled:
+                chosen[gene] *= int(rules[chosen[ruler]])
+            dim = layout.genes[width].options[chosen[width]]
+            key = options[: len(layout.of_arch)]
+            if key not in frames:
+                frames[key] = Frame.of(_like(layout, key), number)
+            block = Block(**layout.block(chosen, slot, fixed, dim))
+            parts = list(block_parts(block, dim, frames[key], "executed"))[wanted]
+            return sum(p[0] for p in parts), sum(p[1] for p in parts), max(p[2] for p in parts)
+
+        return _tabulate(genes, layout.num_options, cost)
+
+    yield from (
+        [table(slot.genes, slice(2))] if joint else [table(of_attn, slice(1)), table(of_mlp, slice(1, 2))]
+    )
+
+
+def _like(layout: Layout, options: Sequence[int]) -> Arch:
+    """The smallest Arch with these options of the genes that say its own fields."""
+    genes = [0] * len(layout.genes)
+    for index, option in zip(layout.of_arch, options, strict=True):
+        genes[index] = option
+    return layout.arch(tuple(layout.canonical(np.array([genes]))[0].tolist()))
+
+
+def _tabulate(
+    genes: Sequence[int], num_options: Sequence[int], cost: Callable[..., tuple[int, int, int]]
+) -> Table:
+    """The cost by every combination of the options of `genes`, without the genes that change nothing."""
+    sizes = [num_options[gene] for gene in genes]
+    table = np.array([cost(*index) for index in np.ndindex(*sizes)], dtype=np.int64).reshape(*sizes, 3)
+    return _reduced(tuple(genes), table)
+
+
+def _alive(table: Table, gene: int, is_alive: Sequence[bool]) -> Table:
+    """The same where `gene` has one of the options marked, else nothing."""
+    genes, costs = table
+    shaped = np.asarray(is_alive).reshape(-1, *(1,) * costs.ndim)
+    return _reduced((gene, *genes), costs[None] * shaped)
+
+
+def _reduced(genes: tuple[int, ...], table: npt.NDArray[np.int64]) -> Table:
+    """In the order of the genes, without those along whose axis nothing changes."""
+    order = sorted(range(len(genes)), key=lambda axis: genes[axis])
+    kept: list[int] = []
+    table = table.transpose(*order, len(genes))
+    for gene in sorted(genes):
+        axis = len(kept)
+        first = np.take(table, [0], axis=axis)
+        if (table == first).all():
+            table = first.squeeze(axis)
+        else:
+            kept.append(gene)
+    return tuple(kept), np.ascontiguousarray(table)
+
+
+def _reduction(index: int, arch: Arch, dim: int, out_dim: int) -> Part:
+    return reduction_part(arch, index, dim, out_dim)

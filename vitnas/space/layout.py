@@ -1,0 +1,303 @@
+"""Layout: what a Space's genes say, worked out once: which Arch they make, which of them matter, how many Archs there
+are, and which genes an Arch has."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import MISSING, fields
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from vitnas.arch import Arch, Block, Stage
+from vitnas.space.gene import Gene, Genes, Matrix, choices, option_number
+
+Fields = dict[str, Any]
+Mask = npt.NDArray[np.bool_]
+
+
+class Slot(NamedTuple):
+    """A place for a block: the gene that says whether there is one, and those of its fields, by number."""
+
+    exists: int | None
+    follows: bool
+    genes: tuple[int, ...]
+
+
+class StageGenes(NamedTuple):
+    """The genes of a stage, by number. `first` is its first slot's number in the whole net."""
+
+    width: int
+    depth: int | None
+    first: int
+    slots: tuple[Slot, ...]
+
+    @property
+    def may_be_empty(self) -> bool:
+        """Whether the genes could leave out every block."""
+        return all(slot.exists is not None for slot in self.slots)
+
+
+class Plan(NamedTuple):
+    """An Arch as fields: its own, and per stage the width and by slot those of each block."""
+
+    arch: Fields
+    stages: list[tuple[int, dict[int, Fields]]]
+
+
+class Ruled(NamedTuple):
+    """A gene that only matters with some options of another of its block: both, and which options."""
+
+    gene: int
+    ruler: int
+    rules: Mask
+
+
+class Layout:
+    """The genes of a Space by stage and slot.
+
+    Args:
+        genes: in order.
+        fixed: fields of every Arch that are no gene's.
+        blocks: per stage and slot, fields of a block that are no gene's.
+        block_fields: makes a Block's fields of those that genes tell and that are fixed.
+        is_staged: blocks are counted per stage.
+    """
+
+    def __init__(
+        self,
+        genes: Sequence[Gene],
+        fixed: Fields,
+        blocks: Sequence[Sequence[Fields]],
+        block_fields: Callable[[Fields], Fields],
+        *,
+        is_staged: bool,
+    ) -> None:
+        self.genes, self.fixed, self.blocks = tuple(genes), fixed, blocks
+        self.block_fields, self.is_staged = block_fields, is_staged
+        self.num_options = tuple(len(gene.options) for gene in genes)
+        self.of_arch = tuple(i for i, gene in enumerate(genes) if gene.scope == "arch")
+        self.stages = self._find_stages()
+        self.ruled = self._find_ruled()
+        self._columns = self._find_columns()
+
+    def _find_stages(self) -> tuple[StageGenes, ...]:
+        found, first = [], 0
+        for number, blocks in enumerate(self.blocks):
+            own = [(i, g) for i, g in enumerate(self.genes) if g.scope != "arch" and g.stage == number]
+            of_stage = {gene.field: i for i, gene in own if gene.scope == "stage"}
+            slots = []
+            for place in range(len(blocks)):
+                here = {i: g for i, g in own if g.scope == "block" and g.slot == place}
+                exists = next((i for i, gene in here.items() if gene.field == "exists"), None)
+                follows = exists is not None and self.genes[exists].follows
+                slots.append(Slot(exists, follows, tuple(i for i in here if i != exists)))
+            found.append(StageGenes(of_stage["embed_dim"], of_stage.get("depth"), first, tuple(slots)))
+            first += len(slots)
+        return tuple(found)
+
+    def _find_columns(self) -> npt.NDArray[np.int64]:
+        """For each gene the column of `_filled` that says whether it matters."""
+        columns = np.zeros(len(self.genes), dtype=np.int64)
+        for stage in self.stages:
+            for place, slot in enumerate(stage.slots, start=1 + stage.first):
+                columns[list(slot.genes)] = place
+                if slot.exists is not None and slot.follows:
+                    columns[slot.exists] = place - 1
+        return columns
+
+    def _find_ruled(self) -> list[Ruled]:
+        found = []
+        for slot in (slot for stage in self.stages for slot in stage.slots):
+            by_field = {self.genes[index].field: index for index in slot.genes}
+            for index in slot.genes:
+                if (when := self.genes[index].when) is not None:
+                    ruler = by_field[when[0]]
+                    found.append(Ruled(index, ruler, np.isin(self.genes[ruler].options, when[1])))
+        return found
+
+    def option(self, index: int, genes: Sequence[int]) -> Any:
+        """The option that `genes` choose of a gene."""
+        return self.genes[index].options[genes[index]]
+
+    def arch(self, genes: Genes) -> Arch:
+        """The Arch of canonical genes."""
+        plan = self.plan(genes)
+        stages = tuple(
+            Stage(embed_dim=width, blocks=tuple(Block(**block) for block in blocks.values()))
+            for width, blocks in plan.stages
+        )
+        return Arch(stages=stages, **plan.arch)
+
+    def plan(self, genes: Sequence[int]) -> Plan:
+        """The Arch of canonical genes, not yet made."""
+        arch = self.fixed | {self.genes[index].field: self.option(index, genes) for index in self.of_arch}
+        stages = []
+        for stage, fixed in zip(self.stages, self.blocks, strict=True):
+            width = self.option(stage.width, genes)
+            depth = len(fixed) if stage.depth is None else self.option(stage.depth, genes)
+            kept = [
+                i for i, slot in enumerate(stage.slots[:depth]) if slot.exists is None or genes[slot.exists]
+            ]
+            in_order = kept == list(range(len(kept)))
+            blocks = {i: self.block(genes, stage.slots[i], fixed[i], width) for i in kept}
+            for i, block in blocks.items():
+                block["slot"] = None if in_order else i
+            stages.append((width, blocks))
+        return Plan(arch, stages)
+
+    def block(self, genes: Sequence[int], slot: Slot, fixed: Fields, width: int) -> Fields:
+        """The fields of the block in a slot."""
+        told = {self.genes[i].field: self.genes[i].value(genes[i], width) for i in slot.genes}
+        return self.block_fields({**fixed, **told})
+
+    def read(self, arch: Arch) -> tuple[Genes, list[str]]:
+        """Canonical genes of an Arch, and every reason why there are no such; then these are the nearest."""
+        genes: list[int] = [0] * len(self.genes)
+        reasons: list[str] = []
+
+        def read(index: int, what: str, value: Any, width: int = 0) -> None:
+            genes[index], found = option_number(what, value, self.genes[index].values(width))
+            reasons.extend(found)
+
+        for index in self.of_arch:
+            read(index, self.genes[index].field, getattr(arch, self.genes[index].field))
+        if len(arch.stages) != len(self.stages):
+            reasons.append(f"it has {len(arch.stages)} stages, must have {len(self.stages)}")
+        for number, (stage, given) in enumerate(zip(self.stages, arch.stages, strict=False)):
+            prefix = f"stage {number}: " if self.is_staged else ""
+            read(stage.width, f"{prefix}embed_dim", given.embed_dim)
+            slots = [i if block.slot is None else block.slot for i, block in enumerate(given.blocks)]
+            if stage.depth is not None:
+                genes[stage.depth], _ = option_number("depth", len(slots), self.genes[stage.depth].options)
+            reasons += self._slot_reasons(number, slots, given.blocks[0].slot is not None)
+            for place, block in zip(slots, given.blocks, strict=True):
+                if place < len(stage.slots):
+                    if (exists := stage.slots[place].exists) is not None:
+                        genes[exists] = 1
+                    for index in stage.slots[place].genes:
+                        if self._matters(index, block):
+                            gene = self.genes[index]
+                            what = f"{self._at(number, place)}: {gene.field}"
+                            read(index, what, getattr(block, gene.field), given.embed_dim)
+        return tuple(genes), [*self._differences(arch, genes), *reasons]
+
+    def _matters(self, index: int, block: Block) -> bool:
+        when = self.genes[index].when
+        return when is None or getattr(block, when[0]) in when[1]
+
+    def _at(self, stage: int, slot: int) -> str:
+        return f"stage {stage}, block {slot}" if self.is_staged else f"block {slot}"
+
+    def _slot_reasons(self, number: int, slots: list[int], are_told: bool) -> list[str]:
+        """Why blocks cannot lie in these slots of a stage."""
+        stage, prefix = self.stages[number], f"stage {number}: " if self.is_staged else ""
+        removable = [i for i, slot in enumerate(stage.slots) if slot.exists is not None]
+        if are_told and slots == list(range(len(slots))):
+            return [f"{prefix}slots must be left out where they say nothing"]
+        if not removable:  # blocks follow each other, so many as the depth says
+            if are_told:
+                return [f"{prefix}slots are {slots}; blocks follow each other here"]
+            depths = (len(stage.slots),) if stage.depth is None else self.genes[stage.depth].options
+            return option_number(f"{prefix}depth", len(slots), depths)[1]
+        if slots[-1] >= len(stage.slots):
+            has = f"stage {number} has a block {slots[-1]}; it has"
+            what = has if self.is_staged else f"there is a block {slots[-1]}; there are"
+            return [f"{what} {len(stage.slots)}, counted from 0"]
+        reasons = [
+            f"{self._at(number, place)} is left out; only {', '.join(map(str, removable))} may be"
+            for place, slot in enumerate(stage.slots)
+            if place not in slots and slot.exists is None
+        ]
+        return reasons + [
+            f"{self._at(number, place)} exists without the one before it"
+            for place in slots
+            if stage.slots[place].follows and place - 1 not in slots
+        ]
+
+    def _differences(self, arch: Arch, genes: Sequence[int]) -> list[str]:
+        """A reason for every field that is no live gene's and differs from what these genes make."""
+        plan = self.plan(genes)
+        told = {self.genes[index].field for index in self.of_arch}
+        reasons = _differing("", arch, plan.arch, told | {"stages"})
+        for number, (stage, given) in enumerate(zip(self.stages, arch.stages, strict=False)):
+            wanted = plan.stages[number][1]
+            for i, block in enumerate(given.blocks):
+                place = i if block.slot is None else block.slot
+                if place in wanted:
+                    live = [index for index in stage.slots[place].genes if self._matters(index, block)]
+                    told = {self.genes[index].field for index in live}
+                    told |= {"slot", *(["head_dim"] if "inner_dim" in told else [])}
+                    reasons += _differing(f"{self._at(number, place)}: ", block, wanted[place], told)
+        return reasons
+
+    def settled(self, genes: Matrix) -> Matrix:
+        """(n, num_genes) genes that say an Arch: where every slot of a stage is empty, the first gets a block."""
+        for stage in self.stages:
+            if stage.may_be_empty:
+                exist = [slot.exists for slot in stage.slots if slot.exists is not None]
+                empty = ~genes[:, exist].any(axis=1)
+                if empty.any():
+                    genes = genes.copy()
+                    genes[empty, exist[0]] = 1
+        return genes
+
+    def canonical(self, genes: Matrix) -> Matrix:
+        """(n, num_genes) genes with those that do not matter set to 0."""
+        genes = self.settled(genes)
+        canonical: Matrix = np.where(self.active(genes), genes, 0)
+        return canonical
+
+    def active(self, genes: Matrix) -> Mask:
+        """(n, num_genes): which genes matter, given the others."""
+        active: Mask = np.take(self._filled(genes), self._columns, axis=1)
+        for gene, ruler, rules in self.ruled:
+            active[:, gene] &= rules[genes[:, ruler]]
+        return active
+
+    def _filled(self, genes: Matrix) -> Mask:
+        """(n, 1 + slots of the net): True, and which slots hold a block."""
+        filled = np.ones((len(genes), 1 + sum(len(stage.slots) for stage in self.stages)), dtype=np.bool_)
+        for stage in self.stages:
+            if stage.depth is not None:
+                depth = np.asarray(self.genes[stage.depth].options)[genes[:, stage.depth]]
+                here = slice(1 + stage.first, 1 + stage.first + len(stage.slots))
+                filled[:, here] = np.arange(len(stage.slots))[None] < depth[:, None]
+            for place, slot in enumerate(stage.slots, start=1 + stage.first):
+                if slot.exists is not None:
+                    filled[:, place] = genes[:, slot.exists] > 0
+                    if slot.follows:
+                        filled[:, place] &= filled[:, place - 1]
+        return filled
+
+    def size(self) -> int:
+        """Number of different Archs."""
+        ends = math.prod(len(self.genes[index].options) for index in self.of_arch)
+        return ends * math.prod(
+            len(self.genes[stage.width].options) * self._fillings(stage) for stage in self.stages
+        )
+
+    def _fillings(self, stage: StageGenes) -> int:
+        """In how many ways the slots of a stage can be filled."""
+        depths = (len(stage.slots),) if stage.depth is None else self.genes[stage.depth].options
+        total = 0
+        for depth in depths:
+            ways = {True: 1, False: 0}  # by whether the slot before holds a block
+            for slot in stage.slots[:depth]:
+                filled = choices([self.genes[index] for index in slot.genes])
+                before = ways[True] if slot.follows else sum(ways.values())
+                ways = {True: before * filled, False: 0 if slot.exists is None else sum(ways.values())}
+            total += sum(ways.values())
+        return total - stage.may_be_empty
+
+
+def _differing(where: str, given: Any, wanted: Mapping[str, Any], told: Collection[str]) -> list[str]:
+    """A reason for every field of a dataclass that is not what is wanted, or by default; `told` ones are let be."""
+    usual = {item.name: item.default for item in fields(given) if item.default is not MISSING}
+    return [
+        f"{where}{name} is {getattr(given, name)!r}, must be {value!r}"
+        for name, value in {**usual, **wanted}.items()
+        if name not in told and getattr(given, name) != value
+    ]
