@@ -42,6 +42,7 @@ OTHERS: dict[str, Any] = {
     "head_norm_eps": 1e-4,
     "attn_scale": "embed_dim",
     "mlp_norm": "stream",
+    "selector": "predictor",
 }
 
 
@@ -72,6 +73,7 @@ def test_every_field_changes_the_name() -> None:
         "class_token": {"global_pool": "avg"},
         "stem": {"stem_width": 24},
         "stem_width": {"stem": "conv"},
+        "selector": {"stages": (Stage(embed_dim=192, blocks=(BLOCK, replace(BLOCK, keep=98))),)},
     }
     found = {ARCH.id}
     for name, value in OTHERS.items():
@@ -187,12 +189,101 @@ def test_bad_fields_are_refused(change: dict[str, Any], message: str) -> None:
         ({"mlp_hidden": "768"}, r"mlp_hidden is '768'"),
         ({"mixer": "softmx"}, r"mixer is 'softmx'; it must be one of fourier, .*\. Nearest: 'softmax'"),
         ({"slot": -1}, r"slot is -1; it counts from 0"),
+        ({"keep": 0}, r"keep is 0; it must be a whole number of at least 1"),
+        ({"keep": 0.5}, r"keep is 0\.5; it must be a whole number"),
     ],
     ids=str,
 )
 def test_bad_blocks_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         replace(BLOCK, **change)
+
+
+def kept(*keeps: int | None, mixers: str = "", **options: Any) -> Arch:
+    """ARCH with a block per number of patches kept, and those of `mixers` (separated by blanks)."""
+    words = mixers.split() or ["softmax"] * len(keeps)
+    blocks = tuple(replace(BLOCK, keep=keep, mixer=word) for keep, word in zip(keeps, words, strict=True))
+    stages = (Stage(embed_dim=192, blocks=blocks),)
+    return replace(ARCH, **{"selector": "predictor", **options, "stages": stages})
+
+
+def test_an_arch_that_keeps_fewer_patches() -> None:
+    arch = kept(None, 137, None, 67, selector="attention")
+    assert arch.num_final_tokens == 68
+    assert arch.describe().endswith(", patch 16 of 224 px, keeps 137/67 of 196 patches (attention)")
+    assert Arch.from_json(json.loads(json.dumps(arch.to_json()))) == arch
+    assert len({arch.id, kept(None, 137, None, 66).id, kept(None, 137, 67, None).id}) == 3
+    assert kept(10, selector="fixed").num_final_tokens == 11
+    assert "keep" not in json.dumps(_naming(ARCH.to_json()))
+    assert "selector" not in json.dumps(_naming(ARCH.to_json()))
+
+
+@pytest.mark.parametrize(
+    ("keeps", "options", "message"),
+    [
+        (
+            (None, 196),
+            {},
+            r"block 1: keep is 196, but 196 patches come to it; keep must be lower\. Leave it out",
+        ),
+        ((None, 100, 100), {}, r"block 2: keep is 100, but 100 patches come to it"),
+        ((None, 100, 120), {}, r"block 2: keep is 120, but 100 patches come to it"),
+        (
+            (None, 9),
+            {"selector": None},
+            r"selector is None and 1 blocks keep fewer.* Use selector='predictor'",
+        ),
+        ((None, None), {}, r"selector is 'predictor' and 0 blocks keep fewer.* Use selector=None"),
+        ((None, 9), {"selector": "fixd"}, r"selector is 'fixd'; it must be .*\. Nearest: 'fixed'"),
+        (
+            (9, None),
+            {"selector": "attention"},
+            r"block 0: selector is 'attention', but no block stands before it",
+        ),
+        (
+            (None, 9),
+            {"selector": "attention", "mixers": "performer softmax"},
+            r"block 1: selector is 'attention', but mixer 'performer' stands before it; .* softmax tells",
+        ),
+        (
+            (None, 9),
+            {"mixers": "softmax linformer"},
+            r"block 1: mixer is 'linformer' behind a selection; only performer, softmax can do without",
+        ),
+        (
+            (None, 9, None),
+            {"mixers": "softmax softmax token_mlp"},
+            r"block 2: mixer is 'token_mlp' behind a selection",
+        ),
+        (
+            (None, 9),
+            {"selector": "attention", "relative_position": 3, "class_token": False, "global_pool": "avg"},
+            r"selector is 'attention' and relative_position 3 without a class token",
+        ),
+    ],
+    ids=str,
+)
+def test_selections_that_cannot_be_are_refused(
+    keeps: tuple[int | None, ...], options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        kept(*keeps, **options)
+
+
+def test_selections_stand_in_the_last_stage_behind_its_first_block() -> None:
+    def staged(stage: int, block: int) -> Arch:
+        stages = [replace(s, blocks=(BLOCK, BLOCK)) for s in STAGED.stages]
+        blocks = [BLOCK, BLOCK]
+        blocks[block] = replace(BLOCK, keep=3)
+        stages[stage] = replace(stages[stage], blocks=tuple(blocks))
+        return replace(STAGED, stages=tuple(stages), selector="fixed")
+
+    assert staged(2, 1).num_final_tokens == 4
+    for stage, block in ((0, 0), (0, 1), (1, 0), (1, 1), (2, 0)):
+        with pytest.raises(
+            UserError, match=rf"block {2 * stage + block}: keep is 3; a reduction needs all patches"
+        ):
+            staged(stage, block)
 
 
 def test_lists_become_tuples() -> None:

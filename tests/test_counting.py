@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -87,6 +88,43 @@ def wild_stages(rng: random.Random) -> Arch:
     )
 
 
+def wild_selections(rng: random.Random) -> Arch:
+    """Any shape whose last stage keeps fewer patches once or more often."""
+    arch = wild_stages(rng)
+    patches, first = arch.grid_sizes[-1] ** 2, len(arch.stages) == 1
+    selector = rng.choice(["predictor", "fixed", "attention"])
+    if selector == "attention" and not arch.class_token:
+        arch = replace(arch, relative_position=0)
+    blocks = [block for _ in range(rng.choice([2, 3])) for block in wild_blocks(rng)]
+    left = patches
+    for index, block in enumerate(blocks):
+        may = left > 1 and (index > 0 or (first and selector != "attention"))
+        keep = rng.randrange(1, left) if may and (rng.random() < 0.5 or index == len(blocks) - 1) else None
+        mixers = (
+            ["softmax", "softmax"]
+            if arch.relative_position or selector == "attention"
+            else ["softmax", "performer"]
+        )
+        blocks[index] = replace(block, mixer=rng.choice(mixers), keep=keep)
+        left = keep or left
+    rotary = arch.relative_position == 0 and rng.random() < 0.4
+    if rotary:
+        blocks = [replace(block, head_dim=rng.choice([4, 16])) for block in blocks]
+        arch = replace(
+            arch,
+            stages=tuple(
+                replace(s, blocks=tuple(replace(b, head_dim=8) for b in s.blocks)) for s in arch.stages
+            ),
+        )
+    last = replace(arch.stages[-1], blocks=tuple(blocks))
+    return replace(
+        arch,
+        stages=(*arch.stages[:-1], last),
+        position=rng.choice(["rotary", "rotary_2d"]) if rotary else arch.position,
+        selector=selector if left < patches else None,
+    )
+
+
 def torch_macs(arch: Arch) -> int:
     """By torch's counter, on the meta device: fused attention counts as nothing on the CPU."""
     model = build(arch, device="meta").eval()
@@ -125,6 +163,26 @@ def test_count_equals_torch_for_any_shape() -> None:
         model = build(arch).eval()
         assert cost.params == sum(parameter.numel() for parameter in model.parameters()), arch
         assert cost.memory_bytes == peak_activation_bytes(model, image_shape(arch), device=None), arch
+
+
+@pytest.mark.parametrize("number", [30, pytest.param(200, marks=pytest.mark.slow)])
+def test_count_equals_torch_for_any_selections(number: int) -> None:
+    rng, tried = random.Random(number), Counter[str]()
+    while sum(tried.values()) < number:
+        arch = wild_selections(rng)
+        if arch.selector is None:
+            continue
+        tried[arch.selector] += 1
+        cost, model = count(arch), build(arch).eval()
+        assert cost.macs == torch_macs(arch), arch
+        assert cost.params == sum(parameter.numel() for parameter in model.parameters()), arch
+        assert cost.memory_bytes == peak_activation_bytes(model, image_shape(arch), device=None), arch
+        found = parts(arch)
+        assert sum(part.macs for part in found) == cost.macs
+        assert sum(part.params for part in found) == cost.params
+        assert max(part.memory for part in found) * BYTES == cost.memory_bytes
+    assert len(tried) == 3
+    assert min(tried.values()) >= number // 6
 
 
 @pytest.mark.parametrize("name", ["micro", "micro_grey_8px"])

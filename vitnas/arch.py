@@ -16,6 +16,7 @@ from itertools import pairwise
 from typing import Any, Literal, get_args
 
 from vitnas.errors import UserError, check_word, nearest
+from vitnas.layers.select import SELECTIONS
 from vitnas.mixers import MIXERS
 
 SCHEMA = 1
@@ -43,6 +44,7 @@ class Block:
     default. Mixers without heads ignore `num_heads` and `head_dim`.
     `slot` is the block's place in its stage of a Supernet (whose weights it takes); None means its own index, which
     is right whenever blocks are only ever removed from the end. It does not change what the block computes.
+    `keep` patches enter the block, fewer than came before (None: as many); which ones, the Arch's `selector` says.
     """
 
     num_heads: int
@@ -51,12 +53,14 @@ class Block:
     mixer: str = "softmax"
     mixer_size: int | None = None
     slot: int | None = None
+    keep: int | None = None
 
     def __post_init__(self) -> None:
         _positive(self, "num_heads", "head_dim", "mlp_hidden")
         check_word("mixer", self.mixer, MIXERS)
-        if self.mixer_size is not None:
-            _positive(self, "mixer_size")
+        for name in ("mixer_size", "keep"):
+            if getattr(self, name) is not None:
+                _positive(self, name)
         if self.slot is not None and self.slot < 0:
             raise UserError(
                 f"slot is {self.slot}; it counts from 0. Leave it out to use the block's own index."
@@ -100,7 +104,8 @@ class Arch:
     they are clipped; 0 means none (AutoFormer, section 4, uses 14). `fc_norm` moves the final norm behind pooling, as
     timm does for mean-pooled ViTs. `head_norm_eps` is the final norm's own epsilon (None: norm_eps). `attn_scale` is
     the factor of q k^T: head_dim^-0.5, or (embed_dim // num_heads)^-0.5 as in the published ViTAS nets, whose inner
-    width is not their embed_dim.
+    width is not their embed_dim. Where blocks `keep` fewer patches, `selector` chooses them (layers/select.py); it is
+    None exactly where none does.
     """
 
     image_size: int
@@ -123,6 +128,7 @@ class Arch:
     norm_eps: float = 1e-6
     head_norm_eps: float | None = None
     attn_scale: AttnScale = "head_dim"
+    selector: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stages", tuple(self.stages))
@@ -143,6 +149,7 @@ class Arch:
         self._check_sizes()
         self._check_tokens()
         self._check_mixers()
+        self._check_selections()
 
     def _check_sizes(self) -> None:
         if not self.stages:
@@ -230,6 +237,59 @@ class Arch:
                 "Use relative_position=0."
             )
 
+    def _check_selections(self) -> None:
+        """That the numbers of patches fall, and that what comes behind a selection can do without the others."""
+        keeps = [block.keep is not None for block in self.blocks]
+        if (self.selector is None) == any(keeps):
+            raise UserError(
+                f"selector is {self.selector!r} and {sum(keeps)} blocks keep fewer patches; a selector goes with "
+                f"a keep, and a keep with a selector. Use selector={next(iter(SELECTIONS)) if any(keeps) else None!r}."
+            )
+        if self.selector is None:
+            return
+        check_word("selector", self.selector, SELECTIONS)
+        if self.selector == "attention" and self.relative_position and not self.num_prefix_tokens:
+            raise UserError(
+                f"selector is 'attention' and relative_position {self.relative_position} without a class token; what "
+                "all tokens looked at is told without relative positions. Use another selector, or relative_position=0."
+            )
+        patches = left = self.grid_sizes[-1] ** 2
+        first = self.depth - len(self.stages[-1].blocks)
+        for index, block in enumerate(self.blocks):
+            where = f"block {index}: "
+            if block.keep is not None:
+                if index < first or index == first > 0:
+                    raise UserError(
+                        f"{where}keep is {block.keep}; a reduction needs all patches before it, and it stands where "
+                        "the selection would. Keep fewer in the last stage alone, behind its first block."
+                    )
+                if block.keep >= left:
+                    raise UserError(
+                        f"{where}keep is {block.keep}, but {left} patches come to it; keep must be lower. Leave it out "
+                        "to keep all."
+                    )
+                self._check_attention(index)
+                left = block.keep
+            if left < patches and not MIXERS[block.mixer].takes_selection:
+                able = [word for word, kind in MIXERS.items() if kind.takes_selection]
+                raise UserError(
+                    f"{where}mixer is {block.mixer!r} behind a selection; only {', '.join(able)} can do without the "
+                    "patches that are gone. Use one of these, or leave keep out."
+                )
+
+    def _check_attention(self, index: int) -> None:
+        """That the block before block `index` can tell what it looked at, if the selector asks for it."""
+        if not SELECTIONS[self.selector or ""].needs_attention:
+            return
+        before = self.blocks[index - 1].mixer if index else None
+        if before is None or not MIXERS[before].gives_attention:
+            able = [word for word, kind in MIXERS.items() if kind.gives_attention]
+            raise UserError(
+                f"block {index}: selector is {self.selector!r}, but "
+                + (f"mixer {before!r} stands before it" if before else "no block stands before it")
+                + f"; it goes by what the block before looked at, which {', '.join(able)} tells. Use another selector."
+            )
+
     @property
     def embed_dim(self) -> int:
         """Width of the last stage, which is also the width of the features."""
@@ -265,8 +325,9 @@ class Arch:
 
     @property
     def num_final_tokens(self) -> int:
-        """Tokens of the last stage, class token included."""
-        return int(self.grid_sizes[-1] ** 2) + self.num_prefix_tokens
+        """Tokens that come to the end of the last stage, class token included."""
+        left = [block.keep for block in self.blocks if block.keep is not None]
+        return (left[-1] if left else int(self.grid_sizes[-1] ** 2)) + self.num_prefix_tokens
 
     @property
     def id(self) -> str:
@@ -286,9 +347,15 @@ class Arch:
             if set(mixers) == {"softmax"}
             else ", " + ", ".join(f"{n} {name}" for name, n in mixers.items())
         )
+        keeps = [str(block.keep) for block in self.blocks if block.keep is not None]
+        kept = (
+            f", keeps {'/'.join(keeps)} of {self.grid_sizes[-1] ** 2} patches ({self.selector})"
+            if keeps
+            else ""
+        )
         return (
             f"{self.depth} blocks, width {widths}, {heads} heads, MLP {hidden}{mixed}, "
-            f"patch {self.patch_size} of {self.image_size} px"
+            f"patch {self.patch_size} of {self.image_size} px{kept}"
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -20,7 +20,8 @@ without gradients; weights and the image itself are not in it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -28,6 +29,7 @@ from vitnas.arch import Arch, Block, MlpNorm
 from vitnas.budget import Cost
 from vitnas.layers.reduction import SpatialReduction
 from vitnas.layers.rotary import RotaryKind, rotary_of
+from vitnas.layers.select import SELECTIONS
 from vitnas.layers.stem import STEMS
 from vitnas.mixers import MIXERS, Convention, MixerShape
 
@@ -45,7 +47,11 @@ class Part:
 
 
 class Frame(NamedTuple):
-    """What a block's cost depends on besides its widths, in one stage. A tuple, as it is hashed in the fastest path."""
+    """What a block's cost depends on besides its widths. A tuple, as it is hashed in the fastest path.
+
+    `keep` patches are left of the grid (0: all). With `gives_attention` the block tells a selection behind it what it
+    looked at.
+    """
 
     grid_size: int
     num_prefix_tokens: int
@@ -53,9 +59,16 @@ class Frame(NamedTuple):
     qkv_bias: bool
     rotary: RotaryKind = "none"
     mlp_norm: MlpNorm = "branch"
+    keep: int = 0
+    gives_attention: bool = False
+
+    @property
+    def patches(self) -> int:
+        return self.keep or self.grid_size**2
 
     @classmethod
     def of(cls, arch: Arch, stage: int = 0) -> Frame:
+        """Of a stage's blocks before any selection."""
         return cls(
             arch.grid_size >> stage,
             arch.num_prefix_tokens,
@@ -72,11 +85,13 @@ def count(arch: Arch, *, convention: Convention = "executed") -> Cost:
     macs, params = first.macs + last.macs, first.params + last.params
     memory = max(first.memory, last.memory)
     for index, stage in enumerate(arch.stages):
-        frame = Frame.of(arch, index)
+        before = None
         if index:
-            part = reduction_part(arch, index - 1, arch.stages[index - 1].embed_dim, stage.embed_dim)
-            macs, params, memory = macs + part.macs, params + part.params, max(memory, part.memory)
-        for block in stage.blocks:
+            before = reduction_part(arch, index - 1, arch.stages[index - 1].embed_dim, stage.embed_dim)
+        for block, frame, selection in framed(arch, index):
+            if (part := before or selection) is not None:
+                macs, params, memory = macs + part.macs, params + part.params, max(memory, part.memory)
+                before = None
             cost = block_cost(
                 block.mixer,
                 block.num_heads,
@@ -96,21 +111,53 @@ def count(arch: Arch, *, convention: Convention = "executed") -> Cost:
 def parts(arch: Arch, *, convention: Convention = "executed") -> list[Part]:
     """Cost of each part, in order: stem, `blocks.i.attn` and `blocks.i.mlp` (each with its norm), head.
 
-    In front of each stage but the first, `reductions.s`.
+    In front of each stage but the first, `reductions.s`; in front of a block that fewer patches enter, `selections.i`.
     """
     found = [stem_part(arch, arch.stages[0].embed_dim)]
     index = 0
     for number, stage in enumerate(arch.stages):
-        frame = Frame.of(arch, number)
         if number:
             before = arch.stages[number - 1].embed_dim
             found.append(reduction_part(arch, number - 1, before, stage.embed_dim))
-        for block in stage.blocks:
+        for block, frame, part in framed(arch, number):
+            if part is not None:
+                found.append(replace(part, name=f"selections.{index}"))
             attn, mlp = block_parts(block, stage.embed_dim, frame, convention)
             found.append(Part(name=f"blocks.{index}.attn", macs=attn[0], params=attn[1], memory=attn[2]))
             found.append(Part(name=f"blocks.{index}.mlp", macs=mlp[0], params=mlp[1], memory=mlp[2]))
             index += 1
     return [*found, head_part(arch, arch.embed_dim, convention)]
+
+
+def framed(arch: Arch, stage: int) -> Iterator[tuple[Block, Frame, Part | None]]:
+    """Each block of a stage with its frame, and with the selection in front of it."""
+    frame, blocks = Frame.of(arch, stage), arch.stages[stage].blocks
+    if arch.selector is None:
+        for block in blocks:
+            yield block, frame, None
+        return
+    asks = SELECTIONS[arch.selector].needs_attention
+    for index, block in enumerate(blocks):
+        part = None
+        if block.keep is not None:
+            part = selection_part(arch.selector, arch.stages[stage].embed_dim, frame, block.keep)
+        looks = asks and index + 1 < len(blocks) and blocks[index + 1].keep is not None
+        frame = frame._replace(keep=block.keep or frame.keep, gives_attention=looks)
+        yield block, frame, part
+
+
+@lru_cache(maxsize=100_000)
+def selection_part(selector: str, dim: int, frame: Frame, keep: int) -> Part:
+    """The selection of `keep` patches behind a block of `frame`, or where frame is the stage's own in front of all."""
+    kind = SELECTIONS[selector]
+    cost = kind.cost(
+        dim,
+        before=frame.patches,
+        keep=keep,
+        num_prefix_tokens=frame.num_prefix_tokens,
+        again=bool(frame.keep),
+    )
+    return Part(name="selection", macs=cost.macs, params=cost.params, memory=cost.memory)
 
 
 @lru_cache(maxsize=100_000)
@@ -144,15 +191,18 @@ def block_parts(
         kind.macs(counted, convention),
         kind.params(shape) + 2 * dim,
         # The residual and the normed input stay alive while the mixer runs.
-        2 * tokens * dim + kind.memory(shape),
+        2 * tokens * dim + kind.memory(shape) + (2 * tokens if frame.keep else 0),
     )
     # The block's input and the residual after attention, and the normed input if it is another tensor, stay alive.
     held = 2 if frame.mlp_norm == "stream" else 3
+    beside = (2 * tokens if frame.keep else 0) + (
+        tokens if frame.gives_attention else 0
+    )  # numbers, attention
     mlp = (
         2 * counted.tokens * dim * hidden,
         2 * dim * hidden + hidden + dim + 2 * dim,
         # The last sum beside its terms and the block's input is the most where the MLP is narrow.
-        tokens * max(held * dim + hidden + max(hidden, dim), 4 * dim),
+        tokens * max(held * dim + hidden + max(hidden, dim), 4 * dim) + beside,
     )
     return attn, mlp
 
@@ -163,7 +213,7 @@ def shape_of(block: Block, dim: int, frame: Frame) -> MixerShape:
     Raises:
         UserError: a mixer_size that cannot work.
     """
-    tokens = frame.grid_size**2 + frame.num_prefix_tokens
+    tokens = frame.patches + frame.num_prefix_tokens
     size = MIXERS[block.mixer].resolve_size(block.mixer_size, block.head_dim, tokens)
     return MixerShape(
         dim,
@@ -175,6 +225,8 @@ def shape_of(block: Block, dim: int, frame: Frame) -> MixerShape:
         frame.relative_position,
         frame.rotary,
         frame.qkv_bias,
+        frame.keep,
+        frame.gives_attention,
     )
 
 
@@ -220,5 +272,7 @@ def head_part(arch: Arch, dim: int, convention: Convention = "executed") -> Part
         + (2 * patches * dim if seq else 0),
         params=2 * dim + heads + (dim + 1 if seq else 0),
         # The tokens stay alive to the end.
-        memory=tokens + max(tokens, pooled + normed, (normed or pooled) + logits),
+        memory=tokens
+        + (2 * arch.num_final_tokens if arch.selector is not None else 0)
+        + max(tokens, pooled + normed, (normed or pooled) + logits),
     )

@@ -11,6 +11,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from vitnas.layers.axes import Axes
+from vitnas.layers.select import masked_softmax
 
 
 class SequencePool(nn.Module):
@@ -24,7 +25,13 @@ class SequencePool(nn.Module):
         one: Axes = (("one", 1),)
         return {"score.weight": (*one, ("dim", self.score.in_features)), "score.bias": one}
 
-    def forward(self, x_BnD: Tensor) -> Tensor:
-        weights_B1n = self.score(x_BnD).softmax(1).transpose(1, 2)
+    def forward(self, x_BnD: Tensor, mask_Bn: Tensor | None = None) -> Tensor:
+        """`mask_Bn` says which patches count."""
+        if mask_Bn is None:
+            weights_B1n = self.score(x_BnD).softmax(1).transpose(1, 2)
+        else:
+            weights_B1n = masked_softmax(self.score(x_BnD).transpose(1, 2), mask_Bn.unsqueeze(1)).to(
+                x_BnD.dtype
+            )
         pooled_B1D: Tensor = weights_B1n @ x_BnD
         return pooled_B1D.squeeze(1)

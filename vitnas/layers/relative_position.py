@@ -42,31 +42,35 @@ class RelativePosition2d(nn.Module):
         axes: Axes = (("distances", 2 * self.max_distance + 2), ("head_dim", self.head_dim))
         return {"rows": axes, "cols": axes}
 
-    def scores(self, q_BANK: Tensor) -> Tensor:
+    def scores(self, q_BANK: Tensor, rows_BN: Tensor | None = None) -> Tensor:
         """q_i . r_ij as features of the query.
+
+        Args:
+            rows_BN: numbers of the tokens that are left of the grid's, if some were dropped.
 
         Returns:
             (B, A, N, F): per query its products with each row's vector, each column's, and the class token's.
         """
         products_BANT = q_BANK @ self._table().t()
-        index = self._index(q_BANK.device).expand(*q_BANK.shape[:2], -1, -1)
+        index = of_rows(self._index(q_BANK.device), rows_BN).expand(*q_BANK.shape[:2], -1, -1)
         lines = products_BANT.gather(-1, index)
         if not self.num_prefix_tokens:
             return lines
         rows, cols = products_BANT.chunk(2, dim=-1)
         return torch.cat([lines, rows[..., :1] + cols[..., :1]], dim=-1)
 
-    def combine(self, weights_BANF: Tensor) -> Tensor:
+    def combine(self, weights_BANF: Tensor, rows_BN: Tensor | None = None) -> Tensor:
         """sum_j A_ij r_ij, from the attention weight that each row, column and the class token received.
 
         Args:
             weights_BANF: sums of attention over the keys of each row, of each column, and on the class token.
+            rows_BN: as for `scores`.
 
         Returns:
             (B, A, N, K), to be added to the output of attention.
         """
         table_TK, lines = self._table(), weights_BANF[..., : 2 * self.grid_size]
-        index = self._index(weights_BANF.device).expand(*weights_BANF.shape[:2], -1, -1)
+        index = of_rows(self._index(weights_BANF.device), rows_BN).expand(*weights_BANF.shape[:2], -1, -1)
         weights_BANT = lines.new_zeros(*lines.shape[:3], len(table_TK)).scatter_add(-1, index, lines)
         out = weights_BANT @ table_TK
         if not self.num_prefix_tokens:
@@ -95,6 +99,11 @@ class RelativePosition2d(nn.Module):
         rows_NG = torch.cat([nowhere, step_GG.repeat_interleave(grid, 0)])
         cols_NG = torch.cat([nowhere, step_GG.repeat(grid, 1)])
         return torch.cat([rows_NG, cols_NG + (2 * reach + 2)], dim=1)
+
+
+def of_rows(table_NX: Tensor, rows_BN: Tensor | None) -> Tensor:
+    """The rows of a table with one per token of the grid, for tokens that are left: (B, 1, N, X); or all, (N, X)."""
+    return table_NX if rows_BN is None else table_NX[rows_BN].unsqueeze(1)
 
 
 def line_features(grid_size: int, num_prefix_tokens: int, device: torch.device, dtype: torch.dtype) -> Tensor:

@@ -39,8 +39,11 @@ class Rotary:
         self.kind, self.head_dim = kind, head_dim
         self.grid_size, self.num_prefix_tokens = grid_size, num_prefix_tokens
 
-    def __call__(self, *heads_BANK: Tensor) -> tuple[Tensor, ...]:
+    def __call__(self, *heads_BANK: Tensor, rows_BN: Tensor | None = None) -> tuple[Tensor, ...]:
         """Each of the (B, A, N, K) tensors, turned; unchanged for the kind `none`.
+
+        Args:
+            rows_BN: numbers of the tokens that are left of the grid's, if some were dropped.
 
         Raises:
             UserError: `rotary_2d` of another number of tokens than its grid's.
@@ -48,6 +51,12 @@ class Rotary:
         if self.kind == "none":
             return heads_BANK
         first = heads_BANK[0]
+        if rows_BN is not None:
+            whole = self.grid_size**2 + self.num_prefix_tokens
+            cos_NJ1, sin_NJ1 = self.tables(whole, first.device, first.dtype)
+            cos_BNJ1, sin_BNJ1 = cos_NJ1[rows_BN], sin_NJ1[rows_BN]
+            del cos_NJ1, sin_NJ1
+            return tuple(turn(x_BANK, cos_BNJ1, sin_BNJ1) for x_BANK in heads_BANK)
         want = self.grid_size**2 + self.num_prefix_tokens
         if self.kind == "rotary_2d" and (not self.grid_size or first.shape[2] != want):
             raise UserError(
@@ -82,20 +91,27 @@ def frequencies(dim: int, device: torch.device, dtype: torch.dtype) -> Tensor:
 
 
 def turn(x_BANK: Tensor, cos_NJ1: Tensor, sin_NJ1: Tensor) -> Tensor:
-    """Turn entries 2i and 2i + 1 by angle i."""
+    """Turn entries 2i and 2i + 1 by angle i; the angles may differ by image, (B, N, J, 1)."""
     # Heads are kept side by side in memory, as the projections leave them.
     even, odd = x_BANK.transpose(1, 2).unflatten(-1, (-1, 2)).split(1, dim=-1)
-    cos, sin = cos_NJ1[:, None], sin_NJ1[:, None]
+    cos, sin = cos_NJ1.unsqueeze(-3), sin_NJ1.unsqueeze(-3)
     turned = torch.cat([even * cos - odd * sin, odd * cos + even * sin], dim=-1)
     return turned.flatten(-2).transpose(1, 2)
 
 
-def rotary_memory(kind: RotaryKind, tokens: int, head_dim: int, *widths: int) -> tuple[int, int]:
-    """Elements of tensors of inner width `widths` when turned, and of the peak while that is done."""
+def rotary_memory(
+    kind: RotaryKind, tokens: int, head_dim: int, *widths: int, whole: int = 0
+) -> tuple[int, int]:
+    """Elements of tensors of inner width `widths` when turned, and of the peak while that is done.
+
+    Args:
+        whole: tokens of the whole grid, from whose angles those of the tokens left are taken; 0: all are left.
+    """
     if kind == "none":
         return 0, 0
     done = peak = 0
     for width in widths:
         peak = max(peak, done + 2 * tokens * width)
         done += tokens * width
-    return done, peak + tokens * head_dim
+    taking = max(3 * whole * head_dim // 2, (whole + tokens) * head_dim) if whole else 0
+    return done, max(peak + tokens * head_dim, taking)

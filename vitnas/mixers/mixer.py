@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from vitnas.errors import UserError
 from vitnas.layers.axes import Axes
 from vitnas.layers.rotary import Rotary, RotaryKind, rotary_memory
+from vitnas.layers.select import Kept
 
 Convention = Literal["executed", "plain", "dense_relative", "patch_tokens"]
 
@@ -38,10 +39,12 @@ class MixerShape(NamedTuple):
     relative_position: int = 0
     rotary: RotaryKind = "none"
     qkv_bias: bool = True
+    keep: int = 0  # patches that are left of the grid, 0 for all
+    gives_attention: bool = False  # a selection asks what was looked at
 
     @property
     def tokens(self) -> int:
-        return self.grid_size**2 + self.num_prefix_tokens
+        return (self.keep or self.grid_size**2) + self.num_prefix_tokens
 
     @property
     def inner(self) -> int:
@@ -63,6 +66,8 @@ class Mixer(nn.Module, ABC):
     needs_grid: ClassVar[bool] = False  # patches must form a square
     takes_class_token: ClassVar[bool] = True
     takes_relative_position: ClassVar[bool] = False  # has the argument `relative_position`
+    takes_selection: ClassVar[bool] = False  # tokens may be dropped or masked in front of it
+    gives_attention: ClassVar[bool] = False  # has `look`, which also says what was looked at
 
     def __init__(self, *sizes: object, **options: object) -> None:
         super().__init__()
@@ -101,8 +106,17 @@ class Mixer(nn.Module, ABC):
     def mix(self, x_BND: Tensor) -> Tensor:
         """(B, N, D) to (B, N, D)."""
 
-    def forward(self, x_BND: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        """(B, N, D) to (B, N, D). The other arguments are those of timm's attention, and must stay unused.
+    def forward(
+        self,
+        x_BND: Tensor,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+        kept: Kept | None = None,
+    ) -> Tensor:
+        """(B, N, D) to (B, N, D). `attn_mask` and `is_causal` are those of timm's attention, and must stay unused.
+
+        Args:
+            kept: which tokens selections left, for a mixer that `takes_selection`.
 
         Raises:
             UserError: a mask, or causal attention.
@@ -111,8 +125,16 @@ class Mixer(nn.Module, ABC):
             raise UserError(
                 f"{type(self).__name__} was given a mask; mixers see all tokens of an image. Leave the mask out."
             )
-        out_BND = self.mix(x_BND)
+        out_BND = self.mix(x_BND) if kept is None else self.mix_kept(x_BND, kept)
         return out_BND if self.proj_drop is None else self.proj_drop(out_BND)
+
+    def mix_kept(self, x_BND: Tensor, kept: Kept) -> Tensor:
+        """The same for tokens that selections left. Only mixers that `takes_selection` have it."""
+        raise LookupError(f"{self.word} takes no selected tokens")
+
+    def look(self, x_BND: Tensor, kept: Kept | None = None) -> tuple[Tensor, Tensor]:
+        """The same, and how much each patch was looked at, (B, P). Only mixers that have `gives_attention`."""
+        raise LookupError(f"{self.word} does not say what was looked at")
 
     def set_grid_size(self, grid_size: int) -> None:
         """Take images of another grid from now on; weights per token are resampled."""
@@ -212,6 +234,21 @@ class HeadMixer(Mixer):
         q_BANK, k_BANK = self.rotary(q_BANK, k_BANK)
         return self.core(q_BANK, k_BANK, v_BANK)
 
+    def mix_kept(self, x_BND: Tensor, kept: Kept) -> Tensor:
+        return self.merge(self._attended_kept(x_BND, kept))
+
+    def _attended_kept(self, x_BND: Tensor, kept: Kept) -> Tensor:
+        return self.core_kept(*self._turned(x_BND, kept), kept)
+
+    def _turned(self, x_BND: Tensor, kept: Kept) -> tuple[Tensor, Tensor, Tensor]:
+        q_BANK, k_BANK, v_BANK = self.split(x_BND)
+        q_BANK, k_BANK = self.rotary(q_BANK, k_BANK, rows_BN=kept.rows_BN)
+        return q_BANK, k_BANK, v_BANK
+
+    def core_kept(self, q_BANK: Tensor, k_BANK: Tensor, v_BANK: Tensor, kept: Kept) -> Tensor:
+        """`core` of tokens that selections left."""
+        raise LookupError(f"{self.word} takes no selected tokens")
+
     def split(self, x_BND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, each (B, A, N, K)."""
         qkv = self.qkv(x_BND).unflatten(2, (3, self.num_heads, self.head_dim))
@@ -260,15 +297,17 @@ def check_tokens(name: str, tokens: int, grid_size: int, num_prefix_tokens: int)
     return tokens
 
 
-def heads_memory(shape: MixerShape, core: int, *, copies: bool) -> int:
+def heads_memory(shape: MixerShape, core: int, *, copies: bool, beside: int = 0) -> int:
     """Peak of a mixer of queries, keys and values: projections, positions, then `core` elements at most, then merging.
 
     Args:
         copies: the core's output has its heads apart, so that laying them side by side copies it.
+        beside: elements that stay alive beside the merging.
     """
     tokens, inner = shape.tokens, shape.inner
-    turned, turning = rotary_memory(shape.rotary, tokens, shape.head_dim, inner, inner)
-    merging = tokens * (inner + max(shape.dim, inner if copies else 0))
+    whole = shape.grid_size**2 + shape.num_prefix_tokens if shape.keep else 0
+    turned, turning = rotary_memory(shape.rotary, tokens, shape.head_dim, inner, inner, whole=whole)
+    merging = tokens * (inner + max(shape.dim, inner if copies else 0)) + beside
     return max(3 * tokens * inner + max(turning, turned + core), merging)
 
 

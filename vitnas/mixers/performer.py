@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vitnas.layers.axes import Axes
+from vitnas.layers.select import Kept
 from vitnas.mixers.mixer import (
     Convention,
     HeadMixer,
@@ -42,6 +43,7 @@ class Performer(HeadMixer):
     """FAVOR+ attention. `size` is the number of random features, K ln K by default; they are a buffer."""
 
     word = "performer"
+    takes_selection = True
     takes_fewer_keys = True
     size_means = "random features"
     features: Tensor
@@ -64,9 +66,21 @@ class Performer(HeadMixer):
     def core(self, q_BANK: Tensor, k_BANK: Tensor, v_BANK: Tensor) -> Tensor:
         return in_full_precision(self._favor, q_BANK, k_BANK, v_BANK)
 
-    def _favor(self, q_BANK: Tensor, k_BANK: Tensor, v_BANK: Tensor) -> Tensor:
+    def core_kept(self, q_BANK: Tensor, k_BANK: Tensor, v_BANK: Tensor, kept: Kept) -> Tensor:
+        """Keys and values of dropped tokens count for nothing; a token does not see itself where it was dropped."""
+        if kept.mask_BN is None:
+            return self.core(q_BANK, k_BANK, v_BANK)
+        return in_full_precision(
+            self._favor, q_BANK, k_BANK, v_BANK, kept.mask_BN[:, None, :, None].to(v_BANK.dtype)
+        )
+
+    def _favor(
+        self, q_BANK: Tensor, k_BANK: Tensor, v_BANK: Tensor, mask_B1N1: Tensor | None = None
+    ) -> Tensor:
         values = functional.pad(v_BANK, (0, 1), value=1.0)
-        keys_BANM = self._features_of(k_BANK, (0, 1, 2, 3) if self.official else (2, 3))
+        if mask_B1N1 is not None:
+            values = values * mask_B1N1
+        keys_BANM = self._features_of(k_BANK, (0, 1, 2, 3) if self.official else (2, 3), mask_B1N1)
         context_BAMV = keys_BANM.transpose(2, 3) @ values
         del keys_BANM
         context_BAMV.add_(EPS * values.sum(2, keepdim=True))
@@ -75,12 +89,20 @@ class Performer(HeadMixer):
         out.add_(EPS * context_BAMV.sum(2, keepdim=True))
         return out[..., :-1] / out[..., -1:]
 
-    def _features_of(self, x_BANK: Tensor, largest_over: tuple[int, ...]) -> Tensor:
-        """exp(w x - |x|^2 / 2 - c), (B, A, N, M)."""
+    def _features_of(
+        self, x_BANK: Tensor, largest_over: tuple[int, ...], mask_B1N1: Tensor | None = None
+    ) -> Tensor:
+        """exp(w x - |x|^2 / 2 - c), (B, A, N, M); c is the largest of those that the mask keeps."""
         features_KM = (self.features.to(x_BANK.dtype) * self.scale**0.5).t()
         products = x_BANK @ features_KM
         shift = x_BANK.square().sum(-1, keepdim=True).mul_(self.scale / 2)
-        shift = shift + products.detach().amax(largest_over, keepdim=True)
+        seen = products.detach()
+        if mask_B1N1 is not None:
+            seen = seen.masked_fill(mask_B1N1 == 0, -torch.inf)
+        shift = shift + seen.amax(largest_over, keepdim=True)
+        del seen
+        if mask_B1N1 is not None:  # dropped tokens may exceed the largest
+            return (products - shift).clamp(max=0).exp()
         return products.sub_(shift).exp_()  # in place: nothing needs the products themselves
 
     @staticmethod

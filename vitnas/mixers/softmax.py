@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vitnas.layers.relative_position import RelativePosition2d, line_features
+from vitnas.layers.relative_position import RelativePosition2d, line_features, of_rows
+from vitnas.layers.select import Kept, masked_softmax, sees
 from vitnas.mixers.mixer import Convention, HeadMixer, MixerShape, heads_memory, shared_params
 
 __all__ = ["Convention", "Softmax"]
@@ -27,6 +28,7 @@ class Softmax(HeadMixer):
     word = "softmax"
     takes_relative_position = True
     takes_fewer_keys = True
+    takes_selection = gives_attention = True
 
     def __init__(self, dim: int, num_heads: int, *, relative_position: int = 0, **options: object) -> None:
         super().__init__(dim, num_heads, **options)  # type: ignore[arg-type]
@@ -51,9 +53,53 @@ class Softmax(HeadMixer):
                 table.grid_size = grid_size
 
     def core(self, q_BANK: Tensor, k_BANK: Tensor, v_BANK: Tensor) -> Tensor:
+        return self.core_kept(q_BANK, k_BANK, v_BANK, Kept())
+
+    def core_kept(self, q_BANK: Tensor, k_BANK: Tensor, v_BANK: Tensor, kept: Kept) -> Tensor:
         if self.rel_pos_k is None or self.rel_pos_v is None:
+            return self._attend(q_BANK, k_BANK, v_BANK, kept.mask_BN)
+        return self._relative(q_BANK, k_BANK, v_BANK, self.rel_pos_k, self.rel_pos_v, kept)
+
+    def look(self, x_BND: Tensor, kept: Kept | None = None) -> tuple[Tensor, Tensor]:
+        kept = kept or Kept()
+        parts = [*self._turned(x_BND, kept)]
+        attention_BP = self._looked_at(parts[0].detach(), parts[1].detach(), kept)
+        out_BND = self.merge(self._core_of(parts, kept))
+        return out_BND if self.proj_drop is None else self.proj_drop(out_BND), attention_BP
+
+    def _core_of(self, parts: list[Tensor], kept: Kept) -> Tensor:
+        q_BANK, k_BANK, v_BANK = parts
+        parts.clear()  # they are gone when heads are merged
+        return self.core_kept(q_BANK, k_BANK, v_BANK, kept)
+
+    def _looked_at(self, q_BANK: Tensor, k_BANK: Tensor, kept: Kept) -> Tensor:
+        """Attention of the class token to each patch, mean over heads; without one, of all that are kept.
+
+        Relative positions add the same to all keys of a class token, so they change nothing there.
+        """
+        if prefix := self.num_prefix_tokens:
+            q_BANK = q_BANK[:, :, :1]
+        scores_BANN = (q_BANK * self.scale) @ k_BANK.transpose(2, 3)
+        del q_BANK, k_BANK
+        if kept.mask_BN is None:
+            return scores_BANN.softmax(-1).mean((1, 2))[:, prefix:]
+        masked_BANN = scores_BANN.masked_fill(kept.mask_BN[:, None, None] == 0, -torch.inf)
+        seen_BNN = masked_BANN.softmax(-1).mean(1)
+        if prefix:
+            return seen_BNN[:, 0, prefix:]
+        return (seen_BNN * kept.mask_BN[:, :, None].detach()).sum(1) / kept.mask_BN.detach().sum(
+            1, keepdim=True
+        )
+
+    def _attend(self, q_BANK: Tensor, k_BANK: Tensor, v_BANK: Tensor, mask_BN: Tensor | None) -> Tensor:
+        if mask_BN is None:
             return functional.scaled_dot_product_attention(q_BANK, k_BANK, v_BANK, scale=self.scale)
-        return self._relative(q_BANK, k_BANK, v_BANK, self.rel_pos_k, self.rel_pos_v)
+        if mask_BN.dtype == torch.bool:
+            return functional.scaled_dot_product_attention(
+                q_BANK, k_BANK, v_BANK, attn_mask=sees(mask_BN), scale=self.scale
+            )
+        scores_BANN = (q_BANK * self.scale) @ k_BANK.transpose(2, 3)  # a mask with a gradient
+        return masked_softmax(scores_BANN, sees(mask_BN)).to(v_BANK.dtype) @ v_BANK
 
     def _relative(
         self,
@@ -62,21 +108,25 @@ class Softmax(HeadMixer):
         v_BANK: Tensor,
         keys: RelativePosition2d,
         values: RelativePosition2d,
+        kept: Kept,
     ) -> Tensor:
-        lines_NF = line_features(keys.grid_size, keys.num_prefix_tokens, q_BANK.device, q_BANK.dtype)
-        lines = lines_NF.expand(*k_BANK.shape[:2], -1, -1)
-        out = functional.scaled_dot_product_attention(
-            torch.cat([q_BANK, keys.scores(q_BANK).to(q_BANK.dtype)], dim=-1),
+        lines = of_rows(
+            line_features(keys.grid_size, keys.num_prefix_tokens, q_BANK.device, q_BANK.dtype), kept.rows_BN
+        ).expand(*k_BANK.shape[:2], -1, -1)
+        out = self._attend(
+            torch.cat([q_BANK, keys.scores(q_BANK, kept.rows_BN).to(q_BANK.dtype)], dim=-1),
             torch.cat([k_BANK, lines], dim=-1),
             torch.cat([v_BANK, lines], dim=-1),
-            scale=self.scale,
+            kept.mask_BN,
         )
-        return out[..., : self.head_dim] + values.combine(out[..., self.head_dim :])
+        return out[..., : self.head_dim] + values.combine(out[..., self.head_dim :], kept.rows_BN)
 
     @staticmethod
     def macs(shape: MixerShape, convention: Convention = "executed") -> int:
         tokens, inner = shape.tokens, shape.inner
         macs = 4 * tokens * shape.dim * inner + 2 * tokens**2 * inner
+        if shape.gives_attention:
+            macs += (1 if shape.num_prefix_tokens else tokens) * tokens * inner
         if shape.relative_position and convention == "executed":
             features = 2 * shape.grid_size + bool(shape.num_prefix_tokens)
             macs += 2 * tokens**2 * shape.num_heads * features  # the wider q, k and v
@@ -93,21 +143,38 @@ class Softmax(HeadMixer):
     @staticmethod
     def memory(shape: MixerShape) -> int:
         tokens, heads, inner = shape.tokens, shape.num_heads, shape.inner
-        prefix, grid = shape.num_prefix_tokens, shape.grid_size
-        if not shape.relative_position:
-            return heads_memory(shape, tokens * (inner + heads), copies=False)
-        # q, k and v stay alive. The peak is in attention, or, with narrow heads on a fine grid, when the
-        # index into the tables is made or the weights meet them.
-        features, entries = 2 * grid + bool(prefix), _entries(shape)
-        lines, wide = tokens * features, tokens * heads * (shape.head_dim + features)
-        products = heads * tokens * entries
-        index = 2 * tokens * 2 * grid  # of 64-bit integers
-        making = index + 6 * tokens * grid + 2 * grid * (grid + 1 + prefix)
-        attention = 4 * wide + tokens * heads  # q, k, v and output, each with its line features
-        scores = products + max(making, index + heads * tokens * (2 * features + bool(prefix)))
-        after = max(products, (3 if prefix else 1) * tokens * inner)
-        combine = wide + entries * shape.head_dim + max(making, index + products + after)
-        return heads_memory(shape, lines + max(attention, scores, combine), copies=True)
+        looking = beside = 0
+        if shape.gives_attention:  # of some queries to all keys, twice, then its mean
+            queries, beside = 1 if shape.num_prefix_tokens else tokens, tokens
+            scores = queries * heads * tokens
+            looking = scores + max(queries * inner, scores, tokens)
+        core = _relative_memory(shape) if shape.relative_position else tokens * (inner + heads)
+        copies = bool(shape.relative_position)
+        return heads_memory(shape, max(looking, core + beside), copies=copies, beside=beside)
+
+
+def _relative_memory(shape: MixerShape) -> int:
+    """Elements beside queries, keys and values, which stay alive, at the peak with relative positions: in attention, or
+    with narrow heads on a fine grid when the index into the tables is made or the weights meet them."""
+    tokens, heads, inner = shape.tokens, shape.num_heads, shape.inner
+    prefix, grid = shape.num_prefix_tokens, shape.grid_size
+    patches, features, entries = grid * grid, 2 * grid + bool(prefix), _entries(shape)
+    whole = patches + prefix
+    lines, wide = tokens * features, tokens * heads * (shape.head_dim + features)
+    products = heads * tokens * entries
+    index = 2 * tokens * 2 * grid  # of 64-bit integers
+    making = 2 * whole * 2 * grid + 6 * whole * grid + 2 * grid * (grid + 1 + prefix)
+    lining = 0
+    if shape.keep:  # tables of the whole grid are made, then those rows taken that are left
+        joining = (
+            (patches * (2 * grid + 1 + features), (patches + prefix + whole) * features) if prefix else ()
+        )
+        lining = max(patches + 4 * patches * grid, *joining, (whole + tokens) * features)
+    attention = 4 * wide + tokens * heads  # q, k, v and output, each with its line features
+    scores = products + max(making, index + heads * tokens * (2 * features + bool(prefix)))
+    after = max(products, (3 if prefix else 1) * tokens * inner)
+    combine = wide + entries * shape.head_dim + max(making, index + products + after)
+    return max(lining, lines + max(attention, scores, combine))
 
 
 def _entries(shape: MixerShape) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from timm.layers import DropPath, Mlp
@@ -12,6 +13,7 @@ from vitnas.arch import Arch, Block, MlpNorm
 from vitnas.layers.axes import Axes
 from vitnas.layers.reduction import SpatialReduction
 from vitnas.layers.rotary import rotary_of
+from vitnas.layers.select import SELECTIONS, Kept
 from vitnas.mixers import MIXERS, Mixer
 
 
@@ -34,7 +36,7 @@ class TransformerBlock(nn.Module):
         super().__init__()
         self.norms_stream = mlp_norm == "stream"
         self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
-        self.attn = mixer
+        self.attn: Any = mixer
         self.drop_path1 = DropPath(drop_path) if drop_path else nn.Identity()
         self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
         self.mlp = Mlp(dim, mlp_hidden)
@@ -51,12 +53,26 @@ class TransformerBlock(nn.Module):
             "mlp.fc2.bias": dim,
         }
 
-    def forward(self, x_BND: Tensor) -> Tensor:
-        x_BND = x_BND + self.drop_path1(self.attn(self.norm1(x_BND)))
+    def forward(self, x_BND: Tensor, kept: Kept | None = None, looks: bool = False) -> Any:
+        """(B, N, D) to (B, N, D); with `looks` also how much each patch was looked at, (B, P).
+
+        `kept` says which tokens selections left.
+        """
+        attention_BP = None
+        if looks:
+            mixed_BND, attention_BP = self.attn.look(self.norm1(x_BND), kept)
+            x_BND = x_BND + self.drop_path1(mixed_BND)
+            del mixed_BND
+        elif kept is None:
+            x_BND = x_BND + self.drop_path1(self.attn(self.norm1(x_BND)))
+        else:
+            x_BND = x_BND + self.drop_path1(self.attn(self.norm1(x_BND), kept=kept))
         if self.norms_stream:
             x_BND = self.norm2(x_BND)
-            return x_BND + self.drop_path2(self.mlp(x_BND))
-        return x_BND + self.drop_path2(self.mlp(self.norm2(x_BND)))
+            x_BND = x_BND + self.drop_path2(self.mlp(x_BND))
+        else:
+            x_BND = x_BND + self.drop_path2(self.mlp(self.norm2(x_BND)))
+        return (x_BND, attention_BP) if looks else x_BND
 
 
 def make_block(arch: Arch, stage: int, block: Block, drop_path: float) -> TransformerBlock:
@@ -91,6 +107,38 @@ def make_reduction(arch: Arch, index: int) -> SpatialReduction:
         has_positions=arch.position == "learned",
         residual=arch.reduction == "residual",
     )
+
+
+def make_selections(arch: Arch) -> nn.ModuleDict:
+    """The selections of `arch`, by the number of the block that each stands in front of."""
+    made = nn.ModuleDict()
+    if arch.selector is None:
+        return made
+    kind, index = SELECTIONS[arch.selector], 0
+    for stage, side in zip(arch.stages, arch.grid_sizes, strict=True):
+        for block in stage.blocks:
+            if block.keep is not None:
+                made[str(index)] = kind(
+                    stage.embed_dim,
+                    block.keep,
+                    grid=(side, side),
+                    num_prefix_tokens=arch.num_prefix_tokens,
+                )
+            index += 1
+    return made
+
+
+def resized(arch: Arch, image_size: int, patch_size: int) -> Arch:
+    """`arch` for images and patches of other sizes; its blocks keep the same share of the patches, rounded."""
+    *others, last = arch.stages
+    before = arch.grid_sizes[-1] ** 2
+    after = (image_size // patch_size >> len(others)) ** 2
+    blocks = [
+        replace(block, keep=max(1, round(block.keep * after / before))) if block.keep else block
+        for block in last.blocks
+    ]
+    stages = (*others, replace(last, blocks=tuple(blocks)))
+    return replace(arch, image_size=image_size, patch_size=patch_size, stages=stages)
 
 
 def drop_path_rates(rate: float | Sequence[float], depth: int) -> Sequence[float]:

@@ -24,12 +24,15 @@ from vitnas.errors import UserError
 from vitnas.layers.axes import Axes
 from vitnas.layers.pool import SequencePool
 from vitnas.layers.reduction import SpatialReduction
+from vitnas.layers.select import SELECTIONS, Kept, Selection, Trail, masked_mean
 from vitnas.layers.stem import STEMS
 from vitnas.model.blocks import (
     check_mixer_sizes,
     drop_path_rates,
     make_block,
     make_reduction,
+    make_selections,
+    resized,
     set_block_grids,
 )
 from vitnas.model.described import default_cfg, feature_info, square, stage_starts, take_indices
@@ -59,6 +62,7 @@ class Model(nn.Module):
         self.global_pool: str = arch.global_pool  # or "", which an Arch does not say: see reset_classifier
         self.num_prefix_tokens = arch.num_prefix_tokens
         self.grad_checkpointing = False
+        self.masks_tokens: bool | None = None  # see carries_dropped
         dim, first = arch.embed_dim, arch.stages[0].embed_dim
         self.patch_embed = STEMS[arch.stem](
             arch.image_size, arch.patch_size, arch.in_chans, first, arch.stem_width
@@ -77,6 +81,7 @@ class Model(nn.Module):
             ]
         self.blocks = nn.Sequential(*blocks)
         self.reductions = nn.ModuleList(make_reduction(arch, index) for index in range(len(arch.stages) - 1))
+        self.selections = make_selections(arch)
         eps = arch.norm_eps if arch.head_norm_eps is None else arch.head_norm_eps
         self.norm = nn.Identity() if arch.fc_norm else nn.LayerNorm(dim, eps=eps)
         self.fc_norm = nn.LayerNorm(dim, eps=eps) if arch.fc_norm else nn.Identity()
@@ -121,70 +126,115 @@ class Model(nn.Module):
         Raises:
             UserError: a name that is not in `output_names`.
         """
+        trail = Trail()
         if want is None:
-            return self.forward_head(self.forward_features(images_BCHW))
+            return self._head(self._features(images_BCHW, trail), trail.kept)
         found: dict[str, Any] = dict.fromkeys(wanted(want, self.output_names))
-        tokens_BND = self.forward_features(images_BCHW, found)
+        tokens_BND = self._features(images_BCHW, trail, found)
         return {
-            name: self._output(name, tokens_BND) if output is None else output
+            name: self._output(name, tokens_BND, trail.kept) if output is None else output
             for name, output in found.items()
         }
 
-    def _output(self, name: str, tokens_BND: Tensor) -> Tensor:
+    def _output(self, name: str, tokens_BND: Tensor, kept: Kept | None) -> Tensor:
         """What is made of the last tokens under that name."""
         if name == "tokens":
             return tokens_BND
         if name in ("pooled", "logits"):
-            return self.forward_head(tokens_BND, pre_logits=name == "pooled")
+            return self._head(tokens_BND, kept, pre_logits=name == "pooled")
         if name == "patch_head":
             logits: Tensor = self.patch_head(tokens_BND[:, self.num_prefix_tokens :].contiguous())  # type: ignore[misc]
             return logits
-        logits = self.head(self._pool(tokens_BND)) if name == "head" else self.head_dist(tokens_BND[:, 1])  # type: ignore[misc]
+        if name == "head":
+            logits = self.head(self._pool(tokens_BND, kept))
+        else:
+            logits = self.head_dist(tokens_BND[:, 1])  # type: ignore[misc]
         return logits
 
-    def forward_features(self, images_BCHW: Tensor, found: dict[str, Any] | None = None) -> Tensor:
-        """(B, C, H, W) images to (B, N, D) tokens of the last stage, after the final norm.
+    def forward_features(self, images_BCHW: Tensor) -> Tensor:
+        """(B, C, H, W) images to (B, N, D) tokens of the last stage, after the final norm."""
+        return self._features(images_BCHW, Trail())
 
-        `found` takes what those blocks give whose names (`blocks.<i>`) are in it.
-        """
+    def _features(self, images_BCHW: Tensor, trail: Trail, found: dict[str, Any] | None = None) -> Tensor:
+        """The same; `found` takes what those blocks give whose names (`blocks.<i>`) are in it."""
         x_BND = self.embed(images_BCHW)
-        for index, block in enumerate(
-            self.blocks
+        for index in range(
+            len(self.blocks)
         ):  # calling `blocks` would keep the first block's input to the end
-            x_BND = self._enter(index, x_BND)
-            x_BND = checkpoint(block, x_BND) if self.grad_checkpointing else block(x_BND)
+            x_BND = self._enter(index, x_BND, trail)
+            x_BND = self._through(index, x_BND, trail)
             if found is not None and (name := f"blocks.{index}") in found:
                 found[name] = x_BND
         normed: Tensor = self.norm(x_BND)
         return normed
 
-    def _enter(self, index: int, x_BND: Tensor) -> Tensor:
-        """The input of block `index`: the reduction of `x_BND` where a stage begins, else `x_BND` itself."""
-        if index not in self._entries:
+    def _enter(self, index: int, x_BND: Tensor, trail: Trail) -> Tensor:
+        """The input of block `index`: `x_BND` itself, or behind the reduction or the selection that stands there."""
+        if index in self._entries:
+            reduced: Tensor = self.reductions[self._entries[index]](x_BND)
+            return reduced
+        if index not in self._selecting:
             return x_BND
-        reduced: Tensor = self.reductions[self._entries[index]](x_BND)
-        return reduced
+        selection, before = self.selections[str(index)], trail.kept
+        x_BND, trail.kept, scores_BP = selection(
+            x_BND, before, trail.attention_BP, masked=self.carries_dropped
+        )
+        trail.attention_BP = None
+        if trail.scores is not None:
+            trail.scores.append((scores_BP, before or Kept(), trail.kept))
+        return x_BND
+
+    def _through(self, index: int, x_BND: Tensor, trail: Trail) -> Tensor:
+        """What block `index` makes of its input."""
+        block, looks = self.blocks[index], index + 1 in self._looking
+        given = (trail.kept, looks) if looks else () if trail.kept is None else (trail.kept,)
+        out = checkpoint(block, x_BND, *given) if self.grad_checkpointing else block(x_BND, *given)
+        if not looks:
+            return out
+        x_BND, trail.attention_BP = out
+        return x_BND
+
+    @property
+    def carries_dropped(self) -> bool:
+        """Whether tokens that selections drop are carried along and masked, instead of leaving: in training, unless
+        `masks_tokens` says otherwise."""
+        return self.training if self.masks_tokens is None else self.masks_tokens
 
     def forward_head(self, x_BND: Tensor, pre_logits: bool = False) -> Tensor:
         """(B, N, D) tokens to (B, Y) logits, or to (B, D) pooled features with `pre_logits`.
 
         With `global_pool` "" nothing is pooled and the tokens' axis stays. A distillation token's features and logits
         are averaged with the class token's, as DeiT does.
+
+        Raises:
+            UserError: a mean over patches where some were dropped and carried along, which the tokens do not tell.
         """
+        if self._selecting and self.carries_dropped and self.global_pool in ("avg", "seq"):
+            raise UserError(
+                f"the tokens of {self.arch.id} hold dropped patches, as in training, and global_pool "
+                f"{self.global_pool!r} must leave these out. Call the model itself, or set masks_tokens=False."
+            )
+        return self._head(x_BND, None, pre_logits)
+
+    def _head(self, x_BND: Tensor, kept: Kept | None, pre_logits: bool = False) -> Tensor:
+        """The same, where selections left `kept`."""
         if self.dist_token is not None and self.global_pool == "token":
             if pre_logits or self.head_dist is None:
                 return (x_BND[:, 0] + x_BND[:, 1]) / 2
             return (self.head(x_BND[:, 0]) + self.head_dist(x_BND[:, 1])) / 2
-        pooled = self._pool(x_BND)
+        pooled = self._pool(x_BND, kept)
         return pooled if pre_logits else self.head(pooled)
 
-    def _pool(self, x_BND: Tensor) -> Tensor:
+    def _pool(self, x_BND: Tensor, kept: Kept | None) -> Tensor:
         prefix = self.num_prefix_tokens
-        pooled: Tensor = (
-            global_pool_nlc(x_BND, pool_type=self.global_pool, num_prefix_tokens=prefix)
-            if self.seq_pool is None
-            else self.seq_pool(x_BND[:, prefix:])
-        )
+        mask_BP = None if kept is None or kept.mask_BN is None else kept.mask_BN[:, prefix:]
+        pooled: Tensor
+        if self.seq_pool is not None:
+            pooled = self.seq_pool(x_BND[:, prefix:], mask_BP)
+        elif mask_BP is not None and self.global_pool == "avg":
+            pooled = masked_mean(x_BND[:, prefix:], mask_BP)
+        else:
+            pooled = global_pool_nlc(x_BND, pool_type=self.global_pool, num_prefix_tokens=prefix)
         normed: Tensor = self.fc_norm(pooled)
         return normed
 
@@ -225,12 +275,12 @@ class Model(nn.Module):
         if output_fmt not in ("NCHW", "NLC"):
             raise UserError(f"output_fmt is {output_fmt!r}; it must be 'NCHW' or 'NLC'. Choose one.")
         take, last = take_indices(len(self.blocks), indices)
-        tokens = self.embed(x)
+        tokens, trail = self.embed(x), Trail()
         kept: list[Tensor] = []
         final = stage_starts(self.arch)[-1]
-        for index, block in enumerate(self.blocks[: last + 1] if stop_early else self.blocks):
-            tokens = self._enter(index, tokens)
-            tokens = checkpoint(block, tokens) if self.grad_checkpointing else block(tokens)
+        for index in range(last + 1 if stop_early else len(self.blocks)):
+            tokens = self._enter(index, tokens, trail)
+            tokens = self._through(index, tokens, trail)
             if index in take:
                 kept.append(self.norm(tokens) if norm and index >= final else tokens)
         prefix = [item[:, : self.num_prefix_tokens] for item in kept] if self.num_prefix_tokens else []
@@ -266,7 +316,11 @@ class Model(nn.Module):
             for stage, start in zip(self.arch.stages, starts, strict=False)
         )
         self.reductions = self.reductions[: len(stages) - 1]
-        self._take_arch(replace(self.arch, stages=stages))
+        for index in self._selecting:
+            if index > last:
+                del self.selections[str(index)]
+        selector = self.arch.selector if len(self.selections) else None
+        self._take_arch(replace(self.arch, stages=stages, selector=selector))
         if prune_norm or gone:
             self.norm = nn.Identity()
         if prune_head or gone:
@@ -311,17 +365,18 @@ class Model(nn.Module):
     ) -> None:
         """Change the image or patch size, in pixels; positions of all stages and patches are resampled as timm does.
 
-        Tables of relative positions stay: they go by distance in patches.
+        Tables of relative positions stay: they go by distance in patches. Where blocks keep fewer patches, they keep
+        the same share of them, rounded.
 
         Raises:
             UserError: sides that differ, an image that the patch and the reductions do not divide, or fewer tokens
                 than a mixer's rank or landmarks. The Model is then as it was.
         """
         old = self.arch
-        arch = replace(
+        arch = resized(
             old,
-            image_size=old.image_size if img_size is None else square("img_size", img_size),
-            patch_size=old.patch_size if patch_size is None else square("patch_size", patch_size),
+            old.image_size if img_size is None else square("img_size", img_size),
+            old.patch_size if patch_size is None else square("patch_size", patch_size),
         )
         check_mixer_sizes(arch)
         self.patch_embed.set_input_size(img_size=arch.image_size, patch_size=arch.patch_size)
@@ -335,6 +390,9 @@ class Model(nn.Module):
             assert isinstance(reduction, SpatialReduction)
             reduction.set_grid_size(side)
         set_block_grids(self.blocks, arch)
+        for name, selection in self.selections.items():
+            assert isinstance(selection, Selection)
+            selection.set_grid((arch.grid_sizes[-1],) * 2, arch.blocks[int(name)].keep or 0)
         noted = getattr(self, "_model_args", None)
         if noted is not None:  # timm's factory made this Model, and its savers read what it noted
             size = (arch.image_size, arch.image_size)
@@ -360,6 +418,9 @@ class Model(nn.Module):
         self.embed_dim = self.num_features = self.head_hidden_size = arch.embed_dim
         self.feature_info = feature_info(arch)
         self._entries = {start: index for index, start in enumerate(stage_starts(arch)[1:])}
+        self._selecting = {index for index, block in enumerate(arch.blocks) if block.keep is not None}
+        asks = arch.selector is not None and SELECTIONS[arch.selector].needs_attention
+        self._looking = self._selecting if asks else set[int]()
 
     def no_weight_decay(self) -> set[str]:
         """Parameters besides biases and norms that are not decayed, as in timm's VisionTransformer."""
@@ -367,11 +428,12 @@ class Model(nn.Module):
         return {"pos_embed", "cls_token"} | later | ({"dist_token"} if self.dist_token is not None else set())
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Layer groups for layer-wise learning rates, as in timm; a reduction goes with the block behind it."""
-        reductions = [(rf"^reductions\.{index}\.", (start,)) for start, index in self._entries.items()]
+        """Layer groups for layer-wise learning rates, as in timm; what stands in front of a block goes with it."""
+        entries = [(rf"^reductions\.{index}\.", (start,)) for start, index in self._entries.items()]
+        entries += [(rf"^selections\.{index}\.", (index,)) for index in sorted(self._selecting)]
         return {
             "stem": r"^cls_token|^dist_token|^pos_embed|patch_embed",
-            "blocks": [(r"^blocks\.(\d+)", None), *reductions, (r"^norm", (99999,))],
+            "blocks": [(r"^blocks\.(\d+)", None), *entries, (r"^norm", (99999,))],
         }
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:

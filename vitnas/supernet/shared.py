@@ -45,7 +45,7 @@ def fill(
         model = build(arch, generator=generator)
         saved, slots = model.state_dict(), space.slots(arch)
         for name, buffer in model.named_buffers():
-            buffers.setdefault(_shared_name(name, slots)[0], (buffer, name in saved))
+            buffers.setdefault(shared_name(name, slots)[0], (buffer, name in saved))
         for parameter, own, homes in _homes(space, sharing, arch, model):
             for home in homes:
                 is_new = isinstance(parameter, nn.Parameter) and home.name not in found
@@ -79,18 +79,18 @@ def _homes(
     slots = space.slots(arch)
     tensors: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     for name, axes in named_axes(model).items():
-        shared, index = _shared_name(name, slots)
+        shared, index = shared_name(name, slots)
         block = None if index is None else arch.blocks[index]
         own = sharing.taken(shared, merge_axes(axes, space.merged))
         yield tensors[name], own, sharing.homes(shared, own, partial(option_of, arch, block))
 
 
-def _shared_name(name: str, slots: list[int]) -> tuple[str, int | None]:
-    """A tensor's name in the Supernet, and the number of its block if it is in one."""
-    if not name.startswith("blocks."):
+def shared_name(name: str, slots: list[int]) -> tuple[str, int | None]:
+    """A tensor's name in the Supernet, and the number of its block if it is in one or in the selection before it."""
+    if not name.startswith(("blocks.", "selections.")):
         return name, None
-    _, index, rest = name.split(".", 2)
-    return f"blocks.{slots[int(index)]}.{rest}", int(index)
+    part, index, rest = name.split(".", 2)
+    return f"{part}.{slots[int(index)]}.{rest}", int(index)
 
 
 def _part(parameter: Tensor, own: Axes, home: Home) -> nn.Parameter:

@@ -30,7 +30,7 @@ from vitnas.model import Model
 from vitnas.model.blocks import drop_path_rates, make_block
 from vitnas.model.build import storage_free
 from vitnas.space import Space
-from vitnas.supernet.shared import base_name, fill, option_of, shared_axes
+from vitnas.supernet.shared import base_name, fill, option_of, shared_axes, shared_name
 from vitnas.supernet.sharing import Part, Piece, Place, Sharing
 
 CACHE_SIZE = 1024  # skeletons and blocks kept; each is some hundred small Python objects and no storage
@@ -145,7 +145,8 @@ class Supernet(nn.Module):
             skeleton = Model(arch, blocks=[block.skeleton for block in blocks])
         axes = named_axes(skeleton, without="blocks")
         inner = [name for name, _ in skeleton.named_buffers() if not name.startswith("blocks.")]
-        pieces = self._pieces(skeleton, axes, inner, "", partial(option_of, arch, None), place)
+        option = partial(option_of, arch, None)
+        pieces = self._pieces(skeleton, axes, inner, lambda name: shared_name(name, slots)[0], option, place)
         ends = _Subnet(skeleton.train(self.training), pieces)
         return ends.joined([(f"blocks.{index}.", block) for index, block in enumerate(blocks)])
 
@@ -155,14 +156,14 @@ class Supernet(nn.Module):
         """A block of `arch` without storage. Archs that agree in a slot share it: a fresh Arch is mostly known ones."""
         fixed = tuple(getattr(arch, name) for name in FIXED)
         dim, grid = arch.stages[stage].embed_dim, arch.grid_sizes[stage]
-        key = (slot, dim, grid, replace(block, slot=None), fixed, place)
+        key = (slot, dim, grid, replace(block, slot=None, keep=None), fixed, place)
         found = self._blocks.get(key)
         if found is None:
             with storage_free():
                 made = make_block(arch, stage, block, drop_path).train(self.training)
             inner = [name for name, _ in made.named_buffers()]
             option = partial(option_of, arch, block)
-            pieces = self._pieces(made, named_axes(made), inner, f"blocks.{slot}.", option, place)
+            pieces = self._pieces(made, named_axes(made), inner, f"blocks.{slot}.".__add__, option, place)
             found = self._blocks.put(key, _Subnet(made, pieces))
         return found
 
@@ -171,11 +172,11 @@ class Supernet(nn.Module):
         module: nn.Module,
         axes: dict[str, Axes],
         buffers: list[str],
-        prefix: str,
+        called: Callable[[str], str],
         option: Callable[[str], object],
         place: Place,
     ) -> tuple[Piece, ...]:
-        """Where parameters and buffers of `module` lie; the shared tensors' names begin with `prefix`."""
+        """Where parameters and buffers of `module` lie; `called` gives the shared tensors' names."""
         tensors: dict[str, Tensor] = {
             name: module.get_parameter(name) for name in axes if name not in buffers
         }
@@ -183,9 +184,9 @@ class Supernet(nn.Module):
         pieces = []
         for name, tensor in tensors.items():
             if name not in axes:
-                pieces.append(self._whole(name, prefix + name, tuple(tensor.shape)))
+                pieces.append(self._whole(name, called(name), tuple(tensor.shape)))
                 continue
-            homes = self.sharing.homes(prefix + name, merge_axes(axes[name], self.space.merged), option)
+            homes = self.sharing.homes(called(name), merge_axes(axes[name], self.space.merged), option)
             pieces.append(self.sharing.piece(name, homes, self.axes, tuple(tensor.shape), place))
             if name in buffers and len(pieces[-1].parts) > 1:
                 raise LookupError(f"buffer {name} is updated in place; its axes cannot wrap around")

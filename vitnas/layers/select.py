@@ -1,0 +1,321 @@
+"""Selections: what stands in front of a block that fewer patches enter. `SELECTIONS` maps an Arch's word to its class.
+
+Every kind scores the patches that are left, and the `keep` best of them go on; prefix tokens always do. In evaluation
+and in exported files the others are gone: a top-k of constant k, then a gather, in the order of the patches. A masked
+pass, as in training, carries all tokens along and tells attention and pooling which are kept, so both give the same
+numbers.
+
+`predictor` is DynamicViT's (Rao et al., arXiv 2106.02034, section 3.2): a small network scores the patches, and in
+training draws who is kept, straight through (a whole decision forward, its probability backward). `fixed` keeps the
+same places in all images. `attention` keeps what the class token looked at in the block before, or where there is none
+what all tokens looked at.
+
+Shapes: B images, N tokens, P patches, D dim, k patches kept.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from timm.layers import resample_abs_pos_embed
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vitnas.layers.axes import Axes
+
+MASK_EPS = 1e-6  # keeps a row finite in which attention has nothing left, as in DynamicViT's code
+
+
+class Kept(NamedTuple):
+    """Which tokens of a stage's grid are left.
+
+    `rows_BN` are the numbers of those that are there, rising, prefix tokens included (None: all are there). `mask_BN`
+    is 1, or True, for those kept, in a pass that carries the dropped ones along (None: all that are there are kept).
+    """
+
+    rows_BN: Tensor | None = None
+    mask_BN: Tensor | None = None
+
+
+class Selected(NamedTuple):
+    """The tokens that go on, which they are, and what every patch that was left scored."""
+
+    x_BND: Tensor
+    kept: Kept
+    scores_BP: Tensor
+
+
+@dataclass(slots=True)
+class Trail:
+    """What selections leave behind in one pass through the blocks."""
+
+    kept: Kept | None = None
+    attention_BP: Tensor | None = None
+    scores: list[tuple[Tensor, Kept, Kept]] | None = (
+        None  # of each selection, with what came to it and what it left
+    )
+
+
+class SelectionCost(NamedTuple):
+    """Of one image: multiply-accumulates, parameters, and elements alive at the peak, the input included."""
+
+    macs: int
+    params: int
+    memory: int
+
+
+class Selection(nn.Module, ABC):
+    """Keeps `keep` of the patches that are left.
+
+    Args:
+        dim: width of the tokens.
+        keep: patches that go on.
+        grid: rows and columns of the stage's patches.
+        num_prefix_tokens: tokens before the patches, which always go on.
+    """
+
+    word: ClassVar[str]  # an Arch's word for it
+    needs_attention: ClassVar[bool] = False  # the block before must say what was looked at
+
+    def __init__(self, dim: int, keep: int, *, grid: tuple[int, int], num_prefix_tokens: int) -> None:
+        super().__init__()
+        self.keep, self.grid, self.num_prefix_tokens = keep, grid, num_prefix_tokens
+
+    def axes(self) -> dict[str, Axes]:
+        """Named axes of all parameters."""
+        return {}
+
+    def set_grid(self, grid: tuple[int, int], keep: int) -> None:
+        """Keep `keep` patches of images of another grid from now on."""
+        self.grid, self.keep = grid, keep
+
+    @abstractmethod
+    def score(self, x_BPD: Tensor, kept: Kept, attention_BP: Tensor | None) -> Tensor:
+        """(B, P, D) patches that are there to their (B, P) scores; the largest are kept."""
+
+    def decide(self, scores_BP: Tensor, mask_BP: Tensor | None) -> Tensor:
+        """The (B, P) mask of a masked pass: the patches kept, among those that were."""
+        if mask_BP is not None:
+            scores_BP = scores_BP.masked_fill(mask_BP == 0, -torch.inf)
+        none = torch.zeros_like(scores_BP, dtype=torch.bool)
+        return none.scatter(1, scores_BP.topk(self.keep, dim=1).indices, True)
+
+    def forward(
+        self,
+        x_BND: Tensor,
+        kept: Kept | None = None,
+        attention_BP: Tensor | None = None,
+        *,
+        masked: bool = False,
+    ) -> Selected:
+        """The tokens that go on.
+
+        Args:
+            kept: what earlier selections left.
+            attention_BP: how much each patch was looked at, for kinds that need it.
+            masked: carry all tokens along, with a mask.
+        """
+        prefix, kept = self.num_prefix_tokens, kept or Kept()
+        scores_BP = self.score(x_BND[:, prefix:], kept, attention_BP)
+        if masked:
+            mask_BP = self.decide(scores_BP, None if kept.mask_BN is None else kept.mask_BN[:, prefix:])
+            ones = mask_BP.new_ones(len(mask_BP), prefix)
+            return Selected(x_BND, Kept(mask_BN=torch.cat([ones, mask_BP], dim=1)), scores_BP)
+        index_Bk = scores_BP.topk(self.keep, dim=1).indices.sort(dim=1).values + prefix
+        first = torch.arange(prefix, device=x_BND.device).expand(len(index_Bk), -1)
+        index_BN = torch.cat([first, index_Bk], dim=1)
+        del index_Bk
+        x_BND = x_BND.gather(1, index_BN.unsqueeze(-1).expand(-1, -1, x_BND.shape[2]))
+        rows_BN = index_BN if kept.rows_BN is None else kept.rows_BN.gather(1, index_BN)
+        return Selected(x_BND, Kept(rows_BN=rows_BN), scores_BP)
+
+    @classmethod
+    def cost(cls, dim: int, *, before: int, keep: int, num_prefix_tokens: int, again: bool) -> SelectionCost:
+        """Of keeping `keep` of `before` patches; `again`: not all of the grid's patches were left."""
+        macs, params, scoring = cls.scoring_cost(dim, before)
+        tokens, left = before + num_prefix_tokens, keep + num_prefix_tokens
+        rows = 2 * tokens if again else 0  # 64-bit integers
+        # Places, sorted places with their order, and tokens' numbers are 64-bit integers.
+        picking = before + max(7 * keep, 4 * keep + 2 * left, 2 * left + left * dim)
+        return SelectionCost(macs, params, tokens * dim + rows + max(scoring, picking))
+
+    @staticmethod
+    @abstractmethod
+    def scoring_cost(dim: int, before: int) -> tuple[int, int, int]:
+        """Multiply-accumulates, parameters, and elements alive at the peak besides the input, of `score`."""
+
+
+class PredictorSelection(Selection):
+    """DynamicViT's predictor: each patch's own features beside the mean over all patches, in four linear layers.
+
+    A score is the log-odds of being kept, the difference of the paper's two log-probabilities.
+    """
+
+    word = "predictor"
+
+    def __init__(self, dim: int, keep: int, *, grid: tuple[int, int], num_prefix_tokens: int) -> None:
+        super().__init__(dim, keep, grid=grid, num_prefix_tokens=num_prefix_tokens)
+        half, quarter = _halves(dim)
+        self.norm = nn.LayerNorm(dim, eps=1e-5)
+        self.embed = nn.Linear(dim, 2 * half)
+        self.fc1 = nn.Linear(2 * half, half)
+        self.fc2 = nn.Linear(half, quarter)
+        self.decision = nn.Linear(quarter, 2)
+
+    def axes(self) -> dict[str, Axes]:
+        dim: Axes = (("dim", self.embed.in_features),)
+        inner: Axes = (("own_whole", 2), ("predictor_dim", self.fc1.out_features))
+        half: Axes = (("predictor_half", self.fc1.out_features),)
+        quarter: Axes = (("predictor_quarter", self.fc2.out_features),)
+        two: Axes = (("decisions", 2),)
+        return {
+            "norm.weight": dim,
+            "norm.bias": dim,
+            "embed.weight": inner + dim,
+            "embed.bias": inner,
+            "fc1.weight": half + inner,
+            "fc1.bias": half,
+            "fc2.weight": quarter + half,
+            "fc2.bias": quarter,
+            "decision.weight": two + quarter,
+            "decision.bias": two,
+        }
+
+    def score(self, x_BPD: Tensor, kept: Kept, attention_BP: Tensor | None) -> Tensor:
+        mask_BN = kept.mask_BN
+        own, whole = functional.gelu(self.embed(self.norm(x_BPD))).chunk(2, dim=-1)
+        mean = whole.mean(1) if mask_BN is None else masked_mean(whole, mask_BN[:, self.num_prefix_tokens :])
+        del whole
+        both = torch.cat([own, mean.unsqueeze(1).expand_as(own)], dim=-1)
+        del own, mean
+        half = self.fc1(both)
+        del both
+        half = functional.gelu(half)
+        quarter = self.fc2(half)
+        del half
+        quarter = functional.gelu(quarter)
+        decision_BP2 = self.decision(quarter)
+        return decision_BP2[..., 0] - decision_BP2[..., 1]
+
+    def decide(self, scores_BP: Tensor, mask_BP: Tensor | None) -> Tensor:
+        """In training drawn patch by patch, so that `keep` is not met exactly; a patch dropped before stays dropped."""
+        if not self.training:
+            return super().decide(scores_BP, mask_BP)
+        odds_BP = scores_BP.float()  # differences of Gumbel noise: one per outcome
+        noise_BP = (
+            torch.empty_like(odds_BP).exponential_().log() - torch.empty_like(odds_BP).exponential_().log()
+        )
+        drawn_BP = straight_through(odds_BP, noise_BP)
+        return drawn_BP if mask_BP is None else drawn_BP * mask_BP
+
+    @staticmethod
+    def scoring_cost(dim: int, before: int) -> tuple[int, int, int]:
+        half, quarter = _halves(dim)
+        products = 2 * half * dim + 2 * half * half + half * quarter + 2 * quarter
+        memory = max(dim + 2 * half, 4 * half)  # both before and behind an activation
+        return before * products, products + 2 * dim + 3 * half + quarter + 2, before * memory + half
+
+
+class FixedSelection(Selection):
+    """The same places in all images: a buffer `worth` ranks the patches of the grid.
+
+    It begins as an even spread (any number of the best ones lies all over the grid); who finds better places writes
+    them there.
+    """
+
+    word = "fixed"
+    worth: Tensor
+
+    def __init__(self, dim: int, keep: int, *, grid: tuple[int, int], num_prefix_tokens: int) -> None:
+        super().__init__(dim, keep, grid=grid, num_prefix_tokens=num_prefix_tokens)
+        self.register_buffer("worth", spread(grid))
+
+    def axes(self) -> dict[str, Axes]:
+        return {"worth": (("tokens", len(self.worth)),)}
+
+    def set_grid(self, grid: tuple[int, int], keep: int) -> None:
+        old, self.worth = self.worth, self.worth.new_empty(grid[0] * grid[1])
+        table = resample_abs_pos_embed(old.view(1, -1, 1), list(grid), list(self.grid), num_prefix_tokens=0)
+        self.worth.copy_(table.view(-1))
+        super().set_grid(grid, keep)
+
+    def score(self, x_BPD: Tensor, kept: Kept, attention_BP: Tensor | None) -> Tensor:
+        if kept.rows_BN is None:
+            return self.worth.expand(len(x_BPD), -1)
+        return self.worth[kept.rows_BN[:, self.num_prefix_tokens :] - self.num_prefix_tokens]
+
+    @staticmethod
+    def scoring_cost(dim: int, before: int) -> tuple[int, int, int]:
+        return 0, 0, 0
+
+
+class AttentionSelection(Selection):
+    """What was looked at most in the block before. No weights."""
+
+    word = "attention"
+    needs_attention = True
+
+    def score(self, x_BPD: Tensor, kept: Kept, attention_BP: Tensor | None) -> Tensor:
+        assert attention_BP is not None
+        return attention_BP
+
+    @staticmethod
+    def scoring_cost(dim: int, before: int) -> tuple[int, int, int]:
+        return 0, 0, 0
+
+
+SELECTIONS: dict[str, type[Selection]] = {
+    kind.word: kind for kind in (PredictorSelection, FixedSelection, AttentionSelection)
+}
+
+
+def straight_through(odds_BP: Tensor, noise_BP: Tensor) -> Tensor:
+    """1 where `odds_BP + noise_BP` is above 0, else 0; the gradient is that of its sigmoid.
+
+    With `noise_BP` the difference of two Gumbel variables this is the hard Gumbel softmax of two outcomes.
+    """
+    soft_BP = torch.sigmoid(odds_BP + noise_BP)
+    hard_BP = (odds_BP + noise_BP > 0).to(soft_BP.dtype)
+    return hard_BP - soft_BP.detach() + soft_BP
+
+
+def masked_mean(x_BPD: Tensor, mask_BP: Tensor) -> Tensor:
+    """(B, D) mean over the patches that are kept; 0 where none is."""
+    mask_BP1 = mask_BP.unsqueeze(-1).to(x_BPD.dtype)
+    mean: Tensor = (x_BPD * mask_BP1).sum(1) / mask_BP1.sum(1).clamp(min=1)
+    return mean
+
+
+def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
+    """Softmax over the last axis where entries count as much as `mask` says (0 to 1); differentiable in the mask.
+
+    DynamicViT's: the row's maximum is taken over all entries, and MASK_EPS keeps a row finite that has nothing left.
+    """
+    wide = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
+    weights = (wide - wide.detach().amax(-1, keepdim=True)).exp() * mask
+    return (weights + MASK_EPS / scores.shape[-1]) / (weights.sum(-1, keepdim=True) + MASK_EPS)
+
+
+def sees(mask_BN: Tensor) -> Tensor:
+    """(B, 1, N, N): how much token i (third axis) sees of token j: what is kept, and itself."""
+    mask_B11N = mask_BN[:, None, None]
+    eye_NN = torch.eye(mask_BN.shape[1], dtype=mask_BN.dtype, device=mask_BN.device)
+    if mask_BN.dtype == torch.bool:
+        return mask_B11N | eye_NN
+    return mask_B11N + (1 - mask_B11N) * eye_NN
+
+
+def spread(grid: tuple[int, int]) -> Tensor:
+    """A rank from 0 to 1 per patch of the grid, so that the highest ones, however many, lie all over it."""
+    rows, cols = (torch.arange(1, side + 1, dtype=torch.float64) for side in grid)
+    # Steps of a plane-filling sequence: powers of the root of x^3 = x + 1, the golden ratio of two dimensions.
+    ratio = 1.324717957244746
+    return ((rows[:, None] / ratio + cols / ratio**2) % 1).flatten().float()
+
+
+def _halves(dim: int) -> tuple[int, int]:
+    """Half and a quarter of `dim`, at least 1."""
+    return max(1, dim // 2), max(1, dim // 4)
