@@ -43,6 +43,12 @@ OTHERS: dict[str, Any] = {
     "attn_scale": "embed_dim",
     "mlp_norm": "stream",
     "selector": "predictor",
+    "reg_tokens": 4,
+    "no_embed_class": True,
+    "pre_norm": True,
+    "layer_scale": True,
+    "act": "swiglu",
+    "scale_mlp_norm": True,
 }
 
 
@@ -50,6 +56,9 @@ def test_sizes_follow_from_the_fields() -> None:
     assert (ARCH.embed_dim, ARCH.depth, ARCH.grid_size) == (192, 12, 14)
     assert (ARCH.num_prefix_tokens, ARCH.num_tokens) == (1, 197)
     assert replace(ARCH, class_token=False, global_pool="avg").num_tokens == 196
+    four = replace(ARCH, reg_tokens=4)
+    assert (four.num_prefix_tokens, four.num_prefix_positions, four.num_tokens) == (5, 5, 201)
+    assert replace(four, no_embed_class=True).num_prefix_positions == 0
     assert ARCH.blocks == (BLOCK,) * 12
 
 
@@ -159,6 +168,17 @@ def test_description_for_a_person() -> None:
         ({"patch_head": True, "fc_norm": True}, r"patch_head is True but fc_norm too; .* fc_norm=False"),
         ({"global_pool": "max"}, r"global_pool is 'max'; it must be one of token, avg"),
         ({"class_token": False}, r"global_pool is 'token' but class_token is False; use global_pool='avg'"),
+        ({"reg_tokens": -1}, r"reg_tokens is -1; it must be a whole number, and 0 means none"),
+        ({"act": "gleu"}, r"act is 'gleu'; it must be one of gelu, .*\. Nearest: 'gelu'"),
+        (
+            {"pre_norm": True, "stem": "conv", "stem_width": 8},
+            r"pre_norm is True and stem 'conv'; .* Use pre_norm=False or stem='linear'",
+        ),
+        (
+            {"no_embed_class": True, "class_token": False, "global_pool": "avg"},
+            r"no_embed_class is True with position 'learned' and 0 tokens .*no_embed_class=False",
+        ),
+        ({"no_embed_class": True, "position": "none"}, r"no_embed_class is True with position 'none'"),
         ({"stages": ()}, r"there are 0 stages; an Arch needs at least one"),
         (
             {"stages": ARCH.stages * 3},

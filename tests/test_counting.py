@@ -5,12 +5,13 @@ from __future__ import annotations
 import random
 from collections import Counter
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from vitnas.arch import Arch, Block, Stage
+from vitnas.arch import Act, Arch, Block, MlpNorm, Stage
 from vitnas.counting import BYTES, Convention, count, parts
 from vitnas.measure.memory import peak_activation_bytes
 from vitnas.model import build
@@ -125,6 +126,21 @@ def wild_selections(rng: random.Random) -> Arch:
     )
 
 
+def with_parts(arch: Arch, rng: random.Random) -> Arch:
+    """`arch` with some of the parts that pretrained networks are made of."""
+    prefix = arch.num_prefix_tokens + (reg_tokens := rng.choice([0, 1, 4]))
+    return replace(
+        arch,
+        reg_tokens=reg_tokens,
+        no_embed_class=arch.position == "learned" and prefix > 0 and rng.random() < 0.5,
+        pre_norm=arch.stem == "linear" and rng.random() < 0.5,
+        layer_scale=rng.random() < 0.5,
+        act=rng.choice(get_args(Act)),
+        scale_mlp_norm=rng.random() < 0.5,
+        mlp_norm=rng.choice(get_args(MlpNorm)),
+    )
+
+
 def torch_macs(arch: Arch) -> int:
     """By torch's counter, on the meta device: fused attention counts as nothing on the CPU."""
     model = build(arch, device="meta").eval()
@@ -157,7 +173,8 @@ def test_count_equals_torch_at_full_depth() -> None:
 
 def test_count_equals_torch_for_any_shape() -> None:
     rng = random.Random(1)
-    for arch in [*(wild_arch(rng) for _ in range(16)), *(wild_stages(rng) for _ in range(24))]:
+    some = [*(wild_arch(rng) for _ in range(16)), *(wild_stages(rng) for _ in range(24))]
+    for arch in [*some, *(with_parts(arch, rng) for arch in some)]:
         cost = count(arch)
         assert cost.macs == torch_macs(arch), arch
         model = build(arch).eval()

@@ -32,6 +32,7 @@ Reduction = Literal["residual", "conv"]
 Position = Literal["learned", "rotary", "rotary_2d", "none"]
 Pool = Literal["token", "avg", "seq"]
 MlpNorm = Literal["branch", "stream"]
+Act = Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "swiglu", "swiglu_packed"]
 AttnScale = Literal["head_dim", "embed_dim"]
 
 
@@ -99,7 +100,11 @@ class Arch:
     stem has `stem_width` channels inside (layers/stem.py). Rotary positions turn queries and keys (layers/rotary.py).
     `global_pool` "seq" weighs the patches by a learned score. `mlp_norm` "stream" norms what the MLP's result is added
     to, as well as its input (CCT's code). `distill_token` adds a second token with a head of its own;
-    `patch_head` classifies every final patch too, in training only.
+    `patch_head` classifies every final patch too, in training only. `reg_tokens` are further tokens without a head.
+    With `no_embed_class` positions are learned for the patches alone. `pre_norm` norms what enters the blocks, instead
+    of a bias of the stem (CLIP). `layer_scale` multiplies what each branch of a block adds by a learned factor per
+    channel. `act` is the MLP's activation; "swiglu" gates it by a second projection, "swiglu_packed" by one twice as
+    wide, and either has `mlp_hidden` gated units. `scale_mlp_norm` norms the MLP's hidden units.
     `relative_position` is the largest distance (in patches) of 2-D relative positions on keys and values, after which
     they are clipped; 0 means none (AutoFormer, section 4, uses 14). `fc_norm` moves the final norm behind pooling, as
     timm does for mean-pooled ViTs. `head_norm_eps` is the final norm's own epsilon (None: norm_eps). `attn_scale` is
@@ -118,12 +123,18 @@ class Arch:
     reduction: Reduction = "residual"
     class_token: bool = True
     distill_token: bool = False
+    reg_tokens: int = 0
+    no_embed_class: bool = False
+    pre_norm: bool = False
     patch_head: bool = False
     position: Position = "learned"
     relative_position: int = 0
     global_pool: Pool = "token"
     fc_norm: bool = False
     mlp_norm: MlpNorm = "branch"
+    layer_scale: bool = False
+    act: Act = "gelu"
+    scale_mlp_norm: bool = False
     qkv_bias: bool = True
     norm_eps: float = 1e-6
     head_norm_eps: float | None = None
@@ -133,7 +144,7 @@ class Arch:
     def __post_init__(self) -> None:
         object.__setattr__(self, "stages", tuple(self.stages))
         _positive(self, "image_size", "patch_size", "in_chans")
-        _not_negative(self, "num_classes", "relative_position", "stem_width")
+        _not_negative(self, "num_classes", "relative_position", "stem_width", "reg_tokens")
         head = self.norm_eps if self.head_norm_eps is None else self.head_norm_eps
         for name, eps in (("norm_eps", self.norm_eps), ("head_norm_eps", head)):
             if not isinstance(eps, int | float) or not eps > 0:
@@ -143,6 +154,7 @@ class Arch:
             **kinds,
             "global_pool": Pool,
             "mlp_norm": MlpNorm,
+            "act": Act,
             "attn_scale": AttnScale,
         }.items():
             check_word(name, getattr(self, name), get_args(kind))
@@ -183,6 +195,11 @@ class Arch:
                 f"patch_size is {self.patch_size}; stem {self.stem!r} halves the image up to three times, so it must "
                 f"be 1, 2, 4 or 8. Nearest: {min((1, 2, 4, 8), key=lambda size: abs(size - self.patch_size))}."
             )
+        if self.pre_norm and self.stem != "linear":
+            raise UserError(
+                f"pre_norm is True and stem {self.stem!r}; the norm stands instead of the bias of stem 'linear'. Use "
+                "pre_norm=False or stem='linear'."
+            )
         if (self.stem_width > 0) != (self.stem == "conv"):
             raise UserError(
                 f"stem_width is {self.stem_width} and stem {self.stem!r}; stem 'conv' has a width of at least 1 and "
@@ -203,6 +220,11 @@ class Arch:
             raise UserError(
                 "distill_token is True; it is read beside the class token, without a patch head or fc_norm. Use "
                 "global_pool='token', patch_head=False and fc_norm=False."
+            )
+        if self.no_embed_class and (self.position != "learned" or not self.num_prefix_tokens):
+            raise UserError(
+                f"no_embed_class is True with position {self.position!r} and {self.num_prefix_tokens} tokens before "
+                "the patches; it says that these have no learned position. Use no_embed_class=False."
             )
         if self.patch_head and self.fc_norm:
             raise UserError(
@@ -316,7 +338,13 @@ class Arch:
 
     @property
     def num_prefix_tokens(self) -> int:
-        return int(self.class_token) + int(self.distill_token)
+        """Class, distillation and register tokens, in this order."""
+        return int(self.class_token) + int(self.distill_token) + self.reg_tokens
+
+    @property
+    def num_prefix_positions(self) -> int:
+        """Tokens before the patches that have a place in the table of learned positions."""
+        return 0 if self.no_embed_class else self.num_prefix_tokens
 
     @property
     def num_tokens(self) -> int:

@@ -25,8 +25,9 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple
 
-from vitnas.arch import Arch, Block, MlpNorm
+from vitnas.arch import Act, Arch, Block, MlpNorm
 from vitnas.budget import Cost
+from vitnas.layers.mlp import mlp_cost
 from vitnas.layers.reduction import SpatialReduction
 from vitnas.layers.rotary import RotaryKind, rotary_of
 from vitnas.layers.select import SELECTIONS
@@ -59,6 +60,9 @@ class Frame(NamedTuple):
     qkv_bias: bool
     rotary: RotaryKind = "none"
     mlp_norm: MlpNorm = "branch"
+    act: Act = "gelu"
+    scale_mlp_norm: bool = False
+    layer_scale: bool = False
     keep: int = 0
     gives_attention: bool = False
 
@@ -76,6 +80,9 @@ class Frame(NamedTuple):
             arch.qkv_bias,
             rotary_of(arch.position),
             arch.mlp_norm,
+            arch.act,
+            arch.scale_mlp_norm,
+            arch.layer_scale,
         )
 
 
@@ -183,13 +190,14 @@ def block_parts(
     block: Block, dim: int, frame: Frame, convention: Convention
 ) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
     """(macs, params, memory in elements) of attention and of the MLP, each with its norm."""
-    shape, kind, hidden = shape_of(block, dim, frame), MIXERS[block.mixer], block.mlp_hidden
-    tokens = shape.tokens
+    shape, kind = shape_of(block, dim, frame), MIXERS[block.mixer]
+    inner = mlp_cost(dim, block.mlp_hidden, frame.act, has_norm=frame.scale_mlp_norm)
+    tokens, scale = shape.tokens, dim if frame.layer_scale else 0
     # The authors of ViTAS count patches alone.
     counted = shape._replace(num_prefix_tokens=0) if convention == "patch_tokens" else shape
     attn = (
         kind.macs(counted, convention),
-        kind.params(shape) + 2 * dim,
+        kind.params(shape) + 2 * dim + scale,
         # The residual and the normed input stay alive while the mixer runs.
         2 * tokens * dim + kind.memory(shape) + (2 * tokens if frame.keep else 0),
     )
@@ -199,10 +207,10 @@ def block_parts(
         tokens if frame.gives_attention else 0
     )  # numbers, attention
     mlp = (
-        2 * counted.tokens * dim * hidden,
-        2 * dim * hidden + hidden + dim + 2 * dim,
+        counted.tokens * inner.macs,
+        inner.params + 2 * dim + scale,
         # The last sum beside its terms and the block's input is the most where the MLP is narrow.
-        tokens * max(held * dim + hidden + max(hidden, dim), 4 * dim) + beside,
+        tokens * max(held * dim + inner.memory, 4 * dim) + beside,
     )
     return attn, mlp
 
@@ -232,12 +240,15 @@ def shape_of(block: Block, dim: int, frame: Frame) -> MixerShape:
 
 def stem_part(arch: Arch, dim: int) -> Part:
     """Patch embedding, class token and positions, for an embedding of width `dim`."""
-    tokens = arch.num_tokens * dim
+    tokens, places = arch.num_tokens * dim, arch.grid_size**2 + arch.num_prefix_positions
     cost = STEMS[arch.stem].cost(arch.image_size, arch.patch_size, arch.in_chans, dim, arch.stem_width)
     return Part(
         name="stem",
         macs=cost.macs,
-        params=cost.params + arch.num_prefix_tokens * dim + (tokens if arch.position == "learned" else 0),
+        params=cost.params
+        + arch.num_prefix_tokens * dim
+        + (places * dim if arch.position == "learned" else 0)
+        + (dim if arch.pre_norm else 0),  # a norm, and no bias of the stem
         memory=max(cost.memory, 2 * tokens),
     )
 

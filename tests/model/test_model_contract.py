@@ -116,6 +116,34 @@ class TestDistilled(ModelContract):
         return made(replace(STAGED, patch_head=False, distill_token=True))
 
 
+class TestPartsOfPretrainedNets(ModelContract):
+    """Register tokens, positions of patches alone, a norm before the blocks, layer scale, a gated MLP with a norm."""
+
+    @pytest.fixture
+    def model(self) -> Model:
+        return made(
+            replace(
+                PLAIN,
+                stages=(UNEQUAL,),
+                reg_tokens=3,
+                no_embed_class=True,
+                pre_norm=True,
+                layer_scale=True,
+                act="swiglu",
+                scale_mlp_norm=True,
+            )
+        )
+
+
+class TestPartsInStages(ModelContract):
+    """Register tokens go through the reductions; a packed gate."""
+
+    @pytest.fixture
+    def model(self) -> Model:
+        parts = {"reg_tokens": 2, "layer_scale": True, "act": "swiglu_packed"}
+        return made(replace(STAGED, distill_token=True, patch_head=False, **parts))
+
+
 def mixed(*words: str, **sizes: int) -> Stage:
     """Blocks of these mixers, of the sizes given."""
     return Stage(

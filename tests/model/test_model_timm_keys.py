@@ -9,16 +9,21 @@ from typing import Any
 import pytest
 import timm
 import torch
-from timm.layers import GluMlp, RmsNorm
+from timm.layers import GluMlp, RmsNorm, SwiGLU, SwiGLUPacked
+from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from vitnas.arch import Arch
+from vitnas.counting import count
 from vitnas.errors import UserError
+from vitnas.measure.memory import peak_activation_bytes
 from vitnas.model import Model, build
 from vitnas.model.published import PUBLISHED
 from vitnas.model.timm_keys import arch_of_timm, from_timm, to_timm
 from vitnas.space import autoformer
 from vitnas.testing import randomize_
+from vitnas.testing.flops import counted_macs
 
 SMALL: dict[str, Any] = {
     "img_size": 16,
@@ -30,10 +35,41 @@ SMALL: dict[str, Any] = {
 }
 PLAIN = partial(VisionTransformer, **SMALL)
 
-# What timm's class can say and an Arch too.
+
+def without_scale() -> VisionTransformer:
+    model = PLAIN(init_values=1e-5)
+    model.blocks[1].ls2 = nn.Identity()
+    return model
+
+
+def scale_in_one_block() -> VisionTransformer:
+    model = PLAIN(init_values=1e-5)
+    model.blocks[1].ls1 = model.blocks[1].ls2 = nn.Identity()
+    return model
+
+
+# The vision transformers that people fine-tune: each goes both ways, or is refused with this reason.
+NAMES: dict[str, str | None] = {
+    "deit_tiny_patch16_224": None,
+    "deit_tiny_distilled_patch16_224": None,
+    "deit3_small_patch16_224": None,
+    "vit_small_patch16_224": None,
+    "vit_medium_patch16_reg4_gap_256": None,
+    "vit_so150m_patch16_reg4_gap_256": None,
+    "vit_small_patch14_dinov2": None,
+    "vit_small_patch14_reg4_dinov2": None,
+    "vit_small_patch16_dinov3": r"it is a Eva, not one of timm's",
+    "vit_base_patch16_clip_224": None,
+    "vit_base_patch16_siglip_224": r"it pools by 'map'",
+    "beitv2_base_patch16_224": r"it is a Beit, not one of timm's",
+    "eva02_tiny_patch14_224": r"it is a Eva, not one of timm's",
+    "vit_small_r26_s32_224": r"its patches are not embedded by one convolution, but by a HybridEmbed",
+    "vit_base_patch16_224_miil": None,
+    "vit_relpos_small_patch16_224": r"it is a VisionTransformerRelPos, not one of timm's",
+}
+# Others that must go both ways.
 GOOD: dict[str, Any] = {
     "vit_tiny": lambda: timm.create_model("vit_tiny_patch16_224", img_size=64, depth=3),
-    "deit_small": lambda: timm.create_model("deit_small_patch16_224", img_size=32, depth=2, num_classes=10),
     "mean pooled, fc_norm": lambda: timm.create_model(
         "vit_tiny_patch16_224", img_size=48, depth=2, global_pool="avg", class_token=False
     ),
@@ -41,49 +77,57 @@ GOOD: dict[str, Any] = {
     "mean pooled with class token": lambda: PLAIN(global_pool="avg"),
     "mean pooled, norm before": lambda: PLAIN(global_pool="avg", class_token=False, fc_norm=False),
     "no qkv bias": lambda: PLAIN(qkv_bias=False),
-    "no positions": lambda: PLAIN(pos_embed="none"),
+    "no positions": lambda: PLAIN(pos_embed="none", reg_tokens=1),
     "grey": lambda: PLAIN(in_chans=1),
     "no classifier": lambda: PLAIN(num_classes=0),
+    "distilled, no classifiers": lambda: VisionTransformerDistilled(**{**SMALL, "num_classes": 0}),
     "odd MLP": lambda: PLAIN(mlp_ratio=3.3),
     "eps": lambda: PLAIN(norm_layer=partial(nn.LayerNorm, eps=1e-3)),
     "any size": lambda: PLAIN(dynamic_img_size=True),
     "drop path": lambda: PLAIN(drop_path_rate=0.2),
+    "register tokens and a class token without position": lambda: PLAIN(reg_tokens=2, no_embed_class=True),
+    "positions of a class token that is not there": lambda: PLAIN(
+        class_token=False, no_embed_class=True, global_pool="avg"
+    ),
+    "norm before, layer scale": lambda: PLAIN(pre_norm=True, init_values=1e-5, scale_mlp_norm=True),
+    "gelu_tanh": lambda: PLAIN(act_layer="gelu_tanh"),
+    "gelu of torch, with tanh": lambda: PLAIN(act_layer=partial(nn.GELU, approximate="tanh")),
+    "quick_gelu": lambda: PLAIN(act_layer="quick_gelu"),
+    "silu": lambda: PLAIN(act_layer="silu"),
+    "swiglu": lambda: PLAIN(mlp_layer=SwiGLU, act_layer="silu", scale_mlp_norm=True),
+    "swiglu_packed": lambda: PLAIN(mlp_layer=SwiGLUPacked, act_layer="silu", mlp_ratio=5.4),
 }
 BAD: dict[str, tuple[Any, str]] = {
     "qk_norm": (lambda: PLAIN(qk_norm=True), r"blocks\.0: queries and keys are normalised \(qk_norm\)"),
-    "layer scale": (lambda: PLAIN(init_values=1e-5), r"blocks\.1: it has layer scale \(init_values\)"),
-    "reg tokens": (lambda: PLAIN(reg_tokens=2), r"it has 3 tokens before the patches \(reg_tokens\)"),
-    "pre norm": (lambda: PLAIN(pre_norm=True), r"it has a norm before the blocks \(pre_norm\)"),
-    "swiglu": (lambda: PLAIN(mlp_layer=GluMlp), r"its MLP is a GluMlp"),
+    "a gate by gelu": (lambda: PLAIN(mlp_layer=SwiGLU), r"its MLP's activation is GELU.*\(act_layer\)"),
+    "a gate last": (lambda: PLAIN(mlp_layer=GluMlp), r"its MLP's activation is GELU.*\(act_layer\)"),
     "not square": (
         lambda: PLAIN(img_size=(16, 32)),
         r"its images \(16, 32\) or patches \(4, 4\) are not square",
     ),
-    "no position of the class token": (
-        lambda: PLAIN(no_embed_class=True),
-        r"its class token has no position",
-    ),
+    "a layer scale less": (without_scale, r"blocks\.1: one of its branches has layer scale"),
+    "layer scale here and there": (scale_in_one_block, r"its blocks differ in layer_scale"),
     "attention pooling": (lambda: PLAIN(global_pool="map"), r"it pools by 'map'"),
     "max pooling": (lambda: PLAIN(global_pool="max"), r"it pools by 'max'"),
     "no final norm": (lambda: PLAIN(final_norm=False), r"it has not exactly one final norm"),
     "rms norm": (lambda: PLAIN(norm_layer=RmsNorm), r"not every norm is a LayerNorm"),
-    "relu": (lambda: PLAIN(act_layer=nn.ReLU), r"its MLP's activation is ReLU, not exact GELU"),
-    "tanh gelu": (
-        lambda: PLAIN(act_layer=partial(nn.GELU, approximate="tanh")),
-        r"not exact GELU \(act_layer\)",
+    "relu": (
+        lambda: PLAIN(act_layer=nn.ReLU),
+        r"its MLP's activation is ReLU\(\), not one of gelu, gelu_tanh",
     ),
     "no proj bias": (lambda: PLAIN(proj_bias=False), r"the output projection has no bias"),
     "attention norm": (
         lambda: PLAIN(scale_attn_norm=True),
         r"the output of attention is normalised or gated",
     ),
-    "mlp norm": (lambda: PLAIN(scale_mlp_norm=True), r"its MLP has a norm or lacks biases"),
-    "distilled": (
-        lambda: timm.create_model("deit_tiny_distilled_patch16_224", depth=1),
-        r"it is a VisionTransformerDistilled, not timm's VisionTransformer itself",
-    ),
     "another network": (lambda: nn.Linear(2, 2), r"this Linear cannot be written as an Arch"),
 }
+
+
+def small(name: str, **options: Any) -> nn.Module:
+    """The network of that name with two blocks, on images of a few patches."""
+    model: nn.Module = timm.create_model(name, depth=2, img_size=70 if "patch14" in name else 80, **options)
+    return model
 
 
 def images_for(model: Any, n: int = 2) -> Tensor:
@@ -91,18 +135,60 @@ def images_for(model: Any, n: int = 2) -> Tensor:
     return torch.randn(n, stem.proj.in_channels, *stem.img_size, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("name", GOOD)
-def test_logits_agree_both_ways(name: str, generator: torch.Generator) -> None:
-    theirs = GOOD[name]().eval()
-    randomize_(theirs, generator)
+def check_both_ways(theirs: Any, generator: torch.Generator) -> Model:
+    """The logits are timm's at 1e-5 of the largest; what comes back has the same weights, bit for bit."""
+    randomize_(theirs.eval(), generator)
     images = images_for(theirs)
     ours = from_timm(theirs)
+    back = to_timm(ours)
     with torch.no_grad():
         want = theirs(images)
-        torch.testing.assert_close(ours(images), want, rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(to_timm(ours)(images), want, rtol=1e-5, atol=1e-5)
-    assert list(ours.state_dict()) == list(theirs.state_dict()) == list(to_timm(ours).state_dict())
-    assert arch_of_timm(to_timm(ours)) == ours.arch == arch_of_timm(theirs)
+        close = {"rtol": 0, "atol": 1e-5 * float(want.abs().max())}
+        torch.testing.assert_close(ours(images), want, **close)
+        torch.testing.assert_close(back(images), want, **close)
+    assert type(back) is type(theirs)
+    weights, again = theirs.state_dict(), back.state_dict()
+    assert set(weights) == set(again)
+    for name, weight in weights.items():
+        assert torch.equal(again[name], weight), name
+    assert arch_of_timm(back) == ours.arch == arch_of_timm(theirs)
+    assert Arch.from_json(ours.arch.to_json()) == ours.arch
+    return ours
+
+
+@pytest.mark.parametrize("options", [{"num_classes": 0}, {"num_classes": 7}], ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_networks_that_people_use(name: str, options: dict[str, int], generator: torch.Generator) -> None:
+    theirs, reason = small(name, **options), NAMES[name]
+    if reason is not None:
+        with pytest.raises(UserError, match=reason):
+            from_timm(theirs)
+        return
+    arch = check_both_ways(theirs, generator).arch
+    check_count(arch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name, reason in NAMES.items() if reason is None])
+def test_networks_that_people_use_at_their_own_size(name: str, generator: torch.Generator) -> None:
+    check_both_ways(timm.create_model(name), generator)
+
+
+def check_count(arch: Arch) -> None:
+    model, shape = build(arch, device="meta"), (arch.in_chans, arch.image_size, arch.image_size)
+    cost = count(arch)
+    assert cost.macs == counted_macs(model, (1, *shape))
+    assert cost.params == sum(parameter.numel() for parameter in model.parameters())
+    assert cost.memory_bytes == peak_activation_bytes(model, shape)
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_logits_agree_both_ways(name: str, generator: torch.Generator) -> None:
+    theirs = GOOD[name]()
+    ours = check_both_ways(theirs, generator)
+    check_count(ours.arch)
+    if ours.dist_token is None:  # which timm makes last
+        assert list(ours.state_dict()) == list(theirs.state_dict())
 
 
 def test_the_arch_says_what_timm_was_told() -> None:
@@ -146,8 +232,8 @@ def test_what_an_arch_cannot_say_is_refused(name: str) -> None:
 
 
 def test_all_reasons_are_given_at_once() -> None:
-    with pytest.raises(UserError, match=r"reg_tokens\); .*pre_norm\).*Use a plain ViT or DeiT"):
-        arch_of_timm(PLAIN(reg_tokens=1, pre_norm=True))
+    with pytest.raises(UserError, match=r"images \(16, 32\) .*; it pools by 'max'.*Use a plain ViT or DeiT"):
+        arch_of_timm(PLAIN(img_size=(16, 32), global_pool="max"))
 
 
 @pytest.mark.parametrize(

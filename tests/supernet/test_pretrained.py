@@ -134,7 +134,14 @@ def test_a_name_that_timm_does_not_know_is_refused() -> None:
 
 def test_a_network_that_is_no_plain_vit_is_refused() -> None:
     with pytest.raises(UserError, match="cannot be written as an Arch"):
-        start(space(), vit(init_values=0.1))
+        start(space(), vit(final_norm=False))
+
+
+def test_a_network_of_other_parts_is_refused() -> None:
+    with pytest.raises(
+        UserError, match=r"has reg_tokens 2, layer_scale True; the space's Archs have 0, False"
+    ):
+        start(space(), vit(init_values=0.1, reg_tokens=2))
 
 
 def test_another_patch_and_image_size_are_resampled() -> None:

@@ -31,8 +31,10 @@ class LinearStem(PatchEmbed):  # type: ignore[misc]  # timm leaves it untyped
 
     first_conv = "proj"
 
-    def __init__(self, image_size: int, patch_size: int, in_chans: int, dim: int, width: int = 0) -> None:
-        super().__init__(image_size, patch_size, in_chans, dim, output_fmt="NHWC", flatten=False)
+    def __init__(
+        self, image_size: int, patch_size: int, in_chans: int, dim: int, width: int = 0, *, bias: bool = True
+    ) -> None:
+        super().__init__(image_size, patch_size, in_chans, dim, output_fmt="NHWC", flatten=False, bias=bias)
 
     def axes(self) -> dict[str, Axes]:
         return conv_axes(self.proj, "proj", "in_chans", "dim")

@@ -6,11 +6,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from timm.layers import DropPath, Mlp
+from timm.layers import DropPath, LayerScale
 from torch import Tensor, nn
 
-from vitnas.arch import Arch, Block, MlpNorm
+from vitnas.arch import Act, Arch, Block, MlpNorm
 from vitnas.layers.axes import Axes
+from vitnas.layers.mlp import make_mlp, mlp_axes
 from vitnas.layers.reduction import SpatialReduction
 from vitnas.layers.rotary import rotary_of
 from vitnas.layers.select import SELECTIONS, Kept
@@ -20,7 +21,8 @@ from vitnas.mixers import MIXERS, Mixer
 class TransformerBlock(nn.Module):
     """Pre-norm block: x + mixer(norm1(x)), then x + mlp(norm2(x)).
 
-    With `mlp_norm` "stream" the second step is norm2(x) + mlp(norm2(x)), as in the code of CCT.
+    With `mlp_norm` "stream" the second step is norm2(x) + mlp(norm2(x)), as in the code of CCT. With `layer_scale` what
+    a step adds is multiplied by a factor per channel.
     """
 
     def __init__(
@@ -32,26 +34,27 @@ class TransformerBlock(nn.Module):
         norm_eps: float,
         drop_path: float,
         mlp_norm: MlpNorm = "branch",
+        act: Act = "gelu",
+        scale_mlp_norm: bool = False,
+        layer_scale: bool = False,
     ) -> None:
         super().__init__()
         self.norms_stream = mlp_norm == "stream"
         self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
         self.attn: Any = mixer
+        self.ls1 = LayerScale(dim) if layer_scale else nn.Identity()
         self.drop_path1 = DropPath(drop_path) if drop_path else nn.Identity()
         self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
-        self.mlp = Mlp(dim, mlp_hidden)
+        self.mlp = make_mlp(dim, mlp_hidden, act, norm_eps=norm_eps if scale_mlp_norm else None)
+        self.ls2 = LayerScale(dim) if layer_scale else nn.Identity()
         self.drop_path2 = DropPath(drop_path) if drop_path else nn.Identity()
 
     def axes(self) -> dict[str, Axes]:
         dim: Axes = (("dim", self.norm1.normalized_shape[0]),)
-        hidden: Axes = (("hidden", self.mlp.fc1.out_features),)
-        norms = {f"norm{i}.{name}": dim for i in (1, 2) for name in ("weight", "bias")}
-        return norms | {
-            "mlp.fc1.weight": hidden + dim,
-            "mlp.fc1.bias": hidden,
-            "mlp.fc2.weight": dim + hidden,
-            "mlp.fc2.bias": dim,
-        }
+        axes = {f"norm{i}.{name}": dim for i in (1, 2) for name in ("weight", "bias")}
+        if isinstance(self.ls1, LayerScale):
+            axes |= {"ls1.gamma": dim, "ls2.gamma": dim}
+        return axes | {f"mlp.{name}": found for name, found in mlp_axes(self.mlp).items()}
 
     def forward(self, x_BND: Tensor, kept: Kept | None = None, looks: bool = False) -> Any:
         """(B, N, D) to (B, N, D); with `looks` also how much each patch was looked at, (B, P).
@@ -61,17 +64,18 @@ class TransformerBlock(nn.Module):
         attention_BP = None
         if looks:
             mixed_BND, attention_BP = self.attn.look(self.norm1(x_BND), kept)
+            mixed_BND = self.ls1(mixed_BND)
             x_BND = x_BND + self.drop_path1(mixed_BND)
             del mixed_BND
         elif kept is None:
-            x_BND = x_BND + self.drop_path1(self.attn(self.norm1(x_BND)))
+            x_BND = x_BND + self.drop_path1(self.ls1(self.attn(self.norm1(x_BND))))
         else:
-            x_BND = x_BND + self.drop_path1(self.attn(self.norm1(x_BND), kept=kept))
+            x_BND = x_BND + self.drop_path1(self.ls1(self.attn(self.norm1(x_BND), kept=kept)))
         if self.norms_stream:
             x_BND = self.norm2(x_BND)
-            x_BND = x_BND + self.drop_path2(self.mlp(x_BND))
+            x_BND = x_BND + self.drop_path2(self.ls2(self.mlp(x_BND)))
         else:
-            x_BND = x_BND + self.drop_path2(self.mlp(self.norm2(x_BND)))
+            x_BND = x_BND + self.drop_path2(self.ls2(self.mlp(self.norm2(x_BND))))
         return (x_BND, attention_BP) if looks else x_BND
 
 
@@ -92,7 +96,15 @@ def make_block(arch: Arch, stage: int, block: Block, drop_path: float) -> Transf
         options["relative_position"] = arch.relative_position
     mixer = kind(dim, block.num_heads, **options)
     return TransformerBlock(
-        dim, mixer, block.mlp_hidden, norm_eps=arch.norm_eps, drop_path=drop_path, mlp_norm=arch.mlp_norm
+        dim,
+        mixer,
+        block.mlp_hidden,
+        norm_eps=arch.norm_eps,
+        drop_path=drop_path,
+        mlp_norm=arch.mlp_norm,
+        act=arch.act,
+        scale_mlp_norm=arch.scale_mlp_norm,
+        layer_scale=arch.layer_scale,
     )
 
 

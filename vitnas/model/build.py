@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from timm.layers import LayerScale
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -78,6 +79,8 @@ def initialize(model: nn.Module, generator: torch.Generator | None = None) -> No
         elif isinstance(module, nn.LayerNorm | nn.BatchNorm2d):
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)
+        elif isinstance(module, LayerScale):
+            nn.init.constant_(module.gamma, module.init_values)
         else:
             for parameter in module.parameters(recurse=False):  # class token, positions, relative tables
                 nn.init.trunc_normal_(parameter, std=0.02, generator=generator)

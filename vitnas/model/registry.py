@@ -133,7 +133,9 @@ def fit_weights(state: dict[str, Tensor], model: Model) -> dict[str, Tensor]:
     missing, resampled = [], False
     for index, side in enumerate(model.arch.grid_sizes if model.pos_embed is not None else ()):
         name, prefix = (
-            (f"reductions.{index - 1}.pos_embed", 0) if index else ("pos_embed", model.num_prefix_tokens)
+            (f"reductions.{index - 1}.pos_embed", 0)
+            if index
+            else ("pos_embed", model.arch.num_prefix_positions)
         )
         table = state.get(name)
         if table is None:

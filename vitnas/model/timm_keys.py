@@ -8,19 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
-from timm.layers import Attention, Mlp, PatchEmbed
+from timm.layers import GELU, Attention, GELUTanh, GluMlp, Mlp, PatchEmbed, SwiGLU, SwiGLUPacked
+from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block as TimmBlock
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from vitnas.arch import Arch, Block, Stage
+from vitnas.arch import Act, Arch, Block, Stage
 from vitnas.errors import UserError
+from vitnas.layers.mlp import ACTS
 from vitnas.model.build import build
 from vitnas.model.described import default_cfg
 from vitnas.model.vit import Model
 
+LAYER_SCALE = 1e-5  # any number makes timm build it; the weights follow
 DATA_KEYS = (
     "mean",
     "std",
@@ -31,7 +34,7 @@ DATA_KEYS = (
 
 
 def arch_of_timm(model: Any) -> Arch:
-    """The Arch of a timm VisionTransformer.
+    """The Arch of a timm vision transformer.
 
     Raises:
         UserError: it has parts that an Arch cannot say; all are named.
@@ -54,10 +57,11 @@ def arch_of_timm(model: Any) -> Arch:
         Block(
             num_heads=block.attn.num_heads,
             head_dim=block.attn.qkv.out_features // (3 * block.attn.num_heads),
-            mlp_hidden=block.mlp.fc1.out_features,
+            mlp_hidden=block.mlp.fc2.in_features,
         )
         for block in model.blocks
     )
+    prefixed = model.pos_embed is not None and model.num_prefix_tokens > 0
     return Arch(
         image_size=model.patch_embed.img_size[0],
         patch_size=model.patch_embed.patch_size[0],
@@ -65,16 +69,20 @@ def arch_of_timm(model: Any) -> Arch:
         num_classes=model.num_classes,
         stages=(Stage(embed_dim=model.embed_dim, blocks=blocks),),
         class_token=model.cls_token is not None,
+        distill_token=getattr(model, "dist_token", None) is not None,
+        reg_tokens=0 if model.reg_token is None else model.reg_token.shape[1],
+        no_embed_class=prefixed and model.no_embed_class,
+        pre_norm=not _is_identity(model.norm_pre),
         position="none" if model.pos_embed is None else "learned",
         global_pool=model.global_pool,
         fc_norm=not _is_identity(model.fc_norm),
-        qkv_bias=model.blocks[0].attn.qkv.bias is not None,
         norm_eps=model.blocks[0].norm1.eps,
+        **_block_facts(model.blocks[0]),
     )
 
 
 def from_timm(model: Any) -> Model:
-    """The Model of a timm VisionTransformer, with a copy of its weights; the same images give the same logits.
+    """The Model of a timm vision transformer, with a copy of its weights; the same images give the same logits.
 
     Raises:
         UserError: it has parts that an Arch cannot say; all are named.
@@ -93,7 +101,7 @@ def from_timm(model: Any) -> Model:
 
 
 def to_timm(model: Model) -> Any:
-    """The timm VisionTransformer of a Model, with a copy of its weights; the same images give the same logits.
+    """The timm vision transformer of a Model, with a copy of its weights; the same images give the same logits.
 
     Raises:
         UserError: the Arch has what timm's class cannot say; all reasons are given.
@@ -106,8 +114,9 @@ def to_timm(model: Model) -> Any:
             "by the name vitnas_arch."
         )
     first, dim = arch.blocks[0], arch.embed_dim
-    ratio = first.mlp_hidden / dim
-    made = VisionTransformer(
+    wide = 2 * first.mlp_hidden if arch.act == "swiglu_packed" else first.mlp_hidden
+    kind = VisionTransformerDistilled if arch.distill_token else VisionTransformer
+    made = kind(
         img_size=arch.image_size,
         patch_size=arch.patch_size,
         in_chans=arch.in_chans,
@@ -117,37 +126,41 @@ def to_timm(model: Model) -> Any:
         depth=arch.depth,
         num_heads=first.num_heads,
         # timm rounds width times ratio down; half a unit more keeps the quotient's error out of it
-        mlp_ratio=ratio if int(dim * ratio) == first.mlp_hidden else (first.mlp_hidden + 0.5) / dim,
+        mlp_ratio=wide / dim if int(dim * (wide / dim)) == wide else (wide + 0.5) / dim,
         qkv_bias=arch.qkv_bias,
+        init_values=LAYER_SCALE if arch.layer_scale else None,
+        scale_mlp_norm=arch.scale_mlp_norm,
         class_token=arch.class_token,
+        reg_tokens=arch.reg_tokens,
+        no_embed_class=arch.no_embed_class,
+        pre_norm=arch.pre_norm,
         pos_embed="learn" if arch.position == "learned" else "none",
         fc_norm=arch.fc_norm,
         norm_layer=partial(nn.LayerNorm, eps=arch.norm_eps),
+        act_layer=ACTS.get(arch.act, nn.SiLU),
+        mlp_layer={"swiglu": SwiGLU, "swiglu_packed": SwiGLUPacked}.get(arch.act, Mlp),
     ).to(model.head_like)
     made.load_state_dict(model.state_dict())
-    made.pretrained_cfg = made.default_cfg = {**default_cfg(arch), "architecture": "vision_transformer"}
+    named = "vision_transformer_distilled" if arch.distill_token else "vision_transformer"
+    made.pretrained_cfg = made.default_cfg = {**default_cfg(arch), "architecture": named}
     _copy_cfg(model, made)
     return made.train(model.training)
 
 
 def _not_plain(model: Any) -> Iterator[str]:
     """Why the parts around the blocks are not those of a plain ViT."""
-    if type(model) is not VisionTransformer:
-        yield f"it is a {type(model).__name__}, not timm's VisionTransformer itself"
+    if type(model) not in (VisionTransformer, VisionTransformerDistilled):
+        yield f"it is a {type(model).__name__}, not one of timm's VisionTransformer and VisionTransformerDistilled"
         return
     stem = model.patch_embed
-    if type(stem) is not PatchEmbed or not _is_identity(stem.norm) or stem.proj.bias is None:
-        yield "its patches are not embedded by one convolution with a bias"
+    if type(stem) is not PatchEmbed or not _is_identity(stem.norm):
+        yield f"its patches are not embedded by one convolution, but by a {type(stem).__name__}"
+    elif (stem.proj.bias is None) == _is_identity(model.norm_pre):
+        yield "its patch embedding has a bias and a norm behind it, or neither (pre_norm)"
     elif stem.img_size is None or len({*stem.img_size}) > 1 or len({*stem.patch_size}) > 1:
         yield f"its images {stem.img_size} or patches {stem.patch_size} are not square"
     elif stem.img_size[0] % stem.patch_size[0] or stem.dynamic_img_pad:
         yield "its patches do not divide its images"
-    if model.num_prefix_tokens != int(model.cls_token is not None):
-        yield f"it has {model.num_prefix_tokens} tokens before the patches (reg_tokens)"
-    if model.cls_token is not None and model.pos_embed is not None and model.no_embed_class:
-        yield "its class token has no position (no_embed_class)"
-    if not _is_identity(model.norm_pre):
-        yield "it has a norm before the blocks (pre_norm)"
     if model.attn_pool is not None or model.global_pool not in ("token", "avg") or model.pool_include_prefix:
         yield f"it pools by {model.global_pool!r}, not by 'token' or by 'avg' over the patches"
     if _is_identity(model.norm) == _is_identity(model.fc_norm):
@@ -172,26 +185,54 @@ def _not_plain_block(block: Any) -> Iterator[str]:
             yield "the output of attention is normalised or gated (scale_attn_norm)"
         if attn.proj.bias is None:
             yield "the output projection has no bias (proj_bias)"
-    if not (_is_identity(block.ls1) and _is_identity(block.ls2)):
-        yield "it has layer scale (init_values)"
-    if type(mlp) is not Mlp:
+    if _is_identity(block.ls1) != _is_identity(block.ls2):
+        yield "one of its branches has layer scale and the other none"
+    if type(mlp) not in (Mlp, SwiGLU, GluMlp):
         yield f"its MLP is a {type(mlp).__name__}"
-    elif not _is_identity(mlp.norm) or mlp.fc1.bias is None or mlp.fc2.bias is None:
-        yield "its MLP has a norm or lacks biases (scale_mlp_norm, proj_bias)"
-    elif not isinstance(mlp.act, nn.GELU) or getattr(mlp.act, "approximate", "none") != "none":
-        yield f"its MLP's activation is {type(mlp.act).__name__}, not exact GELU (act_layer)"
+    elif any(linear.bias is None for linear in mlp.modules() if isinstance(linear, nn.Linear)):
+        yield "its MLP lacks biases (proj_bias)"
+    elif _act_of(mlp) is None:
+        yield f"its MLP's activation is {mlp.act}, not one of {', '.join(get_args(Act))} (act_layer)"
+
+
+def _act_of(mlp: Any) -> str | None:
+    """An Arch's word for an MLP; None if it has none."""
+    if isinstance(mlp, Mlp):
+        tanh = getattr(mlp.act, "approximate", "none") == "tanh"
+        kind = GELUTanh if tanh else nn.GELU if isinstance(mlp.act, nn.GELU | GELU) else type(mlp.act)
+        return next((word for word, act in ACTS.items() if act is kind), None)
+    if not isinstance(mlp.act, nn.SiLU) or getattr(mlp, "gate_last", False):
+        return None
+    return "swiglu" if isinstance(mlp, SwiGLU) else "swiglu_packed"
+
+
+def _block_facts(block: Any) -> dict[str, Any]:
+    """What an Arch says once of all blocks."""
+    return {
+        "qkv_bias": block.attn.qkv.bias is not None,
+        "layer_scale": not _is_identity(block.ls1),
+        "act": _act_of(block.mlp),
+        "scale_mlp_norm": not _is_identity(block.mlp.norm),
+    }
 
 
 def _not_uniform(model: Any) -> Iterator[str]:
     """Why what an Arch says once is not the same everywhere."""
-    norms = [norm for block in model.blocks for norm in (block.norm1, block.norm2)]
-    norms.append(model.fc_norm if _is_identity(model.norm) else model.norm)
+    norms = [
+        module
+        for name, module in model.named_modules()
+        if "norm" in name.rpartition(".")[2]
+        and not _is_identity(module)
+        and not name.startswith("patch_embed.")
+    ]
     if not all(isinstance(norm, nn.LayerNorm) and norm.elementwise_affine for norm in norms):
         yield "not every norm is a LayerNorm with weight and bias (norm_layer)"
     elif len({norm.eps for norm in norms}) > 1 or any(norm.bias is None for norm in norms):
         yield "its norms differ in eps or lack a bias"
-    if len({block.attn.qkv.bias is None for block in model.blocks}) > 1:
-        yield "some of its blocks have a qkv bias and some have none"
+    first = _block_facts(model.blocks[0])
+    for name, value in first.items():
+        if any(_block_facts(block)[name] != value for block in model.blocks):
+            yield f"its blocks differ in {name}"
 
 
 def _not_timm(arch: Arch) -> Iterator[str]:
@@ -212,8 +253,10 @@ def _not_timm(arch: Arch) -> Iterator[str]:
         yield f"it has relative positions (up to {arch.relative_position} patches)"
     if arch.stem != "linear" or len(arch.stages) > 1:
         yield "its stem is not one convolution, or it has several stages"
-    if arch.distill_token or arch.patch_head:
-        yield "it has a distillation token or a patch head"
+    if arch.patch_head or (arch.distill_token and (arch.reg_tokens or arch.no_embed_class)):
+        yield "it has a patch head, or a distillation token beside reg_tokens or no_embed_class"
+    if arch.global_pool == "seq" or arch.mlp_norm != "branch":
+        yield "it pools by 'seq', or norms the stream before its MLPs"
 
 
 def _is_identity(module: nn.Module | None) -> bool:

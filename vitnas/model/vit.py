@@ -60,18 +60,24 @@ class Model(nn.Module):
         self._take_arch(arch)
         self.in_chans, self.num_classes = arch.in_chans, arch.num_classes
         self.global_pool: str = arch.global_pool  # or "", which an Arch does not say: see reset_classifier
-        self.num_prefix_tokens = arch.num_prefix_tokens
+        self.num_prefix_tokens, self.no_embed_class = arch.num_prefix_tokens, arch.no_embed_class
         self.grad_checkpointing = False
         self.masks_tokens: bool | None = None  # see carries_dropped
         dim, first = arch.embed_dim, arch.stages[0].embed_dim
         self.patch_embed = STEMS[arch.stem](
-            arch.image_size, arch.patch_size, arch.in_chans, first, arch.stem_width
+            arch.image_size,
+            arch.patch_size,
+            arch.in_chans,
+            first,
+            arch.stem_width,
+            **({"bias": False} if arch.pre_norm else {}),
         )
         self.cls_token = nn.Parameter(torch.empty(1, 1, first)) if arch.class_token else None
         self.dist_token = nn.Parameter(torch.empty(1, 1, first)) if arch.distill_token else None
-        self.pos_embed = (
-            nn.Parameter(torch.empty(1, arch.num_tokens, first)) if arch.position == "learned" else None
-        )
+        self.reg_token = nn.Parameter(torch.empty(1, arch.reg_tokens, first)) if arch.reg_tokens else None
+        places = arch.grid_size**2 + arch.num_prefix_positions
+        self.pos_embed = nn.Parameter(torch.empty(1, places, first)) if arch.position == "learned" else None
+        self.norm_pre = nn.LayerNorm(first, eps=arch.norm_eps) if arch.pre_norm else nn.Identity()
         if blocks is None:
             rates = iter(drop_path_rates(drop_path, arch.depth))
             blocks = [
@@ -104,8 +110,12 @@ class Model(nn.Module):
         for name in ("cls_token", "dist_token"):
             if getattr(self, name) is not None:
                 axes[name] = one + one + first
+        if self.reg_token is not None:
+            axes["reg_token"] = (*one, ("reg_tokens", self.arch.reg_tokens), *first)
         if self.pos_embed is not None:
             axes["pos_embed"] = (*one, ("tokens", self.pos_embed.shape[1]), *first)
+        if self.arch.pre_norm:
+            axes |= {"norm_pre.weight": first, "norm_pre.bias": first}
         norm = "fc_norm" if self.arch.fc_norm else "norm"
         axes |= {f"{norm}.weight": dim, f"{norm}.bias": dim}
         for name in HEADS:
@@ -239,12 +249,18 @@ class Model(nn.Module):
         return normed
 
     def embed(self, images_BCHW: Tensor) -> Tensor:
-        """Patches, class token and positions: (B, C, H, W) to (B, N, D)."""
+        """Patches, tokens before them and positions, normed: (B, C, H, W) to (B, N, D)."""
         x_BND = self.patch_embed(images_BCHW).flatten(1, 2)
-        tokens = [token for token in (self.cls_token, self.dist_token) if token is not None]
+        if self.no_embed_class:
+            x_BND = x_BND + self.pos_embed
+        known = (self.cls_token, self.dist_token, self.reg_token)
+        tokens = [token.expand(x_BND.shape[0], -1, -1) for token in known if token is not None]
         if tokens:
-            x_BND = torch.cat([*(token.expand(x_BND.shape[0], -1, -1) for token in tokens), x_BND], dim=1)
-        return x_BND if self.pos_embed is None else x_BND + self.pos_embed
+            x_BND = torch.cat([*tokens, x_BND], dim=1)
+        if self.pos_embed is not None and not self.no_embed_class:
+            x_BND = x_BND + self.pos_embed
+        normed: Tensor = self.norm_pre(x_BND)
+        return normed
 
     def forward_intermediates(
         self,
@@ -383,7 +399,7 @@ class Model(nn.Module):
         grid = arch.grid_size
         if self.pos_embed is not None and grid != old.grid_size:
             table = resample_abs_pos_embed(
-                self.pos_embed, [grid, grid], [old.grid_size] * 2, num_prefix_tokens=self.num_prefix_tokens
+                self.pos_embed, [grid, grid], [old.grid_size] * 2, num_prefix_tokens=arch.num_prefix_positions
             )
             self.pos_embed = nn.Parameter(table.detach(), requires_grad=self.pos_embed.requires_grad)
         for reduction, side in zip(self.reductions, arch.grid_sizes, strict=False):
@@ -425,14 +441,14 @@ class Model(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Parameters besides biases and norms that are not decayed, as in timm's VisionTransformer."""
         later = {f"reductions.{index}.pos_embed" for index in range(len(self.reductions))}
-        return {"pos_embed", "cls_token"} | later | ({"dist_token"} if self.dist_token is not None else set())
+        return {"pos_embed", "cls_token", "dist_token", "reg_token"} | later
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Layer groups for layer-wise learning rates, as in timm; what stands in front of a block goes with it."""
         entries = [(rf"^reductions\.{index}\.", (start,)) for start, index in self._entries.items()]
         entries += [(rf"^selections\.{index}\.", (index,)) for index in sorted(self._selecting)]
         return {
-            "stem": r"^cls_token|^dist_token|^pos_embed|patch_embed",
+            "stem": r"^cls_token|^dist_token|^reg_token|^pos_embed|^norm_pre|patch_embed",
             "blocks": [(r"^blocks\.(\d+)", None), *entries, (r"^norm", (99999,))],
         }
 

@@ -11,6 +11,15 @@ from vitnas.layers.axes import named_axes
 from vitnas.model.timm_keys import from_timm
 from vitnas.supernet.supernet import Supernet
 
+SAME = (
+    "reg_tokens",
+    "no_embed_class",
+    "pre_norm",
+    "layer_scale",
+    "act",
+    "scale_mlp_norm",
+)  # fields of an Arch
+
 
 def start_from_timm(supernet: Supernet, source: str | nn.Module) -> str:
     """Copy a plain timm ViT's weights into the shared tensors, as far as both have the same entries.
@@ -53,6 +62,14 @@ def start_from_timm(supernet: Supernet, source: str | nn.Module) -> str:
         raise UserError(
             f"the pretrained model's heads are {given} wide; the space's are {arch.blocks[0].head_dim}. Set the "
             f"space's head_dim to {given}, or start from another model."
+        )
+    other = [name for name in SAME if getattr(model.arch, name) != getattr(arch, name)]
+    if other:
+        told = ", ".join(f"{name} {getattr(model.arch, name)!r}" for name in other)
+        raise UserError(
+            f"the pretrained model has {told}; the space's Archs have "
+            f"{', '.join(repr(getattr(arch, name)) for name in other)}, so its weights would mean something else. "
+            "Start from a model that has the space's."
         )
     model.set_input_size(img_size=arch.image_size, patch_size=arch.patch_size)
     weights: dict[str, Tensor] = dict(model.named_parameters())

@@ -141,9 +141,10 @@ class ModelContract:
 
     def test_parameter_groups(self, model: Model) -> None:
         names = {name for name, _ in model.named_parameters()}
-        assert {
-            name for name in names if name.endswith("pos_embed") or name in ("cls_token", "dist_token")
-        } == model.no_weight_decay() & names
+        alone = {"cls_token", "dist_token", "reg_token"}
+        assert {name for name in names if name.endswith("pos_embed") or name in alone} == (
+            model.no_weight_decay() & names
+        )
         layers = group_parameters(model, model.group_matcher(), reverse=True)
         assert set(layers) == names
         assert layers["patch_embed." + next(n for n, _ in model.patch_embed.named_parameters())] == 0
