@@ -29,7 +29,7 @@ from vitnas.data import Augment, Data, DataConfig, EvalBatches, TrainBatches, op
 from vitnas.model.swap import swap_attention
 from vitnas.sample import Fixed
 from vitnas.train import Classification, TrainConfig, evaluate, fit
-from vitnas.train.recover import SHORT, agreement, recover
+from vitnas.train.imitate import SHORT, agreement, imitate
 
 AUGMENT, BATCH = Augment(rotate=10.0, zoom=(0.9, 1.1)), 64
 SIZES = {"nystrom": (2,), "performer": (4,), "linformer": (1,)}
@@ -63,7 +63,7 @@ def one_seed(seed: int, options: argparse.Namespace) -> list[dict[str, Any]]:
 
     def won_back(model: nn.Module) -> float:
         batches = TrainBatches(data.train, AUGMENT, batch_size=BATCH, seed=seed + 1)
-        recover(model, teacher, batches, config=config, seed=seed)
+        imitate(model, teacher, batches, config=config, seed=seed)
         return evaluate(model, holdout).accuracy
 
     same = won_back(copy.deepcopy(teacher))

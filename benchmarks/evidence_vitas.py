@@ -38,7 +38,7 @@ from vitnas.space import vitas
 from vitnas.stages.hand_scaled import hand_scaled
 from vitnas.stages.run import differences
 from vitnas.supernet import Supernet, make_sharing
-from vitnas.train import AllSides, Classification, TrainConfig, evaluate, fit
+from vitnas.train import Classification, CombinedSides, TrainConfig, evaluate, fit
 
 AUGMENT, BATCH, WINDOW = Augment(rotate=10.0, zoom=(0.9, 1.1)), 64, "200K<=macs<=400K"
 SPACE = vitas("micro", image_size=8, num_classes=10, in_chans=1, num_slots=4)
@@ -60,7 +60,7 @@ def train(network: nn.Module, data: Data, sampler: Sampler, epochs: float, seed:
     config = TrainConfig(epochs=epochs, lr=3e-3, warmup_epochs=min(3, epochs / 4), monitor_every=0)
     batches = TrainBatches(data.train, AUGMENT, batch_size=BATCH, seed=seed)
     start = time.monotonic()
-    fit(network, AllSides(Classification()), sampler, batches, config=config, seed=seed)
+    fit(network, CombinedSides(Classification()), sampler, batches, config=config, seed=seed)
     return time.monotonic() - start
 
 

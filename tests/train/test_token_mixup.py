@@ -16,8 +16,9 @@ from vitnas.model import build
 from vitnas.sample import Fixed, Spread
 from vitnas.space import vit_resnas
 from vitnas.supernet import Supernet
-from vitnas.train import Batch, HardDistillation, TokenMixup, TrainConfig, fit
-from vitnas.train.token_mixup import as_fine, random_box
+from vitnas.train import Batch, HardDistillation, Teacher, TokenMixup, TrainConfig, fit
+from vitnas.train.losses.token_mixup import as_fine, random_box
+from vitnas.train.task import Outputs
 
 SPACE = vit_resnas(
     "micro", image_size=16, patch_size=2, num_classes=5, depths=(2, 2), embed_dims=(8, 12), patch_head=True
@@ -28,7 +29,7 @@ TASK = TokenMixup(num_classes=5, grid_size=4, label_smoothing=0.1)
 def numbered(n: int = 8) -> Batch:
     """Image i holds i + 1 everywhere; its class is i modulo 5."""
     images = torch.arange(1.0, n + 1)[:, None, None, None].expand(n, 1, 16, 16).clone()
-    return Batch(images, torch.arange(n) % 5)
+    return Batch((images,), torch.arange(n) % 5)
 
 
 def smoothed(targets: Tensor) -> Tensor:
@@ -85,10 +86,9 @@ def test_the_loss_is_that_of_both_heads() -> None:
     random.seed(0)
     torch.manual_seed(0)
     images = torch.randn(4, 3, 16, 16)
-    batch = replace(TASK, grid_size=4).mix(Batch(images, torch.tensor([0, 1, 2, 3])))
-    losses, logits = replace(TASK, patch_weight=0.5)(model, batch, None)
-    heads = model(batch.images_BCHW, want=("head", "patch_head"))
-    torch.testing.assert_close(logits, heads["head"])
+    batch = replace(TASK, grid_size=4).mix(Batch((images,), torch.tensor([0, 1, 2, 3])))
+    heads = model(batch.images_BCHW, want=TASK.wants)
+    losses = replace(TASK, patch_weight=0.5)(heads, batch, {})
     ce = -(heads["head"].log_softmax(-1) * batch.targets).sum(-1).mean()
     patch = -(heads["patch_head"].log_softmax(-1) * batch.patch_targets).sum(-1).mean()
     torch.testing.assert_close(losses["loss"], ce + 0.5 * patch)
@@ -97,7 +97,8 @@ def test_the_loss_is_that_of_both_heads() -> None:
 
 def test_a_network_without_a_patch_head_learns_the_images_labels() -> None:
     model = build(replace(SPACE.largest(), patch_head=False)).eval()
-    losses, _ = TASK(model, TASK.mix(Batch(torch.randn(4, 3, 16, 16), torch.arange(4))), None)
+    batch = TASK.mix(Batch((torch.randn(4, 3, 16, 16),), torch.arange(4)))
+    losses = TASK(model(batch.images_BCHW, want=TASK.wants), batch, {})
     assert set(losses) == {"loss"}
 
 
@@ -114,17 +115,17 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(
         UserError, match=r"labels are mixed already; .* mixup and cutmix of the augmentation to 0"
     ):
-        TASK.mix(Batch(torch.zeros(2, 1, 16, 16), torch.ones(2, 5)))
+        TASK.mix(Batch((torch.zeros(2, 1, 16, 16),), torch.ones(2, 5)))
     with pytest.raises(UserError, match=r"images have 18 pixels and the final grid 4 cells"):
-        TASK.mix(Batch(torch.zeros(2, 1, 18, 18), torch.zeros(2, dtype=torch.long)))
+        TASK.mix(Batch((torch.zeros(2, 1, 18, 18),), torch.zeros(2, dtype=torch.long)))
 
 
 class Recording(TokenMixup):
     """Notes what every Arch of a step was given."""
 
-    def __call__(self, network: nn.Module, batch: Batch, arch: object) -> tuple[dict[str, Tensor], Tensor]:
+    def __call__(self, outputs: Outputs, batch: Batch, taught: Outputs) -> dict[str, Tensor]:
         SEEN.append(batch)
-        return super().__call__(network, batch, arch)  # type: ignore[arg-type]
+        return super().__call__(outputs, batch, taught)
 
 
 SEEN: list[Batch] = []
@@ -148,22 +149,22 @@ def test_a_batch_is_mixed_once_and_then_shared() -> None:
 def test_the_teachers_choice_is_learned_by_the_distillation_token() -> None:
     arch = replace(SPACE.largest(), patch_head=False, distill_token=True)
     torch.manual_seed(0)
-    model, teacher = build(arch).eval(), nn.Sequential(nn.Flatten(), nn.Dropout(0.9), nn.Linear(768, 5))
+    model, task = build(arch).eval(), HardDistillation(weight=0.25)
     images, targets = torch.randn(6, 3, 16, 16), torch.arange(6) % 5
-    task = HardDistillation(teacher=teacher, weight=0.25)
-    losses, logits = task(model, Batch(images, targets), None)
-    heads = model(images, want=("head", "head_dist"))
+    taught = {"logits": torch.randn(6, 5)}
+    heads = model(images, want=task.wants)
+    losses = task(heads, Batch((images,), targets), taught)
     ce = functional.cross_entropy(heads["head"], targets)
-    kd = functional.cross_entropy(heads["head_dist"], teacher(images).argmax(-1))
+    kd = functional.cross_entropy(heads["head_dist"], taught["logits"].argmax(-1))
     torch.testing.assert_close(losses["loss"], 0.75 * ce + 0.25 * kd)
-    torch.testing.assert_close(logits, heads["head"])
-    assert not teacher.training
-    assert all(not p.requires_grad for p in teacher.parameters())
     plain = build(replace(arch, distill_token=False)).eval()
-    losses, logits = task(plain, Batch(images, targets), None)
-    torch.testing.assert_close(losses["kd"], functional.cross_entropy(logits, teacher(images).argmax(-1)))
+    losses = task(plain(images, want=task.wants), Batch((images,), targets), taught)
+    choice = taught["logits"].argmax(-1)
+    torch.testing.assert_close(losses["kd"], functional.cross_entropy(plain(images), choice))
+    with pytest.raises(UserError, match="the teacher has 4 classes, the network 5"):
+        task(heads, Batch((images,), targets), {"logits": torch.randn(6, 4)})
     with pytest.raises(UserError, match=r"weight is 2; it is a share from 0 to 1"):
-        HardDistillation(teacher=teacher, weight=2)
+        HardDistillation(weight=2)
 
 
 def test_both_train_a_model() -> None:
@@ -176,7 +177,10 @@ def test_both_train_a_model() -> None:
     with torch.no_grad():
         teacher[1].weight.copy_(prototypes.flatten(1))
     distilled = replace(SPACE.smallest(), patch_head=False, distill_token=True)
-    for arch, task in ((SPACE.smallest(), TASK), (distilled, HardDistillation(teacher=teacher))):
+    for arch, task, taught_by in (
+        (SPACE.smallest(), TASK, None),
+        (distilled, HardDistillation(), Teacher(teacher)),
+    ):
         model = build(arch, generator=torch.Generator().manual_seed(0))
-        fit(model, task, Fixed(), loader, config=config)
+        fit(model, task, Fixed(), loader, config=config, teacher=taught_by)
         assert (model.eval()(loader[0][0]).argmax(-1) == targets).float().mean() > 0.6

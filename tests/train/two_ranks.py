@@ -49,8 +49,9 @@ def batch(rank: int) -> tuple[Tensor, Tensor]:
 
 
 def backward(network: Supernet, arch: Arch, rank: int) -> None:
-    losses, _ = Classification()(network, Batch(*batch(rank)), arch)
-    losses["loss"].backward()
+    images, targets = batch(rank)
+    logits = network(images, arch)
+    Classification()({"logits": logits}, Batch((images,), targets), {})["loss"].backward()
 
 
 def gradients(engine: Engine) -> dict[str, float | bool]:

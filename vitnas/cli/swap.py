@@ -17,7 +17,7 @@ from vitnas.exporting import export_onnx, load_timm
 from vitnas.model.swap import swap_attention
 from vitnas.runs import write_json, write_with
 from vitnas.train import ConsoleProgress, TrainConfig
-from vitnas.train.recover import SHORT, agreement, recover
+from vitnas.train.imitate import SHORT, agreement, imitate
 
 KNOWN = ("mixer", "size", "layers", "pretrained", "dataset", "epochs", "lr", "batch_size", "folder")
 
@@ -102,7 +102,7 @@ def _win_back(model: Any, teacher: Any, pairs: dict[str, str], console: Console)
     before, count = agreement(model, teacher, holdout)
     batches = TrainBatches(data.train, AUGMENTS["none"], batch_size=batch, seed=0)
     with ConsoleProgress(console) as progress:
-        recover(model, teacher, batches, config=config, progress=progress)
+        imitate(model, teacher, batches, config=config, progress=progress)
     after, _ = agreement(model, teacher, holdout)
     console.print(f"agrees with the original on {before:.1%} of {count} images before, {after:.1%} after")
     return {"agreement_before": before, "agreement_after": after, "n": count, "epochs": config.epochs}

@@ -43,11 +43,15 @@ class TransformerBlock(nn.Module):
         self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
         self.attn: Any = mixer
         self.ls1 = LayerScale(dim) if layer_scale else nn.Identity()
-        self.drop_path1 = DropPath(drop_path) if drop_path else nn.Identity()
         self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
         self.mlp = make_mlp(dim, mlp_hidden, act, norm_eps=norm_eps if scale_mlp_norm else None)
         self.ls2 = LayerScale(dim) if layer_scale else nn.Identity()
-        self.drop_path2 = DropPath(drop_path) if drop_path else nn.Identity()
+        self.set_drop_path(drop_path)
+
+    def set_drop_path(self, rate: float) -> None:
+        """Change the rate of stochastic depth of both branches."""
+        self.drop_path1 = DropPath(rate) if rate else nn.Identity()
+        self.drop_path2 = DropPath(rate) if rate else nn.Identity()
 
     def axes(self) -> dict[str, Axes]:
         dim: Axes = (("dim", self.norm1.normalized_shape[0]),)

@@ -27,6 +27,7 @@ from vitnas.layers.reduction import SpatialReduction
 from vitnas.layers.select import SELECTIONS, Kept, Selection, Trail, masked_mean
 from vitnas.layers.stem import STEMS
 from vitnas.model.blocks import (
+    TransformerBlock,
     check_mixer_sizes,
     drop_path_rates,
     make_block,
@@ -437,6 +438,12 @@ class Model(nn.Module):
         self._selecting = {index for index, block in enumerate(arch.blocks) if block.keep is not None}
         asks = arch.selector is not None and SELECTIONS[arch.selector].needs_attention
         self._looking = self._selecting if asks else set[int]()
+
+    def set_drop_path(self, rate: float | Sequence[float]) -> None:
+        """Change stochastic depth: its rate at the last block, rising linearly from 0, or one rate per block."""
+        for block, each in zip(self.blocks, drop_path_rates(rate, len(self.blocks)), strict=True):
+            assert isinstance(block, TransformerBlock)
+            block.set_drop_path(each)
 
     def no_weight_decay(self) -> set[str]:
         """Parameters besides biases and norms that are not decayed, as in timm's VisionTransformer."""

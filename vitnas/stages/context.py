@@ -120,7 +120,6 @@ class Context:
                 private_tokens=sharing.private_tokens,
                 private_heads=sharing.private_heads,
             ),
-            drop_path=self.run.supernet.drop_path,
             generator=self.generator("supernet"),
         )
 
@@ -150,9 +149,7 @@ class Context:
 
     def once(self, path: Path, make: Callable[[], None]) -> None:
         """Run a stage unless its result is there; other processes wait for the first."""
-        if self.engine.is_main and not path.exists():
-            make()
-        self.engine.wait()
+        self.engine.from_first(lambda: None if path.exists() else make())
 
 
 def make_space(config: SpaceConfig, data: Data, task: TaskConfig | None = None) -> Space:

@@ -14,7 +14,7 @@ from vitnas.sample import Fixed
 from vitnas.stages.context import Context
 from vitnas.stages.models import load_model, save_model
 from vitnas.stages.tasks import make_task
-from vitnas.train import evaluate, fit
+from vitnas.train import Monitor, evaluate, fit
 
 
 def finetune(context: Context, role: str, image_size: int) -> Path:
@@ -40,8 +40,7 @@ def finetune(context: Context, role: str, image_size: int) -> Path:
     run, larger = context.run, _resized(context, image_size)
     config, data = run.retrain.train, larger.data
     before = evaluate(model.to(context.engine.device), larger.holdout)
-    set_drop_path(model, config.drop_path)
-    task = make_task(
+    task, teacher = make_task(
         run, augment=larger.augment, num_classes=data.num_classes, grid_size=model.arch.grid_sizes[-1]
     )
     fitted = fit(
@@ -50,12 +49,14 @@ def finetune(context: Context, role: str, image_size: int) -> Path:
         Fixed(),
         larger.train_batches(f"finetune/{name}"),
         config=config,
+        teacher=teacher,
         augment=larger.augment,
         num_classes=data.num_classes,
         seed=run.seed,
         engine=context.engine,
         folder=context.folder,
         stage=f"finetune/{name}",
+        monitor=Monitor((("model", None),), larger.holdout),
         progress=context.progress,
     )
     network = fitted.network
@@ -90,15 +91,3 @@ def _resized(context: Context, image_size: int) -> Context:
     assert context.data  # checked to be the run's own images
     resized.data = open_data(data)
     return resized
-
-
-def set_drop_path(model: Model, rate: float) -> None:
-    """Give a trained model the stochastic depth of further training."""
-    from timm.layers import DropPath
-    from torch import nn
-
-    from vitnas.model.blocks import drop_path_rates
-
-    for block, each in zip(model.blocks, drop_path_rates(rate, model.arch.depth), strict=True):
-        for name in ("drop_path1", "drop_path2"):
-            setattr(block, name, DropPath(each) if each else nn.Identity())

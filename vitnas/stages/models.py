@@ -20,7 +20,7 @@ from vitnas.stages.context import Context
 from vitnas.stages.hand_scaled import hand_scaled
 from vitnas.stages.searching import open_study, run_study
 from vitnas.stages.tasks import make_task
-from vitnas.train import TrainConfig, evaluate, fit
+from vitnas.train import Monitor, TrainConfig, evaluate, fit
 
 
 def chosen_trial(context: Context) -> Trial:
@@ -108,11 +108,11 @@ def train_one(
 ) -> tuple[Model, float]:
     """A Model of `arch`, trained on the train split; returns it with the seconds that it took."""
     if inherit:
-        model = extract(context.supernet, arch, drop_path=config.drop_path).cpu()
+        model = extract(context.supernet, arch).cpu()
     else:
-        model = build(arch, drop_path=config.drop_path, generator=context.generator(stage))
+        model = build(arch, generator=context.generator(stage))
     data = context.data
-    task = make_task(
+    task, teacher = make_task(
         context.run,
         augment=context.augment,
         num_classes=data.num_classes,
@@ -124,12 +124,14 @@ def train_one(
         Fixed(),
         context.train_batches(stage),
         config=config,
+        teacher=teacher,
         augment=context.augment,
         num_classes=context.data.num_classes,
         seed=context.run.seed,
         engine=context.engine,
         folder=context.folder,
         stage=stage,
+        monitor=Monitor((("model", None),), context.holdout),
         progress=context.progress,
     )
     network = fitted.network

@@ -16,6 +16,7 @@ from vitnas.stages.sampler import check_sampler
 from vitnas.stages.searching import open_study
 from vitnas.stages.tasks import make_task
 from vitnas.train.optim import make_optimizer, make_schedule
+from vitnas.train.teacher import Pixels
 
 
 def prepare(context: Context) -> list[dict[str, Any]]:
@@ -36,12 +37,14 @@ def prepare(context: Context) -> list[dict[str, Any]]:
     space, budget = context.space, context.budget
     for config in (run.supernet, run.retrain.train):  # what is unknown shows now, not in an hour
         make_schedule(make_optimizer(context.new_supernet(), config), config, 100, 10)
-    make_task(
+    task, teacher = make_task(
         run,
         augment=context.augment,
         num_classes=context.data.num_classes,
         grid_size=space.largest().grid_sizes[-1],
     )
+    if teacher is not None:
+        teacher.check(task.wants_taught, Pixels(context.data.mean, context.data.std))
     if run.search.storage is not None:
         with open_study(context, "search"):
             pass
@@ -51,7 +54,8 @@ def prepare(context: Context) -> list[dict[str, Any]]:
     )
     check_sampler(context)
     settle_identity(context)
-    if context.engine.is_main:
+
+    def write() -> None:
         write_json(
             folder / "space.json",
             {
@@ -64,7 +68,8 @@ def prepare(context: Context) -> list[dict[str, Any]]:
         write_json(written, rows)
         if not (folder / "manifest.json").exists():
             write_json(folder / "manifest.json", manifest(context))
-    context.engine.wait()
+
+    context.engine.from_first(write)
     return rows
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from vitnas.runs import write_json
-from vitnas.sample import Focus, Sandwich
+from vitnas.sample import Focus
 from vitnas.stages.context import Context, save_weights
 from vitnas.stages.sampler import load_sampler, make_focus, save_sampler, summarise
 from vitnas.stages.tasks import make_task
-from vitnas.train import Monitor, Rewiring, all_sides, fit
+from vitnas.train import CombinedSides, Monitor, Rewiring, fit
 
 STAGE = "supernet"
 
@@ -27,19 +27,19 @@ def train_supernet(context: Context) -> None:
         context.progress.note(start_from_timm(supernet, run.pretrained))
     learned = run.sampler.kind in ("focus", "best_up")
     sampler = make_focus(context) if learned else context.sampler()
-    task = make_task(
+    task, teacher = make_task(
         run,
         augment=context.augment,
         num_classes=data.num_classes,
         grid_size=context.space.largest().grid_sizes[-1],
-        distill_weight=0.5 if _distils(sampler) else 0.0,
     )
     fitted = fit(
         supernet,
-        all_sides(task) if supernet.sides > 1 else task,
+        CombinedSides(task) if supernet.sides > 1 else task,
         sampler,
         context.train_batches(STAGE),
         config=run.supernet,
+        teacher=teacher,
         augment=context.augment,
         num_classes=data.num_classes,
         seed=run.seed,
@@ -63,7 +63,3 @@ def _tell(context: Context, focus: Focus) -> None:
     """sampler.json, unless it is there."""
     summary = context.folder / "sampler.json"
     context.once(summary, lambda: write_json(summary, summarise(context, focus)))
-
-
-def _distils(sampler: object) -> bool:
-    return isinstance(sampler, Sandwich) and sampler.distill

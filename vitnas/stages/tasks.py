@@ -11,17 +11,14 @@ from vitnas.data import Augment
 from vitnas.errors import UserError
 from vitnas.exporting import load_timm
 from vitnas.stages.run import Run
-from vitnas.train import Classification, HardDistillation, Task, TokenMixup
+from vitnas.train import Classification, HardDistillation, Task, Teacher, TokenMixup
 
 
-def make_task(
-    run: Run, *, augment: Augment, num_classes: int, grid_size: int, distill_weight: float = 0.5
-) -> Task:
-    """The Task of a run.
+def make_task(run: Run, *, augment: Augment, num_classes: int, grid_size: int) -> tuple[Task, Teacher | None]:
+    """The Task of a run, and who teaches it.
 
     Args:
         grid_size: patches along one side in the last stage of what trains.
-        distill_weight: of one Arch's logits for another in the same step, where the Sampler asks for it.
 
     Raises:
         UserError: a teacher that cannot be loaded or has other classes; images that would be mixed twice.
@@ -33,16 +30,17 @@ def make_task(
                 f"data.augment mixes images (mixup {augment.mixup}, cutmix {augment.cutmix}) and task.kind token_mixup "
                 "does so itself; only one may. Set data.augment.mixup and data.augment.cutmix to 0."
             )
-        return TokenMixup(
+        task = TokenMixup(
             num_classes=num_classes,
             grid_size=grid_size,
             label_smoothing=smoothing,
             patch_weight=config.patch_weight,
         )
+        return task, None
     if config.kind == "hard_distillation":
-        teacher = load_teacher(config.teacher, num_classes)
-        return HardDistillation(teacher=teacher, weight=config.teacher_weight, label_smoothing=smoothing)
-    return Classification(label_smoothing=smoothing, distill_weight=distill_weight)
+        teacher = Teacher(load_teacher(config.teacher, num_classes))
+        return HardDistillation(weight=config.teacher_weight, label_smoothing=smoothing), teacher
+    return Classification(label_smoothing=smoothing), None
 
 
 def load_teacher(name: str, num_classes: int) -> nn.Module:

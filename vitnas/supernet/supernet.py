@@ -112,6 +112,12 @@ class Supernet(nn.Module):
         self._changes += mode != self.training
         return super().train(mode)
 
+    def set_drop_path(self, rate: float) -> None:
+        """Change the rate of stochastic depth at the last block of the deepest Arch."""
+        if rate != self.drop_path:
+            self.drop_path = rate
+            self._cache, self._blocks = _Cache(), _Cache()
+
     def no_weight_decay(self) -> set[str]:
         """Parameters besides biases and norms that are not decayed; optimizers ask for it."""
         skeleton = self.subnet(self.space.largest()).skeleton

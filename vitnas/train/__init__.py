@@ -3,24 +3,24 @@
 from vitnas.train.config import TrainConfig
 from vitnas.train.engine import Engine
 from vitnas.train.evaluate import Score, evaluate
-from vitnas.train.hard_distillation import HardDistillation
 from vitnas.train.loop import Fitted, NonFiniteLossError, fit, step_rng
+from vitnas.train.losses import Classification, CombinedSides, HardDistillation, Imitation, TokenMixup
 from vitnas.train.monitor import Monitor, convergence_warning
 from vitnas.train.progress import ConsoleProgress, Progress, Silent
 from vitnas.train.rewiring import Rewiring
-from vitnas.train.sides import AllSides, all_sides
-from vitnas.train.task import Batch, Classification, Mixes, Task
-from vitnas.train.token_mixup import TokenMixup
+from vitnas.train.task import Batch, Task
+from vitnas.train.teacher import AverageTeacher, Teacher, cosine
 
 __all__ = [
-    "AllSides",
+    "AverageTeacher",
     "Batch",
     "Classification",
+    "CombinedSides",
     "ConsoleProgress",
     "Engine",
     "Fitted",
     "HardDistillation",
-    "Mixes",
+    "Imitation",
     "Monitor",
     "NonFiniteLossError",
     "Progress",
@@ -28,10 +28,11 @@ __all__ = [
     "Score",
     "Silent",
     "Task",
+    "Teacher",
     "TokenMixup",
     "TrainConfig",
-    "all_sides",
     "convergence_warning",
+    "cosine",
     "evaluate",
     "fit",
     "step_rng",

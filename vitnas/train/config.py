@@ -15,7 +15,9 @@ class TrainConfig:
     `lr` is what the optimizer gets; it is not scaled by the batch size. `warmup_epochs` and `epochs` count passes
     over the data. `ema` is the decay per optimizer step of an average of the weights, which is then what is
     evaluated and kept; None for none. `clip_grad` is the largest norm of all gradients together. `accumulate` batches
-    make one optimizer step. `monitor_every` epochs a few Archs are evaluated on the holdout split; 0 for never.
+    make one optimizer step. `drop_path` is the rate of stochastic depth at the last block, rising linearly from 0; None
+    leaves what the network was made with. `monitor_every` epochs a few Archs, or the Model that trains, are
+    evaluated on the holdout split; 0 for never.
     """
 
     epochs: float = 30
@@ -30,7 +32,7 @@ class TrainConfig:
     accumulate: int = 1
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     ema: float | None = None
-    drop_path: float = 0.0
+    drop_path: float | None = None
     monitor_every: float = 5
     checkpoint_minutes: float = 3
     log_every: int = 20
@@ -55,7 +57,7 @@ class TrainConfig:
             raise UserError(f"clip_grad is {self.clip_grad}; it must be above 0. Use null for no clipping.")
         if self.ema is not None and not 0 < self.ema < 1:
             raise UserError(f"ema is {self.ema}; it is a decay between 0 and 1. Use 0.999, or null for none.")
-        if not 0 <= self.drop_path < 1:
+        if self.drop_path is not None and not 0 <= self.drop_path < 1:
             raise UserError(f"drop_path is {self.drop_path}; it must be from 0 to below 1. Use 0.1.")
         if self.precision not in ("fp32", "bf16", "fp16"):
             raise UserError(

@@ -7,7 +7,8 @@ may train different Archs in the same step, so gradients are averaged here, thos
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,10 @@ class Engine:
         self.accelerator = Accelerator(
             mixed_precision=PRECISIONS[precision], cpu=cpu, log_with=names or None, project_dir=folder
         )
+        # Flags go between processes by a group of the hosts, which needs not wait for what the devices still compute.
+        self._hosts: Any = None
+        if self.world > 1 and self.device.type != "cpu":
+            self._hosts = torch.distributed.new_group(backend="gloo")
         if names:
             self.accelerator.init_trackers("vitnas")
 
@@ -100,15 +105,46 @@ class Engine:
 
     def broadcast(self, network: nn.Module) -> None:
         """Give every process the first one's weights."""
-        if self.world > 1:
-            for tensor in network.state_dict().values():
-                self.share(tensor)
+        self.share(*network.state_dict().values())
 
-    def share(self, tensor: Tensor) -> None:
-        """Give every process the first one's values, in place."""
+    def share(self, *tensors: Tensor) -> None:
+        """Give every process the first one's values, in place. Raises what another process met before."""
+        self._agree(None)
         if self.world > 1:
             with torch.no_grad():
-                tensor.copy_(broadcast(tensor.detach().to(self.device, copy=True), from_process=0))
+                for tensor in tensors:
+                    tensor.copy_(broadcast(tensor.detach().to(self.device, copy=True), from_process=0))
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What one process meets inside is raised in all of them, so that none waits for another that has left.
+
+        All processes go through the block. They hear of it at the block's end, or at the next `share` inside.
+        """
+        met: Exception | None = None
+        try:
+            yield
+        except Exception as error:
+            if self.world == 1 or hasattr(error, "_of_all"):
+                raise
+            met = error
+        self._agree(met)
+
+    def _agree(self, met: Exception | None) -> None:
+        """Raise in every process what any has met; the first one's where several have."""
+        if self.world == 1:
+            return
+        flag = torch.tensor([float(met is not None)])
+        torch.distributed.all_reduce(flag, group=self._hosts)
+        if not flag:
+            return
+        said: list[Any] = [None] * self.world
+        mine = None if met is None else (type(met), " ".join(map(str, met.args)) or type(met).__name__)
+        torch.distributed.all_gather_object(said, mine, group=self._hosts)
+        kind, text = next(each for each in said if each is not None)
+        error: Any = met if met is not None and mine == (kind, text) else kind.__new__(kind, text)
+        error._of_all = True  # another `together` around this one must not ask again
+        raise error
 
     def release(self) -> None:
         """Forget the optimizers that were prepared; Accelerate would keep them, and their state, for good."""
@@ -120,8 +156,8 @@ class Engine:
         if self.world == 1:
             return
         everything = [p for p in parameters if p.requires_grad]
-        used = torch.tensor([p.grad is not None for p in everything], dtype=torch.float32, device=self.device)
-        used = self.accelerator.reduce(used, reduction="sum")
+        used = torch.tensor([float(p.grad is not None) for p in everything])
+        torch.distributed.all_reduce(used, group=self._hosts)
         bucket: list[nn.Parameter] = []
         size = 0
         for parameter in (p for p, n in zip(everything, used.tolist(), strict=True) if n):
@@ -145,18 +181,14 @@ class Engine:
         self.accelerator.wait_for_everyone()
 
     def from_first(self, make: Callable[[], Any]) -> Any:
-        """What `make` gives in the first process, in all of them; a UserError there is raised by all."""
-        told: list[Any] = [None, None]
-        if self.is_main:
-            try:
-                told = [make(), None]
-            except UserError as error:
-                told = [None, str(error)]
+        """What `make` gives in the first process, in all of them; what it raises there is raised by all."""
+        made: list[Any] = [None]
+        with self.together():
+            if self.is_main:
+                made = [make()]
         if self.world > 1:
-            told = broadcast_object_list(told)
-        if told[1] is not None:
-            raise UserError(told[1])
-        return told[0]
+            made = broadcast_object_list(made)
+        return made[0]
 
     def track(self, values: Mapping[str, float], step: int) -> None:
         """Send numbers to the trackers, if there are any."""

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vitnas.arch import Arch
-from vitnas.train.task import run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +49,8 @@ def evaluate(
         for images_BCHW, targets_B in batches:
             images_BCHW, targets_B = images_BCHW.to(target_device), targets_B.to(target_device)
             for side in range(sides):
-                logits_BY = run(network, images_BCHW, arch, side=side).float()
+                given = () if arch is None else (arch,)
+                logits_BY = network(images_BCHW, *given, **({"side": side} if side else {})).float()
                 best = logits_BY.topk(min(5, logits_BY.shape[1]), dim=1).indices == targets_B[:, None]
                 loss = functional.cross_entropy(logits_BY, targets_B, reduction="sum")
                 sums = torch.stack([best[:, 0].sum(), best.sum(), loss, loss.new_tensor(len(targets_B))])

@@ -1,32 +1,36 @@
 """fit: the one training loop, for Supernets and for single Models.
 
 Everything random (data order, augmentation, mixing, Archs, dropout) is a function of (seed, step, rank). A checkpoint
-is therefore weights, optimizer state and the step, and a run that was killed and resumed equals one that was not, bit
-for bit on a CPU.
+is therefore weights, optimizer state, what an averaging teacher has become, and the step; a run that was killed and
+resumed equals one that was not, bit for bit on a CPU.
+
+Losses are not waited for. On an accelerator they are read every `READ_EVERY` steps, in one transfer; on a CPU, where
+there is nothing to wait for, at every step before the weights are touched. Promised is: on a CPU the weights that a
+non-finite loss leaves are those before its step; on an accelerator training stops at most `READ_EVERY` steps later;
+and on both no checkpoint is written, and no network returned, whose weights are not all finite.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import random
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 import torch
 from timm.data import Mixup
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from vitnas.arch import Arch
 from vitnas.data import Augment
 from vitnas.data.augment import seed_from, seeded_globals
 from vitnas.errors import UserError
-from vitnas.runs import append_jsonl, read_jsonl, write_atomic
+from vitnas.model import Model
 from vitnas.sample import Draw, Hook, Moment, Sampler
+from vitnas.supernet import Supernet
 from vitnas.train.checkpoint import (
     difference,
     is_harmless,
@@ -37,10 +41,16 @@ from vitnas.train.checkpoint import (
 )
 from vitnas.train.config import TrainConfig
 from vitnas.train.engine import Engine
+from vitnas.train.metrics import Metrics
 from vitnas.train.monitor import Monitor, convergence_warning
 from vitnas.train.optim import make_ema, make_mixup, make_optimizer, make_schedule
 from vitnas.train.progress import Progress, Silent
-from vitnas.train.task import Batch, Mixes, Task
+from vitnas.train.task import Batch, Task, read_views
+from vitnas.train.teacher import Teacher, check_task
+
+READ_EVERY = 10
+_NOTHING: dict[str, Tensor] = {}
+Views = Tensor | Sequence[Tensor]
 
 
 class Batches(Protocol):
@@ -48,11 +58,11 @@ class Batches(Protocol):
 
     steps_per_epoch: int
 
-    def from_step(self, step: int) -> Iterator[tuple[Tensor, Tensor]]: ...
+    def from_step(self, step: int) -> Iterator[tuple[Views, Tensor]]: ...
 
 
 class NonFiniteLossError(UserError):
-    """The loss is no number; the weights are those before the step."""
+    """A loss, a gradient or a weight is no number. What is on disk is from before."""
 
 
 @dataclass(frozen=True)
@@ -74,9 +84,10 @@ def fit(
     network: nn.Module,
     task: Task,
     sampler: Sampler,
-    loader: Batches | Iterable[tuple[Tensor, Tensor]],
+    loader: Batches | Iterable[tuple[Views, Tensor]],
     *,
     config: TrainConfig | None = None,
+    teacher: Teacher | None = None,
     augment: Augment | None = None,
     num_classes: int | None = None,
     seed: int = 0,
@@ -93,16 +104,19 @@ def fit(
         network: a Supernet, or any network when `sampler` is `Fixed()`.
         task: losses of a batch.
         sampler: which Archs train at a step.
-        loader: `TrainBatches`, or any re-iterable of (images, class numbers), which resumes at an epoch's start.
+        loader: `TrainBatches`, or any re-iterable of (images, class numbers), which resumes at an epoch's start. In
+            place of images there may be several views of them, in a tuple or list.
+        teacher: what the task's `wants_taught` is read from; without one, a Draw that distils learns from the step's
+            first Draw.
         augment: its `mixup` and `cutmix` mix images and labels; `num_classes` is then needed.
         folder: run folder for metrics and checkpoints; None keeps nothing. A checkpoint found there is continued.
         stage: name of this training in the run folder.
-        monitor: evaluates a few Archs every `config.monitor_every` epochs.
+        monitor: evaluates every `config.monitor_every` epochs.
         hooks: called before each step, after the sampler and the task where these are Hooks themselves.
 
     Raises:
-        NonFiniteLossError: before the weights are touched, saying where.
-        UserError: a checkpoint of another run, options that do not fit.
+        NonFiniteLossError: saying where; the docstring of this module says what weights are left.
+        UserError: a checkpoint of another run, options that do not fit, a teacher that cannot teach this task.
     """
     config, progress = config or TrainConfig(), progress or Silent()
     engine = engine or Engine(precision=config.precision)
@@ -110,99 +124,174 @@ def fit(
         raise UserError(
             f"config.precision is {config.precision!r}, engine's is {engine.precision!r}. Give both the same."
         )
-    batches = cast(Batches, loader) if hasattr(loader, "from_step") else _Plain(loader)
-    network.to(engine.device).train()
-    engine.broadcast(network)  # processes may have started with other weights
-    steps_per_epoch = max(1, batches.steps_per_epoch // config.accumulate)
-    steps = max(1, round(config.epochs * steps_per_epoch))
-    optimizer = engine.prepare(make_optimizer(network, config))
-    run = _Run(
-        config=config,
-        network=network,
-        optimizer=optimizer,
-        schedule=make_schedule(optimizer, config, steps, steps_per_epoch),
-        ema=make_ema(network, config),
-        mix=make_mixup(augment, num_classes, getattr(batches, "batch_size", 0)),
-        engine=engine,
-        log=_Log(folder, stage, engine),
-        checkpoint=folder and folder / "checkpoints" / f"{stage.replace('/', '-')}.safetensors",
-        identity={
+    start = time.monotonic()
+    with nullcontext() if teacher is None else teacher.teaching(engine.device):
+        with engine.together():
+            training = _Training(
+                network=network,
+                task=task,
+                sampler=sampler,
+                batches=cast(Batches, loader) if hasattr(loader, "from_step") else _Plain(loader),
+                config=config,
+                teacher=teacher,
+                mixup=make_mixup(augment, num_classes, getattr(loader, "batch_size", 0) or 0),
+                seed=seed,
+                engine=engine,
+                folder=folder,
+                stage=stage,
+                monitor=monitor,
+                hooks=[hook for hook in (sampler, task, *hooks) if isinstance(hook, Hook)],
+                progress=progress,
+            )
+            step = training.resume()
+        training.run(step)
+        warning = training.finish(_classes(num_classes, network))
+    return Fitted(
+        network=training.result, steps=training.steps, seconds=time.monotonic() - start, warning=warning
+    )
+
+
+class _Training:
+    """A training under way: what trains, by what, and how it is saved."""
+
+    def __init__(
+        self,
+        *,
+        network: nn.Module,
+        task: Task,
+        sampler: Sampler,
+        batches: Batches,
+        config: TrainConfig,
+        teacher: Teacher | None,
+        mixup: Mixup | None,
+        seed: int,
+        engine: Engine,
+        folder: Path | None,
+        stage: str,
+        monitor: Monitor | None,
+        hooks: list[Hook],
+        progress: Progress,
+    ) -> None:
+        self.network, self.task, self.sampler, self.batches = network, task, sampler, batches
+        self.config, self.teacher, self.mixup, self.seed, self.engine = config, teacher, mixup, seed, engine
+        self.stage, self.monitor, self.hooks, self.progress = stage, monitor, hooks, progress
+        if config.drop_path is not None:
+            if not isinstance(network, Model | Supernet):
+                raise UserError(
+                    f"drop_path is {config.drop_path}; training sets it in a Model or a Supernet, not in a "
+                    f"{type(network).__name__}. Make the network with its own rate, and leave drop_path out."
+                )
+            network.set_drop_path(config.drop_path)
+        network.to(engine.device).train()
+        engine.broadcast(network)  # processes may have started with other weights
+        check_task(task, network, teacher, batches)
+        if teacher is not None:
+            engine.broadcast(teacher.network)
+        self.steps_per_epoch = max(1, batches.steps_per_epoch // config.accumulate)
+        self.steps = max(1, round(config.epochs * self.steps_per_epoch))
+        self.optimizer = engine.prepare(make_optimizer(network, config))
+        self.schedule = make_schedule(self.optimizer, config, self.steps, self.steps_per_epoch)
+        self.ema = make_ema(network, config)
+        self.parameters = [p for p in network.parameters() if p.requires_grad]
+        self.read_every = 1 if engine.device.type == "cpu" else READ_EVERY
+        self.log = Metrics(folder, stage, engine)
+        self.checkpoint = folder and folder / "checkpoints" / f"{stage.replace('/', '-')}.safetensors"
+        self.identity = {
             "stage": stage,
             "seed": seed,
-            "steps": steps,
+            "steps": self.steps,
             "world": engine.world,
             "config": asdict(config),
-        },
-        seed=seed,
-        hooks=[hook for hook in (sampler, task, *hooks) if isinstance(hook, Hook)],
-    )
-    start = time.monotonic()
-    step = run.resume()
-    history = run.log.truncate(step)
-    saved = time.monotonic()
-    stream = batches.from_step(step * config.accumulate)
-    parameters = [p for p in network.parameters() if p.requires_grad]
-    monitor_steps = _monitor_steps(config, steps, steps_per_epoch) if monitor else set()
+        }
+        self.saved = time.monotonic()
+        self.history: list[list[dict[str, Any]]] = []
+        every = max(1, round(config.monitor_every * self.steps_per_epoch))
+        watched = monitor is not None and config.monitor_every > 0
+        self.monitored = {*range(every, self.steps + 1, every), self.steps} if watched else set()
 
-    while step < steps:
-        if run.schedule is not None:
-            run.schedule.step_update(step)
-        run.call_hooks(step, steps, step / steps_per_epoch)
-        optimizer.zero_grad(set_to_none=True)
-        with run.randomness(step):
-            for micro in range(config.accumulate):
-                batch = run.mixed(*next(stream))
-                batch = task.mix(batch) if isinstance(task, Mixes) else batch
-                draws = sampler.draw(step_rng(seed, step * config.accumulate + micro, engine.rank))
-                _accumulate(run, task, batch, draws)
-        run.check_finite(step, steps_per_epoch)
-        engine.average_gradients(parameters)
-        run.check_gradient(engine.clip(parameters, config.clip_grad), step, steps_per_epoch)
-        optimizer.step()
-        step += 1
-        if run.ema is not None:
-            run.ema.update(network, step=step)
-        run.log.step(step, step / steps_per_epoch, optimizer.param_groups[0]["lr"], config.log_every, steps)
-        progress.update(stage, step, steps, run.log.text)
-        if step in monitor_steps and monitor is not None:
-            history.append(run.monitor(monitor, step, step / steps_per_epoch, progress))
-        if time.monotonic() - saved >= 60 * config.checkpoint_minutes and step < steps:
-            run.save(step)
-            saved = time.monotonic()
+    @property
+    def result(self) -> nn.Module:
+        """The network to use: the average, if one is kept."""
+        return self.network if self.ema is None else self.ema.module
 
-    warning = convergence_warning(history, _classes(num_classes, network)) if monitor else None
-    if warning:
-        run.log.write({"event": "warning", "step": step, "text": warning})
-    progress.done(stage, warning)
-    engine.release()
-    final = network if run.ema is None else run.ema.module
-    return Fitted(network=final, steps=steps, seconds=time.monotonic() - start, warning=warning)
+    def run(self, step: int) -> None:
+        """All steps from `step` on."""
+        stream = self.batches.from_step(step * self.config.accumulate)
+        while step < self.steps:
+            if self.schedule is not None:
+                self.schedule.step_update(step)
+            with self.engine.together():
+                self.learn(step, stream)
+            self.move(step)
+            step += 1
+            with self.engine.together():
+                self.tell(step)
 
+    def learn(self, step: int, stream: Iterator[tuple[Views, Tensor]]) -> None:
+        """The gradients of a step."""
+        self.call_hooks(step)
+        self.optimizer.zero_grad(set_to_none=True)
+        with self.randomness(step):
+            for micro in range(self.config.accumulate):
+                batch = self.task.mix(self.batch_of(*next(stream)))
+                number = step * self.config.accumulate + micro
+                draws = self.sampler.draw(step_rng(self.seed, number, self.engine.rank))
+                self.accumulate(step, batch, draws)
+        if self.is_read(step):
+            self.check_finite()
 
-@dataclass
-class _Run:
-    """What the loop holds: the parts that train, and how they are saved."""
+    def move(self, step: int) -> None:
+        """Move the weights, and what follows them."""
+        self.engine.average_gradients(self.parameters)
+        norm = self.engine.clip(self.parameters, self.config.clip_grad)
+        if self.config.precision != "fp16":  # whose loss scaling skips steps without a finite gradient
+            self.log.add_norm(step, norm)
+            if self.is_read(step):  # the same in all processes, as all have the same gradient now
+                self.check_finite()
+        self.optimizer.step()
+        if self.ema is not None:
+            self.ema.update(self.network, step=step + 1)
+        if self.teacher is not None:
+            self.teacher.after(step + 1, self.steps, self.network)
 
-    config: TrainConfig
-    network: nn.Module
-    optimizer: Any
-    schedule: Any
-    ema: ModelEmaV3 | None
-    mix: Mixup | None
-    engine: Engine
-    log: _Log
-    checkpoint: Path | None
-    identity: dict[str, Any]
-    seed: int
-    hooks: list[Hook]
+    def tell(self, step: int) -> None:
+        """What is written and shown after a step, and the checkpoint."""
+        epoch, lr = step / self.steps_per_epoch, self.optimizer.param_groups[0]["lr"]
+        if step % self.config.log_every == 0 or step == self.steps:
+            self.check_finite()
+            self.log.step(step, epoch, lr)
+        self.progress.update(self.stage, step, self.steps, self.log.text)
+        if step in self.monitored:
+            self.history.append(self.watch(step, epoch))
+        if time.monotonic() - self.saved >= 60 * self.config.checkpoint_minutes and step < self.steps:
+            self.save(step)
+            self.saved = time.monotonic()
 
-    def call_hooks(self, step: int, steps: int, epoch: float) -> None:
+    def finish(self, num_classes: int) -> str | None:
+        """Why the Supernet should not be trusted yet, or None.
+
+        Raises:
+            NonFiniteLossError: the last step left weights that are not finite.
+        """
+        with self.engine.together():
+            self.check_weights(self.steps)
+            warning = convergence_warning(self.history, num_classes)
+            if warning:
+                self.log.write({"event": "warning", "step": self.steps, "text": warning})
+            self.progress.done(self.stage, warning)
+        self.engine.release()
+        return warning
+
+    def call_hooks(self, step: int) -> None:
+        epoch = step / self.steps_per_epoch
         optimizer = getattr(self.optimizer, "optimizer", self.optimizer)  # Accelerate wraps it
-        moment = Moment(step, steps, epoch, self.seed, self.network, optimizer, self.engine.share)
+        moment = Moment(step, self.steps, epoch, self.seed, self.network, optimizer, self.engine.share)
         for hook in self.hooks:
-            told = hook.before(moment)
-            if told is not None:
-                self.log.write({"event": type(hook).__name__.lower(), "step": step, "epoch": epoch, **told})
+            record = hook.before(moment)
+            if record is not None:
+                self.log.write({"event": type(hook).__name__.lower(), "step": step, "epoch": epoch, **record})
+        if self.teacher is not None:
+            self.teacher.before(step, self.steps)
 
     def randomness(self, step: int) -> Any:
         """Seed dropout, stochastic depth and mixing for this step and rank; other users' generators are restored."""
@@ -211,71 +300,144 @@ class _Run:
             torch.cuda.manual_seed(seed)
         return seeded_globals(seed)
 
-    def mixed(self, images_BCHW: Tensor, targets_B: Tensor) -> Batch:
-        images_BCHW = images_BCHW.to(self.engine.device, non_blocking=True)
-        targets_B = targets_B.to(self.engine.device, non_blocking=True)
-        if self.mix is not None:
-            images_BCHW, targets_B = self.mix(images_BCHW, targets_B)
-        return Batch(images_BCHW, targets_B)
+    def batch_of(self, images: Views, targets_B: Tensor) -> Batch:
+        """A batch on the device, mixed where that is asked for. Mixing pairs images, so an odd one is left out."""
+        device = self.engine.device
+        views = (images,) if isinstance(images, Tensor) else tuple(images)
+        views = tuple(view.to(device, non_blocking=True) for view in views)
+        targets_B = targets_B.to(device, non_blocking=True)
+        if self.mixup is None or len(targets_B) < 2:
+            return Batch(views, targets_B)
+        if len(views) > 1:
+            raise UserError(
+                f"the batches have {len(views)} views; mixup and cutmix mix single images. Set both to 0."
+            )
+        even = len(targets_B) // 2 * 2
+        images_BCHW, targets_BY = self.mixup(views[0][:even], targets_B[:even])
+        return Batch((images_BCHW,), targets_BY)
 
-    def check_finite(self, step: int, steps_per_epoch: int) -> None:
-        bad = self.log.first_bad()
-        if bad is not None:
-            arch, value = bad
-            name = "the network" if arch is None else f"Arch {arch.id}"
+    def accumulate(self, step: int, batch: Batch, draws: list[Draw]) -> None:
+        """Add the gradients of all draws of one batch."""
+        task, answers, first = self.task, _NOTHING, _NOTHING
+        if self.teacher is not None:
+            with self.engine.autocast():
+                answers = self.teacher.answer(batch.views, task.wants_taught)
+        distils = self.teacher is None and any(draw.distill for draw in draws)
+        for draw in draws:
+            rows = draw.rows(len(batch))
+            part = batch.part(rows)
+            taught = {name: output[rows] for name, output in answers.items()} or (
+                first if draw.distill else {}
+            )
+            teaches = distils and not first and draw.part[1] == 1
+            with self.engine.autocast():
+                want = (*task.wants, *task.wants_taught) if teaches else task.wants
+                outputs = read_views(self.network, part.views, want, arch=draw.arch)
+                losses = task(outputs, part, taught)
+            self.engine.backward(losses["loss"] * (draw.weight / self.config.accumulate))
+            if teaches:
+                names = {name.removesuffix("?") for name in task.wants_taught}
+                first = {name: output.detach() for name, output in outputs.items() if name in names}
+            self.log.add(step, draw.arch, losses, len(part))
+
+    def is_read(self, step: int) -> bool:
+        """Losses are looked at in this step, before the weights move."""
+        return (step + 1) % self.read_every == 0
+
+    def check_finite(self) -> None:
+        """Raise NonFiniteLossError if a loss or a gradient since the last call was not finite."""
+        bad = self.log.read()
+        if bad is None:
+            return
+        step, what, value = bad
+        where = f"at step {step} (epoch {step / self.steps_per_epoch:.1f})"
+        left = (
+            "The weights are those before this step."
+            if self.read_every == 1
+            else "What is on disk is from before this step."
+        )
+        if what == "gradient":
             raise NonFiniteLossError(
-                f"the loss of {name} is {value} at step {step} (epoch {step / steps_per_epoch:.1f}); training stops. "
-                "The weights are those before this step. Lower lr or clip_grad, or use precision fp32 or bf16."
+                f"the gradient's norm is {value} {where} although the loss is finite; training stops. {left} Lower lr "
+                "or use fp32."
+            )
+        name = f"Arch {what.id}" if isinstance(what, Arch) else "the network"
+        raise NonFiniteLossError(
+            f"the loss of {name} is {value} {where}; training stops. {left} Lower lr or clip_grad, or use precision "
+            "fp32 or bf16."
+        )
+
+    def check_weights(self, step: int) -> None:
+        """Raise NonFiniteLossError unless all weights are finite."""
+        named = dict(self.result.named_parameters())
+        finite = torch.stack([parameter.isfinite().all() for parameter in named.values()]).tolist()
+        if not all(finite):
+            bad = next(name for name, good in zip(named, finite, strict=True) if not good)
+            raise NonFiniteLossError(
+                f"{bad} is not finite after step {step}; training stops. What is on disk is from before. Lower lr or "
+                "clip_grad, or use precision fp32 or bf16."
             )
 
-    def check_gradient(self, norm: Tensor, step: int, steps_per_epoch: int) -> None:
-        """A finite loss can have a gradient that is not; fp16's loss scaling skips such steps by itself."""
-        if self.config.precision != "fp16" and not bool(torch.isfinite(norm)):
-            raise NonFiniteLossError(
-                f"the gradient's norm is {float(norm)} at step {step} (epoch {step / steps_per_epoch:.1f}) although "
-                "the loss is finite; training stops. The weights are those before this step. Lower lr or use fp32."
-            )
-
-    def monitor(self, monitor: Monitor, step: int, epoch: float, progress: Progress) -> list[dict[str, Any]]:
-        records = monitor(self.network if self.ema is None else self.ema.module)
+    def watch(self, step: int, epoch: float) -> list[dict[str, Any]]:
+        assert self.monitor is not None
+        records = self.monitor(self.result)
         self.log.write({"event": "monitor", "step": step, "epoch": epoch, "archs": records})
         for record in records[:3]:  # the random ones go to metrics.jsonl only
             self.engine.track({f"accuracy/{record['role']}": record["accuracy"]}, step)
-        progress.note("accuracy " + ", ".join(f"{r['role']} {r['accuracy']:.1%}" for r in records[:3]))
+        self.progress.note("accuracy " + ", ".join(f"{r['role']} {r['accuracy']:.1%}" for r in records[:3]))
         return records
 
     def save(self, step: int) -> None:
-        if self.checkpoint is None:
+        """Write the checkpoint, in the first process."""
+        if self.checkpoint is None or not self.engine.is_main:
             return
-        if self.engine.is_main:
-            tensors, meta = optimizer_tensors(self.optimizer)
-            parts = {"network": self.network.state_dict(), "optimizer": tensors}
-            if self.ema is not None:
-                parts["ema"] = self.ema.module.state_dict()
-            parts |= {f"hook{i}": hook.tensors() for i, hook in enumerate(self.hooks)}
-            scaler = self.engine.scaler_state()
-            save_checkpoint(
-                self.checkpoint, parts, {**self.identity, "step": step, "optimizer": meta, "scaler": scaler}
-            )
+        self.check_finite()
+        self.check_weights(step)
+        tensors, meta = optimizer_tensors(self.optimizer)
+        parts = {"network": self.network.state_dict(), "optimizer": tensors}
+        if self.ema is not None:
+            parts["ema"] = self.ema.module.state_dict()
+        if self.teacher is not None:
+            parts["teacher"] = self.teacher.tensors()
+        parts |= {f"hook{i}": hook.tensors() for i, hook in enumerate(self.hooks)}
+        scaler = self.engine.scaler_state()
+        save_checkpoint(
+            self.checkpoint, parts, {**self.identity, "step": step, "optimizer": meta, "scaler": scaler}
+        )
 
     def resume(self) -> int:
-        """Continue from the checkpoint, if there is one; returns the step to do next."""
-        if self.checkpoint is None or not self.checkpoint.exists():
-            return 0
-        parts, meta = load_checkpoint(self.checkpoint)
+        """Continue from the checkpoint, if there is one; returns the step to do next.
+
+        Raises:
+            UserError: it is of another run, or the processes do not see the same one.
+        """
+        step = 0 if self.checkpoint is None or not self.checkpoint.exists() else self.load(self.checkpoint)
+        if step != (first := self.engine.from_first(lambda: step)):
+            raise UserError(
+                f"the first process continues at step {first}, process {self.engine.rank} at step {step}; all must see "
+                "the same run folder. Use one on a shared disk."
+            )
+        self.history = self.log.truncate(step)
+        return step
+
+    def load(self, path: Path) -> int:
+        """Take back what `save` wrote; returns its step."""
+        parts, meta = load_checkpoint(path)
         for key, value in self.identity.items():
             if meta.get(key) != value and not is_harmless(key, meta.get(key), value):
                 raise UserError(
-                    f"{self.checkpoint} is of a run with another {key} ({difference(meta.get(key), value)}). Use the "
-                    "same values, another run folder, or delete the checkpoint to start this stage anew."
+                    f"{path} is of a run with another {key} ({difference(meta.get(key), value)}). Use the same values, "
+                    "another run folder, or delete the checkpoint to start this stage anew."
                 )
         try:
             self.network.load_state_dict(parts["network"])
             restore_optimizer(self.optimizer, parts["optimizer"], meta["optimizer"])
+            if self.teacher is not None:
+                self.teacher.restore(parts.get("teacher", {}))
         except (RuntimeError, ValueError, KeyError) as error:
             raise UserError(
-                f"{self.checkpoint} is of another network or optimizer ({str(error).splitlines()[0]}). Use another "
-                "run folder, or delete the checkpoint to start this stage anew."
+                f"{path} is of another network, optimizer or teacher ({str(error).splitlines()[0]}). Use another run "
+                "folder, or delete the checkpoint to start this stage anew."
             ) from error
         if self.ema is not None:
             self.ema.module.load_state_dict(parts["ema"])
@@ -285,72 +447,6 @@ class _Run:
         return int(meta["step"])
 
 
-class _Log:
-    """Running means of the losses, the speed, and metrics.jsonl (written by the first process only)."""
-
-    def __init__(self, folder: Path | None, stage: str, engine: Engine) -> None:
-        self._path = None if folder is None else folder / "metrics.jsonl"
-        self._stage, self._engine = stage, engine
-        self._sums: dict[str, float] = {}
-        self._counts: dict[str, int] = {}  # per name: not every draw of a step has every loss
-        self._images = 0
-        self._since = time.monotonic()
-        self._pending: list[tuple[Arch | None, dict[str, Tensor]]] = []
-        self.text = ""
-
-    def add(self, arch: Arch | None, losses: dict[str, Tensor], images: int) -> None:
-        self._pending.append((arch, {name: value.detach() for name, value in losses.items()}))
-        self._images += images
-
-    def first_bad(self) -> tuple[Arch | None, float] | None:
-        """The first Arch of this step whose loss is not finite; reads the losses, which waits for the device."""
-        bad = None
-        for arch, losses in self._pending:
-            for name, value in losses.items():
-                number = float(value)
-                self._sums[name] = self._sums.get(name, 0.0) + number
-                self._counts[name] = self._counts.get(name, 0) + 1
-                if name == "loss" and not math.isfinite(number) and bad is None:
-                    bad = arch, number
-        self._pending.clear()
-        return bad
-
-    def step(self, step: int, epoch: float, lr: float, every: int, steps: int) -> None:
-        if step % every and step != steps:
-            return
-        now = time.monotonic()
-        speed = self._images * self._engine.world / max(now - self._since, 1e-9)
-        means = {name: total / self._counts[name] for name, total in self._sums.items()}
-        record = {"step": step, "epoch": epoch, **means, "lr": lr, "images_per_s": speed}
-        self.write(record)
-        tracked = {**means, "lr": lr, "images_per_s": speed}
-        self._engine.track({f"{self._stage}/{name}": value for name, value in tracked.items()}, step)
-        self.text = f"loss {means['loss']:.3f}, {speed:,.0f} images/s"
-        self._sums, self._counts, self._images, self._since = {}, {}, 0, now
-
-    def write(self, record: dict[str, Any]) -> None:
-        if self._path is not None and self._engine.is_main:
-            append_jsonl(self._path, {"stage": self._stage, **record})
-
-    def truncate(self, step: int) -> list[list[dict[str, Any]]]:
-        """Drop this stage's lines after `step` (a killed run wrote them); returns the monitor records kept."""
-        if self._path is None or not self._path.exists():
-            return []
-        try:
-            records = list(read_jsonl(self._path))
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"{self._path} cannot be read ({error}); every line must be a JSON object. Delete the bad lines."
-            ) from error
-        kept = [r for r in records if r.get("stage") != self._stage or r.get("step", 0) <= step]
-        text = "".join(json.dumps(record) + "\n" for record in kept)
-        # Compared as a whole: a line cut short by a kill goes too, or else the next one would be glued to it.
-        if self._engine.is_main and self._path.read_bytes() != text.encode():
-            write_atomic(self._path, text)
-        self._engine.wait()
-        return [r["archs"] for r in kept if r.get("stage") == self._stage and r.get("event") == "monitor"]
-
-
 class _Plain:
     """Any re-iterable loader, made endless. It starts at the beginning of an epoch whatever the step."""
 
@@ -358,31 +454,9 @@ class _Plain:
         self._loader = loader
         self.steps_per_epoch = len(loader)
 
-    def from_step(self, step: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def from_step(self, step: int) -> Iterator[tuple[Views, Tensor]]:
         while True:
             yield from self._loader
-
-
-def _accumulate(run: _Run, task: Task, batch: Batch, draws: list[Draw]) -> None:
-    """Gradients of all draws of one batch."""
-    teacher_BY: Tensor | None = None
-    size = len(batch.images_BCHW)
-    for draw in draws:
-        rows = draw.rows(size)
-        part = batch.part(rows, teacher_BY if draw.distill else None)
-        with run.engine.autocast():
-            losses, logits_BY = task(run.network, part, draw.arch)
-        run.engine.backward(losses["loss"] * (draw.weight / run.config.accumulate))
-        if teacher_BY is None and draw.part[1] == 1:
-            teacher_BY = logits_BY.detach()
-        run.log.add(draw.arch, losses, len(part.images_BCHW))
-
-
-def _monitor_steps(config: TrainConfig, steps: int, steps_per_epoch: int) -> set[int]:
-    if not config.monitor_every:
-        return set()
-    every = max(1, round(config.monitor_every * steps_per_epoch))
-    return {*range(every, steps + 1, every), steps}
 
 
 def _classes(num_classes: int | None, network: nn.Module) -> int:

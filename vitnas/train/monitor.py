@@ -26,11 +26,11 @@ class Monitor:
     """Evaluates a fixed set of Archs whenever it is called.
 
     Args:
-        archs: (role, Arch) pairs.
+        archs: (role, Arch) pairs; (role, None) for a Model by itself.
         batches: held-out images; the test split is refused.
     """
 
-    archs: tuple[tuple[str, Arch], ...]
+    archs: tuple[tuple[str, Arch | None], ...]
     batches: EvalBatches
 
     def __post_init__(self) -> None:
@@ -48,11 +48,12 @@ class Monitor:
         records = []
         for role, arch in self.archs:
             score = evaluate(network, self.batches, arch)
+            own: Arch = network.arch if arch is None else arch  # type: ignore[assignment]
             records.append(
                 {
                     "role": role,
-                    "arch_id": arch.id,
-                    "macs": count(arch).macs,
+                    "arch_id": own.id,
+                    "macs": count(own).macs,
                     "accuracy": score.accuracy,
                     "loss": score.loss,
                     "n": score.n,

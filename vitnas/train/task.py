@@ -1,15 +1,29 @@
-"""Tasks: from a network and a batch to losses by name. A Task neither prints, nor counts calls, nor runs backward."""
+"""Tasks: pure functions from a network's outputs, the batch and what a teacher says to losses by name.
+
+A Task runs no network. It names the outputs that it wants, and `fit` reads them. Beside the names of `model/outputs.py`
+it may say of which view of the batch, and that a Supernet's weight sets are added up:
+
+    head                    of the first view
+    views.3.head            of the fourth view (views of one size run together)
+    sides.sum.head          the sum over all weight sets of the Arch; sides.mean.head their mean
+    views.3.sides.sum.head  both
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from functools import cache
 
+import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from vitnas.arch import Arch
+from vitnas.errors import UserError
+from vitnas.model.outputs import read_outputs
+
+Outputs = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,85 +31,120 @@ class Batch:
     """Images and what to learn from them.
 
     Attributes:
-        images_BCHW: float images.
+        views: (B, C, H, W) float images, one tensor per view of the same B pictures; most batches have one.
         targets: (B,) class numbers, or (B, Y) probabilities after mixing.
-        teacher_BY: logits to imitate, without gradient, or None.
         patch_targets: (B, N, Y) probabilities per patch, or None.
     """
 
-    images_BCHW: Tensor
+    views: tuple[Tensor, ...]
     targets: Tensor
-    teacher_BY: Tensor | None = None
     patch_targets: Tensor | None = None
 
-    def part(self, rows: slice, teacher_BY: Tensor | None = None) -> Batch:
-        """Some of the images, with the logits to imitate."""
+    @property
+    def images_BCHW(self) -> Tensor:
+        """The first view."""
+        return self.views[0]
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def part(self, rows: slice) -> Batch:
+        """Some of the pictures, in all views."""
         patches = None if self.patch_targets is None else self.patch_targets[rows]
-        return Batch(self.images_BCHW[rows], self.targets[rows], teacher_BY, patches)
+        return Batch(tuple(view[rows] for view in self.views), self.targets[rows], patches)
 
 
-class Task(Protocol):
-    """Losses of a network on a batch; `loss` is what is minimised, the others are only logged.
-
-    Returns the logits too, so that one Arch can teach another in the same step.
-    """
-
-    def __call__(
-        self, network: nn.Module, batch: Batch, arch: Arch | None
-    ) -> tuple[dict[str, Tensor], Tensor]: ...
-
-
-@runtime_checkable
-class Mixes(Protocol):
-    """A Task that mixes the images of a whole batch before the Archs of a step share it."""
-
-    def mix(self, batch: Batch) -> Batch: ...
-
-
-@dataclass(frozen=True)
-class Classification:
-    """Cross-entropy, plus the soft cross-entropy to a teacher's logits when the batch brings them.
+class Task:
+    """Base of all Tasks. `loss` is what is minimised, the other losses are only logged.
 
     Attributes:
-        label_smoothing: for class numbers; mixed targets bring their own.
-        distill_weight: share of the teacher's term in [0, 1]; labels get the rest.
-        temperature: divides both logits in the teacher's term.
+        wants: outputs of the network that learns.
+        wants_taught: outputs of the teacher, which is the Teacher of `fit`, or where there is none and the Sampler says
+            `distill` the first Draw of the step. A name that ends in "?" may be left untaught.
     """
 
-    label_smoothing: float = 0.0
-    distill_weight: float = 0.5
-    temperature: float = 1.0
+    wants: tuple[str, ...] = ("logits",)
+    wants_taught: tuple[str, ...] = ()
 
-    def __call__(
-        self, network: nn.Module, batch: Batch, arch: Arch | None
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        logits_BY = run(network, batch.images_BCHW, arch)
-        smoothing = self.label_smoothing if batch.targets.dim() == 1 else 0.0
-        ce = functional.cross_entropy(logits_BY, batch.targets, label_smoothing=smoothing)
-        if batch.teacher_BY is None:
-            return {"loss": ce}, logits_BY
-        soft_BY = (batch.teacher_BY / self.temperature).softmax(-1)
-        kd = functional.cross_entropy(logits_BY / self.temperature, soft_BY) * self.temperature**2
-        return {
-            "loss": (1 - self.distill_weight) * ce + self.distill_weight * kd,
-            "ce": ce,
-            "kd": kd,
-        }, logits_BY
+    def mix(self, batch: Batch) -> Batch:
+        """Called once per batch, before the Archs of a step share it; may draw from the global generators."""
+        return batch
+
+    def __call__(self, outputs: Outputs, batch: Batch, taught: Outputs) -> dict[str, Tensor]:
+        """Losses by name; pure. `taught` is empty where nobody teaches."""
+        raise NotImplementedError
 
 
-def run(
+def read_views(
     network: nn.Module,
-    images_BCHW: Tensor,
-    arch: Arch | None,
+    views: Sequence[Tensor],
+    want: Sequence[str],
     *,
-    want: Sequence[str] | None = None,
-    side: int = 0,
-) -> Any:
-    """Logits (B, Y): of `arch` in a Supernet, or of a plain network when `arch` is None.
+    arch: Arch | None = None,
+    convert: Callable[[Tensor], Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """The outputs that a Task wants, by the names that it gave them (without "?").
 
-    With `want` the outputs of these names, from a Supernet or a Model. `side` is a weight set of the
-    Supernet's several.
+    Args:
+        convert: makes the images of a view what this network was made for.
+
+    Raises:
+        UserError: an output that the network has not, or a view that the batch has not.
     """
-    given = (images_BCHW,) if arch is None else (images_BCHW, arch)
-    options: dict[str, Any] = {} if want is None else {"want": want}
-    return network(*given, **options, **({"side": side} if side else {}))
+    found: dict[str, Tensor] = {}
+    for combine, asked in _plan(tuple(want)).items():
+        together: dict[tuple[torch.Size, tuple[str, ...]], list[int]] = {}
+        for view, names in asked.items():
+            if view >= len(views):
+                raise UserError(
+                    f"the task wants an output of view {view}; the batches have {len(views)}, counted from 0. Use a "
+                    "loader that gives more views."
+                )
+            together.setdefault((views[view].shape, tuple(names)), []).append(view)
+        for (_, wants), numbers in together.items():
+            images_BCHW = views[numbers[0]] if len(numbers) == 1 else torch.cat([views[i] for i in numbers])
+            outputs = _read_sides(
+                network, images_BCHW if convert is None else convert(images_BCHW), wants, arch, combine
+            )
+            for name, output in outputs.items():
+                for number, part in zip(numbers, output.chunk(len(numbers)), strict=True):
+                    found |= {
+                        full: part for full in asked[number].get(name, asked[number].get(f"{name}?", []))
+                    }
+    return found
+
+
+def bare_names(want: Sequence[str]) -> list[str]:
+    """The network's own names among those that a Task gives, with the "?"."""
+    return [name for views in _plan(tuple(want)).values() for names in views.values() for name in names]
+
+
+def prefixed(prefix: str, names: Sequence[str]) -> tuple[str, ...]:
+    """`names`, of a view or of all sides."""
+    return tuple(f"{prefix}.{name}" for name in names)
+
+
+@cache
+def _plan(want: tuple[str, ...]) -> dict[str | None, dict[int, dict[str, list[str]]]]:
+    """How sides are combined -> view -> the network's own name -> the names that were asked for."""
+    plan: dict[str | None, dict[int, dict[str, list[str]]]] = {}
+    for full in want:
+        match = re.fullmatch(r"(?:views\.(\d+)\.)?(?:sides\.(sum|mean)\.)?(.+)", full)
+        assert match is not None
+        view, combine, name = match.groups()
+        asked = plan.setdefault(combine, {}).setdefault(int(view or 0), {})
+        asked.setdefault(name, []).append(full.removesuffix("?"))
+    return plan
+
+
+def _read_sides(
+    network: nn.Module, images_BCHW: Tensor, names: Sequence[str], arch: Arch | None, combine: str | None
+) -> dict[str, Tensor]:
+    sides = 1 if arch is None or combine is None else int(getattr(network, "sides", 1))
+    outputs = read_outputs(network, images_BCHW, names, arch=arch)
+    for side in range(1, sides):
+        more = read_outputs(network, images_BCHW, names, arch=arch, side=side)
+        outputs = {name: output + more[name] for name, output in outputs.items()}
+    if combine == "mean" and sides > 1:
+        outputs = {name: output / sides for name, output in outputs.items()}
+    return outputs

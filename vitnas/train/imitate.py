@@ -1,24 +1,21 @@
 """Winning back what a changed network lost: it learns to give the logits of the network that it was.
 
-Plain distillation (Hinton et al., arXiv 1503.02531) on any images of the kind, without labels: the soft cross-entropy
-to the teacher's logits, scaled by the temperature squared.
+Plain distillation on any images of the kind, without labels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from vitnas.arch import Arch
 from vitnas.sample import Fixed
 from vitnas.train.config import TrainConfig
 from vitnas.train.loop import Fitted, fit
-from vitnas.train.task import Batch, run
+from vitnas.train.losses import Imitation
+from vitnas.train.teacher import Teacher
 
 SHORT = TrainConfig(epochs=5, lr=1e-4, warmup_epochs=0.5, weight_decay=0.05, monitor_every=0)
 """A short recipe for a swapped model: trained weights move little, new ones have time to settle.
@@ -27,26 +24,7 @@ Small networks on few images take more: lr=1e-3 and 10 epochs of 18 steps won ba
 """
 
 
-@dataclass(frozen=True)
-class Imitation:
-    """Task: the soft cross-entropy to the logits of `teacher`, which moves to the images and stays as it is."""
-
-    teacher: nn.Module
-    temperature: float = 1.0
-
-    def __call__(
-        self, network: nn.Module, batch: Batch, arch: Arch | None
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        self.teacher.to(batch.images_BCHW.device)  # `fit` moves the network that learns, and no other
-        with torch.no_grad():
-            wanted_BY = self.teacher(batch.images_BCHW)
-        logits_BY = run(network, batch.images_BCHW, arch)
-        soft_BY = (wanted_BY / self.temperature).softmax(-1)
-        loss = functional.cross_entropy(logits_BY / self.temperature, soft_BY) * self.temperature**2
-        return {"loss": loss}, logits_BY
-
-
-def recover(
+def imitate(
     model: nn.Module,
     teacher: nn.Module,
     loader: Any,
@@ -62,15 +40,10 @@ def recover(
         options: others of `fit` (folder, progress, engine, seed, ...).
 
     >>> teacher = copy.deepcopy(model).eval()               # doctest: +SKIP
-    >>> recover(swap_attention(model, "nystrom"), teacher, batches)  # doctest: +SKIP
+    >>> imitate(swap_attention(model, "nystrom"), teacher, batches)  # doctest: +SKIP
     """
-    modes = [(module, module.training) for module in teacher.modules()]
-    teacher.eval()
-    try:
-        return fit(model, Imitation(teacher, temperature), Fixed(), loader, config=config, **options)
-    finally:
-        for module, training in modes:
-            module.training = training
+    task = Imitation(temperature)
+    return fit(model, task, Fixed(), loader, config=config, teacher=Teacher(teacher), **options)
 
 
 @torch.no_grad()

@@ -11,21 +11,19 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from vitnas.arch import Arch
 from vitnas.errors import UserError
-from vitnas.train.task import Batch, run
+from vitnas.train.task import Batch, Outputs, Task
 
 CUTMIX_ALPHA, MIXUP_ALPHA = 1.0, 0.8
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenMixup:
+class TokenMixup(Task):
     """Cross-entropy of the class token and of every patch.
 
     Attributes:
@@ -39,6 +37,7 @@ class TokenMixup:
     grid_size: int
     label_smoothing: float = 0.1
     patch_weight: float = 1.0
+    wants = ("head", "patch_head?")
 
     def mix(self, batch: Batch) -> Batch:
         """Mix every other image by cells, the others as a whole. Draws from Python's and torch's generators.
@@ -63,20 +62,20 @@ class TokenMixup:
         self._cut(images_BCHW[0::2], labels_BY[0::2], cells_BLLY[0::2])
         self._blend(images_BCHW[1::2], labels_BY[1::2], cells_BLLY[1::2])
         return replace(
-            batch, images_BCHW=images_BCHW, targets=labels_BY, patch_targets=cells_BLLY.flatten(1, 2)
+            batch,
+            views=(images_BCHW, *batch.views[1:]),
+            targets=labels_BY,
+            patch_targets=cells_BLLY.flatten(1, 2),
         )
 
-    def __call__(
-        self, network: nn.Module, batch: Batch, arch: Arch | None
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        heads: dict[str, Any] = run(network, batch.images_BCHW, arch, want=("head", "patch_head?"))
-        ce = functional.cross_entropy(heads["head"], batch.targets)
-        if "patch_head" not in heads or batch.patch_targets is None:
-            return {"loss": ce}, heads["head"]
-        patches_BNY = heads["patch_head"]
+    def __call__(self, outputs: Outputs, batch: Batch, taught: Outputs) -> dict[str, Tensor]:
+        ce = functional.cross_entropy(outputs["head"], batch.targets)
+        if "patch_head" not in outputs or batch.patch_targets is None:
+            return {"loss": ce}
+        patches_BNY = outputs["patch_head"]
         targets_BNY = as_fine(batch.patch_targets, patches_BNY.shape[1])
         patch = functional.cross_entropy(patches_BNY.flatten(0, 1), targets_BNY.flatten(0, 1))
-        return {"loss": ce + self.patch_weight * patch, "ce": ce, "patch": patch}, heads["head"]
+        return {"loss": ce + self.patch_weight * patch, "ce": ce, "patch": patch}
 
     def _cut(self, images_BCHW: Tensor, labels_BY: Tensor, cells_BLLY: Tensor) -> None:
         """Paste a box of cells from a random partner, the same box for all, in place."""

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from vitnas.arch import Arch
 from vitnas.errors import UserError
 from vitnas.extraction import extract
+from vitnas.sample import Sandwich
 from vitnas.space import vitas
 from vitnas.supernet import Supernet, make_sharing
 from vitnas.testing.random import randomize_
-from vitnas.train import AllSides, Batch, Classification, Mixes, TokenMixup, all_sides, evaluate
+from vitnas.train import Batch, Classification, CombinedSides, Task, TokenMixup, TrainConfig, evaluate, fit
+from vitnas.train.task import Outputs, read_views
 
 SPACE = vitas("micro", image_size=8, num_classes=5, in_chans=1, num_slots=2, widest=(16, 16, 32))
 
@@ -26,18 +31,22 @@ def supernet_of(coupling: str) -> Supernet:
 @pytest.fixture
 def batch() -> Batch:
     generator = torch.Generator().manual_seed(1)
-    return Batch(torch.randn(6, 1, 8, 8, generator=generator), torch.tensor([0, 1, 2, 3, 4, 0]))
+    return Batch((torch.randn(6, 1, 8, 8, generator=generator),), torch.tensor([0, 1, 2, 3, 4, 0]))
+
+
+def losses_of(task: Task, supernet: Supernet, batch: Batch, arch: Arch) -> tuple[dict[str, Tensor], Outputs]:
+    outputs = read_views(supernet, batch.views, task.wants, arch=arch)
+    return task(outputs, batch, {}), outputs
 
 
 @pytest.mark.parametrize(("combine", "factor"), [("sum", 1.0), ("mean", 0.5)])
 def test_one_loss_on_the_logits_of_both_sides(batch: Batch, combine: str, factor: float) -> None:
     supernet, arch = supernet_of("bilateral"), SPACE.smallest()
-    task = AllSides(Classification(label_smoothing=0.1), combine)  # type: ignore[arg-type]
-    losses, logits = task(supernet, batch, arch)
+    task = CombinedSides(Classification(label_smoothing=0.1), combine)  # type: ignore[arg-type]
+    losses, _ = losses_of(task, supernet, batch, arch)
     sides = [supernet(batch.images_BCHW, arch, side=side) for side in (0, 1)]
     wanted: Tensor = (sides[0] + sides[1]) * factor
     assert not torch.allclose(sides[0], sides[1])
-    torch.testing.assert_close(logits, wanted)
     torch.testing.assert_close(
         losses["loss"], functional.cross_entropy(wanted, batch.targets, label_smoothing=0.1)
     )
@@ -45,7 +54,7 @@ def test_one_loss_on_the_logits_of_both_sides(batch: Batch, combine: str, factor
 
 def test_gradients_reach_both_ends_and_not_between(batch: Batch) -> None:
     supernet, arch = supernet_of("bilateral"), SPACE.smallest()
-    losses, _ = AllSides(Classification())(supernet, batch, arch)
+    losses, _ = losses_of(CombinedSides(Classification()), supernet, batch, arch)
     losses["loss"].backward()
     grad = supernet.get_parameter("blocks.0.norm1.weight").grad
     assert grad is not None
@@ -60,38 +69,57 @@ def test_gradients_reach_both_ends_and_not_between(batch: Batch) -> None:
 def test_one_side_trains_as_by_the_task_alone(batch: Batch, coupling: str) -> None:
     supernet, arch, task = supernet_of(coupling), SPACE.middle(), Classification()
     found = []
-    for each in (task, AllSides(task)):
+    for each in (task, CombinedSides(task), CombinedSides(task, "mean")):
         supernet.zero_grad(set_to_none=True)
-        losses, logits = each(supernet, batch, arch)
+        losses, outputs = losses_of(each, supernet, batch, arch)
         losses["loss"].backward()
         grads = {n: p.grad.clone() for n, p in supernet.named_parameters() if p.grad is not None}
-        found.append((logits.detach(), grads))
+        found.append(([output.detach() for output in outputs.values()], grads))
     torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
+    torch.testing.assert_close(found[0], found[2], rtol=0, atol=0)
 
 
-def test_all_heads_are_combined(batch: Batch) -> None:
-    class Heads:
-        def __call__(self, network: object, batch: Batch, arch: object) -> object:
-            return network(batch.images_BCHW, arch, want=("head", "logits"))  # type: ignore[operator]
-
+def test_all_outputs_are_combined(batch: Batch) -> None:
     supernet, arch = supernet_of("bilateral"), SPACE.middle()
-    found = AllSides(Heads())(supernet, batch, arch)  # type: ignore[arg-type]
-    sides = [supernet(batch.images_BCHW, arch, want=("head", "logits"), side=side) for side in (0, 1)]
-    assert isinstance(found, dict)
-    for name in sides[0]:
-        torch.testing.assert_close(found[name], sides[0][name] + sides[1][name])
+    names = ("head", "tokens", "blocks.0")
+    found = read_views(supernet, batch.views, [f"sides.sum.{name}" for name in names], arch=arch)
+    sides = [supernet(batch.images_BCHW, arch, want=names, side=side) for side in (0, 1)]
+    for name in names:
+        torch.testing.assert_close(found[f"sides.sum.{name}"], sides[0][name] + sides[1][name])
+
+
+def test_sides_together_teach_in_the_same_step(batch: Batch) -> None:
+    """In-place distillation: what the first Draw's sides give together is what the others learn."""
+    seen: list[tuple[Outputs, Outputs]] = []
+
+    class Noting(Classification):
+        def __call__(self, outputs: Outputs, batch: Batch, taught: Outputs) -> dict[str, Tensor]:
+            seen.append((outputs, taught))
+            return super().__call__(outputs, batch, taught)
+
+    class Fitting:
+        steps_per_epoch = 1
+
+        def from_step(self, step: int) -> Iterator[tuple[Tensor, Tensor]]:
+            yield batch.images_BCHW, batch.targets
+
+    config = TrainConfig(epochs=1, monitor_every=0, warmup_epochs=0)
+    supernet = supernet_of("bilateral")
+    fit(supernet, CombinedSides(Noting()), Sandwich(SPACE, num_random=0), Fitting(), config=config)
+    (first, none), (_, taught) = seen
+    assert not none
+    torch.testing.assert_close(taught["logits"], first["logits"].detach(), rtol=0, atol=0)
 
 
 def test_a_task_that_mixes_images_still_does(batch: Batch) -> None:
-    mixing = all_sides(TokenMixup(num_classes=5, grid_size=4))
-    assert isinstance(mixing, Mixes)
+    mixing = CombinedSides(TokenMixup(num_classes=5, grid_size=4))
     assert mixing.mix(batch).patch_targets is not None
-    assert not isinstance(all_sides(Classification()), Mixes)
+    assert CombinedSides(Classification()).mix(batch) is batch
 
 
 def test_an_unknown_combination_is_refused() -> None:
     with pytest.raises(UserError, match=r"combine is 'max'; it must be one of sum, mean\. Use 'sum'"):
-        AllSides(Classification(), "max")  # type: ignore[arg-type]
+        CombinedSides(Classification(), "max")  # type: ignore[arg-type]
 
 
 def test_an_arch_is_scored_by_the_mean_of_its_sides() -> None:

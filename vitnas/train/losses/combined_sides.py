@@ -1,0 +1,44 @@
+"""One loss on all weight sets that an Arch has in a Supernet together (left and right in ViTAS).
+
+Paper: ViTAS (arXiv 2106.13700), section 3, after BCNet (arXiv 2105.10446). The authors add the two sides' logits
+before the softmax; `combine="mean"` takes their mean instead, so that training and evaluation see logits of one size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import Tensor
+
+from vitnas.errors import UserError
+from vitnas.train.task import Batch, Outputs, Task, prefixed
+
+COMBINES = ("sum", "mean")
+
+
+@dataclass(frozen=True)
+class CombinedSides(Task):
+    """`task` on the outputs of all sides together. A network with one weight set per Arch trains as by `task` alone."""
+
+    task: Task
+    combine: Literal["sum", "mean"] = "sum"
+    wants: tuple[str, ...] = field(init=False)
+    wants_taught: tuple[str, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        if self.combine not in COMBINES:
+            raise UserError(
+                f"combine is {self.combine!r}; it must be one of {', '.join(COMBINES)}. Use 'sum'."
+            )
+        for name in ("wants", "wants_taught"):
+            object.__setattr__(self, name, prefixed(f"sides.{self.combine}", getattr(self.task, name)))
+
+    def mix(self, batch: Batch) -> Batch:
+        return self.task.mix(batch)
+
+    def __call__(self, outputs: Outputs, batch: Batch, taught: Outputs) -> dict[str, Tensor]:
+        return self.task(self._bare(outputs), batch, self._bare(taught))
+
+    def _bare(self, outputs: Outputs) -> Outputs:
+        return {name.removeprefix(f"sides.{self.combine}."): output for name, output in outputs.items()}

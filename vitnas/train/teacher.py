@@ -1,0 +1,203 @@
+"""Teachers: networks that say what another should learn, with the pixels that they were made for.
+
+A Teacher belongs to the loop while `fit` runs: it lies on the loop's device, is in evaluation mode, runs without
+gradient in the loop's precision, and what it learns itself is in the loop's checkpoint.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vitnas.arch import Arch
+from vitnas.errors import UserError
+from vitnas.model.described import default_cfg
+from vitnas.model.outputs import output_names, wanted
+from vitnas.train.task import Task, bare_names, read_views
+
+Momentum = Callable[[int, int], float]  # of (step, steps)
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """What images were made to be: mean and spread per channel taken off, and (height, width); None where unknown."""
+
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    size: tuple[int, int] | None = None
+    interpolation: str = "bilinear"
+
+    @classmethod
+    def of(cls, network: nn.Module) -> Pixels:
+        """What timm's description of `network` says.
+
+        A Model fresh from `build` or `extract` has placeholders for mean and spread, which count as unknown.
+        """
+        space = getattr(network, "space", None)
+        cfg = default_cfg(space.largest()) if space is not None else getattr(network, "pretrained_cfg", None)
+        if not cfg:
+            return cls()
+        size, half = cfg["input_size"], (0.5,) * cfg["input_size"][0]
+        mean, std = tuple(cfg["mean"]), tuple(cfg["std"])
+        nobodys = cfg.get("architecture") == "vitnas_arch" and not cfg.get("source") and mean == std == half
+        return cls(
+            None if nobodys else mean,
+            None if nobodys else std,
+            (size[-2], size[-1]),
+            "bicubic" if cfg.get("interpolation") == "bicubic" else "bilinear",
+        )
+
+
+class Teacher:
+    """A frozen network.
+
+    Args:
+        network: any of ours or timm's; its weights stay as they are.
+        arch: which Arch teaches, where it is a Supernet.
+        pixels: what images it was made for; read from its `pretrained_cfg` when None. Images of the student that are
+            normalised otherwise are renormalised, those of another size are resized.
+    """
+
+    def __init__(self, network: nn.Module, *, arch: Arch | None = None, pixels: Pixels | None = None) -> None:
+        self.network, self.arch = network, arch
+        self.pixels = Pixels.of(network) if pixels is None else pixels
+        self._seen = Pixels()
+
+    def check(self, want: Sequence[str], seen: Pixels) -> None:
+        """Take note of the student's pixels, and refuse what cannot be taught, before any training.
+
+        Raises:
+            UserError: outputs that the network has not, or images of another number of channels.
+        """
+        if self.arch is None:
+            wanted(bare_names(want), output_names(self.network))
+        self._seen = seen
+        if seen.mean is not None and self.pixels.mean is not None:
+            check_channels(len(seen.mean), len(self.pixels.mean))
+
+    def answer(self, views: Sequence[Tensor], want: Sequence[str]) -> dict[str, Tensor]:
+        """Its outputs of these names (`train/task.py`), without gradient."""
+        with torch.no_grad():
+            return read_views(self.network, views, want, arch=self.arch, convert=self.convert)
+
+    def convert(self, images_BCHW: Tensor) -> Tensor:
+        """The student's images as this network was made for: renormalised, then resized."""
+        here, there = self._seen, self.pixels
+        if there.mean is not None:
+            check_channels(images_BCHW.shape[1], len(there.mean))
+        if None not in (here.mean, here.std, there.mean, there.std) and (here.mean, here.std) != (
+            there.mean,
+            there.std,
+        ):
+            old_mean, old_std, mean, std = (
+                images_BCHW.new_tensor(values).view(-1, 1, 1)
+                for values in (here.mean, here.std, there.mean, there.std)
+            )
+            images_BCHW = (images_BCHW * old_std + old_mean - mean) / std
+        if there.size is not None and tuple(images_BCHW.shape[-2:]) != there.size:
+            images_BCHW = functional.interpolate(
+                images_BCHW, size=there.size, mode=there.interpolation, antialias=True, align_corners=False
+            )
+        return images_BCHW
+
+    @contextmanager
+    def teaching(self, device: torch.device) -> Iterator[None]:
+        """On `device` and in evaluation mode inside; the modes that it had come back."""
+        modes = [(module, module.training) for module in self.network.modules()]
+        self.network.to(device).eval()
+        try:
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
+
+    def before(self, step: int, steps: int) -> None:
+        """Called before every step."""
+
+    def after(self, step: int, steps: int, student: nn.Module) -> None:
+        """Called after every step; `step` are done."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a resumed training needs; {} for what stays as it is."""
+        return {}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take back what `tensors` gave."""
+
+
+class AverageTeacher(Teacher):
+    """A moving average of the student (Tarvainen and Valpola, arXiv 1703.01780), which sees the student's own pixels.
+
+    Args:
+        student: what `fit` trains; a copy of it is where the average begins.
+        momentum: share of the average that stays at a step: a number, or a function of (step, steps) such as `cosine`.
+    """
+
+    def __init__(
+        self, student: nn.Module, momentum: float | Momentum = 0.996, *, arch: Arch | None = None
+    ) -> None:
+        self._average = ModelEmaV3(student)
+        self._momentum = momentum if callable(momentum) else constant(momentum)
+        super().__init__(self._average.module, arch=arch, pixels=Pixels())
+
+    def after(self, step: int, steps: int, student: nn.Module) -> None:
+        self._average.decay = self._momentum(step, steps)
+        self._average.update(student)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return dict(self.network.state_dict())
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        self.network.load_state_dict(dict(tensors))
+
+
+def constant(value: float) -> Momentum:
+    """The same at every step."""
+    return lambda step, steps: value
+
+
+def cosine(start: float, end: float = 1.0) -> Momentum:
+    """From `start` to `end` along half a cosine (DINO, EsViT)."""
+    return lambda step, steps: end + (start - end) * (1 + math.cos(math.pi * step / steps)) / 2
+
+
+def check_task(task: Task, network: nn.Module, teacher: Teacher | None, loader: Any) -> None:
+    """Refuse a Task that asks for what cannot be had, before any training.
+
+    Raises:
+        UserError: outputs that network or teacher have not, a Task that must be taught by nobody, a teacher that
+            teaches nothing, or images that it cannot see.
+    """
+    name = type(task).__name__
+    if teacher is None:
+        if must := [want for want in task.wants_taught if not want.endswith("?")]:
+            raise UserError(
+                f"{name} learns from a teacher's {', '.join(must)} and there is none. Pass teacher=Teacher(network) to "
+                "fit."
+            )
+    elif not task.wants_taught:
+        raise UserError(f"{name} learns nothing from a teacher. Leave the teacher out, or use another task.")
+    else:
+        form = getattr(getattr(loader, "images", None), "form", None)
+        own = Pixels.of(network)
+        seen = own if form is None else Pixels(tuple(form.mean), tuple(form.std))
+        teacher.check(task.wants_taught, seen)
+    if getattr(network, "space", None) is None:
+        wanted(bare_names(task.wants), output_names(network))
+
+
+def check_channels(student: int, teacher: int) -> None:
+    """Raise UserError where student and teacher see other numbers of channels."""
+    if student != teacher:
+        raise UserError(
+            f"the teacher takes images of {teacher} channels, the student's have {student}; both must see the same. "
+            "Use another teacher, or data.in_chans."
+        )
