@@ -2,7 +2,7 @@
 
 Its parts: `space/vit_resnas.py` (stages, blocks that may go), `layers/reduction.py`, `layers/stem.py` (the networks),
 `sample/spread.py` (values dealt out, widths that open), `train/rewiring.py` with `supernet/rewire.py`,
-`train/token_mixup.py`, and `searching/evolution.py` with `searching/shrinking.py` (`searcher="vit_resnas"`).
+`train/losses/token_mixup.py`, and `searching/evolution.py` with `searching/shrinking.py` (`searcher="vit_resnas"`).
 Deviations: PAPERS.md.
 """
 

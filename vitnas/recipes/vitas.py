@@ -1,8 +1,9 @@
 """ViTAS (Su et al., arXiv 2106.13700): patch size, heads, widths and depth searched together in one supernet.
 
 Its parts: `space/vitas.py` (genes, the identity), `supernet/sharing.py` (bilateral and cyclic coupling, private tokens
-and attention maps), `sample/identity.py` (how often a slot is skipped), `train/sides.py` (left and right logits),
-`searching/evolution.py` with the paper's settings (`searcher="vitas"`) and `model/net_id.py` (published codes).
+and attention maps), `sample/identity.py` (how often a slot is skipped), `train/losses/combined_sides.py` (both
+sides' logits), `searching/evolution.py` with the paper's settings (`searcher="vitas"`) and `model/net_id.py` (published
+codes).
 Deviations: PAPERS.md.
 """
 
