@@ -53,7 +53,7 @@ OTHERS: dict[str, Any] = {
 
 
 def test_sizes_follow_from_the_fields() -> None:
-    assert (ARCH.embed_dim, ARCH.depth, ARCH.grid_size) == (192, 12, 14)
+    assert (ARCH.embed_dim, ARCH.depth, ARCH.grids) == (192, 12, ((14, 14),))
     assert (ARCH.num_prefix_tokens, ARCH.num_tokens) == (1, 197)
     assert replace(ARCH, class_token=False, global_pool="avg").num_tokens == 196
     four = replace(ARCH, reg_tokens=4)
@@ -104,8 +104,8 @@ def test_json_from_before_a_field_was_added_still_reads() -> None:
 
 
 def test_the_grid_halves_from_stage_to_stage() -> None:
-    assert STAGED.grid_sizes == (16, 8, 4)
-    assert (STAGED.grid_size, STAGED.num_tokens, STAGED.num_final_tokens) == (16, 257, 17)
+    assert STAGED.grids == ((16, 16), (8, 8), (4, 4))
+    assert (STAGED.num_tokens, STAGED.num_final_tokens) == (257, 17)
     assert replace(STAGED, distill_token=True).num_final_tokens == 18
     assert (STAGED.embed_dim, STAGED.depth) == (704, 3)
     assert STAGED.describe() == "3 blocks, width 176/352/704, 3 heads, MLP 768, patch 14 of 224 px"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from dataclasses import replace
+from math import prod
 from typing import get_args
 
 import pytest
@@ -31,15 +32,15 @@ SHALLOW = {name: replace(space, depths=(1, 2)) for name, space in SPACES.items()
 
 
 def image_shape(arch: Arch) -> tuple[int, int, int]:
-    return (arch.in_chans, arch.image_size, arch.image_size)
+    return arch.input_size
 
 
 def wild_arch(rng: random.Random) -> Arch:
     """Any shape: heads wider than the embedding, tiny grids, many classes."""
     class_token = rng.random() < 0.6
-    patch, grid = rng.choice([1, 2, 4]), rng.choice([2, 3, 4, 8])
+    patch, grid = rng.choice([1, 2, 4]), wild_grid(rng, [2, 3, 4, 8])
     return Arch(
-        image_size=patch * grid,
+        image_size=(patch * grid[0], patch * grid[1]),
         patch_size=patch,
         in_chans=rng.choice([1, 3, 5]),
         num_classes=rng.choice([0, 1, 10, 5000]),
@@ -51,6 +52,12 @@ def wild_arch(rng: random.Random) -> Arch:
         fc_norm=rng.random() < 0.4,
         qkv_bias=rng.random() < 0.7,
     )
+
+
+def wild_grid(rng: random.Random, sides: list[int]) -> tuple[int, int]:
+    """Rows and columns, as many of them as square ones."""
+    rows = rng.choice(sides)
+    return rows, rng.choice([rows, *sides])
 
 
 def wild_blocks(rng: random.Random) -> tuple[Block, ...]:
@@ -67,7 +74,7 @@ def wild_blocks(rng: random.Random) -> tuple[Block, ...]:
 def wild_stages(rng: random.Random) -> Arch:
     """Any shape of several stages, with a convolutional stem or several heads."""
     arch, num_stages = wild_arch(rng), rng.choice([1, 2, 3])
-    patch, grid = rng.choice([2, 4, 6]), rng.choice([1, 2, 3]) << (num_stages - 1)
+    patch, grid = rng.choice([2, 4, 6]), wild_grid(rng, [step << (num_stages - 1) for step in (1, 2, 3)])
     dims = sorted(rng.choice([1, 8, 17, 96]) for _ in range(num_stages))
     reduction = rng.choice(["residual", "conv"])
     pooled_token = arch.global_pool == "token"
@@ -75,7 +82,7 @@ def wild_stages(rng: random.Random) -> Arch:
     stem = rng.choice(["linear", "conv"])
     return replace(
         arch,
-        image_size=patch * grid,
+        image_size=(patch * grid[0], patch * grid[1]),
         patch_size=patch,
         stages=tuple(
             Stage(embed_dim=dim, blocks=wild_blocks(rng))
@@ -92,7 +99,7 @@ def wild_stages(rng: random.Random) -> Arch:
 def wild_selections(rng: random.Random) -> Arch:
     """Any shape whose last stage keeps fewer patches once or more often."""
     arch = wild_stages(rng)
-    patches, first = arch.grid_sizes[-1] ** 2, len(arch.stages) == 1
+    patches, first = prod(arch.grids[-1]), len(arch.stages) == 1
     selector = rng.choice(["predictor", "fixed", "attention"])
     if selector == "attention" and not arch.class_token:
         arch = replace(arch, relative_position=0)

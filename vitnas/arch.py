@@ -13,9 +13,11 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
+from math import prod
 from typing import Any, Literal, get_args
 
 from vitnas.errors import UserError, check_word, nearest
+from vitnas.grids import Grid, ImageSize, as_image_size, sides_of, size_text
 from vitnas.layers.select import SELECTIONS
 from vitnas.mixers import MIXERS
 
@@ -94,7 +96,9 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Arch:
-    """One vision transformer: stem, stages of blocks, head. Images are square, sizes in pixels.
+    """One vision transformer: stem, stages of blocks, head. Sizes are in pixels.
+
+    `image_size` is one number, or (height, width) of images that are not square.
 
     Between stages the grid of patches halves and the width changes, by a `reduction` (layers/reduction.py). A "conv"
     stem has `stem_width` channels inside (layers/stem.py). Rotary positions turn queries and keys (layers/rotary.py).
@@ -113,7 +117,7 @@ class Arch:
     None exactly where none does.
     """
 
-    image_size: int
+    image_size: ImageSize
     patch_size: int
     in_chans: int = 3
     num_classes: int = 1000
@@ -143,7 +147,8 @@ class Arch:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stages", tuple(self.stages))
-        _positive(self, "image_size", "patch_size", "in_chans")
+        object.__setattr__(self, "image_size", as_image_size("image_size", self.image_size))
+        _positive(self, "patch_size", "in_chans")
         _not_negative(self, "num_classes", "relative_position", "stem_width", "reg_tokens")
         head = self.norm_eps if self.head_norm_eps is None else self.head_norm_eps
         for name, eps in (("norm_eps", self.norm_eps), ("head_norm_eps", head)):
@@ -168,17 +173,18 @@ class Arch:
             raise UserError("there are 0 stages; an Arch needs at least one. Give one.")
         patch, halvings = self.patch_size, len(self.stages) - 1
         step = patch << halvings
-        if self.image_size % step:
-            low = self.image_size // step * step
-            near = f"{low} and {low + step}" if low else f"{step}"
-            raise UserError(
-                f"image_size is {self.image_size}; it must be a multiple of patch_size {patch}"
-                + (
-                    f" times {1 << halvings} ({halvings} reductions), {step}. Nearest: {near}."
-                    if halvings
-                    else f". Nearest: {round_to(self.image_size, patch)}."
+        for side in sides_of(self.image_size):
+            if side % step:
+                low = side // step * step
+                near = f"{low} and {low + step}" if low else f"{step}"
+                raise UserError(
+                    f"image_size is {size_text(self.image_size)}; it must be a multiple of patch_size {patch}"
+                    + (
+                        f" times {1 << halvings} ({halvings} reductions), {step}. Nearest: {near}."
+                        if halvings
+                        else f". Nearest: {round_to(side, patch)}."
+                    )
                 )
-            )
         dims = [stage.embed_dim for stage in self.stages]
         if self.reduction == "residual" and any(b < a for a, b in pairwise(dims)):
             raise UserError(
@@ -275,7 +281,7 @@ class Arch:
                 f"selector is 'attention' and relative_position {self.relative_position} without a class token; what "
                 "all tokens looked at is told without relative positions. Use another selector, or relative_position=0."
             )
-        patches = left = self.grid_sizes[-1] ** 2
+        patches = left = prod(self.grids[-1])
         first = self.depth - len(self.stages[-1].blocks)
         for index, block in enumerate(self.blocks):
             where = f"block {index}: "
@@ -327,14 +333,15 @@ class Arch:
         return sum(len(stage.blocks) for stage in self.stages)
 
     @property
-    def grid_size(self) -> int:
-        """Patches along one side of the image, in the first stage."""
-        return self.image_size // self.patch_size
+    def input_size(self) -> tuple[int, int, int]:
+        """Channels, height and width of its images."""
+        return (self.in_chans, *sides_of(self.image_size))
 
     @property
-    def grid_sizes(self) -> tuple[int, ...]:
-        """Patches along one side, per stage: each reduction halves them."""
-        return tuple(self.grid_size >> index for index in range(len(self.stages)))
+    def grids(self) -> tuple[Grid, ...]:
+        """Rows and columns of patches, per stage: each reduction halves them."""
+        rows, columns = (side // self.patch_size for side in sides_of(self.image_size))
+        return tuple((rows >> index, columns >> index) for index in range(len(self.stages)))
 
     @property
     def num_prefix_tokens(self) -> int:
@@ -349,13 +356,13 @@ class Arch:
     @property
     def num_tokens(self) -> int:
         """Tokens that the first stage sees, class token included."""
-        return self.grid_size**2 + self.num_prefix_tokens
+        return prod(self.grids[0]) + self.num_prefix_tokens
 
     @property
     def num_final_tokens(self) -> int:
         """Tokens that come to the end of the last stage, class token included."""
         left = [block.keep for block in self.blocks if block.keep is not None]
-        return (left[-1] if left else int(self.grid_sizes[-1] ** 2)) + self.num_prefix_tokens
+        return (left[-1] if left else prod(self.grids[-1])) + self.num_prefix_tokens
 
     @property
     def id(self) -> str:
@@ -377,13 +384,11 @@ class Arch:
         )
         keeps = [str(block.keep) for block in self.blocks if block.keep is not None]
         kept = (
-            f", keeps {'/'.join(keeps)} of {self.grid_sizes[-1] ** 2} patches ({self.selector})"
-            if keeps
-            else ""
+            f", keeps {'/'.join(keeps)} of {prod(self.grids[-1])} patches ({self.selector})" if keeps else ""
         )
         return (
             f"{self.depth} blocks, width {widths}, {heads} heads, MLP {hidden}{mixed}, "
-            f"patch {self.patch_size} of {self.image_size} px{kept}"
+            f"patch {self.patch_size} of {size_text(self.image_size)} px{kept}"
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -23,10 +23,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from math import prod
 from typing import NamedTuple
 
 from vitnas.arch import Act, Arch, Block, MlpNorm
 from vitnas.budget import Cost
+from vitnas.grids import Grid, sides_of
 from vitnas.layers.mlp import mlp_cost
 from vitnas.layers.reduction import SpatialReduction
 from vitnas.layers.rotary import RotaryKind, rotary_of
@@ -54,7 +56,7 @@ class Frame(NamedTuple):
     looked at.
     """
 
-    grid_size: int
+    grid: Grid
     num_prefix_tokens: int
     relative_position: int
     qkv_bias: bool
@@ -68,13 +70,13 @@ class Frame(NamedTuple):
 
     @property
     def patches(self) -> int:
-        return self.keep or self.grid_size**2
+        return self.keep or prod(self.grid)
 
     @classmethod
     def of(cls, arch: Arch, stage: int = 0) -> Frame:
         """Of a stage's blocks before any selection."""
         return cls(
-            arch.grid_size >> stage,
+            arch.grids[stage],
             arch.num_prefix_tokens,
             arch.relative_position,
             arch.qkv_bias,
@@ -228,7 +230,7 @@ def shape_of(block: Block, dim: int, frame: Frame) -> MixerShape:
         block.num_heads,
         block.head_dim,
         size,
-        frame.grid_size,
+        frame.grid,
         frame.num_prefix_tokens,
         frame.relative_position,
         frame.rotary,
@@ -240,8 +242,10 @@ def shape_of(block: Block, dim: int, frame: Frame) -> MixerShape:
 
 def stem_part(arch: Arch, dim: int) -> Part:
     """Patch embedding, class token and positions, for an embedding of width `dim`."""
-    tokens, places = arch.num_tokens * dim, arch.grid_size**2 + arch.num_prefix_positions
-    cost = STEMS[arch.stem].cost(arch.image_size, arch.patch_size, arch.in_chans, dim, arch.stem_width)
+    tokens, places = arch.num_tokens * dim, prod(arch.grids[0]) + arch.num_prefix_positions
+    cost = STEMS[arch.stem].cost(
+        sides_of(arch.image_size), arch.patch_size, arch.in_chans, dim, arch.stem_width
+    )
     return Part(
         name="stem",
         macs=cost.macs,
@@ -258,7 +262,7 @@ def reduction_part(arch: Arch, index: int, dim: int, out_dim: int) -> Part:
     cost = SpatialReduction.cost(
         dim,
         out_dim,
-        grid_size=arch.grid_size >> index,
+        grid=arch.grids[index],
         num_prefix_tokens=arch.num_prefix_tokens,
         has_positions=arch.position == "learned",
         residual=arch.reduction == "residual",

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[2]
-FLOW = """errors kinds layers mixers arch budget runs model counting space supernet sample data train measure searching
-          extraction exporting reporting stages recipes testing cli""".split()
+FLOW = """errors grids kinds layers mixers arch budget runs model counting space supernet sample data train measure
+          searching extraction exporting reporting stages recipes testing cli""".split()
 
 # What brings which optional module; these are hidden when the core is tried.
 OPTIONAL = ("datasets", "webdataset", "optuna_dashboard", "psycopg", "tensorboard", "wandb", "pytest")
@@ -94,7 +94,7 @@ print("all", len({names!r}))
 """
     )
     light, everything = output.strip().splitlines()
-    assert light == str(sorted(["arch", "errors", "kinds", "layers", "mixers", "model"]))
+    assert light == str(sorted(["arch", "errors", "grids", "kinds", "layers", "mixers", "model"]))
     assert everything == f"all {len(names)}"
 
 

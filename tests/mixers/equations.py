@@ -39,7 +39,7 @@ def softmax(logits: Tensor) -> Tensor:
 
 def turned(mixer: Any, x_BANK: Tensor) -> Tensor:
     """Rotary positions one token and one pair at a time."""
-    kind, grid, prefix = mixer.rotary.kind, mixer.grid_size, mixer.num_prefix_tokens
+    kind, grid, prefix = mixer.rotary.kind, mixer.grid, mixer.num_prefix_tokens
     if kind == "none":
         return x_BANK
     out, K = x_BANK.clone(), x_BANK.shape[-1]
@@ -50,7 +50,7 @@ def turned(mixer: Any, x_BANK: Tensor) -> Tensor:
             elif token < prefix:
                 angle = 0.0
             else:
-                row, col = divmod(token - prefix, grid)
+                row, col = divmod(token - prefix, grid[1])
                 first = pair < K // 4
                 angle = (row if first else col) * 10000.0 ** (
                     -2 * (pair - (0 if first else K // 4)) / (K // 2)

@@ -12,6 +12,7 @@ from equations import apart, attention, heads_of, joined, softmax, turned
 from torch import Tensor
 from torch.nn import functional
 
+from vitnas.grids import Grid
 from vitnas.mixers import MIXERS
 from vitnas.testing import MixerContract
 
@@ -111,9 +112,9 @@ class TestFourier(MixerContract):
 
 
 def test_the_gradient_of_transforms() -> None:
-    for kind, grid in ((TestFourier, 3), (TestFourier2d, 2)):
+    for kind, grid in ((TestFourier, (3, 3)), (TestFourier2d, (2, 3))):
         mixer = kind().make(grid, 0)
-        x = torch.randn(2, grid**2, 5, dtype=torch.float64, requires_grad=True)
+        x = torch.randn(2, math.prod(grid), 5, dtype=torch.float64, requires_grad=True)
         assert torch.autograd.gradcheck(mixer, (x,))
         assert torch.autograd.gradgradcheck(mixer, (x,))
 
@@ -122,10 +123,9 @@ class TestFourier2d(MixerContract):
     word, prefixes = "fourier2d", (0,)
 
     def equations(self, mixer: Any, x_BND: Tensor) -> Tensor:
-        side = math.isqrt(x_BND.shape[1])
-        x = x_BND.unflatten(1, (side, side)).to(torch.complex128)
-        turn = dft(side)
-        return torch.einsum("bxyd,xr,yc,de->brce", x, turn, turn, dft(x.shape[-1])).real.flatten(1, 2)
+        x = x_BND.unflatten(1, mixer.grid).to(torch.complex128)
+        down, across = (dft(side) for side in mixer.grid)
+        return torch.einsum("bxyd,xr,yc,de->brce", x, down, across, dft(x.shape[-1])).real.flatten(1, 2)
 
 
 class TestTokenMlp(MixerContract):
@@ -139,11 +139,12 @@ class TestTokenMlp(MixerContract):
 
 class TestLongShort(MixerContract):
     word, size = "long_short", 3
-    grids: ClassVar[tuple[int, ...]] = (3, 8, 9)  # 8: two windows of 4 a side; 9: two of 5, one row over
+    # 8: two windows of 4 a side; 9: two of 5, one row over
+    grids: ClassVar[tuple[Grid, ...]] = ((3, 3), (8, 8), (9, 9), (3, 9), (8, 2), (15, 7))
 
     def equations(self, mixer: Any, x_BND: Tensor) -> Tensor:
         """Query by query."""
-        heads, K, grid, prefix = mixer.num_heads, mixer.head_dim, mixer.grid_size, mixer.num_prefix_tokens
+        heads, K, prefix, (high, wide) = mixer.num_heads, mixer.head_dim, mixer.num_prefix_tokens, mixer.grid
         inner = heads * K
         rows = x_BND @ mixer.qkv.weight.t() + mixer.qkv.bias
         q = turned(mixer, apart(mixer, rows[..., :inner]))
@@ -155,30 +156,29 @@ class TestLongShort(MixerContract):
         weights = softmax((x_BND[:, prefix:] @ mixer.dynamic.weight.t() + mixer.dynamic.bias).transpose(1, 2))
         weights = weights.unflatten(1, (heads, 3))
         low_k, low_v = (self.low_rank(mixer, weights @ part[:, :, prefix:]) for part in (k, v))
-        count = -(-grid // 7)
-        width = -(-grid // count)
+        height, width = (-(-side // -(-side // 7)) for side in mixer.grid)
         patches = torch.empty_like(q[:, :, prefix:])
-        for row in range(grid):
-            for col in range(grid):
-                top, left = row // width * width, col // width * width
+        for row in range(high):
+            for col in range(wide):
+                top, left = row // height * height, col // width * width
                 near = [
                     (r, c)
-                    for r in range(top - width // 2, top + width + width // 2)
+                    for r in range(top - height // 2, top + height + height // 2)
                     for c in range(left - width // 2, left + width + width // 2)
-                    if 0 <= r < grid and 0 <= c < grid
+                    if 0 <= r < high and 0 <= c < wide
                 ]
                 keys = torch.cat(
-                    [low_k, k[:, :, :prefix], k[:, :, [prefix + r * grid + c for r, c in near]]], dim=2
+                    [low_k, k[:, :, :prefix], k[:, :, [prefix + r * wide + c for r, c in near]]], dim=2
                 )
                 values = torch.cat(
-                    [low_v, v[:, :, :prefix], v[:, :, [prefix + r * grid + c for r, c in near]]], dim=2
+                    [low_v, v[:, :, :prefix], v[:, :, [prefix + r * wide + c for r, c in near]]], dim=2
                 )
                 bias = torch.zeros(heads, keys.shape[2], dtype=x_BND.dtype)
                 for place, (r, c) in enumerate(near):
                     bias[:, 3 + prefix + place] = mixer.bias[r - row + 9, c - col + 9]
-                query = q[:, :, prefix + row * grid + col, None]
+                query = q[:, :, prefix + row * wide + col, None]
                 logits = query @ keys.transpose(-1, -2) * K**-0.5 + bias[:, None]
-                patches[:, :, row * grid + col, None] = softmax(logits) @ values
+                patches[:, :, row * wide + col, None] = softmax(logits) @ values
         if not prefix:
             return joined(mixer, patches)
         own_k, own_v = (torch.cat([part[:, :, :1], patches], dim=2) for part in (k, v))

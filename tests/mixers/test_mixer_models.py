@@ -28,7 +28,7 @@ def wild(rng: random.Random, word: Any) -> Arch:
         class_token = False
     placeless = {"fourier", "fourier2d", "token_mlp"}
     positions = ["learned", "none"] + ([] if set(words) <= placeless else ["rotary", "rotary_2d"])
-    patch, grid = rng.choice([1, 2, 4]), rng.choice([3, 4, 6, 8])
+    patch, grid = rng.choice([1, 2, 4]), (rng.choice([3, 4, 6, 8]), rng.choice([3, 4, 6, 9]))
     blocks = tuple(
         Block(
             num_heads=rng.choice([1, 2, 3]),
@@ -40,7 +40,7 @@ def wild(rng: random.Random, word: Any) -> Arch:
         for each in words
     )
     return Arch(
-        image_size=patch * grid,
+        image_size=(patch * grid[0], patch * grid[1]),
         patch_size=patch,
         in_chans=rng.choice([1, 3]),
         num_classes=rng.choice([0, 10, 300]),
@@ -59,7 +59,7 @@ def check_counts(word: str, seed: str, archs: int) -> None:
     for _ in range(archs):
         arch = wild(rng, word)
         shape, cost, model = (
-            (arch.in_chans, arch.image_size, arch.image_size),
+            arch.input_size,
             count(arch),
             build(arch).eval(),
         )
@@ -151,7 +151,7 @@ def test_a_grid_too_small_for_a_mixer_is_refused(word: Any) -> None:
 def test_rotary_2d_needs_its_grid() -> None:
     """Without one it would turn nothing, and say nothing."""
     for grid, tokens in ((0, 10), (4, 10)):
-        mixer = MIXERS["softmax"](8, 2, rotary="rotary_2d", grid_size=grid)
+        mixer = MIXERS["softmax"](8, 2, rotary="rotary_2d", grid=(grid, grid))
         with pytest.raises(UserError, match=r"'rotary_2d' was given 10 tokens; it was made for"):
             mixer(torch.zeros(1, tokens, 8))
 

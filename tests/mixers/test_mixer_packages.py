@@ -33,7 +33,7 @@ def package(name: str) -> Any:
 
 def ours(word: str, **options: Any) -> Any:
     kind: Any = MIXERS[word]
-    mixer = kind(DIM, HEADS, head_dim=HEAD_DIM, grid_size=8, **{"qkv_bias": False, **options})
+    mixer = kind(DIM, HEADS, head_dim=HEAD_DIM, grid=(8, 8), **{"qkv_bias": False, **options})
     randomize_(mixer, torch.Generator().manual_seed(0))
     mixer.initialize_own(torch.Generator().manual_seed(0))
     return mixer.double().eval()
@@ -134,7 +134,7 @@ def test_fourier_of_vision_xformer() -> None:
 
 
 def test_fourier2d_of_vision_xformer() -> None:
-    mixer, x = MIXERS["fourier2d"](DIM, HEADS, grid_size=8), tokens(64)  # type: ignore[call-arg]
+    mixer, x = MIXERS["fourier2d"](DIM, HEADS, grid=(8, 8)), tokens(64)  # type: ignore[call-arg]
     block = package("vision_xformer.fnet2d").FourierBlock(dim=DIM)
     block.ff = torch.nn.Identity()  # the transform alone
     same(mixer(x), block(x.transpose(1, 2).unflatten(2, (8, 8))).flatten(2).transpose(1, 2))
@@ -142,7 +142,7 @@ def test_fourier2d_of_vision_xformer() -> None:
 
 def test_token_mlp_of_timm() -> None:
     kind: Any = MIXERS["token_mlp"]
-    mixer = kind(DIM, HEADS, size=12, grid_size=8, num_prefix_tokens=0).double()
+    mixer = kind(DIM, HEADS, size=12, grid=(8, 8), num_prefix_tokens=0).double()
     randomize_(mixer, torch.Generator().manual_seed(0))
     block = MixerBlock(DIM, 64, mlp_ratio=(12 / DIM, 1.0)).double()
     block.norm1 = torch.nn.Identity()

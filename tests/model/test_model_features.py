@@ -96,6 +96,8 @@ def test_pruning(pair: tuple[Any, Model], prune_norm: bool, prune_head: bool) ->
     [
         {"img_size": 32},
         {"img_size": (8, 8)},
+        {"img_size": (16, 32)},
+        {"img_size": (24, 8), "patch_size": 8},
         {"patch_size": 2},
         {"patch_size": (8, 8)},
         {"img_size": 24, "patch_size": 6},
@@ -111,17 +113,21 @@ def test_set_input_size(pair: tuple[Any, Model], change: dict[str, Any]) -> None
     ours.set_input_size(**change)
     torch.testing.assert_close(dict(ours.state_dict()), dict(theirs.state_dict()), rtol=0, atol=0)
     assert not ours.pos_embed.requires_grad
-    side = theirs.patch_embed.img_size[0]
+    sides = theirs.patch_embed.img_size
+    images = torch.randn(2, 3, *sides, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        same(ours(images_of(side)), theirs(images_of(side)))
-    assert ours.pretrained_cfg["input_size"] == (3, side, side)
+        same(ours(images), theirs(images))
+        same(ours.forward_intermediates(images), theirs.forward_intermediates(images))
+    assert ours.pretrained_cfg["input_size"] == (3, *sides)
     assert ours.feature_info[0]["reduction"] == theirs.patch_embed.patch_size[0]
 
 
-def test_sides_that_differ_are_refused(pair: tuple[Any, Model]) -> None:
+def test_sizes_that_cannot_be_are_refused(pair: tuple[Any, Model]) -> None:
     before = copy.deepcopy(pair[1].arch)
-    with pytest.raises(UserError, match=r"img_size is \(16, 32\); both sides must be the same"):
-        pair[1].set_input_size(img_size=(16, 32))
+    with pytest.raises(UserError, match=r"patch_size is \(4, 8\); both sides must be the same"):
+        pair[1].set_input_size(patch_size=(4, 8))
+    with pytest.raises(UserError, match=r"image_size is 16 x 18; .* patch_size 4\. Nearest: 16"):
+        pair[1].set_input_size(img_size=(16, 18))
     with pytest.raises(
         UserError, match=r"image_size is 18; it must be a multiple of patch_size 4\. Nearest: 16"
     ):

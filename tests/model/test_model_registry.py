@@ -31,7 +31,7 @@ ARCH = autoformer("micro", image_size=16, patch_size=4, num_classes=5, in_chans=
 
 
 def images_for(arch: Arch, n: int = 2) -> Tensor:
-    shape = (n, arch.in_chans, arch.image_size, arch.image_size)
+    shape = (n, *arch.input_size)
     return torch.randn(shape, generator=torch.Generator().manual_seed(1))
 
 
@@ -43,7 +43,7 @@ def test_published_names(name: str) -> None:
     assert model.arch == PUBLISHED[name]
     assert sum(p.numel() for p in model.parameters()) == count(PUBLISHED[name]).params
     config = timm.data.resolve_model_data_config(model)
-    assert config["input_size"] == (3, PUBLISHED[name].image_size, PUBLISHED[name].image_size)
+    assert config["input_size"] == PUBLISHED[name].input_size
     mean, std = timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD
     if name.startswith("vix_"):  # trained on CIFAR images between -1 and 1
         mean = std = (0.5, 0.5, 0.5)
@@ -88,7 +88,14 @@ def test_options_change_the_arch() -> None:
         ({"drop_path": 0.1}, r"autoformer_tiny has no option 'drop_path'; .* Nearest: 'drop_path_rate'"),
         ({"qk_norm": True}, r"has no option 'qk_norm'; it takes num_classes, in_chans"),
         ({"drop_rate": 0.1}, r"drop_rate is 0\.1; .*Use drop_path_rate"),
-        ({"img_size": (224, 192)}, r"img_size is \(224, 192\); both sides must be the same"),
+        (
+            {"img_size": (224, 100)},
+            r"image_size is 224 x 100; it must be a multiple of patch_size 16\. Nearest: 96",
+        ),
+        (
+            {"img_size": (224, 192, 3)},
+            r"img_size is \(224, 192, 3\); it must be a whole number of at least 1",
+        ),
         ({"img_size": 100}, r"image_size is 100; it must be a multiple of patch_size 16\. Nearest: 96"),
         ({"global_pool": "max"}, r"global_pool is 'max'; it must be one of token, avg"),
         ({"num_classes": -1}, r"num_classes is -1; it must be a whole number"),

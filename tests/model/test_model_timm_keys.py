@@ -84,6 +84,7 @@ GOOD: dict[str, Any] = {
     "odd MLP": lambda: PLAIN(mlp_ratio=3.3),
     "eps": lambda: PLAIN(norm_layer=partial(nn.LayerNorm, eps=1e-3)),
     "any size": lambda: PLAIN(dynamic_img_size=True),
+    "not square": lambda: VisionTransformer(**{**SMALL, "img_size": (64, 96), "patch_size": 16}),
     "drop path": lambda: PLAIN(drop_path_rate=0.2),
     "register tokens and a class token without position": lambda: PLAIN(reg_tokens=2, no_embed_class=True),
     "positions of a class token that is not there": lambda: PLAIN(
@@ -101,10 +102,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "qk_norm": (lambda: PLAIN(qk_norm=True), r"blocks\.0: queries and keys are normalised \(qk_norm\)"),
     "a gate by gelu": (lambda: PLAIN(mlp_layer=SwiGLU), r"its MLP's activation is GELU.*\(act_layer\)"),
     "a gate last": (lambda: PLAIN(mlp_layer=GluMlp), r"its MLP's activation is GELU.*\(act_layer\)"),
-    "not square": (
-        lambda: PLAIN(img_size=(16, 32)),
-        r"its images \(16, 32\) or patches \(4, 4\) are not square",
-    ),
+    "patches that are not square": (lambda: PLAIN(patch_size=(4, 8)), r"its patches \(4, 8\) are not square"),
     "a layer scale less": (without_scale, r"blocks\.1: one of its branches has layer scale"),
     "layer scale here and there": (scale_in_one_block, r"its blocks differ in layer_scale"),
     "attention pooling": (lambda: PLAIN(global_pool="map"), r"it pools by 'map'"),
@@ -175,7 +173,7 @@ def test_networks_that_people_use_at_their_own_size(name: str, generator: torch.
 
 
 def check_count(arch: Arch) -> None:
-    model, shape = build(arch, device="meta"), (arch.in_chans, arch.image_size, arch.image_size)
+    model, shape = build(arch, device="meta"), arch.input_size
     cost = count(arch)
     assert cost.macs == counted_macs(model, (1, *shape))
     assert cost.params == sum(parameter.numel() for parameter in model.parameters())
@@ -232,8 +230,8 @@ def test_what_an_arch_cannot_say_is_refused(name: str) -> None:
 
 
 def test_all_reasons_are_given_at_once() -> None:
-    with pytest.raises(UserError, match=r"images \(16, 32\) .*; it pools by 'max'.*Use a plain ViT or DeiT"):
-        arch_of_timm(PLAIN(img_size=(16, 32), global_pool="max"))
+    with pytest.raises(UserError, match=r"patches \(4, 8\) .*; it pools by 'max'.*Use a plain ViT or DeiT"):
+        arch_of_timm(PLAIN(patch_size=(4, 8), global_pool="max"))
 
 
 @pytest.mark.parametrize(

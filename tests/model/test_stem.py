@@ -14,7 +14,7 @@ from vitnas.testing import randomize_
 
 @pytest.fixture
 def stem(generator: torch.Generator) -> ConvStem:
-    made = ConvStem(16, 4, 3, 10, 5).eval()
+    made = ConvStem((16, 16), 4, 3, 10, 5).eval()
     randomize_(made, generator)
     return made
 
@@ -39,7 +39,7 @@ def test_it_is_the_papers_formula(stem: ConvStem) -> None:
 
 def test_patches_of_another_size_are_resampled(stem: ConvStem) -> None:
     bias, want = stem.proj.bias.detach().clone(), resample_patch_embed(stem.proj.weight.detach(), [4, 4])
-    stem.set_input_size(32, 8)
+    stem.set_input_size((32, 32), 8)
     assert stem.proj.weight.shape == (10, 5, 4, 4)
     assert stem(torch.randn(1, 3, 32, 32)).shape == (1, 4, 4, 10)
     torch.testing.assert_close(

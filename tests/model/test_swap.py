@@ -153,11 +153,10 @@ def test_what_cannot_be_swapped_is_said(model: Any, word: str, layers: Any, sent
         swap_attention(model(), word, layers)
 
 
-def test_a_grid_that_is_not_square_is_refused() -> None:
-    model = vit(img_size=(32, 24))
-    with pytest.raises(UserError, match=r"images of 32 x 24 pixels; the mixer needs a square grid"):
-        swap_attention(model, "token_mlp")
-    swap_attention(model, "nystrom")
+@pytest.mark.parametrize("word", ["token_mlp", "long_short", "linformer"])
+def test_a_grid_that_is_not_square(word: str) -> None:
+    model = swap_attention(vit(img_size=(32, 24)), word, size=4)
+    assert model.blocks[0].attn.grid == (8, 6)
     assert model(images()[..., :24]).shape == (2, 5)
 
 
@@ -213,7 +212,7 @@ def test_dropout_and_frozen_weights_stay() -> None:
 
 def test_registers_are_no_patches() -> None:
     model = swap_attention(vit(reg_tokens=4, img_size=16), "linformer", size=4)
-    assert (model.blocks[0].attn.grid_size, model.blocks[0].attn.num_prefix_tokens) == (4, 5)
+    assert (model.blocks[0].attn.grid, model.blocks[0].attn.num_prefix_tokens) == ((4, 4), 5)
     assert model(images()[..., :16, :16]).shape == (2, 5)
 
 

@@ -6,14 +6,13 @@ import json
 import re
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import plotly.graph_objects as go
 import pytest
 from synthetic_run import NASTY, make_arch, make_run_folder, read
 
-from vitnas.arch import Arch
+from vitnas.arch import Arch, Block, Stage
 from vitnas.counting import count
 from vitnas.errors import UserError
 from vitnas.reporting import html, plots, report
@@ -219,19 +218,13 @@ def test_drawing_has_a_row_per_block_inside_its_frame(depth: int) -> None:
 
 
 def test_drawing_of_several_stages_keeps_one_scale() -> None:
-    """Stand-ins: an Arch of several stages, as wide as stages get."""
-    block = {"mixer": "softmax", "head_dim": 32}
-    stages = [
-        SimpleNamespace(
-            embed_dim=d, blocks=[SimpleNamespace(num_heads=d // 32, mlp_hidden=4 * d, **block)] * n
-        )
+    """As wide as stages get, of images that are not square."""
+    stages = tuple(
+        Stage(embed_dim=d, blocks=(Block(num_heads=d // 32, head_dim=32, mlp_hidden=4 * d),) * n)
         for d, n in ((64, 2), (320, 4), (1280, 2))
-    ]
-    arch = SimpleNamespace(
-        id="a", image_size=64, patch_size=8, in_chans=3, num_classes=10, num_tokens=65, stages=stages,
-        blocks=[block for stage in stages for block in stage.blocks],
-    )  # fmt: skip
-    svg = draw(cast(Arch, arch))
+    )
+    svg = draw(Arch(image_size=(64, 96), patch_size=8, stages=stages))
+    assert "image 64×96×3 → patches 8×8 → 97 tokens" in svg
     assert "stage 3" in svg
     assert "embedding 1280" in svg
     widths = [float(w) for w in re.findall(r'width="([\d.]+)" height="\d+" rx="2" class="attention"', svg)]

@@ -69,7 +69,7 @@ def test_fine_tuning_at_a_higher_resolution(finished: Path, capsys: pytest.Captu
     folder = finished / "models" / "chosen-12px"
     result = read_json(folder / "result.json")
     arch = Arch.from_json(read_json(folder / "arch.json"))
-    assert (arch.image_size, arch.grid_sizes) == (12, (6, 3))
+    assert (arch.image_size, arch.grids) == (12, ((6, 6), (3, 3)))
     assert result["macs"] > read_json(finished / "models" / "chosen" / "result.json")["macs"]
     assert 0 <= result["holdout_accuracy_before"] <= 1
     model = timm.create_model(f"local-dir:{folder}", pretrained=True)

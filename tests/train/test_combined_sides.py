@@ -112,7 +112,7 @@ def test_sides_together_teach_in_the_same_step(batch: Batch) -> None:
 
 
 def test_a_task_that_mixes_images_still_does(batch: Batch) -> None:
-    mixing = CombinedSides(TokenMixup(num_classes=5, grid_size=4))
+    mixing = CombinedSides(TokenMixup(num_classes=5, grid=(4, 4)))
     assert mixing.mix(batch).patch_targets is not None
     assert CombinedSides(Classification()).mix(batch) is batch
 
@@ -126,7 +126,7 @@ def test_an_arch_is_scored_by_the_mean_of_its_sides() -> None:
     """ViTAS's search: accuracy of left and right, each by itself; extraction gives the left."""
     supernet = supernet_of("bilateral")
     arch, generator = SPACE.smallest(), torch.Generator().manual_seed(0)
-    size = (arch.in_chans, arch.image_size, arch.image_size)
+    size = arch.input_size
     batches = [
         (
             torch.randn(n, *size, generator=generator),

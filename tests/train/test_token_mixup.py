@@ -23,7 +23,7 @@ from vitnas.train.task import Outputs
 SPACE = vit_resnas(
     "micro", image_size=16, patch_size=2, num_classes=5, depths=(2, 2), embed_dims=(8, 12), patch_head=True
 )
-TASK = TokenMixup(num_classes=5, grid_size=4, label_smoothing=0.1)
+TASK = TokenMixup(num_classes=5, grid=(4, 4), label_smoothing=0.1)
 
 
 def numbered(n: int = 8) -> Batch:
@@ -71,14 +71,14 @@ def test_boxes_have_the_area_asked_for_and_reach_every_cell() -> None:
     reached: Counter[tuple[int, int]] = Counter()
     for _ in range(2000):
         share = random.random()
-        top, left, height, width = random_box(4, share)
+        top, left, height, width = random_box((4, 4), share)
         assert 0 <= top <= top + height <= 4
         assert 0 <= left <= left + width <= 4
         assert height * width <= 16 * share
         assert height * width > 16 * share - 4  # whole rows of at most four cells are rounded away
         reached.update((y, x) for y in range(top, top + height) for x in range(left, left + width))
     assert len(reached) == 16
-    assert random_box(4, 0.01)[2:] == (1, 0)
+    assert random_box((4, 4), 0.01)[2:] == (1, 0)
 
 
 def test_the_loss_is_that_of_both_heads() -> None:
@@ -86,7 +86,7 @@ def test_the_loss_is_that_of_both_heads() -> None:
     random.seed(0)
     torch.manual_seed(0)
     images = torch.randn(4, 3, 16, 16)
-    batch = replace(TASK, grid_size=4).mix(Batch((images,), torch.tensor([0, 1, 2, 3])))
+    batch = replace(TASK, grid=(4, 4)).mix(Batch((images,), torch.tensor([0, 1, 2, 3])))
     heads = model(batch.images_BCHW, want=TASK.wants)
     losses = replace(TASK, patch_weight=0.5)(heads, batch, {})
     ce = -(heads["head"].log_softmax(-1) * batch.targets).sum(-1).mean()
@@ -105,10 +105,10 @@ def test_a_network_without_a_patch_head_learns_the_images_labels() -> None:
 def test_cells_are_repeated_on_a_finer_grid() -> None:
     cells = torch.arange(4.0)[None, :, None]  # 2 x 2 cells
     want = torch.tensor([[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 3, 3], [2, 2, 3, 3.0]])
-    torch.testing.assert_close(as_fine(cells, 16)[0, :, 0].view(4, 4), want)
-    assert as_fine(cells, 4) is cells
-    with pytest.raises(UserError, match=r"has 3 x 3 patches and the labels 2 x 2 cells"):
-        as_fine(cells, 9)
+    torch.testing.assert_close(as_fine(cells, (2, 2), 16)[0, :, 0].view(4, 4), want)
+    assert as_fine(cells, (2, 2), 4) is cells
+    with pytest.raises(UserError, match=r"has 9 patches and the labels 2 x 2 cells"):
+        as_fine(cells, (2, 2), 9)
 
 
 def test_what_does_not_fit_is_refused() -> None:
@@ -116,7 +116,7 @@ def test_what_does_not_fit_is_refused() -> None:
         UserError, match=r"labels are mixed already; .* mixup and cutmix of the augmentation to 0"
     ):
         TASK.mix(Batch((torch.zeros(2, 1, 16, 16),), torch.ones(2, 5)))
-    with pytest.raises(UserError, match=r"images have 18 pixels and the final grid 4 cells"):
+    with pytest.raises(UserError, match=r"images have 18 x 18 pixels and the final grid 4 x 4 cells"):
         TASK.mix(Batch((torch.zeros(2, 1, 18, 18),), torch.zeros(2, dtype=torch.long)))
 
 
@@ -136,7 +136,7 @@ def test_a_batch_is_mixed_once_and_then_shared() -> None:
     supernet = Supernet(SPACE)
     loader = [(torch.randn(8, 3, 16, 16), torch.randint(0, 5, (8,)))]
     config = TrainConfig(epochs=1, warmup_epochs=0, monitor_every=0)
-    fit(supernet, Recording(num_classes=5, grid_size=4), Spread(SPACE, 2), loader, config=config)
+    fit(supernet, Recording(num_classes=5, grid=(4, 4)), Spread(SPACE, 2), loader, config=config)
     assert [len(batch.images_BCHW) for batch in SEEN] == [4, 4]
     for batch in SEEN:
         assert batch.patch_targets is not None

@@ -1,6 +1,6 @@
-"""Residual spatial reduction: from a stage's tokens to the next one's, on a grid of half the side.
+"""Residual spatial reduction: from a stage's tokens to the next one's, on a grid of half the rows and columns.
 
-Paper: ViT-ResNAS (Liao, Karaman, Sze, arXiv 2109.00642, section 3.1). With x the tokens of the grid G x G and n(x)
+Paper: ViT-ResNAS (Liao, Karaman, Sze, arXiv 2109.00642, section 3.1). With x the tokens of the grid and n(x)
 their LayerNorm:
 
     patches = conv3x3(n(x), stride 2) + positions          class = linear(n(x))
@@ -8,11 +8,12 @@ their LayerNorm:
 
 Without the residual it is a plain strided convolution, as in other multi-stage transformers.
 
-Shapes: B images, N tokens (class token first), G grid, D width before, E width behind.
+Shapes: B images, N tokens (class token first), D width before, E width behind.
 """
 
 from __future__ import annotations
 
+from math import prod
 from typing import NamedTuple
 
 import torch
@@ -20,6 +21,7 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vitnas.grids import Grid
 from vitnas.layers.axes import Axes
 
 
@@ -36,7 +38,7 @@ class SpatialReduction(nn.Module):
 
     Args:
         dim, out_dim: width before and behind; with the residual it must not fall.
-        grid_size: patches along one side before; even.
+        grid: rows and columns of patches before; even.
         num_prefix_tokens: class and distillation tokens.
         has_positions: add learned positions to the new patches.
         residual: add the mean of the old patches.
@@ -47,21 +49,19 @@ class SpatialReduction(nn.Module):
         dim: int,
         out_dim: int,
         *,
-        grid_size: int,
+        grid: Grid,
         num_prefix_tokens: int,
         norm_eps: float,
         has_positions: bool = True,
         residual: bool = True,
     ) -> None:
         super().__init__()
-        self.grid_size, self.num_prefix_tokens, self.residual = grid_size, num_prefix_tokens, residual
+        self.grid, self.num_prefix_tokens, self.residual = grid, num_prefix_tokens, residual
         self.extra = out_dim - dim
         self.norm = nn.LayerNorm(dim, eps=norm_eps)
         self.conv = nn.Conv2d(dim, out_dim, 3, stride=2, padding=1)
         self.prefix = nn.Linear(dim, out_dim) if num_prefix_tokens else None
-        self.pos_embed = (
-            nn.Parameter(torch.empty(1, (grid_size // 2) ** 2, out_dim)) if has_positions else None
-        )
+        self.pos_embed = nn.Parameter(torch.empty(1, prod(halved(grid)), out_dim)) if has_positions else None
 
     def axes(self) -> dict[str, Axes]:
         dim: Axes = (("dim", self.conv.in_channels),)
@@ -102,28 +102,28 @@ class SpatialReduction(nn.Module):
 
     def _grid(self, x_BND: Tensor) -> Tensor:
         patches = x_BND[:, self.num_prefix_tokens :].transpose(1, 2)
-        return patches.unflatten(2, (self.grid_size, self.grid_size))
+        return patches.unflatten(2, self.grid)
 
-    def set_grid_size(self, grid_size: int) -> None:
-        """Take a grid of another side; positions are resampled as timm does."""
-        old, new = self.grid_size // 2, grid_size // 2
+    def set_grid(self, grid: Grid) -> None:
+        """Take another grid; positions are resampled as timm does."""
+        old, new = halved(self.grid), halved(grid)
         if self.pos_embed is not None and new != old:
-            table = resample_abs_pos_embed(self.pos_embed, [new, new], [old, old], num_prefix_tokens=0)
+            table = resample_abs_pos_embed(self.pos_embed, [*new], [*old], num_prefix_tokens=0)
             self.pos_embed = nn.Parameter(table.detach(), requires_grad=self.pos_embed.requires_grad)
-        self.grid_size = grid_size
+        self.grid = grid
 
     @staticmethod
     def cost(
         dim: int,
         out_dim: int,
         *,
-        grid_size: int,
+        grid: Grid,
         num_prefix_tokens: int,
         has_positions: bool,
         residual: bool,
     ) -> ReductionCost:
-        prefix, patches = num_prefix_tokens, (grid_size // 2) ** 2
-        before, behind = (grid_size**2 + prefix) * dim, (patches + prefix) * out_dim
+        prefix, patches = num_prefix_tokens, prod(halved(grid))
+        before, behind = (prod(grid) + prefix) * dim, (patches + prefix) * out_dim
         outputs = 3 if residual else 2 if prefix or has_positions else 1
         return ReductionCost(
             macs=patches * 9 * dim * out_dim + prefix * dim * out_dim,
@@ -135,3 +135,8 @@ class SpatialReduction(nn.Module):
             # The input, and: its norm beside the first outputs, or the sum and its terms.
             memory=before + max(before + behind, outputs * behind),
         )
+
+
+def halved(grid: Grid) -> Grid:
+    """Half the rows and half the columns."""
+    return grid[0] // 2, grid[1] // 2

@@ -13,8 +13,8 @@ adds exactly q_i . r^K_ij to the logit. Likewise one-hot features appended to th
 query, how much weight each row, column and the class token received, from which r^V follows by one small product.
 So the N x N x head_dim gather of a direct implementation never exists, and fused attention can be used.
 
-Shapes: B images, A heads, N tokens, K head_dim, G patches along one side, T table entries in use,
-F = 2G + (1 with a class token) features.
+Shapes: B images, A heads, N tokens, K head_dim, R rows, C columns, G the longer of both, T table entries in use,
+F = R + C + (1 with a class token) features.
 """
 
 from __future__ import annotations
@@ -22,15 +22,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from vitnas.grids import Grid
 from vitnas.layers.axes import Axes
 
 
 class RelativePosition2d(nn.Module):
     """Two tables of `2 * max_distance + 2` vectors: entry 0 for the class token, the rest for clipped distances."""
 
-    def __init__(self, head_dim: int, grid_size: int, max_distance: int, *, num_prefix_tokens: int) -> None:
+    def __init__(self, head_dim: int, grid: Grid, max_distance: int, *, num_prefix_tokens: int) -> None:
         super().__init__()
-        self.grid_size, self.max_distance, self.num_prefix_tokens = grid_size, max_distance, num_prefix_tokens
+        self.grid, self.max_distance, self.num_prefix_tokens = grid, max_distance, num_prefix_tokens
         self.rows = nn.Parameter(torch.empty(2 * max_distance + 2, head_dim))
         self.cols = nn.Parameter(torch.empty(2 * max_distance + 2, head_dim))
 
@@ -69,17 +70,17 @@ class RelativePosition2d(nn.Module):
         Returns:
             (B, A, N, K), to be added to the output of attention.
         """
-        table_TK, lines = self._table(), weights_BANF[..., : 2 * self.grid_size]
+        table_TK, lines = self._table(), weights_BANF[..., : sum(self.grid)]
         index = of_rows(self._index(weights_BANF.device), rows_BN).expand(*weights_BANF.shape[:2], -1, -1)
         weights_BANT = lines.new_zeros(*lines.shape[:3], len(table_TK)).scatter_add(-1, index, lines)
         out = weights_BANT @ table_TK
         if not self.num_prefix_tokens:
             return out
-        return out + weights_BANF[..., 2 * self.grid_size :] * (self.rows[0] + self.cols[0])
+        return out + weights_BANF[..., sum(self.grid) :] * (self.rows[0] + self.cols[0])
 
     def _reach(self) -> int:
         """The largest distance that this grid has and the tables tell apart."""
-        return min(self.max_distance, self.grid_size - 1)
+        return min(self.max_distance, max(self.grid) - 1)
 
     def _table(self) -> Tensor:
         """(T, K): entry 0 and the distances in reach of the row table, then of the column table."""
@@ -88,17 +89,17 @@ class RelativePosition2d(nn.Module):
         return torch.cat([part for pair in parts for part in pair])
 
     def _index(self, device: torch.device) -> Tensor:
-        """(N, 2G): the entry of `_table` for the step from every token to every row, then to every column.
+        """(N, R + C): the entry of `_table` for the step from every token to every row, then to every column.
 
         The class token is nowhere, so its entries are those of entry 0.
         """
-        grid, reach = self.grid_size, self._reach()
-        line = torch.arange(grid, device=device)
+        (rows, cols), reach = self.grid, self._reach()
+        line = torch.arange(max(self.grid), device=device)
         step_GG = (line[None, :] - line[:, None]).clamp(-reach, reach) + reach + 1
-        nowhere = step_GG.new_zeros(self.num_prefix_tokens, grid)
-        rows_NG = torch.cat([nowhere, step_GG.repeat_interleave(grid, 0)])
-        cols_NG = torch.cat([nowhere, step_GG.repeat(grid, 1)])
-        return torch.cat([rows_NG, cols_NG + (2 * reach + 2)], dim=1)
+        nowhere = step_GG.new_zeros(self.num_prefix_tokens, max(self.grid))
+        rows_NR = torch.cat([nowhere[:, :rows], step_GG[:rows, :rows].repeat_interleave(cols, 0)])
+        cols_NC = torch.cat([nowhere[:, :cols], step_GG[:cols, :cols].repeat(rows, 1)])
+        return torch.cat([rows_NR, cols_NC + (2 * reach + 2)], dim=1)
 
 
 def of_rows(table_NX: Tensor, rows_BN: Tensor | None) -> Tensor:
@@ -106,13 +107,16 @@ def of_rows(table_NX: Tensor, rows_BN: Tensor | None) -> Tensor:
     return table_NX if rows_BN is None else table_NX[rows_BN].unsqueeze(1)
 
 
-def line_features(grid_size: int, num_prefix_tokens: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+def line_features(grid: Grid, num_prefix_tokens: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """(N, F) one-hot features of each token: its row, its column, or being the class token."""
-    eye = torch.eye(grid_size, device=device, dtype=dtype)
-    patches = torch.cat([eye.repeat_interleave(grid_size, 0), eye.repeat(grid_size, 1)], dim=1)
+    rows, cols = grid
+    eye = torch.eye(max(grid), device=device, dtype=dtype)
+    patches = torch.cat(
+        [eye[:rows, :rows].repeat_interleave(cols, 0), eye[:cols, :cols].repeat(rows, 1)], dim=1
+    )
     if not num_prefix_tokens:
         return patches
-    patches = torch.cat([patches, patches.new_zeros(grid_size**2, 1)], dim=1)
-    prefix = patches.new_zeros(num_prefix_tokens, 2 * grid_size + 1)
+    patches = torch.cat([patches, patches.new_zeros(rows * cols, 1)], dim=1)
+    prefix = patches.new_zeros(num_prefix_tokens, rows + cols + 1)
     prefix[:, -1] = 1
     return torch.cat([prefix, patches])

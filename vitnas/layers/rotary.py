@@ -6,17 +6,19 @@ position x 10000^(-2i / K). `rotary` counts tokens in a row, class token first, 
 (arXiv 2107.02239). `rotary_2d` gives the first half of a head the patch's row and the second half its column, and
 leaves the class token as it is.
 
-Shapes: B images, A heads, N tokens, K head_dim, J = K / 2 angles.
+Shapes: B images, A heads, N tokens, K head_dim, J = K / 2 angles, G the longer side of the grid.
 """
 
 from __future__ import annotations
 
+from math import prod
 from typing import Literal, cast
 
 import torch
 from torch import Tensor
 
 from vitnas.errors import UserError
+from vitnas.grids import NO_GRID, Grid, size_text
 
 RotaryKind = Literal["none", "rotary", "rotary_2d"]
 BASE = 10000.0
@@ -31,13 +33,13 @@ class Rotary:
     """Turns queries and keys; holds sizes only, no weights.
 
     Args:
-        grid_size: patches along one side; only `rotary_2d` needs it.
+        grid: rows and columns of patches; only `rotary_2d` needs it.
         num_prefix_tokens: tokens before the patches, which `rotary_2d` leaves alone.
     """
 
-    def __init__(self, kind: RotaryKind, head_dim: int, *, grid_size: int, num_prefix_tokens: int) -> None:
+    def __init__(self, kind: RotaryKind, head_dim: int, *, grid: Grid, num_prefix_tokens: int) -> None:
         self.kind, self.head_dim = kind, head_dim
-        self.grid_size, self.num_prefix_tokens = grid_size, num_prefix_tokens
+        self.grid, self.num_prefix_tokens = grid, num_prefix_tokens
 
     def __call__(self, *heads_BANK: Tensor, rows_BN: Tensor | None = None) -> tuple[Tensor, ...]:
         """Each of the (B, A, N, K) tensors, turned; unchanged for the kind `none`.
@@ -52,16 +54,16 @@ class Rotary:
             return heads_BANK
         first = heads_BANK[0]
         if rows_BN is not None:
-            whole = self.grid_size**2 + self.num_prefix_tokens
+            whole = prod(self.grid) + self.num_prefix_tokens
             cos_NJ1, sin_NJ1 = self.tables(whole, first.device, first.dtype)
             cos_BNJ1, sin_BNJ1 = cos_NJ1[rows_BN], sin_NJ1[rows_BN]
             del cos_NJ1, sin_NJ1
             return tuple(turn(x_BANK, cos_BNJ1, sin_BNJ1) for x_BANK in heads_BANK)
-        want = self.grid_size**2 + self.num_prefix_tokens
-        if self.kind == "rotary_2d" and (not self.grid_size or first.shape[2] != want):
+        want = prod(self.grid) + self.num_prefix_tokens
+        if self.kind == "rotary_2d" and (self.grid == NO_GRID or first.shape[2] != want):
             raise UserError(
                 f"position 'rotary_2d' was given {int(first.shape[2])} tokens; it was made for {want} (a grid of "
-                f"{self.grid_size} and {self.num_prefix_tokens} class token). Give grid_size, or that many tokens."
+                f"{size_text(self.grid)} and {self.num_prefix_tokens} class token). Give grid, or that many tokens."
             )
         cos_NJ1, sin_NJ1 = self.tables(first.shape[2], first.device, first.dtype)
         return tuple(turn(x_BANK, cos_NJ1, sin_NJ1) for x_BANK in heads_BANK)
@@ -77,11 +79,12 @@ class Rotary:
         if self.kind == "rotary":
             place = torch.arange(tokens, device=device, dtype=dtype)
             return place[:, None] * frequencies(self.head_dim, device, dtype)
-        line_GJ = torch.arange(self.grid_size, device=device, dtype=dtype)[:, None] * frequencies(
+        rows, columns = self.grid
+        line_GJ = torch.arange(max(self.grid), device=device, dtype=dtype)[:, None] * frequencies(
             self.head_dim // 2, device, dtype
         )
-        rows = line_GJ.repeat_interleave(self.grid_size, 0)
-        patches = torch.cat([rows, line_GJ.repeat(self.grid_size, 1)], dim=1)
+        by_row = line_GJ[:rows].repeat_interleave(columns, 0)
+        patches = torch.cat([by_row, line_GJ[:columns].repeat(rows, 1)], dim=1)
         return torch.cat([patches.new_zeros(self.num_prefix_tokens, patches.shape[1]), patches])
 
 

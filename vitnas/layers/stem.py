@@ -1,9 +1,9 @@
 """Stems: from images to a grid of patch embeddings. `STEMS` maps an Arch's word to its class.
 
-Every stem takes (B, C, H, W) images and gives (B, G, G, D) patches, has `set_input_size` as timm's `PatchEmbed`, and
+Every stem takes (B, C, H, W) images and gives (B, R, S, D) patches, has `set_input_size` as timm's `PatchEmbed`, and
 says what it costs.
 
-Shapes: B images, CHW image, W inner width, G grid, D embed_dim.
+Shapes: B images, CHW image, R rows and S columns of patches, D embed_dim.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from timm.layers import PatchEmbed, resample_patch_embed
 from torch import Tensor, nn
 
 from vitnas.errors import UserError
+from vitnas.grids import Grid, size_text
 from vitnas.layers.axes import Axes
 
 
@@ -32,7 +33,7 @@ class LinearStem(PatchEmbed):  # type: ignore[misc]  # timm leaves it untyped
     first_conv = "proj"
 
     def __init__(
-        self, image_size: int, patch_size: int, in_chans: int, dim: int, width: int = 0, *, bias: bool = True
+        self, image_size: Grid, patch_size: int, in_chans: int, dim: int, width: int = 0, *, bias: bool = True
     ) -> None:
         super().__init__(image_size, patch_size, in_chans, dim, output_fmt="NHWC", flatten=False, bias=bias)
 
@@ -40,14 +41,14 @@ class LinearStem(PatchEmbed):  # type: ignore[misc]  # timm leaves it untyped
         return conv_axes(self.proj, "proj", "in_chans", "dim")
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        """(B, C, H, W) images to (B, G, G, D)."""
-        check_images(images_BCHW, self.img_size[0])
-        patches_BGGD: Tensor = super().forward(images_BCHW)
-        return patches_BGGD
+        """(B, C, H, W) images to (B, R, S, D)."""
+        check_images(images_BCHW, self.img_size)
+        patches_BRSD: Tensor = super().forward(images_BCHW)
+        return patches_BRSD
 
     @staticmethod
-    def cost(image_size: int, patch_size: int, in_chans: int, dim: int, width: int = 0) -> StemCost:
-        patches, kernel = (image_size // patch_size) ** 2, in_chans * patch_size**2
+    def cost(image_size: Grid, patch_size: int, in_chans: int, dim: int, width: int = 0) -> StemCost:
+        patches, kernel = _cells(image_size, patch_size), in_chans * patch_size**2
         return StemCost(macs=patches * dim * kernel, params=dim * kernel + dim, memory=patches * dim)
 
 
@@ -61,7 +62,7 @@ class ConvStem(nn.Module):
 
     first_conv = "conv1"
 
-    def __init__(self, image_size: int, patch_size: int, in_chans: int, dim: int, width: int) -> None:
+    def __init__(self, image_size: Grid, patch_size: int, in_chans: int, dim: int, width: int) -> None:
         super().__init__()
         self.image_size, self.patch_size = image_size, patch_size
         self.conv1 = nn.Conv2d(in_chans, width, 3, stride=2, padding=1, bias=False)
@@ -86,7 +87,7 @@ class ConvStem(nn.Module):
         return axes
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        """(B, C, H, W) images to (B, G, G, D)."""
+        """(B, C, H, W) images to (B, R, S, D)."""
         check_images(images_BCHW, self.image_size)
         first = x = torch.relu_(self.norm1(self.conv1(images_BCHW)))
         for conv, norm in ((self.conv2, self.norm2), (self.conv3, self.norm3)):
@@ -94,10 +95,10 @@ class ConvStem(nn.Module):
             x = torch.relu_(norm(x))
         x = x + first
         del first  # the projection's output is large enough
-        out_BDGG: Tensor = self.proj(x)
-        return out_BDGG.permute(0, 2, 3, 1)
+        out_BDRS: Tensor = self.proj(x)
+        return out_BDRS.permute(0, 2, 3, 1)
 
-    def set_input_size(self, img_size: int, patch_size: int) -> None:
+    def set_input_size(self, img_size: Grid, patch_size: int) -> None:
         """Take images and patches of other sizes; the projection is resampled as timm does for patches."""
         if patch_size != self.patch_size:
             old, side = self.proj, patch_size // 2
@@ -109,8 +110,8 @@ class ConvStem(nn.Module):
         self.image_size, self.patch_size = img_size, patch_size
 
     @staticmethod
-    def cost(image_size: int, patch_size: int, in_chans: int, dim: int, width: int) -> StemCost:
-        pixels, patches = (image_size // 2) ** 2, (image_size // patch_size) ** 2
+    def cost(image_size: Grid, patch_size: int, in_chans: int, dim: int, width: int) -> StemCost:
+        pixels, patches = _cells(image_size, 2), _cells(image_size, patch_size)
         convs, kernel = 9 * width * (in_chans + 2 * width), width * (patch_size // 2) ** 2
         return StemCost(
             macs=pixels * convs + patches * dim * kernel,
@@ -128,7 +129,7 @@ class PlainConvStem(nn.Module):
     bias: bool
     memory_after: int  # peak elements of what follows a convolution, in units of its output
 
-    def __init__(self, image_size: int, patch_size: int, in_chans: int, dim: int, width: int = 0) -> None:
+    def __init__(self, image_size: Grid, patch_size: int, in_chans: int, dim: int, width: int = 0) -> None:
         super().__init__()
         self.image_size, self.patch_size = image_size, patch_size
         sizes = (in_chans, *self.widths, dim)
@@ -145,7 +146,7 @@ class PlainConvStem(nn.Module):
         return axes
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        """(B, C, H, W) images to (B, G, G, D)."""
+        """(B, C, H, W) images to (B, R, S, D)."""
         check_images(images_BCHW, self.image_size)
         x = images_BCHW
         for index in range(3):
@@ -157,7 +158,7 @@ class PlainConvStem(nn.Module):
         """What follows each convolution."""
         raise NotImplementedError
 
-    def set_input_size(self, img_size: int, patch_size: int) -> None:
+    def set_input_size(self, img_size: Grid, patch_size: int) -> None:
         """Take images and patches of other sizes; the weights fit any."""
         self.image_size, self.patch_size = img_size, patch_size
         for index, stride in enumerate(strides(patch_size)):
@@ -166,12 +167,13 @@ class PlainConvStem(nn.Module):
             conv.stride = (stride, stride)
 
     @classmethod
-    def cost(cls, image_size: int, patch_size: int, in_chans: int, dim: int, width: int = 0) -> StemCost:
-        sizes, side, macs, params, memory, held = (in_chans, *cls.widths, dim), image_size, 0, 0, 0, 0
+    def cost(cls, image_size: Grid, patch_size: int, in_chans: int, dim: int, width: int = 0) -> StemCost:
+        sizes, step, macs, params, memory, held = (in_chans, *cls.widths, dim), 1, 0, 0, 0, 0
         for index, stride in enumerate(strides(patch_size)):
-            side //= stride
-            kernel, out = 9 * sizes[index] * sizes[index + 1], side**2 * sizes[index + 1]
-            macs += side**2 * kernel
+            step *= stride
+            pixels = _cells(image_size, step)
+            kernel, out = 9 * sizes[index] * sizes[index + 1], pixels * sizes[index + 1]
+            macs += pixels * kernel
             params += kernel + (sizes[index + 1] if cls.bias else 0)
             memory = max(memory, held + out, cls.memory_after * out)
             held = out
@@ -211,13 +213,18 @@ def strides(patch_size: int) -> tuple[int, int, int]:
     return tuple(2 if index < halvings else 1 for index in range(3))  # type: ignore[return-value]
 
 
-def check_images(images_BCHW: Tensor, size: int) -> None:
+def check_images(images_BCHW: Tensor, size: Grid) -> None:
     """Raise UserError for images of another size than the stem was made for."""
-    if tuple(images_BCHW.shape[-2:]) != (size, size):
+    if tuple(images_BCHW.shape[-2:]) != tuple(size):
         raise UserError(
-            f"the images are {tuple(images_BCHW.shape[-2:])}; the model takes {size} x {size} pixels. Resize them, or "
-            "call set_input_size."
+            f"the images are {tuple(images_BCHW.shape[-2:])}; the model takes {size_text(size)} pixels. Resize them, "
+            "or call set_input_size."
         )
+
+
+def _cells(image_size: Grid, side: int) -> int:
+    """Squares of `side` pixels in an image."""
+    return (image_size[0] // side) * (image_size[1] // side)
 
 
 def conv_axes(conv: nn.Module, name: str, inside: str, outside: str) -> dict[str, Axes]:

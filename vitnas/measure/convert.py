@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from vitnas.arch import Arch
 from vitnas.errors import UserError
 from vitnas.measure.traceable import Traceable
 
@@ -155,8 +156,8 @@ def input_shape(model: nn.Module) -> tuple[int, int, int]:
         UserError: the model does not say.
     """
     arch = getattr(model, "arch", None)
-    if arch is not None and hasattr(arch, "image_size") and hasattr(arch, "in_chans"):
-        return arch.in_chans, arch.image_size, arch.image_size
+    if isinstance(arch, Arch):
+        return arch.input_size
     config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None) or {}
     shape = config.get("input_size")
     patch_embed = getattr(model, "patch_embed", None)

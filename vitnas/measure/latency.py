@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from vitnas.errors import UserError
+from vitnas.grids import ImageSize
 from vitnas.measure.convert import convert, input_shape, model_device, model_dtype, random_images
 from vitnas.measure.environment import environment
 from vitnas.measure.runtimes import (
@@ -45,7 +46,7 @@ class Latency:
 
     Args:
         runtime, device, batch, threads, dtype: the target's (see `LatencyTarget`).
-        image_size: height of the images in pixels.
+        image_size: of the images, in pixels.
         warmup, runs: calls before timing, and timed calls.
         median_ms, p05_ms, p25_ms, p75_ms, p95_ms: percentiles of the timed calls.
         reference_median_ms: median of the reference workload in the same rounds.
@@ -61,7 +62,7 @@ class Latency:
     batch: int
     threads: int
     dtype: str
-    image_size: int
+    image_size: ImageSize
     warmup: int
     runs: int
     median_ms: float
@@ -103,7 +104,7 @@ def measure_latency(
     calls: Mapping[str, Call],
     target: LatencyTarget,
     *,
-    image_size: int,
+    image_size: ImageSize,
     reference: Call | None = None,
     warmup: int = 10,
     runs: int = 50,
@@ -175,7 +176,7 @@ def _latency(
     times_R: np.ndarray[Any, Any],
     reference_R: np.ndarray[Any, Any],
     target: LatencyTarget,
-    image_size: int,
+    image_size: ImageSize,
     warmup: int,
     around: dict[str, Any],
 ) -> Latency:
@@ -316,7 +317,7 @@ class LatencyMeter:
             return onnx_call(path, self.target, shape)
 
     def _measure(
-        self, calls: Mapping[str, Call], image_size: int, reference: Call | None
+        self, calls: Mapping[str, Call], image_size: ImageSize, reference: Call | None
     ) -> dict[str, Latency]:
         best: dict[str, Latency] = {}
         reference = reference or reference_call(self.target)

@@ -158,7 +158,7 @@ def _median(row: dict[str, Any]) -> float:
 def _make(word: str, tokens: int, dim: int, heads: int, device: str) -> Mixer:
     kind: Any = MIXERS[word]
     size = min(64, tokens) if kind.size_below_tokens else None
-    mixer: Mixer = kind(dim, heads, size=size, grid_size=math.isqrt(tokens), num_prefix_tokens=0)
+    mixer: Mixer = kind(dim, heads, size=size, grid=(math.isqrt(tokens),) * 2, num_prefix_tokens=0)
     with torch.no_grad():
         for parameter in mixer.parameters():
             nn.init.normal_(parameter, std=0.05)

@@ -10,7 +10,7 @@ cosine and sine matrices.
 Cost. A transform of n complex numbers counts 2 n log2(n) multiply-accumulates (radix 2: n/2 log2 n complex products of
 four), log2 rounded up; of real ones half of that. Torch's counter takes transforms for nothing.
 
-Shapes: B images, N tokens, D dim, G patches along one side.
+Shapes: B images, N tokens, D dim, R rows and C columns of patches.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from vitnas.errors import UserError
+from vitnas.grids import NO_GRID, Grid
 from vitnas.layers.axes import Axes
 from vitnas.mixers.mixer import Convention, Mixer, MixerShape, check_grid, check_tokens, in_full_precision
 
@@ -55,7 +56,7 @@ class Fourier(Mixer):
 
 
 class Fourier2d(Mixer):
-    """Re(FFT over rows, columns and channels). Needs a square grid and no class token."""
+    """Re(FFT over rows, columns and channels). Needs a grid and no class token."""
 
     word = "fourier2d"
     needs_grid = True
@@ -67,7 +68,7 @@ class Fourier2d(Mixer):
         num_heads: int = 1,
         *,
         size: int | None = None,
-        grid_size: int = 0,
+        grid: Grid = NO_GRID,
         num_prefix_tokens: int = 0,
         **options: object,
     ) -> None:
@@ -78,26 +79,26 @@ class Fourier2d(Mixer):
                 f"fourier2d was given {num_prefix_tokens} class token; it mixes rows and columns of patches, where "
                 "that has no place. Set class_token=False, global_pool='avg'."
             )
-        check_grid(self.word, grid_size)
-        self.grid_size = grid_size
+        check_grid(self.word, grid)
+        self.grid = grid
 
     def axes(self) -> dict[str, Axes]:
         return {}
 
-    def set_grid_size(self, grid_size: int) -> None:
-        self.grid_size = grid_size
+    def set_grid(self, grid: Grid) -> None:
+        self.grid = grid
 
     def mix(self, x_BND: Tensor) -> Tensor:
-        check_tokens(self.word, x_BND.shape[1], self.grid_size, 0)
+        check_tokens(self.word, x_BND.shape[1], self.grid, 0)
         return in_full_precision(self._transform, x_BND)
 
     def _transform(self, x_BND: Tensor) -> Tensor:
-        x_BGGD = x_BND.unflatten(1, (self.grid_size, self.grid_size))
-        return real_transform(x_BGGD, (1, 2, 3)).flatten(1, 2)
+        x_BRCD = x_BND.unflatten(1, self.grid)
+        return real_transform(x_BRCD, (1, 2, 3)).flatten(1, 2)
 
     @staticmethod
     def macs(shape: MixerShape, convention: Convention = "executed") -> int:
-        return transform_macs(shape.dim, shape.grid_size, shape.grid_size)
+        return transform_macs(shape.dim, *shape.grid)
 
     @staticmethod
     def params(shape: MixerShape) -> int:

@@ -16,12 +16,14 @@ Shapes: B images, A heads, N tokens, D dim, K head_dim, R rank.
 
 from __future__ import annotations
 
+from math import prod
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vitnas.grids import Grid
 from vitnas.layers.axes import Axes
 from vitnas.layers.resample import resample_tokens
 from vitnas.layers.rotary import rotary_memory
@@ -31,7 +33,7 @@ RANK = 64
 
 
 class Linformer(HeadMixer):
-    """Linformer attention. `size` is the rank R, 64 by default; it needs `grid_size`."""
+    """Linformer attention. `size` is the rank R, 64 by default; it needs `grid`."""
 
     word = "linformer"
     size_means = "rank"
@@ -40,7 +42,7 @@ class Linformer(HeadMixer):
 
     def __init__(self, dim: int, num_heads: int, **options: object) -> None:
         super().__init__(dim, num_heads, **options)  # type: ignore[arg-type]
-        tokens = self.grid_size**2 + self.num_prefix_tokens
+        tokens = prod(self.grid) + self.num_prefix_tokens
         self.proj_k = nn.Parameter(torch.empty(tokens, self.size))
         self.proj_v = nn.Parameter(torch.empty(tokens, self.size))
 
@@ -60,11 +62,9 @@ class Linformer(HeadMixer):
         for weight in (self.proj_k, self.proj_v):
             initialize_projection(weight, generator)
 
-    def set_grid_size(self, grid_size: int) -> None:
-        self.proj_k, self.proj_v = (
-            _resampled(self, weight, grid_size) for weight in (self.proj_k, self.proj_v)
-        )
-        super().set_grid_size(grid_size)
+    def set_grid(self, grid: Grid) -> None:
+        self.proj_k, self.proj_v = (_resampled(self, weight, grid) for weight in (self.proj_k, self.proj_v))
+        super().set_grid(grid)
 
     def mix(self, x_BND: Tensor) -> Tensor:
         self.count_tokens(x_BND, 1)
@@ -130,7 +130,7 @@ class LinformerShared(HeadMixer):
         super().__init__(dim, num_heads, **options)  # type: ignore[arg-type]
         bias = self.qkv.bias is not None
         del self.qkv
-        tokens = self.grid_size**2 + self.num_prefix_tokens
+        tokens = prod(self.grid) + self.num_prefix_tokens
         self.kv_heads = 1 if self.one_head else num_heads
         self.q = nn.Linear(dim, num_heads * self.head_dim, bias=bias)
         self.k = nn.Linear(dim, self.kv_heads * self.head_dim, bias=bias)
@@ -155,9 +155,9 @@ class LinformerShared(HeadMixer):
     def initialize_own(self, generator: torch.Generator | None) -> None:
         initialize_projection(self.proj_k, generator)
 
-    def set_grid_size(self, grid_size: int) -> None:
-        self.proj_k = _resampled(self, self.proj_k, grid_size)
-        super().set_grid_size(grid_size)
+    def set_grid(self, grid: Grid) -> None:
+        self.proj_k = _resampled(self, self.proj_k, grid)
+        super().set_grid(grid)
 
     def mix(self, x_BND: Tensor) -> Tensor:
         self.count_tokens(x_BND, 1)
@@ -226,11 +226,11 @@ def initialize_projection(weight_NR: Tensor, generator: torch.Generator | None) 
     nn.init.uniform_(weight_NR, -bound, bound, generator=generator)
 
 
-def _resampled(mixer: HeadMixer, weight_NR: nn.Parameter, grid_size: int) -> nn.Parameter:
+def _resampled(mixer: HeadMixer, weight_NR: nn.Parameter, grid: Grid) -> nn.Parameter:
     return resample_tokens(
         weight_NR,
-        old_grid=mixer.grid_size,
-        new_grid=grid_size,
+        old_grid=mixer.grid,
+        new_grid=grid,
         num_prefix_tokens=mixer.num_prefix_tokens,
         keep_sum=True,
     )

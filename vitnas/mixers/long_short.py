@@ -12,19 +12,23 @@ Source: Zhu et al., "Long-Short Transformer" (arXiv 2107.02192), sections 3.2 to
 
 Differs from the authors' code (PAPERS.md): the bias has one entry per step (theirs folds steps of the two axes into one
 number, so that different steps share entries); grids that windows do not divide are filled with keys and queries that
-nobody sees; without a class token step 5 is left out. w is 7 at most and divides the grid as evenly as it can.
+nobody sees; without a class token step 5 is left out. w is 7 at most and divides the rows (the
+columns) as evenly as it can, so that windows may be wider than they are high.
 
-Shapes: B images, A heads, N tokens, K head_dim, I = A x K, G patches along one side, R mixtures, T windows, W queries
+Shapes: B images, A heads, N tokens, K head_dim, I = A x K, R mixtures, T windows, W queries
 and S keys per window.
 """
 
 from __future__ import annotations
+
+from math import prod
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from vitnas.errors import UserError
+from vitnas.grids import Grid
 from vitnas.layers.axes import Axes
 from vitnas.layers.rotary import rotary_memory
 from vitnas.mixers.mixer import Convention, HeadMixer, MixerShape, in_full_precision, shared_params
@@ -35,7 +39,7 @@ EPS = 1e-5
 
 
 class LongShort(HeadMixer):
-    """Transformer-LS attention. `size` is the number of mixtures R per head, 8 by default; it needs a square grid."""
+    """Transformer-LS attention. `size` is the number of mixtures R per head, 8 by default; it needs a grid."""
 
     word = "long_short"
     size_means = "mixtures"
@@ -107,48 +111,52 @@ class LongShort(HeadMixer):
 
     def _windows(self, q_BANK: Tensor, k_BANK: Tensor, v_BANK: Tensor, mixtures: list[Tensor]) -> Tensor:
         """Output of the patches, (B, A, n, K). Windows and heads share one axis, heads running faster."""
-        prefix, grid = self.num_prefix_tokens, self.grid_size
-        count, width = windows(grid)
-        q_BTWK = _tiles(q_BANK[:, :, prefix:], grid, count, width, 0)
+        prefix, (rows, cols) = self.num_prefix_tokens, self.grid
+        lines = windows(rows), windows(cols)
+        (down, height), (across, width) = lines
+        q_BTWK = _tiles(q_BANK[:, :, prefix:], self.grid, lines, halo=False)
         parts = []
         for part_BANK, mixture_BARK in zip((k_BANK, v_BANK), mixtures, strict=True):
-            near = _tiles(part_BANK[:, :, prefix:], grid, count, width, width // 2)
+            near = _tiles(part_BANK[:, :, prefix:], self.grid, lines, halo=True)
             far = torch.cat([mixture_BARK, part_BANK[:, :, :prefix]], dim=2)
-            parts.append(torch.cat([far.repeat(1, count**2, 1, 1), near], dim=2))
+            parts.append(torch.cat([far.repeat(1, down * across, 1, 1), near], dim=2))
             del near, far
         keys = parts[0].shape[2]
-        mask_TWS = self._steps_bias(width, keys, q_BTWK) + _outside(grid, count, width, keys, q_BTWK)
+        mask_TWS = self._steps_bias(height, width, keys, q_BTWK) + _outside(self.grid, lines, keys, q_BTWK)
         out = functional.scaled_dot_product_attention(
             q_BTWK, parts[0], parts[1], attn_mask=mask_TWS.flatten(0, 1)[None], scale=self.scale
         )
         del parts, mask_TWS
-        side = count * width
-        out = out.unflatten(2, (width, width)).unflatten(1, (count, count, self.num_heads))
-        out = out.permute(0, 3, 1, 4, 2, 5, 6).reshape(-1, self.num_heads, side, side, self.head_dim)
-        return out[:, :, :grid, :grid].flatten(2, 3)
+        out = out.unflatten(2, (height, width)).unflatten(1, (down, across, self.num_heads))
+        out = out.permute(0, 3, 1, 4, 2, 5, 6)
+        out = out.reshape(-1, self.num_heads, down * height, across * width, self.head_dim)
+        return out[:, :, :rows, :cols].flatten(2, 3)
 
-    def _steps_bias(self, width: int, keys: int, like: Tensor) -> Tensor:
+    def _steps_bias(self, height: int, width: int, keys: int, like: Tensor) -> Tensor:
         """(A, W, S): the bias of the step from each query to each key of its window, 0 for all other keys."""
-        half = width // 2
-        query = torch.arange(width, device=like.device)
-        key = torch.arange(width + 2 * half, device=like.device) - half
-        step_wz = key[None, :] - query[:, None] + STEPS // 2
+        longer = max(height, width)
+        query = torch.arange(longer, device=like.device)
+        key = torch.arange(_span(longer), device=like.device) - longer // 2
+        step = key[None, :] - query[:, None] + STEPS // 2
+        step_hy, step_wx = (
+            step[:side, longer // 2 - side // 2 :][:, : _span(side)] for side in (height, width)
+        )
         bias = self.bias.to(like.dtype)[
-            step_wz[:, None, :, None], step_wz[None, :, None, :]
-        ]  # (w, w, z, z, A)
+            step_hy[:, None, :, None], step_wx[None, :, None, :]
+        ]  # (h, w, y, x, A)
         bias_AWz = bias.permute(4, 0, 1, 2, 3).flatten(3, 4).flatten(1, 2)
         return functional.pad(bias_AWz, (keys - bias_AWz.shape[-1], 0))
 
     @staticmethod
     def macs(shape: MixerShape, convention: Convention = "executed") -> int:
-        patches, prefix = shape.grid_size**2, shape.num_prefix_tokens
-        count, width = windows(shape.grid_size)
-        seen = shape.size + prefix + (width + 2 * (width // 2)) ** 2
+        patches, prefix = prod(shape.grid), shape.num_prefix_tokens
+        lines = tuple(windows(side) for side in shape.grid)
+        seen = shape.size + prefix + prod(_span(width) for _, width in lines)
         return (
             4 * shape.tokens * shape.dim * shape.inner
             + patches * shape.dim * shape.num_heads * shape.size
             + 2 * patches * shape.size * shape.inner
-            + 2 * (count * width) ** 2 * seen * shape.inner
+            + 2 * prod(count * width for count, width in lines) * seen * shape.inner
             + 2 * prefix * shape.tokens * shape.inner
         )
 
@@ -160,7 +168,7 @@ class LongShort(HeadMixer):
     @staticmethod
     def memory(shape: MixerShape) -> int:
         tokens, inner, prefix = shape.tokens, shape.inner, shape.num_prefix_tokens
-        patches, low = shape.grid_size**2, shape.size
+        patches, low = prod(shape.grid), shape.size
         turned, turning = rotary_memory(shape.rotary, tokens, shape.head_dim, inner, inner)
         held = (3 if turned else 5) * tokens * inner  # turning lets go of the projections
         scores, mixture = patches * shape.num_heads * low, low * inner
@@ -174,67 +182,84 @@ class LongShort(HeadMixer):
         return max(before, held + max(_windows_memory(shape), outputs), merging)
 
 
-def windows(grid_size: int) -> tuple[int, int]:
-    """Windows along one side of the grid, and their width: 7 at most, as even as can be."""
-    count = -(-grid_size // WINDOW)
-    return count, -(-grid_size // count)
+def windows(side: int) -> tuple[int, int]:
+    """Windows along the rows (or columns) of a grid, and their width: 7 at most, as even as can be."""
+    count = -(-side // WINDOW)
+    return count, -(-side // count)
 
 
-def _tiles(x_BAnK: Tensor, grid: int, count: int, width: int, halo: int) -> Tensor:
-    """(B, T x A, S, K): the patches of each window with `halo` patches around it, 0 outside of the image."""
-    beyond = count * width - grid + halo
-    x_BAHWK = x_BAnK.unflatten(2, (grid, grid))
-    if halo or beyond:
-        x_BAHWK = functional.pad(x_BAHWK, (0, 0, halo, beyond, halo, beyond))
-    span = width + 2 * halo
+_Lines = tuple[tuple[int, int], tuple[int, int]]  # windows and their width, along rows and along columns
+
+
+def _span(width: int) -> int:
+    """Keys that a window of `width` queries sees, along one axis."""
+    return width + 2 * (width // 2)
+
+
+def _tiles(x_BAnK: Tensor, grid: Grid, lines: _Lines, *, halo: bool) -> Tensor:
+    """(B, T x A, S, K): the patches of each window, with `halo` those around it too, 0 outside of the image."""
+    (down, height), (across, width) = lines
+    above, left = (height // 2, width // 2) if halo else (0, 0)
+    below, right = down * height - grid[0] + above, across * width - grid[1] + left
+    x_BAHWK = x_BAnK.unflatten(2, grid)
+    if above or below or left or right:
+        x_BAHWK = functional.pad(x_BAHWK, (0, 0, left, right, above, below))
+    high, wide = height + 2 * above, width + 2 * left
     if torch.onnx.is_in_onnx_export():  # which knows no unfold
-        line = torch.arange(count * span, device=x_BAnK.device)
-        place = line // span * width + line % span
-        tiles = x_BAHWK.index_select(2, place).index_select(3, place)
-        tiles = tiles.unflatten(3, (count, span)).unflatten(2, (count, span))  # (B, A, t, z, t, z, K)
+        for dim, (count, step, span) in ((2, (down, height, high)), (3, (across, width, wide))):
+            line = torch.arange(count * span, device=x_BAnK.device)
+            x_BAHWK = x_BAHWK.index_select(dim, line // span * step + line % span)
+        tiles = x_BAHWK.unflatten(3, (across, wide)).unflatten(2, (down, high))  # (B, A, t, y, s, x, K)
         return tiles.permute(0, 2, 4, 1, 3, 5, 6).flatten(4, 5).flatten(1, 3)
-    tiles = x_BAHWK.unfold(2, span, width).unfold(3, span, width)  # (B, A, t, t, K, z, z)
+    tiles = x_BAHWK.unfold(2, high, height).unfold(3, wide, width)  # (B, A, t, s, K, y, x)
     return tiles.permute(0, 2, 3, 1, 5, 6, 4).flatten(4, 5).flatten(1, 3)
 
 
-def _outside(grid: int, count: int, width: int, keys: int, like: Tensor) -> Tensor:
+def _outside(grid: Grid, lines: _Lines, keys: int, like: Tensor) -> Tensor:
     """(T, 1, 1, S): -inf for keys of a window that lie outside of the image, 0 for all other keys."""
-    half = width // 2
-    key = torch.arange(width + 2 * half, device=like.device) - half
-    place_tz = torch.arange(count, device=like.device)[:, None] * width + key
-    inside_tz = (place_tz >= 0) & (place_tz < grid)
-    inside_TS = (inside_tz[:, None, :, None] & inside_tz[None, :, None, :]).flatten(2).flatten(0, 1)
+    inside = []
+    for side, (count, width) in zip(grid, lines, strict=True):
+        key = torch.arange(_span(width), device=like.device) - width // 2
+        place_tz = torch.arange(count, device=like.device)[:, None] * width + key
+        inside.append((place_tz >= 0) & (place_tz < side))
+    inside_TS = (inside[0][:, None, :, None] & inside[1][None, :, None, :]).flatten(2).flatten(0, 1)
     outside_TS = torch.zeros_like(inside_TS, dtype=like.dtype).masked_fill_(~inside_TS, float("-inf"))
     return functional.pad(outside_TS, (keys - outside_TS.shape[-1], 0))[:, None, None]
 
 
 def _windows_memory(shape: MixerShape) -> int:
     """Peak elements of `LongShort._windows`, besides what it is given."""
-    count, width = windows(shape.grid_size)
-    half, inner, heads = width // 2, shape.inner, shape.num_heads
-    span, far = width + 2 * half, shape.size + shape.num_prefix_tokens
-    queries = (count * width) ** 2 * inner
-    own = queries if count > 1 else 0  # one window is a view
-    padded = (count * width + 2 * half) ** 2 * inner if half else 0
-    near = (count * span) ** 2 * inner if count > 1 else padded
-    cutting = near + padded if count > 1 else padded
-    seen = count**2 * (span**2 + far) * inner
-    joining = near + (1 + count**2) * far * inner + seen
+    lines = tuple(windows(side) for side in shape.grid)
+    (down, height), (across, width) = lines
+    inner, heads, far = shape.inner, shape.num_heads, shape.size + shape.num_prefix_tokens
+    high, wide, count = _span(height), _span(width), down * across
+    places = down * height * across * width
+    queries = places * inner
+    copied = count > 1 and (across > 1 or heads > 1)  # windows below each other are a view of one head
+    cropped = places > prod(shape.grid)
+    own = queries if copied or cropped else 0
+    haloed = height > 1 or width > 1
+    padded = (down * height + high - height) * (across * width + wide - width) * inner if haloed else 0
+    near = down * high * across * wide * inner if copied else padded
+    cutting = near + padded if copied else padded
+    seen = count * (high * wide + far) * inner
+    joining = near + (1 + count) * far * inner + seen
     made = own + 2 * seen
-    keys, rows = span**2 + far, heads * width**2
-    mask = count**2 * rows * keys
+    keys, rows = high * wide + far, heads * height * width
+    mask = count * rows * keys
+    longer = max(height, width)
     attending = made + max(
-        rows * (span**2 + keys) + 2 * (width * span + width + span),  # the bias, by 64-bit integers
-        rows * keys + count**2 * keys + mask,
-        mask + queries + count**2 * rows,
+        rows * (high * wide + keys)
+        + 2 * ((longer + 1) * (_span(longer) + 1) - 1),  # the bias, by 64-bit integers
+        rows * keys + count * keys + mask,
+        mask + queries + count * rows,
     )
-    cropped = count * width > shape.grid_size
-    sorting = own + 2 * queries if count > 1 else own + queries
+    sorting = own + 2 * queries if copied else own + queries
     return max(
-        own + (queries if count * width > shape.grid_size else 0),
+        own + (queries if cropped and copied else 0),
         own + cutting,
         own + seen + max(cutting, joining),
         attending,
         sorting,
-        own + queries + (shape.grid_size**2 * inner if cropped else 0),
+        own + queries + (prod(shape.grid) * inner if across * width > shape.grid[1] else 0),
     )

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from math import prod
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from vitnas.errors import UserError
+from vitnas.grids import NO_GRID, Grid, size_text
 from vitnas.layers.axes import Axes
 from vitnas.layers.rotary import Rotary, RotaryKind, rotary_memory
 from vitnas.layers.select import Kept
@@ -34,7 +36,7 @@ class MixerShape(NamedTuple):
     num_heads: int
     head_dim: int
     size: int = 0
-    grid_size: int = 0
+    grid: Grid = NO_GRID
     num_prefix_tokens: int = 1
     relative_position: int = 0
     rotary: RotaryKind = "none"
@@ -44,7 +46,7 @@ class MixerShape(NamedTuple):
 
     @property
     def tokens(self) -> int:
-        return (self.keep or self.grid_size**2) + self.num_prefix_tokens
+        return (self.keep or prod(self.grid)) + self.num_prefix_tokens
 
     @property
     def inner(self) -> int:
@@ -63,7 +65,7 @@ class Mixer(nn.Module, ABC):
     size_means: ClassVar[str] = ""  # what `size` is; empty: the mixer has no such number
     size_below_tokens: ClassVar[bool] = False  # `size` counts what tokens are compressed to
     fixed_tokens: ClassVar[bool] = False  # weights per token: another grid means resampled weights
-    needs_grid: ClassVar[bool] = False  # patches must form a square
+    needs_grid: ClassVar[bool] = False  # patches must form rows and columns
     takes_class_token: ClassVar[bool] = True
     takes_relative_position: ClassVar[bool] = False  # has the argument `relative_position`
     takes_selection: ClassVar[bool] = False  # tokens may be dropped or masked in front of it
@@ -136,7 +138,7 @@ class Mixer(nn.Module, ABC):
         """The same, and how much each patch was looked at, (B, P). Only mixers that have `gives_attention`."""
         raise LookupError(f"{self.word} does not say what was looked at")
 
-    def set_grid_size(self, grid_size: int) -> None:
+    def set_grid(self, grid: Grid) -> None:
         """Take images of another grid from now on; weights per token are resampled."""
 
     def initialize_own(self, generator: torch.Generator | None) -> None:
@@ -176,7 +178,7 @@ class HeadMixer(Mixer):
         size: the mixer's own number, see its class; None for its default.
         qkv_bias: biases on queries, keys and values.
         rotary: rotary positions on queries and keys.
-        grid_size: patches along one side; 2-D positions, windows and weights per token need it.
+        grid: rows and columns of patches; 2-D positions, windows and weights per token need it.
         num_prefix_tokens: tokens before the patches (0 or 1).
         scale: factor on the logits; `head_dim**-0.5` by default.
     """
@@ -195,20 +197,20 @@ class HeadMixer(Mixer):
         size: int | None = None,
         qkv_bias: bool = True,
         rotary: RotaryKind = "none",
-        grid_size: int = 0,
+        grid: Grid = NO_GRID,
         num_prefix_tokens: int = 1,
         scale: float | None = None,
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.head_dim = head_dim if head_dim is not None else dim // num_heads
-        self.grid_size, self.num_prefix_tokens = grid_size, num_prefix_tokens
-        tokens = grid_size**2 + num_prefix_tokens if grid_size else 0
+        self.grid, self.num_prefix_tokens = grid, num_prefix_tokens
+        tokens = 0 if grid == NO_GRID else prod(grid) + num_prefix_tokens
         if self.fixed_tokens or self.needs_grid:
-            check_grid(self.word, grid_size)
+            check_grid(self.word, grid)
         self.size = self.resolve_size(size, self.head_dim, tokens)
         self.scale = self.head_dim**-0.5 if scale is None else scale
-        self.rotary = Rotary(rotary, self.head_dim, grid_size=grid_size, num_prefix_tokens=num_prefix_tokens)
+        self.rotary = Rotary(rotary, self.head_dim, grid=grid, num_prefix_tokens=num_prefix_tokens)
         inner = self.num_heads * self.head_dim
         self.qkv = nn.Linear(dim, 3 * inner, bias=qkv_bias)
         self.proj = nn.Linear(inner, dim)
@@ -223,8 +225,8 @@ class HeadMixer(Mixer):
     def inner_axes(self) -> Axes:
         return ("heads", self.num_heads), ("head_dim", self.head_dim)
 
-    def set_grid_size(self, grid_size: int) -> None:
-        self.grid_size = self.rotary.grid_size = grid_size
+    def set_grid(self, grid: Grid) -> None:
+        self.grid = self.rotary.grid = grid
 
     def mix(self, x_BND: Tensor) -> Tensor:
         return self.merge(self._attended(x_BND))  # queries, keys and values are gone when heads are merged
@@ -271,28 +273,26 @@ class HeadMixer(Mixer):
         Raises:
             UserError: another number of tokens.
         """
-        return check_tokens(self.word, x.shape[dim], self.grid_size, self.num_prefix_tokens)
+        return check_tokens(self.word, x.shape[dim], self.grid, self.num_prefix_tokens)
 
 
-def check_grid(name: str, grid_size: int) -> None:
+def check_grid(name: str, grid: Grid) -> None:
     """Raise UserError where a mixer that needs a grid is given none."""
-    if grid_size < 1:
-        raise UserError(
-            f"grid_size is {grid_size}; {name} needs the patches along one side of a square image, at least 1. Give it."
-        )
+    if min(grid) < 1:
+        raise UserError(f"grid is {grid}; {name} needs the rows and columns of patches, at least 1. Give it.")
 
 
-def check_tokens(name: str, tokens: int, grid_size: int, num_prefix_tokens: int) -> int:
-    """`tokens`, if they are a class token or none and a square grid of the size that a mixer was made for.
+def check_tokens(name: str, tokens: int, grid: Grid, num_prefix_tokens: int) -> int:
+    """`tokens`, if they are a class token or none and the grid that a mixer was made for.
 
     Raises:
         UserError: another number of tokens.
     """
-    want = grid_size**2 + num_prefix_tokens
+    want = prod(grid) + num_prefix_tokens
     if tokens != want:
         raise UserError(
-            f"{name} was given {tokens} tokens; it was made for {want} ({grid_size} x {grid_size} patches and "
-            f"{num_prefix_tokens} class token). Call set_input_size, or give square images of that size."
+            f"{name} was given {tokens} tokens; it was made for {want} ({size_text(grid)} patches and "
+            f"{num_prefix_tokens} class token). Call set_input_size, or give images of that size."
         )
     return tokens
 
@@ -305,7 +305,7 @@ def heads_memory(shape: MixerShape, core: int, *, copies: bool, beside: int = 0)
         beside: elements that stay alive beside the merging.
     """
     tokens, inner = shape.tokens, shape.inner
-    whole = shape.grid_size**2 + shape.num_prefix_tokens if shape.keep else 0
+    whole = prod(shape.grid) + shape.num_prefix_tokens if shape.keep else 0
     turned, turning = rotary_memory(shape.rotary, tokens, shape.head_dim, inner, inner, whole=whole)
     merging = tokens * (inner + max(shape.dim, inner if copies else 0)) + beside
     return max(3 * tokens * inner + max(turning, turned + core), merging)

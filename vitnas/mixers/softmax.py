@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from vitnas.grids import Grid
 from vitnas.layers.relative_position import RelativePosition2d, line_features, of_rows
 from vitnas.layers.select import Kept, masked_softmax, sees
 from vitnas.mixers.mixer import Convention, HeadMixer, MixerShape, heads_memory, shared_params
@@ -38,19 +39,19 @@ class Softmax(HeadMixer):
             self.rel_pos_k, self.rel_pos_v = (
                 RelativePosition2d(
                     self.head_dim,
-                    self.grid_size,
+                    self.grid,
                     relative_position,
                     num_prefix_tokens=self.num_prefix_tokens,
                 )
                 for _ in range(2)
             )
 
-    def set_grid_size(self, grid_size: int) -> None:
+    def set_grid(self, grid: Grid) -> None:
         """Tables of relative positions stay: they go by distance in patches."""
-        super().set_grid_size(grid_size)
+        super().set_grid(grid)
         for table in (self.rel_pos_k, self.rel_pos_v):
             if table is not None:
-                table.grid_size = grid_size
+                table.grid = grid
 
     def core(self, q_BANK: Tensor, k_BANK: Tensor, v_BANK: Tensor) -> Tensor:
         return self.core_kept(q_BANK, k_BANK, v_BANK, Kept())
@@ -111,7 +112,7 @@ class Softmax(HeadMixer):
         kept: Kept,
     ) -> Tensor:
         lines = of_rows(
-            line_features(keys.grid_size, keys.num_prefix_tokens, q_BANK.device, q_BANK.dtype), kept.rows_BN
+            line_features(keys.grid, keys.num_prefix_tokens, q_BANK.device, q_BANK.dtype), kept.rows_BN
         ).expand(*k_BANK.shape[:2], -1, -1)
         out = self._attend(
             torch.cat([q_BANK, keys.scores(q_BANK, kept.rows_BN).to(q_BANK.dtype)], dim=-1),
@@ -128,7 +129,7 @@ class Softmax(HeadMixer):
         if shape.gives_attention:
             macs += (1 if shape.num_prefix_tokens else tokens) * tokens * inner
         if shape.relative_position and convention == "executed":
-            features = 2 * shape.grid_size + bool(shape.num_prefix_tokens)
+            features = sum(shape.grid) + bool(shape.num_prefix_tokens)
             macs += 2 * tokens**2 * shape.num_heads * features  # the wider q, k and v
             macs += 2 * tokens * _entries(shape) * inner  # products with the tables
         elif shape.relative_position and convention == "dense_relative":
@@ -157,19 +158,19 @@ def _relative_memory(shape: MixerShape) -> int:
     """Elements beside queries, keys and values, which stay alive, at the peak with relative positions: in attention, or
     with narrow heads on a fine grid when the index into the tables is made or the weights meet them."""
     tokens, heads, inner = shape.tokens, shape.num_heads, shape.inner
-    prefix, grid = shape.num_prefix_tokens, shape.grid_size
-    patches, features, entries = grid * grid, 2 * grid + bool(prefix), _entries(shape)
+    prefix, (rows, cols), longer = shape.num_prefix_tokens, shape.grid, max(shape.grid)
+    patches, features, entries = rows * cols, rows + cols + bool(prefix), _entries(shape)
     whole = patches + prefix
     lines, wide = tokens * features, tokens * heads * (shape.head_dim + features)
     products = heads * tokens * entries
-    index = 2 * tokens * 2 * grid  # of 64-bit integers
-    making = 2 * whole * 2 * grid + 6 * whole * grid + 2 * grid * (grid + 1 + prefix)
+    index = 2 * tokens * (rows + cols)  # of 64-bit integers
+    making = 2 * whole * (2 * rows + 3 * cols) + 2 * longer * (longer + 1 + prefix)
     lining = 0
     if shape.keep:  # tables of the whole grid are made, then those rows taken that are left
         joining = (
-            (patches * (2 * grid + 1 + features), (patches + prefix + whole) * features) if prefix else ()
+            (patches * (rows + cols + 1 + features), (patches + prefix + whole) * features) if prefix else ()
         )
-        lining = max(patches + 4 * patches * grid, *joining, (whole + tokens) * features)
+        lining = max(longer**2 + 2 * patches * (rows + cols), *joining, (whole + tokens) * features)
     attention = 4 * wide + tokens * heads  # q, k, v and output, each with its line features
     scores = products + max(making, index + heads * tokens * (2 * features + bool(prefix)))
     after = max(products, (3 if prefix else 1) * tokens * inner)
@@ -179,4 +180,4 @@ def _relative_memory(shape: MixerShape) -> int:
 
 def _entries(shape: MixerShape) -> int:
     """Entries of both tables that are within reach."""
-    return 2 * (2 * min(shape.relative_position, shape.grid_size - 1) + 2)
+    return 2 * (2 * min(shape.relative_position, max(shape.grid) - 1) + 2)

@@ -8,9 +8,13 @@ Shapes: B images, N tokens, D dim, H hidden units.
 
 from __future__ import annotations
 
+from math import prod
+from typing import Any
+
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vitnas.grids import NO_GRID, Grid
 from vitnas.layers.axes import Axes
 from vitnas.layers.resample import resample_tokens
 from vitnas.mixers.mixer import Convention, Mixer, MixerShape, check_grid, check_tokens
@@ -19,7 +23,7 @@ HIDDEN = 256
 
 
 class TokenMlp(Mixer):
-    """MLP-Mixer's token mixing. `size` is the number of hidden units, 256 (Mixer-S) by default; needs `grid_size`."""
+    """MLP-Mixer's token mixing. `size` is the number of hidden units, 256 (Mixer-S) by default; needs `grid`."""
 
     word = "token_mlp"
     size_means = "hidden units"
@@ -31,14 +35,14 @@ class TokenMlp(Mixer):
         num_heads: int = 1,
         *,
         size: int | None = None,
-        grid_size: int = 0,
+        grid: Grid = NO_GRID,
         num_prefix_tokens: int = 1,
         **options: object,
     ) -> None:
         super().__init__()
-        check_grid(self.word, grid_size)
-        self.grid_size, self.num_prefix_tokens = grid_size, num_prefix_tokens
-        tokens = grid_size**2 + num_prefix_tokens
+        check_grid(self.word, grid)
+        self.grid, self.num_prefix_tokens = grid, num_prefix_tokens
+        tokens = prod(grid) + num_prefix_tokens
         self.size = self.resolve_size(size, 1, tokens)
         self.fc1 = nn.Linear(tokens, self.size)
         self.fc2 = nn.Linear(self.size, tokens)
@@ -61,10 +65,10 @@ class TokenMlp(Mixer):
             "fc2.bias": tokens,
         }
 
-    def set_grid_size(self, grid_size: int) -> None:
-        sizes = {
-            "old_grid": self.grid_size,
-            "new_grid": grid_size,
+    def set_grid(self, grid: Grid) -> None:
+        sizes: dict[str, Any] = {
+            "old_grid": self.grid,
+            "new_grid": grid,
             "num_prefix_tokens": self.num_prefix_tokens,
         }
         turned = nn.Parameter(self.fc1.weight.detach().t(), requires_grad=self.fc1.weight.requires_grad)
@@ -74,11 +78,11 @@ class TokenMlp(Mixer):
         self.fc1.weight = nn.Parameter(fc1.detach().t().contiguous(), requires_grad=fc1.requires_grad)
         self.fc2.weight = resample_tokens(self.fc2.weight, **sizes, keep_sum=False)
         self.fc2.bias = nn.Parameter(fc2_bias.detach()[:, 0], requires_grad=fc2_bias.requires_grad)
-        self.grid_size = grid_size
-        self.fc1.in_features = self.fc2.out_features = grid_size**2 + self.num_prefix_tokens
+        self.grid = grid
+        self.fc1.in_features = self.fc2.out_features = prod(grid) + self.num_prefix_tokens
 
     def mix(self, x_BND: Tensor) -> Tensor:
-        check_tokens(self.word, x_BND.shape[1], self.grid_size, self.num_prefix_tokens)
+        check_tokens(self.word, x_BND.shape[1], self.grid, self.num_prefix_tokens)
         out_BND: Tensor = self.fc2(functional.gelu(self.fc1(x_BND.transpose(1, 2)))).transpose(1, 2)
         return out_BND
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from math import prod
 from typing import Any
 
 from timm.layers import DropPath, LayerScale
 from torch import Tensor, nn
 
 from vitnas.arch import Act, Arch, Block, MlpNorm
+from vitnas.grids import Grid, ImageSize, sides_of
 from vitnas.layers.axes import Axes
 from vitnas.layers.mlp import make_mlp, mlp_axes
 from vitnas.layers.reduction import SpatialReduction
@@ -91,7 +93,7 @@ def make_block(arch: Arch, stage: int, block: Block, drop_path: float) -> Transf
         "size": block.mixer_size,
         "qkv_bias": arch.qkv_bias,
         "rotary": rotary_of(arch.position),
-        "grid_size": arch.grid_sizes[stage],
+        "grid": arch.grids[stage],
         "num_prefix_tokens": arch.num_prefix_tokens,
         "scale": (dim // block.num_heads) ** -0.5 if arch.attn_scale == "embed_dim" else None,
     }
@@ -117,7 +119,7 @@ def make_reduction(arch: Arch, index: int) -> SpatialReduction:
     return SpatialReduction(
         arch.stages[index].embed_dim,
         arch.stages[index + 1].embed_dim,
-        grid_size=arch.grid_sizes[index],
+        grid=arch.grids[index],
         num_prefix_tokens=arch.num_prefix_tokens,
         norm_eps=arch.norm_eps,
         has_positions=arch.position == "learned",
@@ -131,24 +133,24 @@ def make_selections(arch: Arch) -> nn.ModuleDict:
     if arch.selector is None:
         return made
     kind, index = SELECTIONS[arch.selector], 0
-    for stage, side in zip(arch.stages, arch.grid_sizes, strict=True):
+    for stage, grid in zip(arch.stages, arch.grids, strict=True):
         for block in stage.blocks:
             if block.keep is not None:
                 made[str(index)] = kind(
                     stage.embed_dim,
                     block.keep,
-                    grid=(side, side),
+                    grid=grid,
                     num_prefix_tokens=arch.num_prefix_tokens,
                 )
             index += 1
     return made
 
 
-def resized(arch: Arch, image_size: int, patch_size: int) -> Arch:
+def resized(arch: Arch, image_size: ImageSize, patch_size: int) -> Arch:
     """`arch` for images and patches of other sizes; its blocks keep the same share of the patches, rounded."""
     *others, last = arch.stages
-    before = arch.grid_sizes[-1] ** 2
-    after = (image_size // patch_size >> len(others)) ** 2
+    before = prod(arch.grids[-1])
+    after = prod(side // patch_size >> len(others) for side in sides_of(image_size))
     blocks = [
         replace(block, keep=max(1, round(block.keep * after / before))) if block.keep else block
         for block in last.blocks
@@ -166,16 +168,20 @@ def drop_path_rates(rate: float | Sequence[float], depth: int) -> Sequence[float
 
 def check_mixer_sizes(arch: Arch) -> None:
     """Raise UserError where the `mixer_size` of a block of `arch` cannot work at its number of tokens."""
-    for side, stage in zip(arch.grid_sizes, arch.stages, strict=True):
+    for grid, stage in zip(arch.grids, arch.stages, strict=True):
         for block in stage.blocks:
-            tokens = side**2 + arch.num_prefix_tokens
+            tokens = prod(grid) + arch.num_prefix_tokens
             MIXERS[block.mixer].resolve_size(block.mixer_size, block.head_dim, tokens)
+
+
+def block_grids(arch: Arch) -> list[Grid]:
+    """Rows and columns of patches that each block of `arch` sees."""
+    return [grid for grid, stage in zip(arch.grids, arch.stages, strict=True) for _ in stage.blocks]
 
 
 def set_block_grids(blocks: Iterable[nn.Module], arch: Arch) -> None:
     """Tell the blocks of `arch`, which were made for another image size, their grids."""
-    sides = [side for side, stage in zip(arch.grid_sizes, arch.stages, strict=True) for _ in stage.blocks]
-    for block, side in zip(blocks, sides, strict=True):
+    for block, grid in zip(blocks, block_grids(arch), strict=True):
         for module in block.modules():
             if isinstance(module, Mixer):
-                module.set_grid_size(side)
+                module.set_grid(grid)

@@ -58,7 +58,7 @@ def default_cfg(arch: Arch) -> dict[str, Any]:
         "architecture": "vitnas_arch",
         "url": "",
         "num_classes": arch.num_classes,
-        "input_size": (arch.in_chans, arch.image_size, arch.image_size),
+        "input_size": arch.input_size,
         "pool_size": None,
         "crop_pct": 0.9,
         "interpolation": "bicubic",

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from vitnas.arch import Arch
 from vitnas.errors import UserError, nearest
+from vitnas.grids import ImageSize, size_text
 from vitnas.model.net_id import arch_of_net_id, net_id_of
 from vitnas.model.published import PUBLISHED
 from vitnas.runs import read_json
@@ -25,16 +26,16 @@ class Named(NamedTuple):
     arch: Arch
     is_file: bool
 
-    def fitted(self, *, image_size: int, in_chans: int, num_classes: int) -> Arch:
+    def fitted(self, *, image_size: ImageSize, in_chans: int, num_classes: int) -> Arch:
         """The Arch for these images. A published name or a code says nothing of them and follows; a file does.
 
         Raises:
             UserError: a file's Arch is for others, or patches that do not divide the image.
         """
-        wanted = {"image_size": image_size, "in_chans": in_chans, "num_classes": num_classes}
+        wanted: dict[str, Any] = {"image_size": image_size, "in_chans": in_chans, "num_classes": num_classes}
         if not self.is_file:
             try:
-                return replace(self.arch, **wanted)  # type: ignore[arg-type]
+                return replace(self.arch, **wanted)
             except UserError as error:
                 raise UserError(f"{self.name} does not fit the data: {error}") from error
         has = {name: getattr(self.arch, name) for name in wanted}
@@ -46,8 +47,8 @@ class Named(NamedTuple):
         return self.arch
 
 
-def _images(of: dict[str, int]) -> str:
-    return "{image_size} pixels, {in_chans} channels and {num_classes} classes".format(**of)
+def _images(of: Mapping[str, Any]) -> str:
+    return f"{size_text(of['image_size'])} pixels, {of['in_chans']} channels and {of['num_classes']} classes"
 
 
 def find_arch(name: str, also: Iterable[str] = ()) -> Named:

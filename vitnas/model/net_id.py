@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from vitnas.arch import Arch, Block, Stage
 from vitnas.errors import UserError
+from vitnas.grids import ImageSize
 
 NUM_HEADS = (3, 6, 12, 16)
 TENTHS = 10
@@ -59,7 +60,7 @@ def tenths(largest: int) -> tuple[int, ...]:
 
 
 def arch_of_net_id(
-    net_id: str | Sequence[int], *, image_size: int = 224, in_chans: int = 3, num_classes: int = 1000
+    net_id: str | Sequence[int], *, image_size: ImageSize = 224, in_chans: int = 3, num_classes: int = 1000
 ) -> Arch:
     """The Arch that a `net_id` stands for; its blocks keep their slots.
 
@@ -130,7 +131,7 @@ def vitas_arch(
     embed_dim: int,
     blocks: tuple[Block, ...],
     *,
-    image_size: int = 224,
+    image_size: ImageSize = 224,
     in_chans: int = 3,
     num_classes: int = 1000,
 ) -> Arch:

@@ -15,6 +15,7 @@ from typing import Any
 
 from vitnas.arch import Arch, Block, Stage
 from vitnas.errors import UserError
+from vitnas.grids import ImageSize
 
 PATCH_SIZE = 14
 STEM_WIDTH = 24
@@ -30,7 +31,7 @@ Definition = tuple[Any, ...]
 def parse_network_def(
     definition: str | Sequence[Any],
     *,
-    image_size: int = 224,
+    image_size: ImageSize = 224,
     patch_size: int = PATCH_SIZE,
     in_chans: int = 3,
     patch_head: bool = False,

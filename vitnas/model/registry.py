@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from math import prod
 from typing import Any
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -20,8 +21,9 @@ from torch import Tensor, nn
 
 from vitnas.arch import Arch
 from vitnas.errors import UserError, nearest
+from vitnas.grids import as_image_size, size_text
 from vitnas.model.build import build
-from vitnas.model.described import default_cfg, square
+from vitnas.model.described import default_cfg
 from vitnas.model.published import PUBLISHED
 from vitnas.model.vit import Model
 
@@ -107,7 +109,7 @@ def _build(name: str, arch: Arch, **options: Any) -> Model:
         )
     changed = {key: options[key] for key in ARCH_OPTIONS if key in options}
     if "img_size" in options:
-        changed["image_size"] = square("img_size", options["img_size"])
+        changed["image_size"] = as_image_size("img_size", options["img_size"])
     pool = options.get("global_pool")
     model = build(
         replace(arch, **changed, global_pool=pool or arch.global_pool),
@@ -131,7 +133,7 @@ def fit_weights(state: dict[str, Tensor], model: Model) -> dict[str, Tensor]:
     if patch is not None and size and list(patch.shape[-2:]) != size:
         state["patch_embed.proj.weight"] = resample_patch_embed(patch, size)
     missing, resampled = [], False
-    for index, side in enumerate(model.arch.grid_sizes if model.pos_embed is not None else ()):
+    for index, grid in enumerate(model.arch.grids if model.pos_embed is not None else ()):
         name, prefix = (
             (f"reductions.{index - 1}.pos_embed", 0)
             if index
@@ -140,12 +142,12 @@ def fit_weights(state: dict[str, Tensor], model: Model) -> dict[str, Tensor]:
         table = state.get(name)
         if table is None:
             missing.append(name)
-        elif table.shape[1] != side**2 + prefix:
+        elif table.shape[1] != prod(grid) + prefix:
             resampled = True
-            state[name] = resample_abs_pos_embed(table, [side, side], num_prefix_tokens=prefix)
+            state[name] = resample_abs_pos_embed(table, [*grid], num_prefix_tokens=prefix)
     if missing and (resampled or len(missing) == len(model.arch.stages)):
         raise UserError(
-            f"the weights have no {', '.join(missing)}; for images of {model.arch.image_size} pixels the positions of "
-            "every stage are resampled. Give weights that have them, or an Arch with position 'none'."
+            f"the weights have no {', '.join(missing)}; for images of {size_text(model.arch.image_size)} pixels the "
+            "positions of every stage are resampled. Give weights that have them, or an Arch with position 'none'."
         )
     return state

@@ -112,12 +112,8 @@ def swap_attention(
             f"{mixer} cannot take the place of attention in {told}{more}. Leave these layers out."
         )
     arch = _arch_of_swapped(model, chosen, mixer, size) if isinstance(model, Model) else None
-    tokens = _tokens(model, chosen) if _needs_grid(mixer) else dict.fromkeys(chosen, 0)
-    prefixes = [known] if isinstance(known := getattr(model, "num_prefix_tokens", None), int) else []
-    made = {
-        name: _swapped(name, found[name], mixer, size, tokens[name], [*prefixes, 0, 1, 2], generator)
-        for name in chosen
-    }
+    grids = _grids(model, chosen, mixer) if _needs_grid(mixer) else {}
+    made = {name: _swapped(found[name], mixer, size, grids.get(name, {}), generator) for name in chosen}
     rows = []
     for name, new in made.items():
         parent, _, leaf = name.rpartition(".")
@@ -194,8 +190,11 @@ def _needs_grid(mixer: str) -> bool:
     return MIXERS[mixer].needs_grid or MIXERS[mixer].fixed_tokens
 
 
-def _tokens(model: nn.Module, names: Sequence[str]) -> dict[str, int]:
-    """Tokens that each of these layers sees, found by running the model on one image of its size."""
+def _grids(model: nn.Module, names: Sequence[str], mixer: str) -> dict[str, dict[str, Any]]:
+    """`grid` and `num_prefix_tokens` of each of these layers, found by running the model on one image of its size.
+
+    A grid has as many rows per column as the image.
+    """
     seen: dict[str, int] = {}
     hooks = [
         model.get_submodule(name).register_forward_pre_hook(
@@ -215,11 +214,6 @@ def _tokens(model: nn.Module, names: Sequence[str]) -> dict[str, int]:
     # What the first convolution takes, as timm's configurations do not follow in_chans.
     convs = (module for module in model.modules() if isinstance(module, nn.Conv2d))
     channels = next((conv.in_channels for conv in convs), given[0] if given else 3)
-    if sides[0] != sides[1]:
-        raise UserError(
-            f"the model takes images of {sides[0]} x {sides[1]} pixels; the mixer needs a square grid. Give "
-            "square images."
-        )
     modes = [(module, module.training) for module in model.modules()]
     try:
         with torch.no_grad():
@@ -229,27 +223,37 @@ def _tokens(model: nn.Module, names: Sequence[str]) -> dict[str, int]:
             hook.remove()
         for module, training in modes:
             module.training = training
-    return seen
+    known = getattr(model, "num_prefix_tokens", None)
+    return {
+        name: _grid_of(name, mixer, tokens, sides, [*([known] if isinstance(known, int) else []), 0, 1, 2])
+        for name, tokens in seen.items()
+    }
+
+
+def _grid_of(
+    name: str, mixer: str, tokens: int, sides: Sequence[int], prefixes: Sequence[int]
+) -> dict[str, Any]:
+    height, width = sides
+    for prefix in prefixes:
+        rows = math.isqrt(max(0, tokens - prefix) * height // width)
+        columns = (tokens - prefix) // rows if rows else 0
+        if rows and rows * columns == tokens - prefix and rows * width == columns * height:
+            return {"grid": (rows, columns), "num_prefix_tokens": prefix}
+    raise UserError(
+        f"{name} sees {tokens} tokens, which are no grid of the shape of its images ({height} x {width}); {mixer} "
+        "needs one. Leave this layer out."
+    )
 
 
 def _swapped(
-    name: str,
     old: Any,
     mixer: str,
     size: int | None,
-    tokens: int,
-    prefixes: Sequence[int],
+    grid: dict[str, Any],
     generator: torch.Generator | None,
 ) -> nn.Module:
     """The new layer, with the trained weights of `old`."""
-    options: dict[str, Any] = {"size": size}
-    if tokens:
-        prefix = next((p for p in prefixes if tokens > p and math.isqrt(tokens - p) ** 2 == tokens - p), None)
-        if prefix is None:
-            raise UserError(
-                f"{name} sees {tokens} tokens, which are no square grid; {mixer} needs one. Give square images."
-            )
-        options |= {"grid_size": math.isqrt(tokens - prefix), "num_prefix_tokens": prefix}
+    options: dict[str, Any] = {"size": size, **grid}
     kind: Any = MIXERS[mixer]
     if isinstance(old, levit.Attention):
         dim, head_dim, bias = old.qkv.linear.in_features, old.key_dim, False

@@ -63,7 +63,7 @@ def arch_of_timm(model: Any) -> Arch:
     )
     prefixed = model.pos_embed is not None and model.num_prefix_tokens > 0
     return Arch(
-        image_size=model.patch_embed.img_size[0],
+        image_size=model.patch_embed.img_size,
         patch_size=model.patch_embed.patch_size[0],
         in_chans=model.patch_embed.proj.in_channels,
         num_classes=model.num_classes,
@@ -157,9 +157,11 @@ def _not_plain(model: Any) -> Iterator[str]:
         yield f"its patches are not embedded by one convolution, but by a {type(stem).__name__}"
     elif (stem.proj.bias is None) == _is_identity(model.norm_pre):
         yield "its patch embedding has a bias and a norm behind it, or neither (pre_norm)"
-    elif stem.img_size is None or len({*stem.img_size}) > 1 or len({*stem.patch_size}) > 1:
-        yield f"its images {stem.img_size} or patches {stem.patch_size} are not square"
-    elif stem.img_size[0] % stem.patch_size[0] or stem.dynamic_img_pad:
+    elif stem.img_size is None:
+        yield "its images have no fixed size"
+    elif len({*stem.patch_size}) > 1:
+        yield f"its patches {stem.patch_size} are not square"
+    elif any(side % stem.patch_size[0] for side in stem.img_size) or stem.dynamic_img_pad:
         yield "its patches do not divide its images"
     if model.attn_pool is not None or model.global_pool not in ("token", "avg") or model.pool_include_prefix:
         yield f"it pools by {model.global_pool!r}, not by 'token' or by 'avg' over the patches"

@@ -10,9 +10,11 @@ those of the authors' scripts. Rotary networks have no table of positions here; 
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any, Literal
 
 from vitnas.arch import Arch, Block, Stage
+from vitnas.grids import ImageSize, sides_of
 
 Kind = Literal["vit", "vip", "vil", "vin", "fnet", "mixer", "cct", "ccn", "ccp"]
 MIXER_OF: dict[str, str] = {
@@ -33,7 +35,7 @@ def vision_xformer_like(
     *,
     hybrid: bool = False,
     rotary: bool = False,
-    image_size: int = 32,
+    image_size: ImageSize = 32,
     patch_size: int = 1,
     num_classes: int = 10,
     dim: int = 128,
@@ -52,7 +54,8 @@ def vision_xformer_like(
     mixer = MIXER_OF[kind]
     if kind == "vil" and (hybrid or rotary):
         mixer = "linformer_shared"
-    size = (image_size // patch_size) ** 2 if is_mixer else 64 if kind in ("vil", "vin", "ccn") else None
+    patches = prod(side // patch_size for side in sides_of(image_size))
+    size = patches if is_mixer else 64 if kind in ("vil", "vin", "ccn") else None
     block = Block(num_heads=heads, head_dim=dim // heads, mlp_hidden=mlp_hidden, mixer=mixer, mixer_size=size)
     fields: dict[str, Any] = {}
     if compact or is_mixer:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from math import prod
 from typing import Any, Literal
 
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from vitnas.arch import Arch
 from vitnas.errors import UserError
+from vitnas.grids import as_image_size, sides_of
 from vitnas.layers.axes import Axes
 from vitnas.layers.pool import SequencePool
 from vitnas.layers.reduction import SpatialReduction
@@ -28,6 +30,7 @@ from vitnas.layers.select import SELECTIONS, Kept, Selection, Trail, masked_mean
 from vitnas.layers.stem import STEMS
 from vitnas.model.blocks import (
     TransformerBlock,
+    block_grids,
     check_mixer_sizes,
     drop_path_rates,
     make_block,
@@ -66,7 +69,7 @@ class Model(nn.Module):
         self.masks_tokens: bool | None = None  # see carries_dropped
         dim, first = arch.embed_dim, arch.stages[0].embed_dim
         self.patch_embed = STEMS[arch.stem](
-            arch.image_size,
+            sides_of(arch.image_size),
             arch.patch_size,
             arch.in_chans,
             first,
@@ -76,7 +79,7 @@ class Model(nn.Module):
         self.cls_token = nn.Parameter(torch.empty(1, 1, first)) if arch.class_token else None
         self.dist_token = nn.Parameter(torch.empty(1, 1, first)) if arch.distill_token else None
         self.reg_token = nn.Parameter(torch.empty(1, arch.reg_tokens, first)) if arch.reg_tokens else None
-        places = arch.grid_size**2 + arch.num_prefix_positions
+        places = prod(arch.grids[0]) + arch.num_prefix_positions
         self.pos_embed = nn.Parameter(torch.empty(1, places, first)) if arch.position == "learned" else None
         self.norm_pre = nn.LayerNorm(first, eps=arch.norm_eps) if arch.pre_norm else nn.Identity()
         if blocks is None:
@@ -303,10 +306,10 @@ class Model(nn.Module):
         prefix = [item[:, : self.num_prefix_tokens] for item in kept] if self.num_prefix_tokens else []
         maps = [item[:, self.num_prefix_tokens :] for item in kept]
         if output_fmt == "NCHW":
-            sides = [round(item.shape[1] ** 0.5) for item in maps]
+            grids = [grid for index, grid in enumerate(block_grids(self.arch)) if index in take]
             maps = [
-                item.transpose(1, 2).unflatten(2, (side, side)).contiguous()
-                for item, side in zip(maps, sides, strict=True)
+                item.transpose(1, 2).unflatten(2, grid).contiguous()
+                for item, grid in zip(maps, grids, strict=True)
             ]
         if output_dict:
             named: dict[str, Any] = {"image_intermediates": maps}
@@ -386,33 +389,32 @@ class Model(nn.Module):
         the same share of them, rounded.
 
         Raises:
-            UserError: sides that differ, an image that the patch and the reductions do not divide, or fewer tokens
-                than a mixer's rank or landmarks. The Model is then as it was.
+            UserError: an image that the patch and the reductions do not divide, or fewer tokens than a mixer's rank
+                or landmarks. The Model is then as it was.
         """
         old = self.arch
         arch = resized(
             old,
-            old.image_size if img_size is None else square("img_size", img_size),
+            old.image_size if img_size is None else as_image_size("img_size", img_size),
             old.patch_size if patch_size is None else square("patch_size", patch_size),
         )
         check_mixer_sizes(arch)
-        self.patch_embed.set_input_size(img_size=arch.image_size, patch_size=arch.patch_size)
-        grid = arch.grid_size
-        if self.pos_embed is not None and grid != old.grid_size:
+        self.patch_embed.set_input_size(img_size=sides_of(arch.image_size), patch_size=arch.patch_size)
+        if self.pos_embed is not None and arch.grids[0] != old.grids[0]:
             table = resample_abs_pos_embed(
-                self.pos_embed, [grid, grid], [old.grid_size] * 2, num_prefix_tokens=arch.num_prefix_positions
+                self.pos_embed, [*arch.grids[0]], [*old.grids[0]], num_prefix_tokens=arch.num_prefix_positions
             )
             self.pos_embed = nn.Parameter(table.detach(), requires_grad=self.pos_embed.requires_grad)
-        for reduction, side in zip(self.reductions, arch.grid_sizes, strict=False):
+        for reduction, grid in zip(self.reductions, arch.grids, strict=False):
             assert isinstance(reduction, SpatialReduction)
-            reduction.set_grid_size(side)
+            reduction.set_grid(grid)
         set_block_grids(self.blocks, arch)
         for name, selection in self.selections.items():
             assert isinstance(selection, Selection)
-            selection.set_grid((arch.grid_sizes[-1],) * 2, arch.blocks[int(name)].keep or 0)
+            selection.set_grid(arch.grids[-1], arch.blocks[int(name)].keep or 0)
         noted = getattr(self, "_model_args", None)
         if noted is not None:  # timm's factory made this Model, and its savers read what it noted
-            size = (arch.image_size, arch.image_size)
+            size = sides_of(arch.image_size)
             self._model_args: dict[str, Any] = {**noted, "img_size": size, "patch_size": arch.patch_size}
             self._traits: dict[str, Any] = {**getattr(self, "_traits", {}), "img_size": size}
         self.record_arch(arch)

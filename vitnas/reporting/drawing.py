@@ -62,7 +62,8 @@ def _scale(arch: Arch) -> float:
 
 
 def _stem_text(arch: Arch) -> str:
-    image = f"{arch.image_size}×{arch.image_size}×{arch.in_chans}"
+    channels, height, width = arch.input_size
+    image = f"{height}×{width}×{channels}"
     return f"image {image} → patches {arch.patch_size}×{arch.patch_size} → {arch.num_tokens} tokens"
 
 

@@ -200,11 +200,7 @@ def _bytes(paths: Iterable[Path]) -> int:
 
 def image_shape(arch: Arch | None) -> str:
     """The shape of a batch that the Model takes, as text."""
-    return (
-        f"(batch, {arch.in_chans}, {arch.image_size}, {arch.image_size})"
-        if arch
-        else "(batch, channels, height, width)"
-    )
+    return f"(batch, {', '.join(map(str, arch.input_size))})" if arch else "(batch, channels, height, width)"
 
 
 def snippets(run: RunFiles) -> list[Snippet]:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from vitnas.grids import ImageSize
 from vitnas.space.config import SpaceConfig, from_preset
 from vitnas.space.gene import Gene
 from vitnas.space.space import Space
@@ -27,7 +28,7 @@ class AutoFormerSpace(Space):
     rising: ClassVar[tuple[str, ...]] = ("embed_dims", "depths", "num_heads", "mlp_ratios")
 
     name: str = "autoformer"
-    image_size: int = 224
+    image_size: ImageSize = 224
     patch_size: int = 16
     embed_dims: tuple[int, ...]
     depths: tuple[int, ...]
@@ -94,7 +95,7 @@ SIZES: dict[str, dict[str, Any]] = {
 def autoformer(
     size: str = "tiny",
     *,
-    image_size: int = 224,
+    image_size: ImageSize = 224,
     patch_size: int | None = None,
     num_classes: int = 1000,
     in_chans: int = 3,

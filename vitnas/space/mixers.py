@@ -11,10 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from math import prod
 from typing import Any, ClassVar
 
 from vitnas.counting import parts
 from vitnas.errors import UserError, check_words
+from vitnas.grids import ImageSize, as_image_size, sides_of
 from vitnas.mixers import MIXERS
 from vitnas.space.autoformer import mlp_ratio
 from vitnas.space.config import SpaceConfig, from_preset
@@ -34,7 +36,7 @@ class MixerSpace(Space):
     rising: ClassVar[tuple[str, ...]] = ("embed_dims", "depths", "num_heads", "mlp_ratios")
 
     name: str = "mixers"
-    image_size: int = 32
+    image_size: ImageSize = 32
     patch_size: int = 4
     num_classes: int = 10
     stems: tuple[str, ...]
@@ -113,7 +115,7 @@ DEFAULT_MIXERS = ("fourier", "token_mlp", "linformer", "nystrom", "performer", "
 def mixer_space(
     size: str = "micro",
     *,
-    image_size: int = 32,
+    image_size: ImageSize = 32,
     patch_size: int | None = None,
     num_classes: int = 10,
     in_chans: int = 3,
@@ -135,7 +137,8 @@ def mixer_space(
     data = {"image_size": image_size, "num_classes": num_classes, "in_chans": in_chans}
     made = from_preset(MixerSpace, SIZES, size, {**data, "patch_size": patch_size, **options})
     patch = made.setdefault("patch_size", 4)
-    tokens = (image_size // max(1, patch)) ** 2  # an Arch refuses a patch of 0
+    sides = sides_of(as_image_size("image_size", image_size))
+    tokens = prod(side // max(1, patch) for side in sides)  # an Arch refuses a patch of 0
     made.setdefault("stems", ("linear", "hybrid") if patch in (1, 2, 4, 8) else ("linear",))
     made.setdefault("positions", ("learned", "rotary", "rotary_2d"))
     words = made.setdefault("mixers", DEFAULT_MIXERS)

@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from vitnas.arch import Arch
 from vitnas.errors import UserError
+from vitnas.grids import ImageSize, as_image_size
 from vitnas.space.costs import CostTable, cost_terms
 from vitnas.space.gene import Gene, Genes, Matrix, kind_of
 from vitnas.space.layout import Layout
@@ -42,11 +43,12 @@ class Space(ABC):
     """Fields of numbers that must be positive and rise."""
 
     name: str
-    image_size: int
+    image_size: ImageSize
     in_chans: int = 3
     num_classes: int = 1000
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "image_size", as_image_size("image_size", self.image_size))
         for name in self.rising:
             object.__setattr__(self, name, rising(name, getattr(self, name)))
         self._check()

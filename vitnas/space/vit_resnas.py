@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 from vitnas.arch import Reduction, Stem
 from vitnas.errors import UserError
+from vitnas.grids import ImageSize
 from vitnas.space.config import SpaceConfig, from_preset
 from vitnas.space.gene import Gene
 from vitnas.space.space import Space, rising
@@ -55,7 +56,7 @@ class ViTResNASSpace(Space):
     is_staged = True
 
     name: str = "vit_resnas"
-    image_size: int = 224
+    image_size: ImageSize = 224
     patch_size: int = 14
     stages: tuple[StageSpace, ...]
     stem: Stem = "conv"
@@ -248,7 +249,7 @@ def micro_stages(
 def vit_resnas(
     size: str = "sr_tiny_mh",
     *,
-    image_size: int = 224,
+    image_size: ImageSize = 224,
     patch_size: int | None = None,
     num_classes: int = 1000,
     in_chans: int = 3,

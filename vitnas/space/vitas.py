@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from vitnas.arch import AttnScale
 from vitnas.errors import UserError
+from vitnas.grids import ImageSize, sides_of, size_text
 from vitnas.model.net_id import NUM_HEADS, TENTHS
 from vitnas.space.config import SpaceConfig, from_preset
 from vitnas.space.gene import Gene, Matrix
@@ -43,7 +44,7 @@ class VitasSpace(Space):
     )
 
     name: str = "vitas"
-    image_size: int = 224
+    image_size: ImageSize = 224
     patch_sizes: tuple[int, ...]
     embed_dims: tuple[int, ...]
     num_heads: tuple[int, ...]
@@ -58,11 +59,12 @@ class VitasSpace(Space):
         if self.num_slots < 1:
             raise UserError(f"num_slots is {self.num_slots}; a network has at least 1. Use 12.")
         for size in self.patch_sizes:
-            if self.image_size % size:
-                fits = [n for n in range(1, self.image_size + 1) if self.image_size % n == 0]
+            sides = sides_of(self.image_size)
+            if any(side % size for side in sides):
+                fits = [n for n in range(1, min(sides) + 1) if not any(side % n for side in sides)]
                 near = min(fits, key=lambda n: abs(n - size))
                 raise UserError(
-                    f"patch_sizes has {size}; it must divide image_size {self.image_size}. Nearest: {near}."
+                    f"patch_sizes has {size}; it must divide image_size {size_text(self.image_size)}. Nearest: {near}."
                 )
         step = int(np.lcm.reduce(self.num_heads))
         for width in self.inner_dims:
@@ -163,7 +165,7 @@ SIZES: dict[str, dict[str, Any]] = {
 def vitas(
     size: str = "1g",
     *,
-    image_size: int = 224,
+    image_size: ImageSize = 224,
     patch_size: int | None = None,
     num_classes: int = 1000,
     in_chans: int = 3,

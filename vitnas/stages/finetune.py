@@ -41,7 +41,7 @@ def finetune(context: Context, role: str, image_size: int) -> Path:
     config, data = run.retrain.train, larger.data
     before = evaluate(model.to(context.engine.device), larger.holdout)
     task, teacher = make_task(
-        run, augment=larger.augment, num_classes=data.num_classes, grid_size=model.arch.grid_sizes[-1]
+        run, augment=larger.augment, num_classes=data.num_classes, grid=model.arch.grids[-1]
     )
     fitted = fit(
         model,

@@ -12,6 +12,7 @@ from vitnas.counting import count
 from vitnas.errors import UserError
 from vitnas.exporting import load_timm, save_timm
 from vitnas.extraction import extract
+from vitnas.grids import Grid
 from vitnas.model import Model, build
 from vitnas.runs import read_json, write_json, writing
 from vitnas.sample import Fixed
@@ -116,7 +117,7 @@ def train_one(
         context.run,
         augment=context.augment,
         num_classes=data.num_classes,
-        grid_size=_task_grid(context, arch),
+        grid=_task_grid(context, arch),
     )
     fitted = fit(
         model,
@@ -139,10 +140,10 @@ def train_one(
     return network.eval(), fitted.seconds
 
 
-def _task_grid(context: Context, arch: Arch) -> int:
-    """Cells along one side that labels per patch are mixed by: the Space's, wherever the Arch's patches lie in them."""
-    cells, patches = context.space.largest().grid_sizes[-1], arch.grid_sizes[-1]
-    return patches if patches % cells else cells
+def _task_grid(context: Context, arch: Arch) -> Grid:
+    """Rows and columns of cells that patch labels are mixed by: the Space's, where the Arch's patches lie in them."""
+    cells, patches = context.space.largest().grids[-1], arch.grids[-1]
+    return cells if all(n % c == 0 for n, c in zip(patches, cells, strict=True)) else patches
 
 
 def load_model(context: Context, role: str) -> Model:

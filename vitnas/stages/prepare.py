@@ -41,7 +41,7 @@ def prepare(context: Context) -> list[dict[str, Any]]:
         run,
         augment=context.augment,
         num_classes=context.data.num_classes,
-        grid_size=space.largest().grid_sizes[-1],
+        grid=space.largest().grids[-1],
     )
     if teacher is not None:
         teacher.check(task.wants_taught, Pixels(context.data.mean, context.data.std))

@@ -31,7 +31,7 @@ def train_supernet(context: Context) -> None:
         run,
         augment=context.augment,
         num_classes=data.num_classes,
-        grid_size=context.space.largest().grid_sizes[-1],
+        grid=context.space.largest().grids[-1],
     )
     fitted = fit(
         supernet,

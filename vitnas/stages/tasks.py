@@ -10,15 +10,16 @@ from torch import nn
 from vitnas.data import Augment
 from vitnas.errors import UserError
 from vitnas.exporting import load_timm
+from vitnas.grids import Grid
 from vitnas.stages.run import Run
 from vitnas.train import Classification, HardDistillation, Task, Teacher, TokenMixup
 
 
-def make_task(run: Run, *, augment: Augment, num_classes: int, grid_size: int) -> tuple[Task, Teacher | None]:
+def make_task(run: Run, *, augment: Augment, num_classes: int, grid: Grid) -> tuple[Task, Teacher | None]:
     """The Task of a run, and who teaches it.
 
     Args:
-        grid_size: patches along one side in the last stage of what trains.
+        grid: rows and columns of patches in the last stage of what trains.
 
     Raises:
         UserError: a teacher that cannot be loaded or has other classes; images that would be mixed twice.
@@ -32,7 +33,7 @@ def make_task(run: Run, *, augment: Augment, num_classes: int, grid_size: int) -
             )
         task = TokenMixup(
             num_classes=num_classes,
-            grid_size=grid_size,
+            grid=grid,
             label_smoothing=smoothing,
             patch_weight=config.patch_weight,
         )

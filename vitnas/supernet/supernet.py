@@ -161,7 +161,7 @@ class Supernet(nn.Module):
     ) -> _Subnet:
         """A block of `arch` without storage. Archs that agree in a slot share it: a fresh Arch is mostly known ones."""
         fixed = tuple(getattr(arch, name) for name in FIXED)
-        dim, grid = arch.stages[stage].embed_dim, arch.grid_sizes[stage]
+        dim, grid = arch.stages[stage].embed_dim, arch.grids[stage]
         key = (slot, dim, grid, replace(block, slot=None, keep=None), fixed, place)
         found = self._blocks.get(key)
         if found is None:

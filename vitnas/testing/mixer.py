@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from math import prod
 from typing import Any, ClassVar
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from vitnas.arch import Arch, Block, Stage
 from vitnas.exporting import export_onnx
+from vitnas.grids import Grid
 from vitnas.layers.axes import named_axes
 from vitnas.measure.memory import peak_activation_bytes
 from vitnas.mixers import MIXERS, Mixer, MixerShape
@@ -36,10 +38,12 @@ class MixerContract:
     word: ClassVar[str]
     size: ClassVar[int | None] = None
     prefixes: ClassVar[tuple[int, ...]] = (0, 1)
-    grids: ClassVar[tuple[int, ...]] = (
-        3,
-        8,
-    )  # odd and even numbers of tokens, with a class token and without
+    grids: ClassVar[tuple[Grid, ...]] = (
+        (3, 3),
+        (8, 8),
+        (3, 5),
+        (9, 2),
+    )  # odd and even numbers of tokens
 
     def equations(self, mixer: Any, x_BND: Tensor) -> Tensor:
         """What the paper says, step by step."""
@@ -49,11 +53,11 @@ class MixerContract:
     def kind(self) -> type[Mixer]:
         return MIXERS[self.word]
 
-    def options(self, grid: int, prefix: int, rotary: str = "none") -> dict[str, Any]:
-        options: dict[str, Any] = {"grid_size": grid, "num_prefix_tokens": prefix, "size": self.size}
+    def options(self, grid: Grid, prefix: int, rotary: str = "none") -> dict[str, Any]:
+        options: dict[str, Any] = {"grid": grid, "num_prefix_tokens": prefix, "size": self.size}
         return options | ({"head_dim": HEAD_DIM, "rotary": rotary} if self.kind.has_heads else {})
 
-    def make(self, grid: int, prefix: int, rotary: str = "none", **other: Any) -> Mixer:
+    def make(self, grid: Grid, prefix: int, rotary: str = "none", **other: Any) -> Mixer:
         kind: Any = self.kind
         mixer: Mixer = kind(DIM, HEADS, **self.options(grid, prefix, rotary), **other)
         generator = torch.Generator().manual_seed(0)
@@ -62,7 +66,7 @@ class MixerContract:
             mixer.initialize_own(generator)
         return mixer.eval()
 
-    def cases(self) -> list[tuple[int, int, str]]:
+    def cases(self) -> list[tuple[Grid, int, str]]:
         """Grids, class tokens and positions: every pair of two of them, but not every three."""
         cases = [(grid, prefix, "none") for grid in self.grids for prefix in self.prefixes]
         if self.kind.has_heads:
@@ -70,21 +74,21 @@ class MixerContract:
             cases += list(zip(self.grids[1:], self.prefixes[::-1], POSITIONS[:0:-1], strict=False))
         return cases
 
-    def shape(self, grid: int, prefix: int, rotary: str, bias: bool = True) -> MixerShape:
-        size = self.kind.resolve_size(self.size, HEAD_DIM, grid**2 + prefix)
+    def shape(self, grid: Grid, prefix: int, rotary: str, bias: bool = True) -> MixerShape:
+        size = self.kind.resolve_size(self.size, HEAD_DIM, prod(grid) + prefix)
         heads = (HEADS, HEAD_DIM)
         return MixerShape(DIM, *heads, size, grid, prefix, rotary=rotary, qkv_bias=bias)  # type: ignore[arg-type]
 
     def test_the_equations_of_the_paper(self) -> None:
         for grid, prefix, rotary in self.cases():
             mixer = self.make(grid, prefix, rotary).double()
-            x = random_input((2, grid**2 + prefix, DIM), dtype=torch.float64)
+            x = random_input((2, prod(grid) + prefix, DIM), dtype=torch.float64)
             torch.testing.assert_close(mixer(x), self.equations(mixer, x), rtol=1e-9, atol=1e-10)
 
     def test_images_do_not_mix(self) -> None:
         for grid, prefix, rotary in self.cases():
             mixer = self.make(grid, prefix, rotary).double()
-            x = random_input((3, grid**2 + prefix, DIM), dtype=torch.float64)
+            x = random_input((3, prod(grid) + prefix, DIM), dtype=torch.float64)
             x[1] *= 30  # a loud neighbour
             torch.testing.assert_close(mixer(x)[2:], mixer(x[2:]), rtol=1e-10, atol=1e-11)
 
@@ -92,7 +96,7 @@ class MixerContract:
         """The class token first of all; and nothing else, such as padding, does: see the equations."""
         for grid, prefix, rotary in self.cases():
             mixer = self.make(grid, prefix, rotary)
-            x = random_input((1, grid**2 + prefix, DIM)).requires_grad_()
+            x = random_input((1, prod(grid) + prefix, DIM)).requires_grad_()
             out = mixer(x)
             assert out.shape == x.shape
             (out[:, 0] * random_input((1, DIM), 2)).sum().backward()
@@ -101,7 +105,7 @@ class MixerContract:
 
     def test_gradients_reach_every_parameter(self) -> None:
         for prefix in self.prefixes:
-            mixer = self.make(5, prefix)
+            mixer = self.make((5, 5), prefix)
             x = random_input((2, 25 + prefix, DIM)).requires_grad_()
             (mixer(x) ** 3).sum().backward()
             for name, parameter in mixer.named_parameters():
@@ -112,7 +116,7 @@ class MixerContract:
     def test_half_precision_stays_finite(self) -> None:
         for dtype, loud in ((torch.float16, 3.0), (torch.bfloat16, 30.0)):
             for prefix in self.prefixes:
-                mixer = self.make(8, prefix)
+                mixer = self.make((8, 8), prefix)
                 x = loud * random_input((1, 64 + prefix, DIM))
                 half = copy.deepcopy(mixer).to(dtype)(x.to(dtype))
                 assert half.dtype == dtype
@@ -131,26 +135,26 @@ class MixerContract:
 
     def test_another_resolution(self) -> None:
         for prefix in self.prefixes:
-            mixer = self.make(3, prefix)
+            mixer = self.make((3, 3), prefix)
             before = random_input((2, 9 + prefix, DIM))
             kept = mixer(before).detach()
-            mixer.set_grid_size(3)
+            mixer.set_grid((3, 3))
             torch.testing.assert_close(mixer(before), kept, rtol=1e-5, atol=1e-5)
-            after = random_input((2, 25 + prefix, DIM))
+            after = random_input((2, 20 + prefix, DIM))
             if self.kind.fixed_tokens or self.kind.needs_grid:
                 message = refusal(lambda mixer=mixer, after=after: mixer(after))  # type: ignore[misc]
-                assert f"{self.word} was given {25 + prefix} tokens; it was made for {9 + prefix}" in message
+                assert f"{self.word} was given {20 + prefix} tokens; it was made for {9 + prefix}" in message
                 assert "Call set_input_size" in message
-            mixer.set_grid_size(5)
+            mixer.set_grid((5, 4))
             assert mixer(after).shape == after.shape
             assert {n: p.shape for n, p in mixer.named_parameters()} == {
-                n: p.shape for n, p in self.make(5, prefix).named_parameters()
+                n: p.shape for n, p in self.make((5, 4), prefix).named_parameters()
             }
 
     def test_macs_are_those_of_the_counter(self) -> None:
         for grid, prefix, rotary in self.cases():
             want = self.kind.macs(self.shape(grid, prefix, rotary))
-            assert counted_macs(self.make(grid, prefix, rotary), (1, grid**2 + prefix, DIM)) == want
+            assert counted_macs(self.make(grid, prefix, rotary), (1, prod(grid) + prefix, DIM)) == want
 
     def test_params(self) -> None:
         for grid, prefix, rotary in self.cases():
@@ -166,12 +170,14 @@ class MixerContract:
             want = self.kind.memory(self.shape(grid, prefix, rotary))
             mixer = self.make(grid, prefix, rotary)
             for device in ("meta", None):
-                alone = peak_activation_bytes(_Alone(mixer, prefix), (DIM, grid, grid), device=device)
-                assert alone == 4 * (want + (grid**2 + prefix) * DIM), (grid, prefix, rotary, device)
+                alone = peak_activation_bytes(_Alone(mixer, prefix), (DIM, *grid), device=device)
+                assert alone == 4 * (want + (prod(grid) + prefix) * DIM), (grid, prefix, rotary, device)
 
     def test_memory_grows_with_the_tokens(self) -> None:
         """No more than in proportion, but for weights: a log-log slope of 1.1 from 1,024 to 16,384 tokens."""
-        low, high = (self.kind.memory(self.shape(grid, self.prefixes[0], "none")) for grid in (32, 128))
+        low, high = (
+            self.kind.memory(self.shape((side, side), self.prefixes[0], "none")) for side in (32, 128)
+        )
         assert high <= low * 16**1.1
 
     def test_axes_name_every_dimension(self) -> None:
@@ -182,7 +188,7 @@ class MixerContract:
             assert set(axes) == wanted
 
     def test_masks_are_refused(self) -> None:
-        mixer = self.make(2, self.prefixes[0])
+        mixer = self.make((2, 2), self.prefixes[0])
         x = random_input((1, 4 + self.prefixes[0], DIM))
         assert "was given a mask" in refusal(lambda: mixer(x, is_causal=True))
         assert "was given a mask" in refusal(lambda: mixer(x, attn_mask=x))
@@ -197,21 +203,21 @@ class MixerContract:
             assert "mixer_size is 10" in message
             assert "Nearest: 9" in message
         if self.kind.fixed_tokens or self.kind.needs_grid:
-            assert "grid_size is 0" in refusal(lambda: self.make(0, 0))
+            assert "grid is (0, 0)" in refusal(lambda: self.make((0, 0), 0))
 
     def test_timm_can_call_it(self) -> None:
         """Its first arguments are those of timm's attention."""
         named = list(inspect.signature(self.kind.__init__).parameters)[1:3]
         assert named == ["dim", "num_heads"]
 
-    def model(self, grid: int = 4) -> Model:
+    def model(self, grid: Grid = (4, 4)) -> Model:
         """A Model of one block with this mixer, everything random."""
         prefix = self.prefixes[-1]
         word: Any = self.word
         sizes = {"num_heads": HEADS, "head_dim": HEAD_DIM, "mlp_hidden": 20}
         block = Block(**sizes, mixer=word, mixer_size=self.size)
         arch = Arch(
-            image_size=4 * grid,
+            image_size=(4 * grid[0], 4 * grid[1]),
             patch_size=4,
             num_classes=5,
             stages=(Stage(embed_dim=DIM, blocks=(block,)),),

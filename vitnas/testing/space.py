@@ -157,9 +157,10 @@ class SpaceContract:
 
     def test_an_arch_of_another_shape_is_refused_with_every_reason(self, space: Space) -> None:
         arch = space.middle()
+        (_, height, width), step = arch.input_size, arch.patch_size << (len(arch.stages) - 1)
         other = replace(
             arch,
-            image_size=arch.image_size + (arch.patch_size << (len(arch.stages) - 1)),
+            image_size=(height + step, width + step),
             num_classes=arch.num_classes + 1,
             stages=(*arch.stages[:-1], replace(arch.stages[-1], embed_dim=7919)),
         )

@@ -31,7 +31,7 @@ class SupernetContract:
 
     def images(self, supernet: Supernet, n: int = 2) -> Tensor:
         arch = supernet.space.largest()
-        shape = (n, arch.in_chans, arch.image_size, arch.image_size)
+        shape = (n, *arch.input_size)
         return torch.randn(shape, generator=torch.Generator().manual_seed(1))
 
     def test_extracted_model_is_the_supernet_bit_for_bit(self, supernet: Supernet) -> None:

@@ -1,0 +1,40 @@
+"""Height and width: of images in pixels, of grids in patches. Always in this order, rows first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vitnas.errors import UserError
+
+Grid = tuple[int, int]
+"""Rows and columns."""
+
+ImageSize = int | tuple[int, int]
+"""Pixels: one number for a square image, (height, width) for any other."""
+
+NO_GRID: Grid = (0, 0)
+
+
+def as_image_size(name: str, size: int | Sequence[int]) -> ImageSize:
+    """A size as it is kept: one number where both sides are equal, so that equal sizes are equal values.
+
+    Raises:
+        UserError: neither one nor two whole numbers of at least 1.
+    """
+    sides = [size] if isinstance(size, int) else list(size) if isinstance(size, Sequence) else []
+    if len(sides) not in (1, 2) or any(type(side) is not int or side < 1 for side in sides):
+        raise UserError(
+            f"{name} is {size!r}; it must be a whole number of at least 1, or two of them, height and width. "
+            "Correct it."
+        )
+    return sides[0] if sides[0] == sides[-1] else (sides[0], sides[1])
+
+
+def sides_of(size: ImageSize) -> tuple[int, int]:
+    """Height and width, in pixels."""
+    return (size, size) if isinstance(size, int) else size
+
+
+def size_text(size: ImageSize) -> str:
+    """`224`, or `32 x 64` where height and width differ."""
+    return str(size) if isinstance(size, int) else f"{size[0]} x {size[1]}"
