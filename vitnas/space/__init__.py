@@ -7,6 +7,7 @@ from typing import Any
 
 from vitnas.errors import UserError, nearest
 from vitnas.kinds import members
+from vitnas.space.around import AroundConfig, AroundSpace, around
 from vitnas.space.autoformer import AutoFormerConfig, AutoFormerSpace, autoformer
 from vitnas.space.config import SpaceConfig
 from vitnas.space.costs import CostTable, Term
@@ -20,6 +21,8 @@ SPACES: dict[str, type[SpaceConfig]] = members(SpaceConfig, globals(), "kind")
 
 __all__ = [
     "SPACES",
+    "AroundConfig",
+    "AroundSpace",
     "AutoFormerConfig",
     "AutoFormerSpace",
     "CostTable",
@@ -37,6 +40,7 @@ __all__ = [
     "ViTResNASSpace",
     "VitasConfig",
     "VitasSpace",
+    "around",
     "autoformer",
     "kind_of",
     "mixer_space",
