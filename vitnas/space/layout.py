@@ -250,6 +250,11 @@ class Layout:
         canonical: Matrix = np.where(self.active(genes), genes, 0)
         return canonical
 
+    @property
+    def settles(self) -> set[int]:
+        """The genes that `settled` may change, so that their options are not as likely as they are drawn."""
+        return {stage.slots[0].exists for stage in self.stages if stage.may_be_empty} - {None}  # type: ignore[return-value]
+
     def active(self, genes: Matrix) -> Mask:
         """(n, num_genes): which genes matter, given the others."""
         active: Mask = np.take(self._filled(genes), self._columns, axis=1)
