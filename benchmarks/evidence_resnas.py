@@ -34,7 +34,7 @@ from vitnas.counting import count
 from vitnas.data import Augment, Data, DataConfig, EvalBatches, TrainBatches, open_data
 from vitnas.model import build
 from vitnas.sample import Fixed, Sampler, Spread, Uniform
-from vitnas.searching import Evolution, search
+from vitnas.searching import ViTResNASEvolution, search
 from vitnas.space import Space, StageSpace, vit_resnas
 from vitnas.supernet import Supernet
 from vitnas.train import Classification, Rewiring, TrainConfig, evaluate, fit
@@ -192,7 +192,7 @@ def winner(images: Data, epochs: float, seeds: int) -> list[dict[str, Any]]:
         return {"accuracy": accuracy(supernet, held_out, arch)}
 
     evolution = replace(
-        Evolution.vit_resnas(), first=40, population=20, parents=10, mutants=10, crossovers=10, generations=4
+        ViTResNASEvolution(), first=40, population=20, parents=10, mutants=10, crossovers=10, generations=4
     )
     study = search(
         supernet,

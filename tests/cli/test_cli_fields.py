@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -13,6 +14,7 @@ from vitnas.cli.fields import claim_folder, make_run, open_run, split_budgets, s
 from vitnas.data import Augment
 from vitnas.errors import UserError
 from vitnas.recipes import RECIPES
+from vitnas.sample import SeveralConfig
 from vitnas.stages.run import differences, field_names, plain, save_run
 
 
@@ -93,6 +95,48 @@ def test_a_yaml_with_an_unknown_field_is_refused(tmp_path: Path) -> None:
         make_run(str(tmp_path / "mine.yaml"), {})
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"sampler.rewire": "true"},
+            r"sampler\.rewire belongs to sampler\.kind spread, but sampler\.kind is 'uniform'",
+        ),
+        (
+            {"sampler.kind": "sandwich", "sampler.num_archs": "2"},
+            "belongs to sampler.kind several and spread",
+        ),
+        ({"sampler.kind": "best_up", "sampler.lr": "1"}, "belongs to sampler.kind focus, but"),
+        ({"sampler.kind": "spred"}, r"sampler\.kind is 'spred'; .* Nearest: 'spread'"),
+        ({"sampler.rewier": "true"}, r"no field 'sampler\.rewier'.*Nearest: 'sampler\.rewire'"),
+        ({"task.patch_weight": "2"}, "task.patch_weight belongs to task.kind token_mixup"),
+        ({"data.augment.shift": "4"}, "^augment.shift is 4.0; it must be from 0 to 0.5"),
+    ],
+    ids=str,
+)
+def test_fields_of_another_kind_are_refused(fields: dict[str, str], message: str, tmp_path: Path) -> None:
+    """On the command line and in a file."""
+    with pytest.raises(UserError, match=message):
+        make_run("tour", fields)
+    if "no field" in message or "augment" in message:
+        return
+    nested: dict[str, Any] = {}
+    for name, text in fields.items():
+        group, _, leaf = name.partition(".")
+        nested.setdefault(group, {})[leaf] = yaml.safe_load(text)
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(nested))
+    with pytest.raises(UserError, match=message):
+        make_run(str(tmp_path / "mine.yaml"), {})
+
+
+def test_another_kind_brings_its_own_fields() -> None:
+    """What the recipe chose for its own kind is gone: nothing is left to have an effect by surprise."""
+    run = make_run("vit_resnas_cifar", {"sampler.kind": "several"})
+    assert run.sampler == SeveralConfig(num_archs=2)
+    same = make_run("vit_resnas_cifar", {"sampler.kind": "spread"})
+    assert same.sampler == RECIPES["vit_resnas_cifar"]().sampler
+
+
 def test_a_yaml_that_is_none_is_named(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("a: [")
     with pytest.raises(UserError, match="cannot be read as YAML"):
@@ -133,7 +177,7 @@ def test_the_options_are_frozen() -> None:
     assert len(names) == NUM_FIELDS, sorted(names)
 
 
-NUM_FIELDS = 138
+NUM_FIELDS = 137
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:

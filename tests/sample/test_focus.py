@@ -314,11 +314,11 @@ def test_the_test_split_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"spacing": "linear"}, r"focus\.spacing is 'linear'; it must be log or even"),
-        ({"anchors": 1}, r"focus\.anchors is 1; it must be at least 2"),
-        ({"margin": 0.5}, r"focus\.margin is 0\.5; it is a share"),
-        ({"floor": 1.0}, r"focus\.floor is 1\.0"),
-        ({"lr": 0.0}, r"focus\.lr is 0\.0; it must be above 0"),
+        ({"spacing": "linear"}, r"sampler\.spacing is 'linear'; it must be log or even"),
+        ({"anchors": 1}, r"sampler\.anchors is 1; it must be at least 2"),
+        ({"margin": 0.5}, r"sampler\.margin is 0\.5; it is a share"),
+        ({"floor": 1.0}, r"sampler\.floor is 1\.0"),
+        ({"lr": 0.0}, r"sampler\.lr is 0\.0; it must be above 0"),
     ],
     ids=str,
 )
@@ -328,10 +328,10 @@ def test_bad_options_are_named(options: dict[str, Any], words: str) -> None:
 
 
 def test_a_cost_without_a_table_is_named() -> None:
-    with pytest.raises(
-        UserError, match=r"focus\.quantity is 'flops'; the cost table has macs, params and memory"
-    ):
-        Focus(MICRO, config=FocusConfig(quantity="flops"))
+    with pytest.raises(UserError, match=r"sampler\.quantity is 'flops'; known are macs, params, memory"):
+        FocusConfig(quantity="flops")
+    with pytest.raises(UserError, match=r"is 'latency@torch'; the cost table has macs, params and memory"):
+        Focus(MICRO, config=FocusConfig(quantity="latency@torch"))
 
 
 class Clock:

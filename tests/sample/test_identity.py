@@ -12,7 +12,7 @@ import pytest
 from vitnas.arch import Arch
 from vitnas.counting import count
 from vitnas.errors import UserError
-from vitnas.sample import SAMPLERS, Identity, identity_probability
+from vitnas.sample import SAMPLERS, Given, Identity, identity_probability
 from vitnas.sample.identity import _Draws
 from vitnas.space import Space, VitasSpace, autoformer, vitas
 
@@ -56,7 +56,7 @@ def test_draws_follow_the_generator_only() -> None:
     )
     assert first == again
     assert first[0] == first[1]
-    assert SAMPLERS["identity"] is Identity
+    assert SAMPLERS["identity"](identity_prob=0.4).build(SMALL, Given()) == sampler  # type: ignore[call-arg]
 
 
 # Means in the authors' convention (no class token, classifier once per token), from their code; see PAPERS.md.

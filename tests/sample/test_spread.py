@@ -12,7 +12,7 @@ import torch
 from vitnas.data import Augment, Data, TrainBatches, synthetic
 from vitnas.errors import UserError
 from vitnas.runs import read_jsonl
-from vitnas.sample import SAMPLERS, Hook, Moment, Spread
+from vitnas.sample import SAMPLERS, Given, Hook, Moment, Spread
 from vitnas.sample.spread import entries, num_opened
 from vitnas.space import Gene, Space, autoformer, vit_resnas
 from vitnas.supernet import Supernet
@@ -109,7 +109,7 @@ def test_bad_options_are_refused() -> None:
         Spread(SPACE, 0)
     with pytest.raises(UserError, match="warmup_epochs is -1; it cannot be negative"):
         Spread(SPACE, 2, warmup_epochs=-1)
-    assert SAMPLERS["spread"] is Spread
+    assert SAMPLERS["spread"]().build(SPACE, Given()) == Spread(SPACE)
 
 
 @pytest.fixture(scope="module")

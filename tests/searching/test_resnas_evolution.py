@@ -9,7 +9,7 @@ import numpy as np
 from search_help import MICRO, score
 
 from vitnas.budget import Budget
-from vitnas.searching import SEARCHERS, Evolution, Problem, Trial
+from vitnas.searching import SEARCHERS, Evolution, Problem, Trial, ViTResNASEvolution
 from vitnas.searching.shrinking import shrunk
 from vitnas.searching.study import proposal_rng
 from vitnas.space import Genes, vit_resnas
@@ -19,7 +19,7 @@ WINDOW = Budget.parse("1.7495G<=macs<=1.7944G")  # 0.975 to 1 times ViT-Res-Tiny
 
 
 def test_the_papers_settings() -> None:
-    searcher = SEARCHERS["vit_resnas"](1)
+    searcher = SEARCHERS["vit_resnas"].sized(1)
     assert isinstance(searcher, Evolution)
     assert searcher.num_trials == 3350
     assert (searcher.first, searcher.population, searcher.parents) == (500, 150, 75)
@@ -72,7 +72,7 @@ def test_narrow_budgets_shrink_the_structure_too() -> None:
 
 def test_children_descend_from_the_best_of_all_generations() -> None:
     searcher = replace(
-        Evolution.vit_resnas(),
+        ViTResNASEvolution(),
         first=12,
         population=6,
         parents=3,

@@ -221,7 +221,7 @@ def test_bad_arguments() -> None:
     with pytest.raises(UserError, match="there is no space; a search needs one"):
         search(None, score)
     with pytest.raises(
-        UserError, match=r"searcher is 'evolutoin'; searchers are evolution, .* Nearest: 'evol"
+        UserError, match=r"searcher is 'evolutoin'; it must be one of autoformer, .* Nearest: 'evol"
     ):
         search(None, score, space=MICRO, searcher="evolutoin")
     with pytest.raises(UserError, match="num_trials is 0; a search scores at least 1 Arch"):

@@ -12,13 +12,17 @@ from vitnas.budget import Budget
 from vitnas.errors import UserError
 from vitnas.searching import (
     SEARCHERS,
+    AutoFormerEvolution,
     Evolution,
+    Nsga2,
     Objective,
     OptunaSearch,
     Problem,
     RandomSearch,
     Searcher,
+    Tpe,
     Trial,
+    search,
 )
 from vitnas.searching.study import proposal_rng
 from vitnas.space import Genes, autoformer
@@ -27,8 +31,8 @@ ACCURACY = (Objective("accuracy"),)
 SOME = [
     Evolution(population=8, parents=3, mutants=4, crossovers=3),
     RandomSearch(),
-    OptunaSearch("tpe"),
-    OptunaSearch("nsga2"),
+    Tpe(),
+    Nsga2(),
 ]
 
 
@@ -116,7 +120,7 @@ def test_costs_and_violation_agree_with_the_budget() -> None:
 
 
 def test_autoformer_preset() -> None:
-    preset = Evolution.autoformer()
+    preset = AutoFormerEvolution()
     assert (preset.population, preset.parents, preset.mutants, preset.crossovers) == (50, 10, 25, 25)
     assert (preset.generations, preset.prob, preset.structural_prob, preset.attempts) == (20, 0.2, 0.4, 10)
     assert preset.num_trials == 1000
@@ -172,11 +176,13 @@ def test_evolution_refuses(options: dict[str, float], message: str) -> None:
         Evolution(**options)  # type: ignore[arg-type]
 
 
-def test_optuna_search_refuses_unknown_names() -> None:
+def test_unknown_searchers_are_refused_and_one_that_asks_a_sampler_needs_answers() -> None:
+    with pytest.raises(UserError, match=r"searcher is 'nsga'; it must be one of .*\. Nearest: 'nsga"):
+        search(None, lambda arch: {}, space=MICRO, searcher="nsga")
     with pytest.raises(
-        UserError, match=r"sampler is 'nsga'; Optuna samplers by name are tpe, .* Nearest: 'nsga"
+        UserError, match="'sampler', which asks a learned sampler; a search by itself has none"
     ):
-        OptunaSearch("nsga")
+        search(None, lambda arch: {}, space=MICRO, searcher="sampler")
 
 
 def test_genetic_samplers_see_the_history_as_generations() -> None:
@@ -192,8 +198,9 @@ def test_genetic_samplers_see_the_history_as_generations() -> None:
 
 
 def test_every_named_searcher_proposes() -> None:
-    for name, make in SEARCHERS.items():
-        genes = make(20).propose(Problem(MICRO), [], 0, proposal_rng(0, 0))
+    answers = [MICRO.encode(MICRO.smallest())]
+    for name, kind in SEARCHERS.items():
+        genes = kind.sized(20, lambda: answers).propose(Problem(MICRO), [], 0, proposal_rng(0, 0))
         assert genes is not None, name
 
 

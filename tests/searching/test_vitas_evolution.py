@@ -7,20 +7,20 @@ import random
 import pytest
 
 from vitnas.errors import UserError
-from vitnas.searching import Evolution, search
+from vitnas.searching import Evolution, VitasEvolution, search
 from vitnas.space import vitas
 
 SPACE = vitas("1g")
 
 
 def test_the_papers_numbers() -> None:
-    evolution = Evolution.vitas()
+    evolution = VitasEvolution()
     assert (evolution.population, evolution.generations, evolution.num_trials) == (50, 40, 2000)
     assert (evolution.mutants, evolution.crossovers, evolution.parents) == (0, 50, 50)
 
 
 def test_a_mutation_redraws_about_one_gene() -> None:
-    rng, evolution = random.Random(0), Evolution.vitas()
+    rng, evolution = random.Random(0), VitasEvolution()
     parent = SPACE.encode(SPACE.largest())
     changed = []
     for _ in range(600):

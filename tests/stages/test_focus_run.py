@@ -18,18 +18,19 @@ from vitnas.cli.fields import make_run, open_run
 from vitnas.reporting import report
 from vitnas.reporting.sampler_plots import preferences
 from vitnas.runs import read_json, read_jsonl
+from vitnas.sample import Focus
 from vitnas.searching.latency import LatencyModel
 from vitnas.searching.problem import Problem
 from vitnas.space import Space
 from vitnas.stages import Context
-from vitnas.stages.sampler import answers, is_quantity, load_sampler, make_focus
+from vitnas.stages.sampler import answers, is_quantity, load_sampler, make_sampler
 
 FOCUS = {
     "sampler__kind": "focus",
-    "sampler__focus__every": "2",
-    "sampler__focus__images": "16",
-    "sampler__focus__updates": "1",
-    "sampler__focus__draws": "16",
+    "sampler__every": "2",
+    "sampler__images": "16",
+    "sampler__updates": "1",
+    "sampler__draws": "16",
     "search__searcher": "sampler",
     "search__num_trials": "3",
     "retrain__baselines": "[]",
@@ -162,9 +163,9 @@ def test_what_a_kill_left_out_is_written(copy: Path) -> None:
         ({"budget": "params<=1M"}, "has no upper bound on macs, which is what the sampler was trained for"),
         ({"budget": ""}, "has no upper bound on macs"),
         ({"budget": "macs<=100M"}, "is outside what the sampler learned: macs from"),
-        ({"sampler__focus__quantity": "mac"}, "sampler.focus.quantity is 'mac'; known are macs,"),
-        ({"sampler__focus__quantity": "latency"}, "sampler.focus.quantity is 'latency'; known are"),
-        ({"sampler__focus__quantity": "latency@onxruntime"}, "runtime is 'onxruntime'"),
+        ({"sampler__quantity": "mac"}, "sampler.quantity is 'mac'; known are macs,"),
+        ({"sampler__quantity": "latency"}, "sampler.quantity is 'latency'; known are"),
+        ({"sampler__quantity": "latency@onxruntime"}, "runtime is 'onxruntime'"),
     ],
 )
 def test_what_it_could_not_answer_is_refused_before_work(
@@ -191,16 +192,15 @@ def test_times_of_another_space_are_not_used(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(LatencyModel, "fit", fit)
     tiny = {name.replace("__", "."): value for name, value in FOCUS.items()} | {
-        "sampler.focus.quantity": "latency@onnxruntime,batch=1",
+        "sampler.quantity": "latency@onnxruntime,batch=1",
         "budget": "latency<=1ms@onnxruntime",
     }
     for depths in ("[1,2]", "[1,2]", "[2,3]"):
         run = make_run("tour", {**tiny, "space.depths": depths})
-        focus = make_focus(Context(run, tmp_path), learns=False)
+        focus = make_sampler(Context(run, tmp_path), learns=False)
+        assert isinstance(focus, Focus)
     assert len(timed) == 2
-    assert is_quantity(Budget.parse(run.budget).limits[0], run.sampler.focus.quantity), (
-        "one target, two spellings"
-    )
+    assert is_quantity(Budget.parse(run.budget).limits[0], run.sampler.quantity), "one target, two spellings"
     assert focus.low > 0.1
 
 

@@ -16,8 +16,8 @@ from vitnas.data import open_data
 from vitnas.errors import UserError
 from vitnas.recipes import RECIPES
 from vitnas.runs import read_json, read_jsonl
-from vitnas.sample import Spread
-from vitnas.stages.context import make_sampler, make_space
+from vitnas.sample import Given, Spread
+from vitnas.stages.context import make_space
 
 RESNAS = {
     "space__kind": "vit_resnas",
@@ -106,7 +106,7 @@ def test_fine_tuning_refuses_what_cannot_be(finished: Path, capsys: pytest.Captu
         ),
         (
             {"sampler.warmup_epochs": "3"},
-            r"warmup_epochs is 3.0 with sampler\.kind 'uniform'; options open with 'spread'",
+            r"sampler\.warmup_epochs belongs to sampler\.kind spread, but sampler\.kind is 'uniform'",
         ),
         (
             {"sampler.kind": "spread", "sampler.rewire": "true"},
@@ -126,7 +126,10 @@ def test_fine_tuning_refuses_what_cannot_be(finished: Path, capsys: pytest.Captu
             r"sampler\.distill is on and task\.kind is 'token_mixup'",
         ),
         ({"task.kind": "hard_distillation"}, r"task\.teacher is empty; hard_distillation learns from one"),
-        ({"task.teacher_weight": "2"}, r"teacher_weight 2\.0; .* a share from 0 to 1"),
+        (
+            {"task.kind": "hard_distillation", "task.teacher": "x", "task.teacher_weight": "2"},
+            r"teacher_weight is 2\.0; .* a share from 0 to 1",
+        ),
     ],
     ids=lambda value: "" if isinstance(value, str) else next(iter(value)),
 )
@@ -177,6 +180,6 @@ def test_the_recipes_fit_their_spaces(name: str) -> None:
 
     table = feasibility(space, Budget.parse(run.budget), n=4000)
     assert table.rows[-1].share_feasible > 0.01
-    sampler = make_sampler(run.sampler, space)
+    sampler = run.sampler.build(space, Given())
     assert isinstance(sampler, Spread)
     assert space.largest().patch_head

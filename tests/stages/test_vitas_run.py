@@ -20,6 +20,7 @@ from vitnas.runs import read_json
 from vitnas.searching import feasibility
 from vitnas.space import VitasSpace
 from vitnas.stages.context import make_space
+from vitnas.stages.sampler import make_sampler
 from vitnas.supernet import Supernet
 
 VITAS = {
@@ -101,7 +102,7 @@ def test_both_sides_were_trained_with_the_probability_found(finished: Path) -> N
     assert SIDES == {0, 1}
     context = Context(make_run(str(finished / "run.yaml"), {}), finished)
     assert context.supernet.sides == 2
-    assert getattr(context.sampler(), "prob", None) == read_json(finished / "identity.json")["prob"]
+    assert getattr(make_sampler(context), "prob", None) == read_json(finished / "identity.json")["prob"]
 
 
 def test_a_second_run_of_the_same_does_nothing(finished: Path) -> None:
@@ -158,14 +159,17 @@ def test_other_spaces_refuse_what_is_for_vitas(
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"sampler.identity_prob": "0.5"}, r"identity_prob is 0\.5 with sampler\.kind 'uniform'"),
+        (
+            {"sampler.identity_prob": "0.5"},
+            r"identity_prob belongs to sampler\.kind identity, but",
+        ),
         (
             {"sampler.kind": "identity", "sampler.identity_prob": "1"},
             r"identity_prob is 1\.0; it must be from 0 to below 1",
         ),
         (
             {"sharing.coupling": "bilateral", "pretrained": "vit_tiny"},
-            r"'bilateral' with pretrained, which puts",
+            r"'bilateral' with pretrained, whose most",
         ),
         ({"sharing.coupling": "left"}, r"a field has a value of the wrong kind"),
     ],

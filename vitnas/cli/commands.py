@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import MISSING, fields
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from rich.box import SIMPLE
 from rich.console import Console
@@ -17,24 +17,13 @@ from vitnas.cli.bench import bench_mixers_command
 from vitnas.cli.fields import claim_folder, make_run, open_run, split_budgets, split_words
 from vitnas.cli.lookup import count_command, doctor_command, list_command, show_command
 from vitnas.cli.swap import swap_command
-from vitnas.data import Augment, DataConfig
 from vitnas.errors import MissingExtra, UserError
 from vitnas.reporting import front_table, report
 from vitnas.runs import read_json
-from vitnas.sample import FocusConfig
 from vitnas.stages import STAGES, Context
-from vitnas.stages.run import (
-    ExportConfig,
-    RetrainConfig,
-    Run,
-    SamplerConfig,
-    SearchConfig,
-    SharingConfig,
-    SpaceConfig,
-    TaskConfig,
-)
+from vitnas.stages.run import KINDS, Run
 from vitnas.stages.specialize import specialize
-from vitnas.train import ConsoleProgress, TrainConfig
+from vitnas.train import ConsoleProgress
 
 Command = Callable[[list[str], Console], None]
 
@@ -212,33 +201,25 @@ def command_help(name: str, console: Console) -> None:
     console.print("\n".join(lines))
     if name != "run":
         return
-    for title, kind in field_groups():
+    for title, prefix, kind in field_groups():
         doc = " ".join((kind.__doc__ or "").partition("Raises:")[0].split())
         console.print(f"\n[bold]{title}[/bold]: {escape(doc)}")
         for field in fields(kind):
-            if f"{field.name}." not in {f"{group.split('.')[-1]}." for group, _ in field_groups()}:
+            if not is_dataclass(get_type_hints(kind)[field.name]):
                 default = "" if field.default is MISSING else f" = {field.default!r}"
-                console.print(
-                    f"  {title + '.' if title != 'run' else ''}{field.name}: {escape(str(field.type))}{escape(default)}"
-                )
+                console.print(f"  {prefix}{field.name}: {escape(str(field.type))}{escape(default)}")
 
 
-def field_groups() -> list[tuple[str, type[Any]]]:
-    """The dataclasses of a Run, by the dotted name of their fields."""
-    return [
-        ("run", Run),
-        ("data", DataConfig),
-        ("data.augment", Augment),
-        ("space", SpaceConfig),
-        ("sampler", SamplerConfig),
-        ("sampler.focus", FocusConfig),
-        ("sharing", SharingConfig),
-        ("task", TaskConfig),
-        ("supernet", TrainConfig),
-        ("search", SearchConfig),
-        ("retrain", RetrainConfig),
-        ("export", ExportConfig),
-    ]
+def field_groups(kind: type[Any] = Run, prefix: str = "") -> Iterator[tuple[str, str, type[Any]]]:
+    """The dataclasses of a Run: a title, what its fields' names begin with, and the class."""
+    yield prefix.rstrip(".") or "run", prefix, kind
+    for name, hint in get_type_hints(kind).items():
+        if kind is Run and name in KINDS:
+            for word, member in KINDS[name].items():
+                yield f"{name}.kind={word}", f"{name}.", member
+            continue
+        for nested in filter(is_dataclass, (hint, *get_args(hint))):
+            yield from field_groups(nested, f"{prefix}{name}.")  # type: ignore[arg-type]
 
 
 def one_folder(words: list[str], command: str) -> Path:

@@ -7,17 +7,18 @@ import math
 import re
 import warnings
 from argparse import ArgumentError
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentParser
 
 from vitnas.data import AUGMENTS
-from vitnas.errors import UserError, nearest
+from vitnas.errors import UserError, check_word, nearest
 from vitnas.recipes import RECIPES
-from vitnas.stages.run import Run, differences, field_names, plain, save_run
+from vitnas.stages.run import KINDS, Run, differences, field_names, plain, save_run
 
 
 def split_words(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
@@ -103,13 +104,14 @@ def whole_number(name: str, text: str, low: int | None = 1) -> int:
     return value
 
 
-def make_run(name: str, pairs: dict[str, str]) -> Run:
+def make_run(name: str, pairs: Mapping[str, str]) -> Run:
     """The Run of a recipe or a YAML file, with overrides.
 
     Raises:
-        UserError: unknown recipe, file or field (the nearest is named), or a value of the wrong type.
+        UserError: unknown recipe, file or field (the nearest is named), a field of another kind than the run's, or a
+            value of the wrong type.
     """
-    known = set(field_names())
+    known = field_names()
     for field in pairs:
         if field not in known:
             raise UserError(
@@ -124,22 +126,64 @@ def make_run(name: str, pairs: dict[str, str]) -> Run:
                 "Write them all in a YAML file, or choose a recipe that spells them out."
             )
         base["data"]["augment"] = plain(AUGMENTS[named])
+    for group in KINDS:
+        _choose(base, group, pairs.get(f"{group}.kind", base[group]["kind"]))
+    texts = {**dict(_leaves(base)), **pairs}
+    kinds = {group: texts.pop(f"{group}.kind") for group in KINDS}
+    for field in texts:
+        group = field.partition(".")[0]
+        if known[field] and kinds[group] not in known[field]:
+            raise UserError(
+                f"{field} belongs to {group}.kind {' and '.join(sorted(known[field]))}, but {group}.kind is "
+                f"{kinds[group]!r}. Set {group}.kind, or leave it out."
+            )
+    types = {**get_type_hints(Run), **{group: KINDS[group][kind] for group, kind in kinds.items()}}
+    return Run(**parsed(types, texts))
+
+
+def parsed(types: Mapping[str, Any], texts: Mapping[str, str]) -> dict[str, Any]:
+    """Values of `types` from the texts of their (dotted) fields, which are all known.
+
+    Raises:
+        UserError: a text that is not of its field's type, or what a dataclass refuses.
+    """
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--run", type=Run)
-    words = [f"--run={json.dumps(base)}", *(f"--run.{field}={value}" for field, value in pairs.items())]
+    for name, kind in types.items():
+        parser.add_argument(f"--{name}", type=kind)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # jsonargparse's own deprecations differ between its versions
-            parsed = parser.parse_args(words)
+            found = parser.parse_args([f"--{field}={text}" for field, text in texts.items()])
             make = getattr(parser, "instantiate", None) or parser.instantiate_classes
-            run: Run = make(parsed).run
-    except ArgumentError as error:
-        reason = " ".join(str(error).replace("Parser key", "").replace('"run.', '"').split())
+            values = dict(vars(make(found)))
+            # Nothing was said of a dataclass: it is its defaults.
+            return {k: types[k]() if v is None and is_dataclass(types[k]) else v for k, v in values.items()}
+    except UserError:
+        raise
+    except (ArgumentError, ValueError) as error:
+        if isinstance(error.__cause__, UserError):  # jsonargparse tells it in its own words
+            raise error.__cause__ from None
+        reason = " ".join(str(error).replace("Parser key", "").split())
         raise UserError(f"a field has a value of the wrong kind: {reason}") from error
-    return run
 
 
-def _base(name: str, known: set[str]) -> dict[str, Any]:
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted fields and their values as texts."""
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{name}.")
+        elif not isinstance(value, dict):
+            yield f"{prefix}{name}", value if isinstance(value, str) else json.dumps(value)
+
+
+def _choose(base: dict[str, Any], group: str, kind: Any) -> None:
+    """Make `group` of that kind; fields of another kind that the recipe chose are gone."""
+    check_word(f"{group}.kind", kind, KINDS[group])
+    if base[group]["kind"] != kind:
+        base[group] = {"kind": kind}
+
+
+def _base(name: str, known: Collection[str]) -> dict[str, Any]:
     if name in RECIPES:
         found: dict[str, Any] = plain(RECIPES[name]())
         return found
@@ -148,9 +192,11 @@ def _base(name: str, known: set[str]) -> dict[str, Any]:
         raise UserError(f"{name!r} is no recipe; recipes are {', '.join(RECIPES)}.{nearest(name, RECIPES)}")
     values = read_yaml(path)
     recipe = values.get("recipe", "tour")
-    if recipe not in RECIPES:
-        raise UserError(f"{path} names the recipe {recipe!r}; recipes are {', '.join(RECIPES)}.")
+    check_word(f"{path}: recipe", recipe, RECIPES)
     base: dict[str, Any] = plain(RECIPES[recipe]())
+    for group in KINDS:
+        if isinstance(given := values.get(group), dict) and "kind" in given:
+            _choose(base, group, given["kind"])
     _merge(base, values, known, path)
     return base
 
@@ -179,7 +225,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _merge(
-    base: dict[str, Any], values: dict[str, Any], known: set[str], path: Path, prefix: str = ""
+    base: dict[str, Any], values: dict[str, Any], known: Collection[str], path: Path, prefix: str = ""
 ) -> None:
     for key, value in values.items():
         name = f"{prefix}{key}"

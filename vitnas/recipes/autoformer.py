@@ -8,7 +8,8 @@ Deviations: PAPERS.md.
 from __future__ import annotations
 
 from vitnas.data import AUGMENTS, DataConfig
-from vitnas.stages.run import ExportConfig, RetrainConfig, Run, SamplerConfig, SearchConfig, SpaceConfig
+from vitnas.sample import UniformConfig
+from vitnas.stages.run import ExportConfig, RetrainConfig, Run, SearchConfig, SpaceConfig
 from vitnas.train import TrainConfig
 
 
@@ -31,7 +32,7 @@ def autoformer() -> Run:
             dataset="imagenet", image_size=224, batch_size=1024, workers=16, augment="strong", holdout=10_000
         ),
         space=SpaceConfig(kind="autoformer", size="tiny", patch_size=16),
-        sampler=SamplerConfig(kind="uniform"),
+        sampler=UniformConfig(),
         supernet=train,
         search=SearchConfig(searcher="autoformer", num_trials=1000, objectives=("accuracy",)),
         retrain=RetrainConfig(train=train, start="inherited", rank_archs=0),
@@ -55,7 +56,7 @@ def autoformer_cifar() -> Run:
             mlp_ratios=(2.0, 3.0, 4.0),
             head_dim=32,
         ),
-        sampler=SamplerConfig(kind="uniform"),
+        sampler=UniformConfig(),
         supernet=train,
         search=SearchConfig(searcher="autoformer", num_trials=500),
         retrain=RetrainConfig(train=train, rank_archs=8, rank_epochs=60),

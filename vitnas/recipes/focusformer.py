@@ -10,7 +10,8 @@ from dataclasses import replace
 
 from vitnas.recipes.autoformer import autoformer
 from vitnas.recipes.tour import tour
-from vitnas.stages.run import Run, SamplerConfig, SearchConfig
+from vitnas.sample import FocusConfig
+from vitnas.stages.run import Run, SearchConfig
 
 
 def focusformer() -> Run:
@@ -20,7 +21,7 @@ def focusformer() -> Run:
         base,
         recipe="focusformer",
         budget="macs<=1.4G",
-        sampler=SamplerConfig(kind="focus"),
+        sampler=FocusConfig(),
         search=replace(base.search, searcher="sampler", num_trials=50),
     )
 
@@ -31,6 +32,6 @@ def focusformer_tour() -> Run:
     return replace(
         base,
         recipe="focusformer_tour",
-        sampler=SamplerConfig(kind="focus"),
+        sampler=FocusConfig(),
         search=SearchConfig(searcher="sampler", num_trials=6),
     )

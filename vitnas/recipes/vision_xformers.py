@@ -8,7 +8,8 @@ networks by name). The paper itself searches nothing. Deviations: PAPERS.md.
 from __future__ import annotations
 
 from vitnas.data import AUGMENTS, Augment, DataConfig
-from vitnas.stages.run import RetrainConfig, Run, SamplerConfig, SearchConfig, SpaceConfig
+from vitnas.sample import UniformConfig
+from vitnas.stages.run import RetrainConfig, Run, SearchConfig, SpaceConfig
 from vitnas.train import TrainConfig
 
 
@@ -20,7 +21,7 @@ def vision_xformers() -> Run:
         budget="latency<=8ms@onnxruntime,batch=1",
         data=DataConfig(dataset="torch/cifar10", batch_size=256, augment=AUGMENTS["mixed"], holdout=5000),
         space=SpaceConfig(kind="mixers", size="small", patch_size=2),
-        sampler=SamplerConfig(kind="uniform"),
+        sampler=UniformConfig(),
         supernet=train,
         search=SearchConfig(
             searcher="evolution", num_trials=400, objectives=("accuracy", "latency@onnxruntime,batch=1")

@@ -11,8 +11,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from vitnas.data import Augment, DataConfig
-from vitnas.stages.run import RetrainConfig, Run, SamplerConfig, SearchConfig, SpaceConfig, TaskConfig
-from vitnas.train import TrainConfig
+from vitnas.sample import SpreadConfig
+from vitnas.stages.run import RetrainConfig, Run, SearchConfig, SpaceConfig
+from vitnas.train import TokenMixupConfig, TrainConfig
 
 
 def vit_resnas() -> Run:
@@ -37,8 +38,8 @@ def vit_resnas() -> Run:
             dataset="imagenet", image_size=224, batch_size=1024, workers=16, augment=augment, holdout=25_000
         ),
         space=SpaceConfig(kind="vit_resnas", size="sr_tiny_mh", patch_size=14),
-        sampler=SamplerConfig(kind="spread", num_archs=16, warmup_epochs=30, rewire=True),
-        task=TaskConfig(kind="token_mixup"),
+        sampler=SpreadConfig(num_archs=16, warmup_epochs=30, rewire=True),
+        task=TokenMixupConfig(),
         supernet=train,
         search=SearchConfig(searcher="vit_resnas", num_trials=3350, objectives=("accuracy",)),
         retrain=RetrainConfig(train=replace(train, epochs=300, ema=0.99996, monitor_every=0), rank_archs=0),
@@ -67,8 +68,8 @@ def vit_resnas_cifar() -> Run:
             mlp_ratios=(1.5, 2.0, 2.5, 3.0),
             head_dim=16,
         ),
-        sampler=SamplerConfig(kind="spread", num_archs=4, warmup_epochs=30, rewire=True),
-        task=TaskConfig(kind="token_mixup"),
+        sampler=SpreadConfig(num_archs=4, warmup_epochs=30, rewire=True),
+        task=TokenMixupConfig(),
         supernet=train,
         search=SearchConfig(searcher="evolution", num_trials=500, objectives=("accuracy",)),
         retrain=RetrainConfig(train=replace(train, epochs=300), rank_archs=8, rank_epochs=60),

@@ -12,10 +12,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from vitnas.data import AUGMENTS, Augment, DataConfig
+from vitnas.sample import IdentityConfig
 from vitnas.stages.run import (
     RetrainConfig,
     Run,
-    SamplerConfig,
     SearchConfig,
     SharingConfig,
     SpaceConfig,
@@ -49,7 +49,7 @@ def vitas() -> Run:
             holdout=10_000,
         ),
         space=SpaceConfig(kind="vitas", size="1g", patch_sizes=(14, 16, 32)),
-        sampler=SamplerConfig(kind="identity"),
+        sampler=IdentityConfig(),
         sharing=SHARING,
         supernet=train,
         search=SearchConfig(searcher="vitas", num_trials=2000, objectives=("accuracy",)),
@@ -68,7 +68,7 @@ def vitas_tour() -> Run:
             dataset="digits", holdout=0.15, batch_size=64, augment=Augment(rotate=10, zoom=(0.9, 1.1))
         ),
         space=SpaceConfig(kind="vitas", size="micro", patch_sizes=(2, 4)),
-        sampler=SamplerConfig(kind="identity"),
+        sampler=IdentityConfig(),
         sharing=SHARING,
         supernet=supernet,
         search=SearchConfig(searcher="evolution", num_trials=48),

@@ -20,12 +20,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vitnas.arch import Arch
-from vitnas.errors import UserError
-from vitnas.sample.draw import Draw
+from vitnas.budget import QUANTITIES
+from vitnas.errors import UserError, nearest
 from vitnas.sample.hook import Moment
 from vitnas.sample.looks import Looks, Rounds
 from vitnas.sample.policy import Drawn, Policy
 from vitnas.sample.quality import Floats, Quality
+from vitnas.sample.sampler import Draw, Given, SamplerConfig
 from vitnas.space import Matrix, Space, kind_of
 
 WATCH_EVERY = 4  # looks between two records of what the policy would draw
@@ -35,18 +36,15 @@ CostOf = Callable[[Matrix], Floats]
 
 
 @dataclass(frozen=True, kw_only=True)
-class FocusConfig:
-    """How the sampler learns.
+class LookingConfig(SamplerConfig):
+    """How a sampler looks at Archs while the Supernet trains, and for which budgets.
 
-    `quantity` is what budgets limit. `anchors` budgets have a vector of their own; `margin` of the space's cost
-    range is left out at both ends, where one Arch is all there is. Budgets are drawn, and anchors lie, by `spacing`:
-    `log` gives every factor of cost the same share, `even` every difference, which leaves a small part of the
-    training to cheap budgets. Uniform for the first `warmup` of all steps, as
-    scores of an untrained Supernet are noise; then it learns `every` so many steps: `archs` Archs (half of them
-    random ones of equal cost) are scored on one batch of `images` held-out images, and the policy makes `updates`
-    of `draws` draws each (free: the cost is a table and the score a model of those seen). `floor` of the Archs
-    trained stay uniform, so that others do not rot. `penalty` is what a cost twice the budget takes off, in nats
-    of the loss. `entropy` is the bonus at the start, falling linearly to a tenth, in standard deviations of the reward.
+    `quantity` is what budgets limit. `anchors` budgets are recorded; `margin` of the space's cost range is left out at
+    both ends, where one Arch is all there is. Budgets are drawn, and anchors lie, by `spacing`: `log` gives every
+    factor of cost the same share, `even` every difference, which leaves a small part of the training to cheap budgets.
+    Uniform for the first `warmup` of all steps, as scores of an untrained Supernet are noise; then every `every` steps
+    `archs` Archs (half of them random ones of equal cost) are scored on one batch of `images` held-out images, and
+    `draws` Archs are drawn for the next steps. `floor` of the Archs trained stay uniform, so that others do not rot.
 
     Looking costs archs x images forward passes for every 3 x `every` x batch size passes of training.
     """
@@ -59,34 +57,68 @@ class FocusConfig:
     every: int = 32
     archs: int = 4
     images: int = 64
-    updates: int = 2
     draws: int = 128
-    lr: float = 1e-2
-    penalty: float = 5.0
-    entropy: float = 0.3
     floor: float = 0.2
 
     def __post_init__(self) -> None:
-        for name, least in (
-            ("anchors", 2),
-            ("every", 1),
-            ("archs", 2),
-            ("images", 1),
-            ("updates", 1),
-            ("draws", 8),
-        ):
+        quantity, _, target = self.quantity.partition("@")
+        if quantity not in QUANTITIES or (quantity == "latency") != bool(target):
+            raise UserError(
+                f"sampler.quantity is {self.quantity!r}; known are macs, params, memory and latency@TARGET, for "
+                f"example latency@onnxruntime,batch=1.{nearest(quantity, QUANTITIES)}"
+            )
+        for name, least in (("anchors", 2), ("every", 1), ("archs", 2), ("images", 1), ("draws", 8)):
             if getattr(self, name) < least:
                 raise UserError(
-                    f"focus.{name} is {getattr(self, name)}; it must be at least {least}. Raise it."
+                    f"sampler.{name} is {getattr(self, name)}; it must be at least {least}. Raise it."
                 )
         for name in ("margin", "warmup", "floor"):
             if not 0 <= getattr(self, name) < 1 or (name == "margin" and self.margin >= 0.5):
-                raise UserError(f"focus.{name} is {getattr(self, name)}; it is a share. Use the default.")
+                raise UserError(f"sampler.{name} is {getattr(self, name)}; it is a share. Use the default.")
         if self.spacing not in ("log", "even"):
-            raise UserError(f"focus.spacing is {self.spacing!r}; it must be log or even. Use log.")
+            raise UserError(f"sampler.spacing is {self.spacing!r}; it must be log or even. Use log.")
+
+    def build(self, space: Space, given: Given) -> Focus:
+        target, kind = self.latency_target, Focus if self.answers else BestUp
+        cost_of = given.cost_of(target) if target and given.cost_of else None
+        return kind(space, given.images, cost_of=cost_of, config=self, seed=given.seed)
+
+    @property
+    def latency_target(self) -> str:
+        return self.quantity.partition("@")[2]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FocusConfig(LookingConfig):
+    """A sampler that learns which Archs are best for each budget (each of the `anchors` has a vector of its own).
+
+    Whenever it looks, its policy makes `updates` of `draws` draws each (free: the cost is a table and the score a model
+    of those seen). `penalty` is what a cost twice the budget takes off, in nats of the loss. `entropy` is the bonus at
+    the start, falling linearly to a tenth, in standard deviations of the reward.
+    """
+
+    kind = "focus"
+    answers = True
+
+    updates: int = 2
+    lr: float = 1e-2
+    penalty: float = 5.0
+    entropy: float = 0.3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.updates < 1:
+            raise UserError(f"sampler.updates is {self.updates}; it must be at least 1. Raise it.")
         for name in ("lr", "penalty"):
             if getattr(self, name) <= 0:
-                raise UserError(f"focus.{name} is {getattr(self, name)}; it must be above 0. Raise it.")
+                raise UserError(f"sampler.{name} is {getattr(self, name)}; it must be above 0. Raise it.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BestUpConfig(LookingConfig):
+    """Trains the best guess of many Archs near a budget; nothing is learned but the guess."""
+
+    kind = "best_up"
 
 
 class Focus:
@@ -112,7 +144,7 @@ class Focus:
         looks: Looks | None = None,
         *,
         cost_of: CostOf | None = None,
-        config: FocusConfig | None = None,
+        config: LookingConfig | None = None,
         seed: int = 0,
     ) -> None:
         if getattr(getattr(looks, "images", None), "split", None) == "test":
@@ -123,7 +155,8 @@ class Focus:
         self.policy = Policy(
             space, self.spaced(self.config.anchors), generator=torch.Generator().manual_seed(seed)
         )
-        self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=self.config.lr, fused=True)
+        rate = self.config.lr if isinstance(self.config, FocusConfig) else 0.0
+        self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=rate, fused=True)
         self.quality = Quality(space)
         self.queue: Matrix = np.zeros((0, len(space.genes)), dtype=np.int64)
         self._rounds = Rounds(looks, self.config.images)
@@ -222,6 +255,7 @@ class Focus:
         """Policy gradient. Draws come in groups of 4 for one budget: the baseline of each is the mean of its group's
         others, which needs no memory of earlier rewards and is right for every budget."""
         config, reward_N, ratio_N = self.config, np.zeros(0), np.zeros(0)
+        assert isinstance(config, FocusConfig)
         weight = config.entropy * (1 - 0.9 * moment.step / moment.steps)
         for _ in range(config.updates):
             budgets_N = self._budgets(config.draws // 4, generator).repeat_interleave(4)
@@ -353,7 +387,7 @@ def table_cost(space: Space, quantity: str) -> CostOf:
     """
     if quantity not in ("macs", "params", "memory"):
         raise UserError(
-            f"focus.quantity is {quantity!r}; the cost table has macs, params and memory. Give cost_of for others."
+            f"sampler.quantity is {quantity!r}; the cost table has macs, params and memory. Give cost_of for others."
         )
     table = space.cost_table()
     return lambda genes_NG: table.costs(genes_NG)[quantity].astype(np.float64)
@@ -371,7 +405,7 @@ def budget_range(space: Space, cost_of: CostOf, margin: float) -> tuple[float, f
     low, high = float(costs.min()), float(costs.max())
     if low == high:
         raise UserError(
-            f"all Archs of {space.name} cost the same in what sampler.focus.quantity limits; there are no budgets to "
+            f"all Archs of {space.name} cost the same in what sampler.quantity limits; there are no budgets to "
             "learn. Use another quantity, or sampler.kind=uniform."
         )
     return low + margin * (high - low), high - margin * (high - low)

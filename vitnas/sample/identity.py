@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ import numpy.typing as npt
 from vitnas.arch import Arch
 from vitnas.budget import Budget, Limit, format_quantity
 from vitnas.errors import UserError
-from vitnas.sample.draw import Draw
+from vitnas.sample.sampler import Draw, Given, SamplerConfig
 from vitnas.space import Matrix, Space, VitasSpace
 
 START = 0.5
@@ -48,6 +48,41 @@ class Identity:
         generator = np.random.default_rng(rng.getrandbits(64))
         genes = _Draws.of(space, 1, generator).genes(self.prob)
         return [Draw(arch=space.decode(genes[0].tolist()))]
+
+
+@dataclass(frozen=True, kw_only=True)
+class IdentityConfig(SamplerConfig):
+    """One random Arch per step, whose slots hold the identity with `identity_prob`.
+
+    Without it the probability is searched for before training, so that the mean cost meets the budget (identity.json).
+    """
+
+    kind = "identity"
+
+    identity_prob: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.identity_prob is not None and not 0 <= self.identity_prob < 1:
+            raise UserError(
+                f"sampler.identity_prob is {self.identity_prob}; it must be from 0 to below 1. Use 0.5, or leave it "
+                "out."
+            )
+
+    def build(self, space: Space, given: Given) -> Identity:
+        if self.identity_prob is not None:
+            return Identity(space, self.identity_prob)
+        assert given.settled is not None, "the probability is found before training"
+        return Identity(space, float(given.settled["prob"]))
+
+    @property
+    def is_settled(self) -> bool:
+        return self.identity_prob is not None
+
+    def settle(
+        self, space: Space, budget: Budget, *, seed: int, measures: Mapping[str, Measure]
+    ) -> dict[str, Any]:
+        found = identity_probability(space, budget, seed=seed, measures=measures)
+        return {"prob": found.prob, "means": dict(found.means)}
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from typing import Any
 
-from vitnas.sample.draw import Draw
+from vitnas.errors import UserError
+from vitnas.sample.sampler import Draw, Given, SamplerConfig
 from vitnas.space import Space
 
 
@@ -32,3 +34,28 @@ class Sandwich:
             Draw(arch=self.space.largest(), weight=weight),
             *(Draw(arch=arch, weight=weight, distill=self.distill) for arch in others),
         ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SandwichConfig(SamplerConfig):
+    """The largest, the smallest and `num_random` random Archs on the same batch; with `distill` the others learn from
+    the largest, too."""
+
+    kind = "sandwich"
+
+    num_random: int = 2
+    distill: bool = True
+
+    def __post_init__(self) -> None:
+        if self.num_random < 0:
+            raise UserError(f"sampler.num_random is {self.num_random}; it must be at least 0. Use 2.")
+
+    def build(self, space: Space, given: Given) -> Sandwich:
+        return Sandwich(space, num_random=self.num_random, distill=self.distill)
+
+    def check(self, run: Any) -> None:
+        if self.distill and not run.task.learns_from_archs:
+            raise UserError(
+                f"sampler.distill is on and task.kind is {run.task.kind!r}, which does not learn from other Archs. Set "
+                "sampler.distill to false."
+            )

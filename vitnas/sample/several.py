@@ -10,7 +10,7 @@ import random
 from dataclasses import dataclass
 
 from vitnas.errors import UserError
-from vitnas.sample.draw import Draw
+from vitnas.sample.sampler import Draw, Given, SlicesConfig
 from vitnas.space import Space
 
 
@@ -28,3 +28,13 @@ class Several:
     def draw(self, rng: random.Random) -> list[Draw]:
         n = self.num_archs
         return [Draw(arch=self.space.sample(rng), part=(i, n), weight=1 / n) for i in range(n)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeveralConfig(SlicesConfig):
+    """`num_archs` random Archs per step, each on a slice of the batch."""
+
+    kind = "several"
+
+    def build(self, space: Space, given: Given) -> Several:
+        return Several(space, num_archs=self.num_archs)

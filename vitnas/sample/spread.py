@@ -17,8 +17,8 @@ from typing import Any
 from torch import Tensor
 
 from vitnas.errors import UserError
-from vitnas.sample.draw import Draw
 from vitnas.sample.hook import Moment
+from vitnas.sample.sampler import Draw, Given, SlicesConfig
 from vitnas.space import Gene, Space
 
 MOST_ENTRIES = 16  # a chance is written as a share of at most so many entries
@@ -89,3 +89,44 @@ def entries(gene: Gene) -> list[int]:
         total = max(total, share.denominator)
     counts = [max(1, round(share * max(total, 4 if total == 2 else 1))) for share in shares]
     return [option for option, count in reversed(list(enumerate(counts))) for _ in range(count)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpreadConfig(SlicesConfig):
+    """`num_archs` Archs per step on slices of the batch, with each gene's options dealt out among them.
+
+    Over the first `warmup_epochs` options open one by one, the largest first; with `rewire` heads and hidden units are
+    sorted at the start of these epochs.
+    """
+
+    kind = "spread"
+
+    warmup_epochs: float = 0
+    rewire: bool = False
+
+    def build(self, space: Space, given: Given) -> Spread:
+        return Spread(space, num_archs=self.num_archs, warmup_epochs=self.warmup_epochs)
+
+    def check(self, run: Any) -> None:
+        super().check(run)
+        if not self.rewire:
+            return
+        if not self.warmup_epochs:
+            raise UserError(
+                "sampler.rewire is on and sampler.warmup_epochs is 0; units are sorted while the warm-up lasts. Set "
+                "warmup_epochs, for example 30."
+            )
+        if run.supernet.ema is not None:
+            raise UserError(
+                "sampler.rewire is on and supernet.ema too; sorting units would mix up the average. Set supernet.ema "
+                "to null."
+            )
+        if run.sharing.coupling != "prefix":
+            raise UserError(
+                f"sampler.rewire is on and sharing.coupling is {run.sharing.coupling!r}; sorting puts the most useful "
+                "entries first, which serves a prefix only. Use prefix, or set sampler.rewire to false."
+            )
+
+    @property
+    def rewire_epochs(self) -> float:
+        return self.warmup_epochs if self.rewire else 0.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from vitnas.sample.draw import Draw
+from vitnas.sample.sampler import Draw, Given, SamplerConfig
 from vitnas.space import Space
 
 
@@ -17,3 +17,13 @@ class Uniform:
 
     def draw(self, rng: random.Random) -> list[Draw]:
         return [Draw(arch=self.space.sample(rng))]
+
+
+@dataclass(frozen=True, kw_only=True)
+class UniformConfig(SamplerConfig):
+    """One random Arch per step."""
+
+    kind = "uniform"
+
+    def build(self, space: Space, given: Given) -> Uniform:
+        return Uniform(space)

@@ -1,28 +1,30 @@
 """Evolution over fixed-length genes: mutants and crossovers of the best Archs so far, all within the Budget.
 
-Papers: AutoFormer (arXiv 2107.00651), whose settings are `Evolution.autoformer()`, ViT-ResNAS (arXiv 2109.00642),
-whose are `Evolution.vit_resnas()`, and ViTAS (arXiv 2106.13700), whose are `Evolution.vitas()`. Two deliberate
-deviations: an Arch that misses the Budget after all redraws is repaired, one gene at a time, before a random one takes
-its place; and with several objectives parents are NSGA-II's best (rank, then crowding) instead of the highest scores.
+Papers: AutoFormer (arXiv 2107.00651), ViT-ResNAS (arXiv 2109.00642) and ViTAS (arXiv 2106.13700), whose settings have
+classes of their own. Two deliberate deviations: an Arch that misses the Budget after all redraws is repaired, one gene
+at a time, before a random one takes its place; and with several objectives parents are NSGA-II's best (rank, then
+crowding) instead of the highest scores.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 from vitnas.errors import UserError
 from vitnas.searching.pareto import best_first
 from vitnas.searching.problem import Problem, oriented
 from vitnas.searching.shrinking import shrunk
-from vitnas.searching.trial import Trial
+from vitnas.searching.trial import NamedSearcher, Trial
 from vitnas.space import Genes, Space
+
+GENERATIONS = 8  # of a search whose size is given
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evolution:
+class Evolution(NamedSearcher):
     """Generations of `population` Archs; the first is random, later ones descend from the best of all before.
 
     Args:
@@ -39,6 +41,8 @@ class Evolution:
         first: Archs of the first generation; None for `population`.
         shrink: draw the first generation by gradual shrinking (`shrinking.py`) instead of uniformly.
     """
+
+    word = "evolution"
 
     population: int = 50
     parents: int = 10
@@ -71,55 +75,9 @@ class Evolution:
             raise UserError("prob and structural_prob are 0; mutants would equal their parents. Raise one.")
 
     @classmethod
-    def autoformer(cls) -> Evolution:
-        """AutoFormer's settings: population 50, 10 parents, 25 mutants, 25 crossovers, 20 generations."""
-        return cls(
-            population=50,
-            parents=10,
-            mutants=25,
-            crossovers=25,
-            generations=20,
-            prob=0.2,
-            structural_prob=0.4,
-            attempts=10,
-        )
-
-    @classmethod
-    def vit_resnas(cls) -> Evolution:
-        """ViT-ResNAS's settings: 500 Archs by gradual shrinking, then 19 times 75 mutants and 75 crossovers of the
-        best 75 so far. Its budget is a window: MACs of 0.975 to 1 times the limit."""
-        return cls(
-            population=150,
-            parents=75,
-            mutants=75,
-            crossovers=75,
-            generations=20,
-            prob=0.3,
-            structural_prob=0.3,
-            attempts=100,
-            first=500,
-            shrink=True,
-        )
-
-    @classmethod
-    def vitas(cls) -> Evolution:
-        """ViTAS's settings: 40 generations of 50, the best 50 of all so far mate, every child by crossover and then
-        one gene in n mutated. Differences to the authors' NSGA-II: PAPERS.md."""
-        return cls(
-            population=50,
-            parents=50,
-            mutants=0,
-            crossovers=50,
-            generations=40,
-            num_mutated=1,
-            mutate_crossed=True,
-            attempts=100,
-        )
-
-    @classmethod
-    def sized(cls, num_trials: int, *, generations: int = 8) -> Evolution:
+    def sized(cls, num_trials: int, answers: Callable[[], Sequence[Genes]] | None = None) -> Self:
         """AutoFormer's proportions, fitted to a search of `num_trials` Archs."""
-        population = max(2, round(num_trials / generations))
+        population = max(2, round(num_trials / GENERATIONS))
         return cls(
             population=population,
             parents=max(2, population // 5),
@@ -205,3 +163,53 @@ class Evolution:
             return space.mutate_genes(genes, rng, prob=self.prob, structural_prob=self.structural_prob)
         share = min(1.0, self.num_mutated / len(space.genes))
         return space.mutate_genes(genes, rng, prob=share, structural_prob=share)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaperEvolution(Evolution):
+    """A paper's own settings, whatever the size of the search."""
+
+    @classmethod
+    def sized(cls, num_trials: int, answers: Callable[[], Sequence[Genes]] | None = None) -> Self:
+        return cls()
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoFormerEvolution(PaperEvolution):
+    """AutoFormer's settings, which are the defaults: 20 generations of 50, 10 parents, 25 mutants, 25 crossovers."""
+
+    word = "autoformer"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViTResNASEvolution(PaperEvolution):
+    """ViT-ResNAS's settings: 500 Archs by gradual shrinking, then 19 times 75 mutants and 75 crossovers of the best 75
+    so far. Its budget is a window: MACs of 0.975 to 1 times the limit."""
+
+    word = "vit_resnas"
+
+    population: int = 150
+    parents: int = 75
+    mutants: int = 75
+    crossovers: int = 75
+    prob: float = 0.3
+    structural_prob: float = 0.3
+    attempts: int = 100
+    first: int | None = 500
+    shrink: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class VitasEvolution(PaperEvolution):
+    """ViTAS's settings: 40 generations of 50, the best 50 of all so far mate, every child by crossover and then one
+    gene in n mutated. Differences to the authors' NSGA-II: PAPERS.md."""
+
+    word = "vitas"
+
+    parents: int = 50
+    mutants: int = 0
+    crossovers: int = 50
+    generations: int = 40
+    num_mutated: float | None = 1
+    mutate_crossed: bool = True
+    attempts: int = 100

@@ -15,51 +15,31 @@ from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
-from optuna.samplers import BaseSampler
+from optuna.samplers import BaseSampler, GPSampler, NSGAIIISampler, NSGAIISampler, TPESampler
 from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
 
-from vitnas.errors import UserError, nearest
 from vitnas.searching.problem import Problem
 from vitnas.searching.storage import quiet
-from vitnas.searching.trial import Trial
+from vitnas.searching.trial import NamedSearcher, Trial
 from vitnas.space import Genes, Space
-
-OPTUNA_SAMPLERS: dict[str, Callable[..., BaseSampler]] = {
-    "tpe": optuna.samplers.TPESampler,
-    "nsga2": optuna.samplers.NSGAIISampler,
-    "nsga3": optuna.samplers.NSGAIIISampler,
-    "gp": optuna.samplers.GPSampler,
-    "random": optuna.samplers.RandomSampler,
-}
 
 
 @dataclass
-class OptunaSearch:
+class OptunaSearch(NamedSearcher):
     """Proposes what an Optuna sampler suggests.
 
     Args:
-        sampler: a name of `OPTUNA_SAMPLERS`, a function from a seed to a sampler, or a sampler object. Only the
-            first two make a search that was killed go on bit for bit: an object's own generator is not stored.
+        sampler: a function from a seed to a sampler, or a sampler object. Only the first makes a search that was
+            killed go on bit for bit: an object's own generator is not stored.
         attempts: suggestions asked per proposal before the last one is repaired.
     """
 
-    sampler: str | Callable[[int], BaseSampler] | BaseSampler = "tpe"
+    sampler: Callable[..., BaseSampler] | BaseSampler
     attempts: int = 4
     # The copy of the history that the sampler reads. It only saves time: it is made anew when it does not fit.
     _copy: optuna.Study | None = field(default=None, init=False, repr=False, compare=False)
     _copied: list[int] = field(default_factory=list, init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        if isinstance(self.sampler, str) and self.sampler not in OPTUNA_SAMPLERS:
-            raise UserError(
-                f"sampler is {self.sampler!r}; Optuna samplers by name are {', '.join(OPTUNA_SAMPLERS)}."
-                f"{nearest(self.sampler, OPTUNA_SAMPLERS)}"
-            )
-
-    def generation(self, index: int) -> int | None:
-        """None: Optuna keeps its generations to itself."""
-        return None
 
     def propose(
         self, problem: Problem, history: Sequence[Trial], index: int, rng: random.Random
@@ -82,11 +62,7 @@ class OptunaSearch:
         return repaired if repaired is not None else problem.draw(rng, seen)
 
     def _make(self, seed: int) -> BaseSampler:
-        if isinstance(self.sampler, BaseSampler):
-            return self.sampler
-        if isinstance(self.sampler, str):
-            return OPTUNA_SAMPLERS[self.sampler](seed=seed)
-        return self.sampler(seed)
+        return self.sampler if isinstance(self.sampler, BaseSampler) else self.sampler(seed=seed)
 
     def _mirror(
         self,
@@ -107,6 +83,38 @@ class OptunaSearch:
             _add(study, sampler, problem, trial, distributions)
         self._copied = numbers
         return study
+
+
+@dataclass
+class Tpe(OptunaSearch):
+    """Optuna's tree-structured Parzen estimator."""
+
+    word = "tpe"
+    sampler: Callable[..., BaseSampler] | BaseSampler = TPESampler
+
+
+@dataclass
+class Nsga2(OptunaSearch):
+    """Optuna's NSGA-II."""
+
+    word = "nsga2"
+    sampler: Callable[..., BaseSampler] | BaseSampler = NSGAIISampler
+
+
+@dataclass
+class Nsga3(OptunaSearch):
+    """Optuna's NSGA-III."""
+
+    word = "nsga3"
+    sampler: Callable[..., BaseSampler] | BaseSampler = NSGAIIISampler
+
+
+@dataclass
+class GaussianProcess(OptunaSearch):
+    """Optuna's Gaussian process."""
+
+    word = "gp"
+    sampler: Callable[..., BaseSampler] | BaseSampler = GPSampler
 
 
 def _add(

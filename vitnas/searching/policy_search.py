@@ -3,23 +3,36 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from vitnas.errors import UserError
 from vitnas.searching.problem import Problem
-from vitnas.searching.trial import Trial
+from vitnas.searching.trial import NamedSearcher, Trial
 from vitnas.space import Genes
 
 
 @dataclass(frozen=True)
-class PolicySearch:
+class PolicySearch(NamedSearcher):
     """Proposes `ranked` in order (FocusFormer, arXiv 2208.10861: the sampler answers, held-out images decide).
 
     Args:
         ranked: canonical genes.
     """
 
+    word = "sampler"
+    asks_sampler = True
+
     ranked: tuple[Genes, ...]
+
+    @classmethod
+    def sized(cls, num_trials: int, answers: Callable[[], Sequence[Genes]] | None = None) -> PolicySearch:
+        if answers is None:
+            raise UserError(
+                "searcher is 'sampler', which asks a learned sampler; a search by itself has none. Pass "
+                "PolicySearch(ranked), or use evolution."
+            )
+        return cls(tuple(answers()))
 
     def propose(
         self, problem: Problem, history: Sequence[Trial], index: int, rng: random.Random
@@ -28,7 +41,3 @@ class PolicySearch:
         tried = {trial.genes for trial in history}
         left = (genes for genes in self.ranked if genes not in tried and bool(problem.meets([genes])[0]))
         return next(left, None)
-
-    def generation(self, index: int) -> int | None:
-        """None: it has no generations."""
-        return None

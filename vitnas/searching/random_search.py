@@ -7,20 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vitnas.searching.problem import Problem
-from vitnas.searching.trial import Trial
+from vitnas.searching.trial import NamedSearcher, Trial
 from vitnas.space import Genes
 
 
 @dataclass(frozen=True)
-class RandomSearch:
+class RandomSearch(NamedSearcher):
     """Uniform over the Archs that meet the counted limits."""
+
+    word = "random"
 
     def propose(
         self, problem: Problem, history: Sequence[Trial], index: int, rng: random.Random
     ) -> Genes | None:
         """See `Searcher.propose`."""
         return problem.draw(rng, {trial.genes for trial in history})
-
-    def generation(self, index: int) -> int | None:
-        """None: random search has no generations."""
-        return None

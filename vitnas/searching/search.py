@@ -15,13 +15,11 @@ from optuna.storages import BaseStorage, InMemoryStorage
 
 from vitnas.arch import Arch
 from vitnas.budget import Budget
-from vitnas.errors import UserError, nearest
-from vitnas.searching.evolution import Evolution
+from vitnas.errors import UserError, check_word
 from vitnas.searching.feasibility import feasibility
 from vitnas.searching.latency import Build, LatencyMeter, measure_ms, meters_of
-from vitnas.searching.optuna_search import OptunaSearch
 from vitnas.searching.problem import DEFAULT_OBJECTIVES, Objective
-from vitnas.searching.random_search import RandomSearch
+from vitnas.searching.searchers import SEARCHERS
 from vitnas.searching.study import LEASE_S, Study
 from vitnas.searching.trial import NothingLeftError, Searcher, Trial
 from vitnas.space import Space
@@ -36,19 +34,6 @@ class Evaluator(Protocol):
     """Scores an Arch on held-out training images; must give 'accuracy' if that is an objective."""
 
     def __call__(self, arch: Arch) -> Mapping[str, float]: ...
-
-
-SEARCHERS: dict[str, Callable[[int], Searcher]] = {
-    "evolution": Evolution.sized,
-    "autoformer": lambda num_trials: Evolution.autoformer(),
-    "vit_resnas": lambda num_trials: Evolution.vit_resnas(),
-    "vitas": lambda num_trials: Evolution.vitas(),
-    "random": lambda num_trials: RandomSearch(),
-    "tpe": lambda num_trials: OptunaSearch("tpe"),
-    "nsga2": lambda num_trials: OptunaSearch("nsga2"),
-    "nsga3": lambda num_trials: OptunaSearch("nsga3"),
-    "gp": lambda num_trials: OptunaSearch("gp"),
-}
 
 
 def search(
@@ -192,15 +177,10 @@ def _searcher(searcher: Searcher | str | None, num_trials: int | None) -> tuple[
         raise UserError(f"num_trials is {num_trials}; a search scores at least 1 Arch.")
     if searcher is None or isinstance(searcher, str):
         named = searcher or "evolution"
-        if named not in SEARCHERS:
-            raise UserError(
-                f"searcher is {named!r}; searchers are {', '.join(SEARCHERS)}.{nearest(named, SEARCHERS)}"
-            )
-        found = SEARCHERS[named](num_trials or NUM_TRIALS)
-    else:
-        found = searcher
-    own = getattr(found, "num_trials", NUM_TRIALS)
-    return found, num_trials if num_trials is not None else int(own)
+        check_word("searcher", named, SEARCHERS)
+        searcher = SEARCHERS[named].sized(num_trials or NUM_TRIALS)
+    own = getattr(searcher, "num_trials", NUM_TRIALS)
+    return searcher, num_trials if num_trials is not None else int(own)
 
 
 def _new_study(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 from vitnas.arch import Arch
 from vitnas.budget import Cost
@@ -95,3 +96,29 @@ class Searcher(Protocol):
     def generation(self, index: int) -> int | None:
         """The generation that proposal `index` belongs to; None for a Searcher without generations."""
         ...
+
+
+class NamedSearcher(ABC):
+    """A Searcher with a name in `SEARCHERS`: a dataclass whose defaults are the name's settings."""
+
+    word: ClassVar[str]
+    asks_sampler: ClassVar[bool] = False  # proposes what a learned Sampler answers
+
+    @classmethod
+    def sized(cls, num_trials: int, answers: Callable[[], Sequence[Genes]] | None = None) -> Self:
+        """The Searcher for a search of `num_trials` scored Archs.
+
+        Args:
+            answers: what a learned Sampler says to the Budget, best guess first.
+        """
+        return cls()
+
+    @abstractmethod
+    def propose(
+        self, problem: Problem, history: Sequence[Trial], index: int, rng: random.Random
+    ) -> Genes | None:
+        """See `Searcher.propose`."""
+
+    def generation(self, index: int) -> int | None:
+        """See `Searcher.generation`; None: there are none."""
+        return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,10 @@ from vitnas.data.config import augment_for
 from vitnas.errors import UserError
 from vitnas.measure.latency import LatencyMeter
 from vitnas.runs import read_json, write_with
-from vitnas.sample import Identity, Sampler, Sandwich, Several, Spread, Uniform
 from vitnas.space import SPACES, Space
-from vitnas.stages.run import Run, SamplerConfig, SpaceConfig, TaskConfig
+from vitnas.stages.run import Run, SpaceConfig
 from vitnas.supernet import Supernet, make_sharing
-from vitnas.train import Engine, Progress, Silent
+from vitnas.train import Engine, Progress, Silent, TaskConfig
 
 EVAL_BATCH = 512
 HEADED = ("vit_resnas",)  # kinds of Spaces whose Archs may have a patch head or a distillation token
@@ -100,12 +99,6 @@ class Context:
             workers=self.run.data.workers,
         )
 
-    def sampler(self) -> Sampler:
-        config = self.run.sampler
-        if config.kind == "identity" and config.identity_prob is None:
-            config = replace(config, identity_prob=read_json(self.folder / "identity.json")["prob"])
-        return make_sampler(config, self.space)
-
     def generator(self, purpose: str) -> torch.Generator:
         """A source of random weights that depends on the run's seed and `purpose` only."""
         return torch.Generator().manual_seed(seed_from(self.run.seed, purpose))
@@ -158,7 +151,7 @@ def make_space(config: SpaceConfig, data: Data, task: TaskConfig | None = None) 
     Raises:
         UserError: the Space's Archs have no such head, or what the Space refuses.
     """
-    heads = (task or TaskConfig()).heads
+    heads = task.heads if task else ()
     if "patch_head" in heads and config.kind not in HEADED:
         raise UserError(
             f"task.kind is 'token_mixup'; it needs Archs with a patch head, which space.kind {config.kind!r} has not. "
@@ -173,24 +166,8 @@ def make_space(config: SpaceConfig, data: Data, task: TaskConfig | None = None) 
         in_chans=data.in_chans,
         num_classes=data.num_classes,
         **options,
-        **(heads if config.kind in HEADED else {}),
+        **(dict.fromkeys(heads, True) if config.kind in HEADED else {}),
     )
-
-
-def make_sampler(config: SamplerConfig, space: Space) -> Sampler:
-    """The Sampler of that name."""
-    if config.kind == "sandwich":
-        return Sandwich(space, num_random=config.num_random, distill=config.distill)
-    if config.kind in ("focus", "best_up"):
-        raise AssertionError("made by stages/sampler.py, as it needs images")
-    if config.kind == "several":
-        return Several(space, num_archs=config.num_archs)
-    if config.kind == "spread":
-        return Spread(space, num_archs=config.num_archs, warmup_epochs=config.warmup_epochs)
-    if config.kind == "identity":
-        assert config.identity_prob is not None, "found by stages/identity.py"
-        return Identity(space, config.identity_prob)
-    return Uniform(space)
 
 
 def save_weights(network: nn.Module, path: Path) -> None:

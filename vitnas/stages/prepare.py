@@ -11,8 +11,7 @@ from vitnas.measure.environment import environment, git_commit
 from vitnas.runs import read_json, write_json
 from vitnas.searching import feasibility
 from vitnas.stages.context import Context
-from vitnas.stages.identity import FILE, is_searched, settle_identity
-from vitnas.stages.sampler import check_sampler
+from vitnas.stages.sampler import SETTLED, check_sampler, settle_sampler
 from vitnas.stages.searching import open_study
 from vitnas.stages.tasks import make_task
 from vitnas.train.optim import make_optimizer, make_schedule
@@ -30,7 +29,13 @@ def prepare(context: Context) -> list[dict[str, Any]]:
     """
     run, folder = context.run, context.folder
     written = folder / "feasibility.json"
-    made = ("run.yaml", "manifest.json", "space.json", written.name, *([FILE] if is_searched(run) else []))
+    made = (
+        "run.yaml",
+        "manifest.json",
+        "space.json",
+        written.name,
+        *([] if run.sampler.is_settled else [SETTLED]),
+    )
     if all((folder / name).exists() for name in made):
         known: list[dict[str, Any]] = read_json(written)
         return known
@@ -52,8 +57,8 @@ def prepare(context: Context) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = context.engine.from_first(
         lambda: feasibility(space, budget, seed=run.seed, latency_meter=context.meters or None).to_json()
     )
+    settle_sampler(context)
     check_sampler(context)
-    settle_identity(context)
 
     def write() -> None:
         write_json(

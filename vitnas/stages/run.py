@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 import yaml
 
 from vitnas.budget import QUANTITIES, Budget
 from vitnas.data import DataConfig
-from vitnas.errors import UserError, nearest
+from vitnas.errors import UserError, check_word, check_words
 from vitnas.measure.target import parse_target
 from vitnas.runs import write_atomic
-from vitnas.sample import FocusConfig
+from vitnas.sample import SAMPLERS, SamplerConfig, UniformConfig
 from vitnas.searching import SEARCHERS
 from vitnas.space import SPACES
 from vitnas.supernet import Coupled
-from vitnas.train import TrainConfig
+from vitnas.train import TASKS, ClassificationConfig, TaskConfig, TrainConfig
 
 # Fields that may change when a run is resumed: they change how fast or how loud it is, not what comes out.
 FREE = {"threads", "workers", "trackers", "device", "log_every", "checkpoint_minutes"}
@@ -52,55 +52,7 @@ class SpaceConfig:
     num_slots: int | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in SPACES:
-            raise UserError(f"space.kind is {self.kind!r}; it must be one of {', '.join(SPACES)}.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamplerConfig:
-    """Which Archs train at a step: `uniform` (one), `sandwich` (largest, random, smallest), `several` (on slices),
-    `spread` (on slices, their values dealt out), `focus` (learns which are best for each budget; see focus.*),
-    `best_up` (of many near a budget the best guess) or `identity` (one; slots hold the identity with `identity_prob`).
-
-    Without `identity_prob` it is searched for before training, so that the mean cost meets the budget (identity.json).
-
-    `warmup_epochs` of `spread` open the options one by one, the largest first; with `rewire` heads and hidden units are
-    sorted at the start of these epochs.
-    """
-
-    kind: Literal["uniform", "sandwich", "several", "spread", "focus", "best_up", "identity"] = "uniform"
-    num_random: int = 2
-    num_archs: int = 2
-    distill: bool = True
-    warmup_epochs: float = 0
-    rewire: bool = False
-    identity_prob: float | None = None
-    focus: FocusConfig = field(default_factory=FocusConfig)
-
-    def __post_init__(self) -> None:
-        if self.num_random < 0 or self.num_archs < 1:
-            raise UserError(
-                f"sampler.num_random is {self.num_random} and num_archs {self.num_archs}; they must be at least 0 and "
-                "1."
-            )
-        quantity, _, target = self.focus.quantity.partition("@")
-        if quantity not in QUANTITIES or (quantity == "latency") != bool(target):
-            raise UserError(
-                f"sampler.focus.quantity is {self.focus.quantity!r}; known are macs, params, memory and "
-                f"latency@TARGET, for example latency@onnxruntime,batch=1.{nearest(quantity, QUANTITIES)}"
-            )
-        if target:
-            parse_target(target)
-        if self.identity_prob is not None and not 0 <= self.identity_prob < 1:
-            raise UserError(
-                f"sampler.identity_prob is {self.identity_prob}; it must be from 0 to below 1. Use 0.5, or leave it "
-                "out."
-            )
-        if self.identity_prob is not None and self.kind != "identity":
-            raise UserError(
-                f"sampler.identity_prob is {self.identity_prob} with sampler.kind {self.kind!r}, which does not draw "
-                "identities by it. Use sampler.kind=identity, or leave it out."
-            )
+        check_word("space.kind", self.kind, SPACES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,36 +70,6 @@ class SharingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TaskConfig:
-    """What is learned: `classification`, `token_mixup` (labels per patch, with a patch head weighted `patch_weight`) or
-    `hard_distillation` (labels and the choices of `teacher`, a folder of a trained model or a timm name, weighted
-    `teacher_weight`)."""
-
-    kind: Literal["classification", "token_mixup", "hard_distillation"] = "classification"
-    patch_weight: float = 1.0
-    teacher: str = ""
-    teacher_weight: float = 0.5
-
-    def __post_init__(self) -> None:
-        if self.kind == "hard_distillation" and not self.teacher:
-            raise UserError(
-                "task.teacher is empty; hard_distillation learns from one. Name a folder of a trained model, or a timm "
-                "model."
-            )
-        if self.patch_weight < 0 or not 0 <= self.teacher_weight <= 1:
-            raise UserError(
-                f"task.patch_weight is {self.patch_weight} and teacher_weight {self.teacher_weight}; the first is not "
-                "negative, the second a share from 0 to 1. Use 1 and 0.5."
-            )
-
-    @property
-    def heads(self) -> dict[str, bool]:
-        """Fields of the Archs that learn this."""
-        named = {"token_mixup": "patch_head", "hard_distillation": "distill_token"}
-        return {named[self.kind]: True} if self.kind in named else {}
-
-
-@dataclass(frozen=True, kw_only=True)
 class SearchConfig:
     """How to search: `searcher` is a name (`evolution`, `autoformer`, `random`, `tpe`, `nsga2`, ...; `sampler`
     asks what sampler.kind=focus has learned), `num_trials` the Archs to score, `objectives` what to improve,
@@ -159,10 +81,7 @@ class SearchConfig:
     storage: str | None = None
 
     def __post_init__(self) -> None:
-        if self.searcher not in (*SEARCHERS, "sampler"):
-            raise UserError(
-                f"search.searcher is {self.searcher!r}; searchers are {', '.join(SEARCHERS)} and sampler."
-            )
+        check_word("search.searcher", self.searcher, SEARCHERS)
         if self.num_trials < 1:
             raise UserError(f"search.num_trials is {self.num_trials}; a search scores at least 1 Arch.")
         if not self.objectives or self.objectives[0] != "accuracy":
@@ -195,9 +114,7 @@ class RetrainConfig:
     rank_epochs: float = 10
 
     def __post_init__(self) -> None:
-        for name in self.baselines:
-            if name not in BASELINES:
-                raise UserError(f"retrain.baselines has {name!r}; known are {', '.join(BASELINES)}.")
+        check_words("retrain.baselines", self.baselines, BASELINES)
         if self.rank_archs < 0 or self.rank_epochs <= 0:
             raise UserError(
                 f"retrain.rank_archs is {self.rank_archs} and rank_epochs {self.rank_epochs}; the first cannot be "
@@ -229,9 +146,9 @@ class Run:
     seed: int = 0
     data: DataConfig = field(default_factory=DataConfig)
     space: SpaceConfig = field(default_factory=SpaceConfig)
-    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    sampler: SamplerConfig = field(default_factory=UniformConfig)
     sharing: SharingConfig = field(default_factory=SharingConfig)
-    task: TaskConfig = field(default_factory=TaskConfig)
+    task: TaskConfig = field(default_factory=ClassificationConfig)
     supernet: TrainConfig = field(default_factory=TrainConfig)
     pretrained: str | None = None
     search: SearchConfig = field(default_factory=SearchConfig)
@@ -244,70 +161,50 @@ class Run:
     def __post_init__(self) -> None:
         if self.budget:
             Budget.parse(self.budget)
-        if self.search.searcher == "sampler" and self.sampler.kind != "focus":
+        if SEARCHERS[self.search.searcher].asks_sampler and not self.sampler.answers:
+            able = [word for word, kind in SAMPLERS.items() if kind.answers]
             raise UserError(
-                f"search.searcher is 'sampler' but sampler.kind is {self.sampler.kind!r}, which learns nothing "
-                "that could "
-                "answer. Use sampler.kind=focus, or another searcher."
+                f"search.searcher is {self.search.searcher!r} but sampler.kind is {self.sampler.kind!r}, which learns "
+                f"nothing that could answer. Use sampler.kind={' or '.join(able)}, or another searcher."
             )
         if self.retrain.train.precision != self.supernet.precision:
             raise UserError(
                 f"retrain.train.precision is {self.retrain.train.precision!r} and supernet.precision is "
                 f"{self.supernet.precision!r}; one precision serves the whole run. Set both alike."
             )
-        self._check_sampler()
+        if self.sampler.latency_target:
+            parse_target(self.sampler.latency_target)
+        if self.sharing.coupling != "prefix" and self.pretrained:
+            raise UserError(
+                f"sharing.coupling is {self.sharing.coupling!r} with pretrained, whose most useful entries come first; "
+                "that serves a prefix only. Use prefix, or leave it out."
+            )
+        self.sampler.check(self)
         if self.threads is not None and self.threads < 1:
             raise UserError(f"threads is {self.threads}; it must be at least 1. Leave it out for all cores.")
 
-    def _check_sampler(self) -> None:
-        sampler, size = self.sampler, self.data.batch_size
-        if sampler.kind in ("several", "spread") and size % sampler.num_archs:
-            low = size // sampler.num_archs * sampler.num_archs
-            raise UserError(
-                f"data.batch_size is {size}; sampler.num_archs {sampler.num_archs} must divide it. Nearest: "
-                f"{', '.join(str(n) for n in (low, low + sampler.num_archs) if n)}."
-            )
-        if sampler.rewire and self.supernet.ema is not None:
-            raise UserError(
-                "sampler.rewire is on and supernet.ema too; sorting units would mix up the average. Set supernet.ema "
-                "to null."
-            )
-        coupling = self.sharing.coupling
-        if coupling != "prefix" and (sampler.rewire or self.pretrained):
-            raise UserError(
-                f"sharing.coupling is {coupling!r} with {'sampler.rewire' if sampler.rewire else 'pretrained'}, which "
-                "puts the most useful entries first; that serves a prefix only. Use prefix, or leave it out."
-            )
-        if sampler.rewire and not sampler.warmup_epochs:
-            raise UserError(
-                "sampler.rewire is on and sampler.warmup_epochs is 0; units are sorted while the warm-up lasts. Set "
-                "warmup_epochs, for example 30."
-            )
-        if sampler.warmup_epochs and sampler.kind != "spread":
-            raise UserError(
-                f"sampler.warmup_epochs is {sampler.warmup_epochs} with sampler.kind {sampler.kind!r}; options open "
-                "with 'spread' only. Use that, or 0."
-            )
-        if self.task.kind != "classification" and sampler.kind == "sandwich" and sampler.distill:
-            raise UserError(
-                f"sampler.distill is on and task.kind is {self.task.kind!r}, which does not learn from other Archs. "
-                "Set sampler.distill to false."
-            )
+
+# The fields of a Run that are one kind of several: their configurations, by the word that `.kind` holds.
+KINDS: Mapping[str, Mapping[str, type[Any]]] = {"sampler": SAMPLERS, "task": TASKS}
 
 
-def field_names(kind: type[Any] = Run, prefix: str = "") -> Iterator[str]:
-    """Every field of a Run that can be set, dotted: `supernet.epochs`, `data.dataset`, ..."""
-    from typing import get_type_hints
-
+def field_names(kind: type[Any] = Run, prefix: str = "") -> dict[str, set[str]]:
+    """Every field of a Run that can be set, dotted (`supernet.epochs`), and the kinds it belongs to where it depends
+    on one (`sampler.num_archs`: several and spread)."""
+    found: dict[str, set[str]] = {}
     hints = get_type_hints(kind)
     for item in fields(kind):
         name = f"{prefix}{item.name}"
-        yield name
-        nested = [
-            t for t in (hints[item.name], *getattr(hints[item.name], "__args__", ())) if is_dataclass(t)
-        ]
-        for inner in nested:
-            yield from field_names(inner, f"{name}.")  # type: ignore[arg-type]
+        found[name] = set()
+        for nested in (hints[item.name], *get_args(hints[item.name])):
+            if is_dataclass(nested):
+                found |= field_names(nested, f"{name}.")  # type: ignore[arg-type]
+    for group, table in KINDS.items() if kind is Run else ():
+        found[f"{group}.kind"] = set()
+        for word, config in table.items():
+            for name in field_names(config, f"{group}."):
+                found.setdefault(name, set()).add(word)
+    return found
 
 
 def save_run(run: Run, path: Path) -> None:
@@ -319,9 +216,11 @@ def save_run(run: Run, path: Path) -> None:
 
 
 def plain(value: Any) -> Any:
-    """A dataclass as plain YAML values (tuples become lists)."""
+    """A dataclass as plain YAML values (tuples become lists; one of several kinds says which)."""
     if is_dataclass(value) and not isinstance(value, type):
-        value = asdict(value)
+        kind = getattr(value, "kind", None)
+        own = {item.name: plain(getattr(value, item.name)) for item in fields(value)}
+        return {"kind": kind, **own} if isinstance(kind, str) else own
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     return [plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,4 +1,4 @@
-"""The learned sampler of a run: made for training, kept in sampler.safetensors, asked for a budget."""
+"""The sampler of a run: made for training; if it learns, kept in sampler.safetensors and asked for a budget."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import json
 import random
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,45 +19,83 @@ from vitnas.errors import UserError
 from vitnas.measure.latency import LatencyMeter
 from vitnas.measure.target import parse_target
 from vitnas.runs import read_json, write_json, write_with
-from vitnas.sample import BestUp, Focus
-from vitnas.sample.focus import CostOf
-from vitnas.searching.latency import LatencyModel
+from vitnas.sample import Focus, Given, Sampler
+from vitnas.searching import SEARCHERS
+from vitnas.searching.latency import LatencyModel, measure_ms
 from vitnas.searching.problem import Problem
 from vitnas.space import Genes, Space
 from vitnas.stages.context import Context
 from vitnas.train import evaluate
 from vitnas.train.checkpoint import load_checkpoint
 
+SETTLED = "identity.json"
 NUM_DRAWS = 512  # of the policy per answer; free, as costs are a table and scores a model
 NUM_MOVED = 32  # of them that are moved into a budget which none meets
 REACH = 0.85  # budgets asked of the policy start at this share of the limit: it meets them on average only
 COMPARED = 8  # Archs per side and budget, in the comparison with random ones of equal cost
 
 
-def make_focus(context: Context, *, learns: bool = True) -> Focus:
-    """The run's sampler, untrained. A latency budget needs a few Archs timed first (sampler_latency.json)."""
-    config, space = context.run.sampler.focus, context.space
-    cost_of: CostOf | None = None
-    quantity, _, target = config.quantity.partition("@")
-    if quantity == "latency":
-        cost_of = _latency(context, target).cost_of(space)
-    kind = Focus if context.run.sampler.kind == "focus" else BestUp
-    return kind(
-        space, context.holdout if learns else None, cost_of=cost_of, config=config, seed=context.run.seed
+def make_sampler(context: Context, *, learns: bool = True) -> Sampler:
+    """The run's Sampler, untrained. One of latency needs a few Archs timed first (sampler_latency.json).
+
+    Args:
+        learns: from held-out images; without, it is only to be asked.
+    """
+    config, settled = context.run.sampler, None
+    if not config.is_settled:
+        settled = read_json(context.folder / SETTLED)
+    return config.build(
+        context.space,
+        Given(
+            images=context.holdout if learns else None,
+            cost_of=lambda target: _latency(context, target).cost_of(context.space),
+            settled=settled,
+            seed=context.run.seed,
+        ),
     )
 
 
 def check_sampler(context: Context) -> None:
-    """Refuse, before any training, a learned sampler that cannot be, or that could not answer the run's Budget.
+    """Refuse, before any training, a sampler that cannot be, or that could not answer the run's Budget.
 
     Raises:
         UserError: the space's costs do not differ; the search asks the sampler and the Budget has no upper bound on
             what it learns, or one outside.
     """
-    if context.run.sampler.kind in ("focus", "best_up"):
-        focus = make_focus(context, learns=False)
-        if context.run.search.searcher == "sampler":
-            limit_of(focus, context.budget)
+    sampler = make_sampler(context, learns=False)
+    if SEARCHERS[context.run.search.searcher].asks_sampler:
+        assert isinstance(sampler, Focus)
+        limit_of(sampler, context.budget)
+
+
+def settle_sampler(context: Context) -> None:
+    """Find what the sampler needs to know before any training and write it (identity.json), where it needs anything.
+
+    Raises:
+        UserError: no probability meets the Budget (with the range that can be met), or the space has no identity.
+    """
+    path, config = context.folder / SETTLED, context.run.sampler
+    if config.is_settled:
+        return
+
+    def find() -> dict[str, Any]:
+        if not path.exists():
+            measures = {
+                target: partial(measure_ms, meter, build=None) for target, meter in context.meters.items()
+            }
+            write_json(
+                path, config.settle(context.space, context.budget, seed=context.run.seed, measures=measures)
+            )
+        known: dict[str, Any] = read_json(path)
+        return known
+
+    # One process, as the others need the same answer and its clocks undisturbed.
+    known = context.engine.from_first(find)
+    means = "; ".join(f"{limit}: {value:.4g}" for limit, value in known["means"].items())
+    context.progress.note(
+        f"identity probability {known['prob']:g}"
+        + (f" (mean cost of the Archs drawn, {means})" if means else "")
+    )
 
 
 def _latency(context: Context, target: str) -> LatencyModel:
@@ -90,14 +129,14 @@ def load_sampler(context: Context) -> Focus:
         UserError: the run has none, or the genes of its space are not those that it was trained on.
     """
     path = context.folder / "sampler.safetensors"
-    if context.run.sampler.kind != "focus" or not path.exists():
+    if not has_answers(context):
         raise UserError(
             f"{context.folder} has no learned sampler (sampler.kind is {context.run.sampler.kind!r}); train a "
-            "supernet with "
-            "sampler.kind=focus, or ask the finished search."
+            "supernet with sampler.kind=focus, or ask the finished search."
         )
     parts, meta = load_checkpoint(path)
-    focus = make_focus(context, learns=False)
+    focus = make_sampler(context, learns=False)
+    assert isinstance(focus, Focus)
     if meta["genes"] != genes_mark(focus.space):
         raise UserError(
             f"{path} was trained on other genes than those of {focus.space.name} now; an answer would mean "
@@ -107,11 +146,16 @@ def load_sampler(context: Context) -> Focus:
     config, had = focus.config, (meta["quantity"], len(parts["sampler"]["policy.budget"]))
     if had != (config.quantity, config.anchors):
         raise UserError(
-            f"{path} was trained for {had[0]} with {had[1]} anchors; run.yaml has focus.quantity {config.quantity!r} "
+            f"{path} was trained for {had[0]} with {had[1]} anchors; run.yaml has sampler.quantity {config.quantity!r} "
             f"and {config.anchors} anchors. Set them back."
         )
     focus.restore(parts["sampler"])
     return focus
+
+
+def has_answers(context: Context) -> bool:
+    """The run has trained a sampler that can be asked."""
+    return context.run.sampler.answers and (context.folder / "sampler.safetensors").exists()
 
 
 def genes_mark(space: Space) -> str:

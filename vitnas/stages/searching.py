@@ -18,8 +18,8 @@ from vitnas.exporting import save_timm
 from vitnas.extraction import extract
 from vitnas.model.named import told
 from vitnas.runs import write_json, writing
-from vitnas.searching import Objective, Study, Trial, search
-from vitnas.searching.policy_search import PolicySearch
+from vitnas.searching import SEARCHERS, Objective, Study, Trial, search
+from vitnas.space import Genes
 from vitnas.stages.context import Context
 from vitnas.stages.run import lasting, plain
 from vitnas.stages.sampler import answers, load_sampler
@@ -100,7 +100,7 @@ def run_study(context: Context, name: str, searcher: str, stage: str) -> Iterato
             context.supernet,
             evaluator,
             study=study,
-            searcher=_policy(context) if searcher == "sampler" else searcher,
+            searcher=SEARCHERS[searcher].sized(wanted, lambda: _answers(context)),
             num_trials=wanted,
             latency_meter=context.meters or None,
             on_trial=report,
@@ -109,8 +109,8 @@ def run_study(context: Context, name: str, searcher: str, stage: str) -> Iterato
         yield study
 
 
-def _policy(context: Context) -> PolicySearch:
-    return PolicySearch(tuple(answers(load_sampler(context), context.budget, seed=context.run.seed)))
+def _answers(context: Context) -> list[Genes]:
+    return answers(load_sampler(context), context.budget, seed=context.run.seed)
 
 
 def search_archs(context: Context) -> None:

@@ -13,13 +13,14 @@ from vitnas.errors import UserError
 from vitnas.exporting import export_model, load_timm
 from vitnas.measure.latency import LatencyMeter
 from vitnas.runs import read_json, write_json
+from vitnas.searching import SEARCHERS
 from vitnas.searching.latency import measure_ms
 from vitnas.searching.problem import Problem
 from vitnas.space import Genes
 from vitnas.stages.context import Context
 from vitnas.stages.finish import FILES, verify_images
 from vitnas.stages.run import SearchConfig
-from vitnas.stages.sampler import NUM_DRAWS, answers, is_quantity, load_sampler
+from vitnas.stages.sampler import NUM_DRAWS, answers, has_answers, is_quantity, load_sampler
 from vitnas.stages.searching import SupernetEvaluator, front_folder, open_study, save_front_member
 
 LOOKS_SHARE = 20  # the policy's answers cost at most one of so many of another search's evaluations
@@ -49,8 +50,7 @@ def specialize(context: Context, budgets: list[str]) -> list[Special]:
         UserError: a budget that cannot be met or asked for.
     """
     parsed = {budget.text: budget for budget in map(Budget.parse, budgets)}
-    learned = context.run.sampler.kind == "focus" and (context.folder / "sampler.safetensors").exists()
-    find = _by_sampler if learned else _by_study
+    find = _by_sampler if has_answers(context) else _by_study
     found = [find(context, budget) for budget in parsed.values()]
     for special in found:  # only now, so that a budget that cannot be met leaves nothing behind
         save_front_member(context, special.arch)
@@ -86,13 +86,13 @@ def _by_study(context: Context, budget: Budget) -> Special:
 
 
 def _by_sampler(context: Context, budget: Budget) -> Special:
-    trained_for = context.run.sampler.focus.quantity
+    start, focus = time.monotonic(), load_sampler(context)
+    trained_for = focus.config.quantity
     if not all(is_quantity(limit, trained_for) for limit in budget.limits if limit.quantity == "latency"):
         raise UserError(
             f"the budget {budget.text!r} limits latency, for which the sampler was not trained. Limit "
             f"{trained_for}, or ask the finished search."
         )
-    start, focus = time.monotonic(), load_sampler(context)
     num_looks = num_looks_of(context.run.search)
     ranked = answers(focus, budget, seed=context.run.seed)
     evaluator, problem = SupernetEvaluator(context.supernet, context.holdout), Problem(focus.space, budget)
@@ -117,7 +117,7 @@ def _by_sampler(context: Context, budget: Budget) -> Special:
 def num_looks_of(search: SearchConfig) -> int:
     """Answers of the policy that are scored on held-out images: as many as where the run's own search asks it, else
     a twentieth of what that search scores."""
-    own = search.searcher == "sampler"
+    own = SEARCHERS[search.searcher].asks_sampler
     return search.num_trials if own else max(1, search.num_trials // LOOKS_SHARE)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from vitnas.runs import write_json
 from vitnas.sample import Focus
 from vitnas.stages.context import Context, save_weights
-from vitnas.stages.sampler import load_sampler, make_focus, save_sampler, summarise
+from vitnas.stages.sampler import has_answers, load_sampler, make_sampler, save_sampler, summarise
 from vitnas.stages.tasks import make_task
 from vitnas.train import CombinedSides, Monitor, Rewiring, fit
 
@@ -16,7 +16,7 @@ def train_supernet(context: Context) -> None:
     """Train the supernet, continuing from its checkpoint, into supernet.safetensors, unless that is there."""
     target = context.folder / "supernet.safetensors"
     if target.exists():
-        if context.run.sampler.kind == "focus" and (context.folder / "sampler.safetensors").exists():
+        if has_answers(context):
             _tell(context, load_sampler(context))  # a kill may have come between the weights and this
         return
     run, data = context.run, context.data
@@ -25,8 +25,7 @@ def train_supernet(context: Context) -> None:
         from vitnas.supernet.pretrained import start_from_timm
 
         context.progress.note(start_from_timm(supernet, run.pretrained))
-    learned = run.sampler.kind in ("focus", "best_up")
-    sampler = make_focus(context) if learned else context.sampler()
+    sampler = make_sampler(context)
     task, teacher = make_task(
         run,
         augment=context.augment,
@@ -50,7 +49,7 @@ def train_supernet(context: Context) -> None:
         if run.supernet.monitor_every
         else None,
         progress=context.progress,
-        hooks=[Rewiring(run.sampler.warmup_epochs)] if run.sampler.rewire else [],
+        hooks=[Rewiring(epochs)] if (epochs := run.sampler.rewire_epochs) else [],
     )
     if isinstance(sampler, Focus):
         context.once(context.folder / "sampler.safetensors", lambda: save_sampler(sampler, context.folder))

@@ -12,7 +12,7 @@ from vitnas.errors import UserError
 from vitnas.exporting import load_timm
 from vitnas.grids import Grid
 from vitnas.stages.run import Run
-from vitnas.train import Classification, HardDistillation, Task, Teacher, TokenMixup
+from vitnas.train import Task, TaskGiven, Teacher
 
 
 def make_task(run: Run, *, augment: Augment, num_classes: int, grid: Grid) -> tuple[Task, Teacher | None]:
@@ -24,24 +24,9 @@ def make_task(run: Run, *, augment: Augment, num_classes: int, grid: Grid) -> tu
     Raises:
         UserError: a teacher that cannot be loaded or has other classes; images that would be mixed twice.
     """
-    config, smoothing = run.task, augment.label_smoothing
-    if config.kind == "token_mixup":
-        if augment.mixup or augment.cutmix:
-            raise UserError(
-                f"data.augment mixes images (mixup {augment.mixup}, cutmix {augment.cutmix}) and task.kind token_mixup "
-                "does so itself; only one may. Set data.augment.mixup and data.augment.cutmix to 0."
-            )
-        task = TokenMixup(
-            num_classes=num_classes,
-            grid=grid,
-            label_smoothing=smoothing,
-            patch_weight=config.patch_weight,
-        )
-        return task, None
-    if config.kind == "hard_distillation":
-        teacher = Teacher(load_teacher(config.teacher, num_classes))
-        return HardDistillation(weight=config.teacher_weight, label_smoothing=smoothing), teacher
-    return Classification(label_smoothing=smoothing), None
+    task = run.task.build(TaskGiven(augment=augment, num_classes=num_classes, grid=grid))
+    taught_by = run.task.taught_by
+    return task, Teacher(load_teacher(taught_by, num_classes)) if taught_by else None
 
 
 def load_teacher(name: str, num_classes: int) -> nn.Module:

@@ -4,22 +4,35 @@ from vitnas.train.config import TrainConfig
 from vitnas.train.engine import Engine
 from vitnas.train.evaluate import Score, evaluate
 from vitnas.train.loop import Fitted, NonFiniteLossError, fit, step_rng
-from vitnas.train.losses import Classification, CombinedSides, HardDistillation, Imitation, TokenMixup
+from vitnas.train.losses import (
+    TASKS,
+    Classification,
+    ClassificationConfig,
+    CombinedSides,
+    HardDistillation,
+    HardDistillationConfig,
+    Imitation,
+    TokenMixup,
+    TokenMixupConfig,
+)
 from vitnas.train.monitor import Monitor, convergence_warning
 from vitnas.train.progress import ConsoleProgress, Progress, Silent
 from vitnas.train.rewiring import Rewiring
-from vitnas.train.task import Batch, Task
+from vitnas.train.task import Batch, Task, TaskConfig, TaskGiven
 from vitnas.train.teacher import AverageTeacher, Teacher, cosine
 
 __all__ = [
+    "TASKS",
     "AverageTeacher",
     "Batch",
     "Classification",
+    "ClassificationConfig",
     "CombinedSides",
     "ConsoleProgress",
     "Engine",
     "Fitted",
     "HardDistillation",
+    "HardDistillationConfig",
     "Imitation",
     "Monitor",
     "NonFiniteLossError",
@@ -28,8 +41,11 @@ __all__ = [
     "Score",
     "Silent",
     "Task",
+    "TaskConfig",
+    "TaskGiven",
     "Teacher",
     "TokenMixup",
+    "TokenMixupConfig",
     "TrainConfig",
     "convergence_warning",
     "cosine",

@@ -12,15 +12,19 @@ it may say of which view of the batch, and that a Supernet's weight sets are add
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from vitnas.arch import Arch
+from vitnas.data import Augment
 from vitnas.errors import UserError
+from vitnas.grids import Grid
 from vitnas.model.outputs import read_outputs
 
 Outputs = Mapping[str, Tensor]
@@ -73,6 +77,43 @@ class Task:
     def __call__(self, outputs: Outputs, batch: Batch, taught: Outputs) -> dict[str, Tensor]:
         """Losses by name; pure. `taught` is empty where nobody teaches."""
         raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskGiven:
+    """What a run gives a Task.
+
+    Attributes:
+        augment: of the images, which may mix them.
+        num_classes: of the labels.
+        grid: rows and columns of patches in the last stage of what trains.
+    """
+
+    augment: Augment
+    num_classes: int
+    grid: Grid
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskConfig(ABC):
+    """What is learned: a kind of Task and its fields, from which it is built."""
+
+    kind: ClassVar[str]
+    learns_from_archs: ClassVar[bool] = False  # takes another Arch's logits beside the labels
+    heads: ClassVar[tuple[str, ...]] = ()  # fields of the Archs that learn this, which are then True
+
+    @property
+    def taught_by(self) -> str:
+        """The name or folder of the network that teaches; empty for none."""
+        return ""
+
+    @abstractmethod
+    def build(self, given: TaskGiven) -> Task:
+        """The Task.
+
+        Raises:
+            UserError: it does not go with the rest of the run.
+        """
 
 
 def read_views(

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vitnas.errors import UserError
-from vitnas.train.task import Batch, Outputs, Task
+from vitnas.train.task import Batch, Outputs, Task, TaskConfig, TaskGiven
 
 
 def label_loss(logits_BY: Tensor, batch: Batch, label_smoothing: float) -> Tensor:
@@ -61,6 +61,17 @@ class Classification(Task):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClassificationConfig(TaskConfig):
+    """The labels."""
+
+    kind = "classification"
+    learns_from_archs = True
+
+    def build(self, given: TaskGiven) -> Classification:
+        return Classification(label_smoothing=given.augment.label_smoothing)
+
+
+@dataclass(frozen=True, kw_only=True)
 class HardDistillation(Task):
     """A teacher's decisions as labels (DeiT, arXiv 2012.12877, section 4; a variant of ViT-ResNAS).
 
@@ -87,6 +98,35 @@ class HardDistillation(Task):
         check_classes(by_token_BY, taught["logits"])
         kd = functional.cross_entropy(by_token_BY, taught["logits"].argmax(-1))
         return {"loss": (1 - self.weight) * ce + self.weight * kd, "ce": ce, "kd": kd}
+
+
+@dataclass(frozen=True, kw_only=True)
+class HardDistillationConfig(TaskConfig):
+    """The labels, and with `teacher_weight` the choices of `teacher`: a folder of a trained model, or a timm name."""
+
+    kind = "hard_distillation"
+    heads = ("distill_token",)
+
+    teacher: str = ""
+    teacher_weight: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not self.teacher:
+            raise UserError(
+                "task.teacher is empty; hard_distillation learns from one. Name a folder of a trained model, or a timm "
+                "model."
+            )
+        if not 0 <= self.teacher_weight <= 1:
+            raise UserError(
+                f"task.teacher_weight is {self.teacher_weight}; it is a share from 0 to 1. Use 0.5."
+            )
+
+    @property
+    def taught_by(self) -> str:
+        return self.teacher
+
+    def build(self, given: TaskGiven) -> HardDistillation:
+        return HardDistillation(weight=self.teacher_weight, label_smoothing=given.augment.label_smoothing)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from vitnas.errors import UserError
 from vitnas.grids import Grid
-from vitnas.train.task import Batch, Outputs, Task
+from vitnas.train.task import Batch, Outputs, Task, TaskConfig, TaskGiven
 
 CUTMIX_ALPHA, MIXUP_ALPHA = 1.0, 0.8
 
@@ -103,6 +103,34 @@ class TokenMixup(Task):
         images_BCHW.copy_(images_BCHW * share + images_BCHW[partner_B] * (1 - share))
         labels_BY.copy_(labels_BY * share + labels_BY[partner_B] * (1 - share))
         cells_BRCY.copy_(labels_BY[:, None, None].expand_as(cells_BRCY))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenMixupConfig(TaskConfig):
+    """Labels per patch of mixed images, with a patch head weighted `patch_weight`."""
+
+    kind = "token_mixup"
+    heads = ("patch_head",)
+
+    patch_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.patch_weight < 0:
+            raise UserError(f"task.patch_weight is {self.patch_weight}; it cannot be negative. Use 1.")
+
+    def build(self, given: TaskGiven) -> TokenMixup:
+        augment = given.augment
+        if augment.mixup or augment.cutmix:
+            raise UserError(
+                f"data.augment mixes images (mixup {augment.mixup}, cutmix {augment.cutmix}) and task.kind token_mixup "
+                "does so itself; only one may. Set data.augment.mixup and data.augment.cutmix to 0."
+            )
+        return TokenMixup(
+            num_classes=given.num_classes,
+            grid=given.grid,
+            label_smoothing=augment.label_smoothing,
+            patch_weight=self.patch_weight,
+        )
 
 
 def random_box(grid: Grid, share: float) -> tuple[int, int, int, int]:
