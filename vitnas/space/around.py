@@ -16,6 +16,7 @@ from torch import nn
 
 from vitnas.arch import SCHEMA, Arch, Stage, round_to
 from vitnas.errors import UserError
+from vitnas.grids import ImageSize
 from vitnas.mixers import MIXERS
 from vitnas.model import Model, arch_of_timm
 from vitnas.space.config import SpaceConfig, from_preset
@@ -42,7 +43,7 @@ class AroundSpace(Space):
     kind: ClassVar[str] = "around"
 
     name: str = "around"
-    image_size: int = 0
+    image_size: ImageSize = 1  # the given one's
     arch: Arch
     heads: Options = (1.0,)
     hidden: Options = (1.0,)
@@ -223,8 +224,8 @@ def _where_it_fits(there: Sequence[int], multiple: int) -> Options:
 def around_named(
     size: str = "half",
     *,
-    network: str,
-    image_size: Any = 224,
+    network: str = "deit_tiny_patch16_224",
+    image_size: ImageSize = 224,
     num_classes: int = 1000,
     in_chans: int = 3,
     **options: Any,
