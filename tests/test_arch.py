@@ -43,6 +43,8 @@ OTHERS: dict[str, Any] = {
     "attn_scale": "embed_dim",
     "mlp_norm": "stream",
     "selector": "predictor",
+    "pool_num_heads": 3,
+    "pool_mlp_hidden": 32,
     "reg_tokens": 4,
     "no_embed_class": True,
     "pre_norm": True,
@@ -78,7 +80,9 @@ def test_json_round_trip(arch: Arch) -> None:
 
 def test_every_field_changes_the_name() -> None:
     assert set(OTHERS) == {field.name for field in fields(Arch)}
-    along = {
+    along: dict[str, dict[str, Any]] = {
+        "pool_num_heads": {"global_pool": "map", "pool_mlp_hidden": 768},
+        "pool_mlp_hidden": {"global_pool": "map", "pool_num_heads": 1},
         "class_token": {"global_pool": "avg"},
         "stem": {"stem_width": 24},
         "stem_width": {"stem": "conv"},
@@ -168,6 +172,19 @@ def test_description_for_a_person() -> None:
         ({"patch_head": True, "fc_norm": True}, r"patch_head is True but fc_norm too; .* fc_norm=False"),
         ({"global_pool": "max"}, r"global_pool is 'max'; it must be one of token, avg"),
         ({"class_token": False}, r"global_pool is 'token' but class_token is False; use global_pool='avg'"),
+        (
+            {"global_pool": "map"},
+            r"pool_num_heads is 0, pool_mlp_hidden 0 and global_pool 'map'; 'map' has both",
+        ),
+        ({"pool_num_heads": 3}, r"pool_num_heads is 3, pool_mlp_hidden 0 and global_pool 'token'"),
+        (
+            {"global_pool": "map", "pool_num_heads": 5, "pool_mlp_hidden": 9},
+            r"pool_num_heads is 5; it must divide the last stage's embed_dim 192\. Nearest: 4\.",
+        ),
+        (
+            {"global_pool": "map", "pool_num_heads": 3, "pool_mlp_hidden": 9, "act": "swiglu"},
+            r"global_pool is 'map' and act 'swiglu'; the MLP behind the pooling has no gate",
+        ),
         ({"reg_tokens": -1}, r"reg_tokens is -1; it must be a whole number, and 0 means none"),
         ({"act": "gleu"}, r"act is 'gleu'; it must be one of gelu, .*\. Nearest: 'gelu'"),
         (

@@ -32,7 +32,7 @@ FIRST_FIELDS = frozenset(
 Stem = Literal["linear", "conv", "hybrid", "cct"]
 Reduction = Literal["residual", "conv"]
 Position = Literal["learned", "rotary", "rotary_2d", "none"]
-Pool = Literal["token", "avg", "seq"]
+Pool = Literal["token", "avg", "seq", "map"]
 MlpNorm = Literal["branch", "stream"]
 Act = Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "swiglu", "swiglu_packed"]
 AttnScale = Literal["head_dim", "embed_dim"]
@@ -102,9 +102,10 @@ class Arch:
 
     Between stages the grid of patches halves and the width changes, by a `reduction` (layers/reduction.py). A "conv"
     stem has `stem_width` channels inside (layers/stem.py). Rotary positions turn queries and keys (layers/rotary.py).
-    `global_pool` "seq" weighs the patches by a learned score. `mlp_norm` "stream" norms what the MLP's result is added
-    to, as well as its input (CCT's code). `distill_token` adds a second token with a head of its own;
-    `patch_head` classifies every final patch too, in training only. `reg_tokens` are further tokens without a head.
+    `global_pool` "seq" weighs the patches by a learned score, "map" by the attention of a learned query with
+    `pool_num_heads` heads, and has an MLP of `pool_mlp_hidden` units behind it (SigLIP). `mlp_norm` "stream" norms what
+    the MLP's result is added to, as well as its input (CCT's code). `distill_token` adds a second token with a head of
+    its own; `patch_head` classifies every final patch too, in training only. `reg_tokens` are tokens without a head.
     With `no_embed_class` positions are learned for the patches alone. `pre_norm` norms what enters the blocks, instead
     of a bias of the stem (CLIP). `layer_scale` multiplies what each branch of a block adds by a learned factor per
     channel. `act` is the MLP's activation; "swiglu" gates it by a second projection, "swiglu_packed" by one twice as
@@ -134,6 +135,8 @@ class Arch:
     position: Position = "learned"
     relative_position: int = 0
     global_pool: Pool = "token"
+    pool_num_heads: int = 0
+    pool_mlp_hidden: int = 0
     fc_norm: bool = False
     mlp_norm: MlpNorm = "branch"
     layer_scale: bool = False
@@ -150,6 +153,7 @@ class Arch:
         object.__setattr__(self, "image_size", as_image_size("image_size", self.image_size))
         _positive(self, "patch_size", "in_chans")
         _not_negative(self, "num_classes", "relative_position", "stem_width", "reg_tokens")
+        _not_negative(self, "pool_num_heads", "pool_mlp_hidden")
         head = self.norm_eps if self.head_norm_eps is None else self.head_norm_eps
         for name, eps in (("norm_eps", self.norm_eps), ("head_norm_eps", head)):
             if not isinstance(eps, int | float) or not eps > 0:
@@ -222,6 +226,7 @@ class Arch:
     def _check_tokens(self) -> None:
         if self.global_pool == "token" and not self.class_token:
             raise UserError("global_pool is 'token' but class_token is False; use global_pool='avg'.")
+        self._check_attention_pool()
         if self.distill_token and (self.global_pool != "token" or self.patch_head or self.fc_norm):
             raise UserError(
                 "distill_token is True; it is read beside the class token, without a patch head or fc_norm. Use "
@@ -235,6 +240,24 @@ class Arch:
         if self.patch_head and self.fc_norm:
             raise UserError(
                 "patch_head is True but fc_norm too; the final norm must lie before pooling. Use fc_norm=False."
+            )
+
+    def _check_attention_pool(self) -> None:
+        heads, hidden = self.pool_num_heads, self.pool_mlp_hidden
+        if (self.global_pool == "map") != (heads > 0) or (heads > 0) != (hidden > 0):
+            raise UserError(
+                f"pool_num_heads is {heads}, pool_mlp_hidden {hidden} and global_pool {self.global_pool!r}; 'map' has "
+                "both and the others neither. Give both with global_pool='map', else 0."
+            )
+        if heads and self.embed_dim % heads:
+            divisors = [n for n in range(1, self.embed_dim + 1) if not self.embed_dim % n]
+            raise UserError(
+                f"pool_num_heads is {heads}; it must divide the last stage's embed_dim {self.embed_dim}. Nearest: "
+                f"{min(divisors, key=lambda n: abs(n - heads))}."
+            )
+        if heads and self.act in ("swiglu", "swiglu_packed"):
+            raise UserError(
+                f"global_pool is 'map' and act {self.act!r}; the MLP behind the pooling has no gate. Use another act."
             )
 
     def _check_mixers(self) -> None:

@@ -30,6 +30,7 @@ from vitnas.arch import Act, Arch, Block, MlpNorm
 from vitnas.budget import Cost
 from vitnas.grids import Grid, sides_of
 from vitnas.layers.mlp import mlp_cost
+from vitnas.layers.pool import AttentionPool
 from vitnas.layers.reduction import SpatialReduction
 from vitnas.layers.rotary import RotaryKind, rotary_of
 from vitnas.layers.select import SELECTIONS
@@ -275,7 +276,13 @@ def head_part(arch: Arch, dim: int, convention: Convention = "executed") -> Part
     tokens, classes = arch.num_final_tokens * dim, arch.num_classes
     used = 1 + arch.distill_token
     patches = arch.num_final_tokens - arch.num_prefix_tokens
-    seq = arch.global_pool == "seq"
+    macs, params, pooling = 0, 0, 0
+    if arch.global_pool == "seq":
+        macs, params = 2 * patches * dim, dim + 1
+    elif arch.global_pool == "map":
+        sizes = (dim, arch.pool_num_heads, arch.pool_mlp_hidden, arch.act)
+        cost = AttentionPool.cost(*sizes, patches=patches)
+        macs, params, pooling = cost.macs, cost.params, cost.memory
     pooled = 0 if arch.global_pool == "token" else dim  # the class token alone is a view
     normed = dim if arch.fc_norm else 0
     # With a distillation token, both heads' logits and their sum; or the two tokens' sum and mean.
@@ -283,11 +290,10 @@ def head_part(arch: Arch, dim: int, convention: Convention = "executed") -> Part
     heads = (used + arch.patch_head) * (dim * classes + classes)
     return Part(
         name="head",
-        macs=used * dim * classes * (patches if convention == "patch_tokens" else 1)
-        + (2 * patches * dim if seq else 0),
-        params=2 * dim + heads + (dim + 1 if seq else 0),
+        macs=used * dim * classes * (patches if convention == "patch_tokens" else 1) + macs,
+        params=2 * dim + heads + params,
         # The tokens stay alive to the end.
         memory=tokens
         + (2 * arch.num_final_tokens if arch.selector is not None else 0)
-        + max(tokens, pooled + normed, (normed or pooled) + logits),
+        + max(tokens, pooling, pooled + normed, (normed or pooled) + logits),
     )

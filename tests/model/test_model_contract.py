@@ -135,6 +135,12 @@ class TestPartsOfPretrainedNets(ModelContract):
         )
 
 
+class TestAttentionPooling(ModelContract):
+    @pytest.fixture
+    def model(self) -> Model:
+        return made(replace(PLAIN, global_pool="map", pool_num_heads=4, pool_mlp_hidden=24, act="silu"))
+
+
 class TestPartsInStages(ModelContract):
     """Register tokens go through the reductions; a packed gate."""
 

@@ -60,7 +60,7 @@ NAMES: dict[str, str | None] = {
     "vit_small_patch14_reg4_dinov2": None,
     "vit_small_patch16_dinov3": r"it is a Eva, not one of timm's",
     "vit_base_patch16_clip_224": None,
-    "vit_base_patch16_siglip_224": r"it pools by 'map'",
+    "vit_base_patch16_siglip_224": None,
     "beitv2_base_patch16_224": r"it is a Beit, not one of timm's",
     "eva02_tiny_patch14_224": r"it is a Eva, not one of timm's",
     "vit_small_r26_s32_224": r"its patches are not embedded by one convolution, but by a HybridEmbed",
@@ -91,6 +91,7 @@ GOOD: dict[str, Any] = {
         class_token=False, no_embed_class=True, global_pool="avg"
     ),
     "norm before, layer scale": lambda: PLAIN(pre_norm=True, init_values=1e-5, scale_mlp_norm=True),
+    "attention pooling beside a class token": lambda: PLAIN(global_pool="map", mlp_ratio=2.1),
     "gelu_tanh": lambda: PLAIN(act_layer="gelu_tanh"),
     "gelu of torch, with tanh": lambda: PLAIN(act_layer=partial(nn.GELU, approximate="tanh")),
     "quick_gelu": lambda: PLAIN(act_layer="quick_gelu"),
@@ -105,7 +106,10 @@ BAD: dict[str, tuple[Any, str]] = {
     "patches that are not square": (lambda: PLAIN(patch_size=(4, 8)), r"its patches \(4, 8\) are not square"),
     "a layer scale less": (without_scale, r"blocks\.1: one of its branches has layer scale"),
     "layer scale here and there": (scale_in_one_block, r"its blocks differ in layer_scale"),
-    "attention pooling": (lambda: PLAIN(global_pool="map"), r"it pools by 'map'"),
+    "attention pooling over all tokens": (
+        lambda: PLAIN(global_pool="map", pool_include_prefix=True),
+        r"it pools by 'map', not by .* over the patches",
+    ),
     "max pooling": (lambda: PLAIN(global_pool="max"), r"it pools by 'max'"),
     "no final norm": (lambda: PLAIN(final_norm=False), r"it has not exactly one final norm"),
     "rms norm": (lambda: PLAIN(norm_layer=RmsNorm), r"not every norm is a LayerNorm"),

@@ -24,6 +24,12 @@ PARTS: dict[str, dict[str, Any]] = {
         "act": "swiglu",
         "scale_mlp_norm": True,
     },
+    "attention pooling": {
+        "global_pool": "map",
+        "pool_num_heads": 4,
+        "pool_mlp_hidden": 24,
+        "act": "quick_gelu",
+    },
     "distilled, packed": {
         "distill_token": True,
         "global_pool": "token",

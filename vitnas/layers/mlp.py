@@ -45,12 +45,18 @@ def make_mlp(dim: int, hidden: int, act: str, *, norm_eps: float | None = None) 
     return made
 
 
-def mlp_axes(mlp: nn.Module) -> dict[str, Axes]:
-    """Axes of the parameters of what `make_mlp` made."""
+def mlp_ratio(dim: int, hidden: int) -> float:
+    """The ratio by which timm's classes make `hidden` units: they round width times ratio down, and half a unit more
+    keeps the quotient's error out of it."""
+    return hidden / dim if int(dim * (hidden / dim)) == hidden else (hidden + 0.5) / dim
+
+
+def mlp_axes(mlp: nn.Module, units: str = "hidden") -> dict[str, Axes]:
+    """Axes of the parameters of what `make_mlp` made, whose hidden units' axis is called `units`."""
     last = mlp.fc2
     assert isinstance(last, nn.Linear)
     dim: Axes = (("dim", last.out_features),)
-    hidden: Axes = (("hidden", last.in_features),)
+    hidden: Axes = ((units, last.in_features),)
     first: Axes = (("gate", 2), *hidden) if isinstance(mlp, GluMlp) else hidden
     axes: dict[str, Axes] = {}
     for name in ("fc1_g", "fc1_x") if isinstance(mlp, SwiGLU) else ("fc1",):

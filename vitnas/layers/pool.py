@@ -8,9 +8,13 @@ Shapes: B images, n patches, D dim.
 
 from __future__ import annotations
 
+from functools import partial
+
+from timm.layers import AttentionPoolLatent
 from torch import Tensor, nn
 
 from vitnas.layers.axes import Axes
+from vitnas.layers.mlp import ACTS, MlpCost, mlp_axes, mlp_cost, mlp_ratio
 from vitnas.layers.select import masked_softmax
 
 
@@ -35,3 +39,42 @@ class SequencePool(nn.Module):
             )
         pooled_B1D: Tensor = weights_B1n @ x_BnD
         return pooled_B1D.squeeze(1)
+
+
+class AttentionPool(AttentionPoolLatent):  # type: ignore[misc]  # timm leaves it untyped
+    """A learned query's attention to all patches, then an MLP (SigLIP, arXiv 2303.15343): timm's, with named axes and
+    cost. (B, n, D) to (B, D)."""
+
+    def __init__(self, dim: int, num_heads: int, hidden: int, act: str, *, norm_eps: float) -> None:
+        norm = partial(nn.LayerNorm, eps=norm_eps)
+        ratio, kind = mlp_ratio(dim, hidden), ACTS[act]
+        super().__init__(dim, num_heads=num_heads, mlp_ratio=ratio, norm_layer=norm, act_layer=kind)
+
+    def axes(self) -> dict[str, Axes]:
+        one: Axes = (("one", 1),)
+        dim: Axes = (("dim", self.out_features),)
+        inner: Axes = (("pool_heads", self.num_heads), ("pool_head_dim", self.head_dim))
+        pair: Axes = (("kv", 2), *inner)
+        axes = {
+            "latent": one + one + dim,
+            "q.weight": inner + dim,
+            "q.bias": inner,
+            "kv.weight": pair + dim,
+            "kv.bias": pair,
+            "proj.weight": dim + inner,
+            "proj.bias": dim,
+            "norm.weight": dim,
+            "norm.bias": dim,
+        }
+        return axes | {f"mlp.{name}": found for name, found in mlp_axes(self.mlp, "pool_hidden").items()}
+
+    @staticmethod
+    def cost(dim: int, num_heads: int, hidden: int, act: str, *, patches: int) -> MlpCost:
+        """Of one image; memory without the patches."""
+        mlp = mlp_cost(dim, hidden, act)
+        one = max(dim + num_heads, 2 * dim + mlp.memory, 3 * dim)  # the query's own way, and the MLP's
+        return MlpCost(
+            macs=2 * dim * dim + 2 * patches * dim * dim + 2 * patches * dim + mlp.macs,
+            params=4 * dim * dim + 7 * dim + mlp.params,
+            memory=2 * patches * dim + dim + one,
+        )

@@ -10,7 +10,17 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any, get_args
 
-from timm.layers import GELU, Attention, GELUTanh, GluMlp, Mlp, PatchEmbed, SwiGLU, SwiGLUPacked
+from timm.layers import (
+    GELU,
+    Attention,
+    AttentionPoolLatent,
+    GELUTanh,
+    GluMlp,
+    Mlp,
+    PatchEmbed,
+    SwiGLU,
+    SwiGLUPacked,
+)
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block as TimmBlock
 from timm.models.vision_transformer import VisionTransformer
@@ -18,7 +28,7 @@ from torch import nn
 
 from vitnas.arch import Act, Arch, Block, Stage
 from vitnas.errors import UserError
-from vitnas.layers.mlp import ACTS
+from vitnas.layers.mlp import ACTS, mlp_ratio
 from vitnas.model.build import build
 from vitnas.model.described import default_cfg
 from vitnas.model.vit import Model
@@ -75,6 +85,8 @@ def arch_of_timm(model: Any) -> Arch:
         pre_norm=not _is_identity(model.norm_pre),
         position="none" if model.pos_embed is None else "learned",
         global_pool=model.global_pool,
+        pool_num_heads=0 if model.attn_pool is None else model.attn_pool.num_heads,
+        pool_mlp_hidden=0 if model.attn_pool is None else model.attn_pool.mlp.fc1.out_features,
         fc_norm=not _is_identity(model.fc_norm),
         norm_eps=model.blocks[0].norm1.eps,
         **_block_facts(model.blocks[0]),
@@ -125,8 +137,7 @@ def to_timm(model: Model) -> Any:
         embed_dim=dim,
         depth=arch.depth,
         num_heads=first.num_heads,
-        # timm rounds width times ratio down; half a unit more keeps the quotient's error out of it
-        mlp_ratio=wide / dim if int(dim * (wide / dim)) == wide else (wide + 0.5) / dim,
+        mlp_ratio=mlp_ratio(dim, wide),
         qkv_bias=arch.qkv_bias,
         init_values=LAYER_SCALE if arch.layer_scale else None,
         scale_mlp_norm=arch.scale_mlp_norm,
@@ -163,14 +174,25 @@ def _not_plain(model: Any) -> Iterator[str]:
         yield f"its patches {stem.patch_size} are not square"
     elif any(side % stem.patch_size[0] for side in stem.img_size) or stem.dynamic_img_pad:
         yield "its patches do not divide its images"
-    if model.attn_pool is not None or model.global_pool not in ("token", "avg") or model.pool_include_prefix:
-        yield f"it pools by {model.global_pool!r}, not by 'token' or by 'avg' over the patches"
+    if model.global_pool not in ("token", "avg", "map") or model.pool_include_prefix:
+        yield f"it pools by {model.global_pool!r}, not by 'token' or by 'avg' or 'map' over the patches"
+    elif model.attn_pool is not None:
+        yield from _not_attention_pool(model.attn_pool, model.blocks[0].mlp if len(model.blocks) else None)
     if _is_identity(model.norm) == _is_identity(model.fc_norm):
         yield "it has not exactly one final norm"
     if isinstance(model.head, nn.Linear) and model.head.bias is None:
         yield "its head has no bias"
     if len(model.blocks) == 0:
         yield "it has no blocks"
+
+
+def _not_attention_pool(pool: Any, mlp: Any) -> Iterator[str]:
+    if type(pool) is not AttentionPoolLatent or pool.pos_embed is not None or pool.latent_len != 1:
+        yield f"its {type(pool).__name__} has positions or more than one query"
+    elif not isinstance(pool.q, nn.Linear) or not _is_identity(pool.q_norm) or pool.q.bias is None:
+        yield "its attention pooling has no q with a bias, or norms queries and keys (qk_norm)"
+    elif _act_of(pool.mlp) != _act_of(mlp):
+        yield f"the MLP of its attention pooling has another activation than the blocks, {pool.mlp.act}"
 
 
 def _not_plain_block(block: Any) -> Iterator[str]:
@@ -257,6 +279,11 @@ def _not_timm(arch: Arch) -> Iterator[str]:
         yield "its stem is not one convolution, or it has several stages"
     if arch.patch_head or (arch.distill_token and (arch.reg_tokens or arch.no_embed_class)):
         yield "it has a patch head, or a distillation token beside reg_tokens or no_embed_class"
+    if arch.global_pool == "map" and (arch.pool_num_heads, arch.pool_mlp_hidden) != (
+        first.num_heads,
+        first.mlp_hidden,
+    ):
+        yield "its attention pooling has other heads or hidden units than its blocks"
     if arch.global_pool == "seq" or arch.mlp_norm != "branch":
         yield "it pools by 'seq', or norms the stream before its MLPs"
 

@@ -24,7 +24,7 @@ from vitnas.arch import Arch
 from vitnas.errors import UserError
 from vitnas.grids import as_image_size, sides_of
 from vitnas.layers.axes import Axes
-from vitnas.layers.pool import SequencePool
+from vitnas.layers.pool import AttentionPool, SequencePool
 from vitnas.layers.reduction import SpatialReduction
 from vitnas.layers.select import SELECTIONS, Kept, Selection, Trail, masked_mean
 from vitnas.layers.stem import STEMS
@@ -95,12 +95,18 @@ class Model(nn.Module):
         eps = arch.norm_eps if arch.head_norm_eps is None else arch.head_norm_eps
         self.norm = nn.Identity() if arch.fc_norm else nn.LayerNorm(dim, eps=eps)
         self.fc_norm = nn.LayerNorm(dim, eps=eps) if arch.fc_norm else nn.Identity()
+        self.attn_pool: AttentionPool | None = None
         self._make_heads()
         self.pretrained_cfg = self.default_cfg = default_cfg(arch)
 
     def _make_heads(self) -> None:
         """Classifiers as the Arch says, without initial values."""
         arch, dim, classes = self.arch, self.arch.embed_dim, self.arch.num_classes
+        if self.global_pool != "map":
+            self.attn_pool = None
+        elif self.attn_pool is None:  # a trained one stays with another classifier, as in timm
+            heads, hidden = arch.pool_num_heads, arch.pool_mlp_hidden
+            self.attn_pool = AttentionPool(dim, heads, hidden, arch.act, norm_eps=arch.norm_eps)
         self.head: nn.Module = nn.Linear(dim, classes) if classes else nn.Identity()
         self.head_dist = nn.Linear(dim, classes) if classes and arch.distill_token else None
         self.patch_head = nn.Linear(dim, classes) if classes and arch.patch_head else None
@@ -223,7 +229,7 @@ class Model(nn.Module):
         Raises:
             UserError: a mean over patches where some were dropped and carried along, which the tokens do not tell.
         """
-        if self._selecting and self.carries_dropped and self.global_pool in ("avg", "seq"):
+        if self._selecting and self.carries_dropped and self.global_pool in ("avg", "seq", "map"):
             raise UserError(
                 f"the tokens of {self.arch.id} hold dropped patches, as in training, and global_pool "
                 f"{self.global_pool!r} must leave these out. Call the model itself, or set masks_tokens=False."
@@ -245,6 +251,9 @@ class Model(nn.Module):
         pooled: Tensor
         if self.seq_pool is not None:
             pooled = self.seq_pool(x_BND[:, prefix:], mask_BP)
+        elif self.attn_pool is not None:
+            seen = None if mask_BP is None else (mask_BP != 0)[:, None, None]
+            pooled = self.attn_pool(x_BND[:, prefix:].contiguous(), seen)
         elif mask_BP is not None and self.global_pool == "avg":
             pooled = masked_mean(x_BND[:, prefix:], mask_BP)
         else:
@@ -353,7 +362,7 @@ class Model(nn.Module):
         return self.head if self.head_dist is None else (self.head, self.head_dist)
 
     def reset_classifier(
-        self, num_classes: int, global_pool: Literal["token", "avg", "seq", ""] | None = None
+        self, num_classes: int, global_pool: Literal["token", "avg", "seq", "map", ""] | None = None
     ) -> None:
         """Give the model a fresh head for `num_classes` (0: none), and optionally another pooling.
 
@@ -362,7 +371,9 @@ class Model(nn.Module):
         Raises:
             UserError: an unknown pooling, or "token" without a class token.
         """
-        arch = replace(self.arch, num_classes=num_classes, global_pool=global_pool or self.arch.global_pool)
+        arch = replace(self.arch, num_classes=num_classes)
+        if global_pool and global_pool != arch.global_pool:
+            arch = replace(arch, global_pool=global_pool, pool_num_heads=0, pool_mlp_hidden=0)
         self.num_classes = num_classes
         self.global_pool = self.global_pool if global_pool is None else global_pool
         self.record_arch(arch)

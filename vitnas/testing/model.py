@@ -95,7 +95,7 @@ class ModelContract:
             model.reset_classifier(3, "avg")
             assert model(images).shape == (2, 3)
             assert model.arch.global_pool == model.global_pool == "avg"
-        assert "it must be one of token, avg, seq" in refusal(lambda: model.reset_classifier(3, "max"))  # type: ignore[arg-type]
+        assert "it must be one of token, avg, seq, map" in refusal(lambda: model.reset_classifier(3, "max"))  # type: ignore[arg-type]
 
     def test_maps_for_dense_tasks(self, model: Model) -> None:
         images, arch = self.images(model), model.arch
