@@ -127,6 +127,7 @@ def wild_selections(rng: random.Random) -> Arch:
     last = replace(arch.stages[-1], blocks=tuple(blocks))
     return replace(
         arch,
+        reg_tokens=0 if arch.distill_token else rng.choice([0, 0, 2]),
         stages=(*arch.stages[:-1], last),
         position=rng.choice(["rotary", "rotary_2d"]) if rotary else arch.position,
         selector=selector if left < patches else None,

@@ -18,8 +18,9 @@ from typing import Any, Literal, get_args
 
 from vitnas.errors import UserError, check_word, nearest
 from vitnas.grids import Grid, ImageSize, as_image_size, sides_of, size_text
-from vitnas.layers.select import SELECTIONS
+from vitnas.layers.select import SELECTIONS, Asked
 from vitnas.mixers import MIXERS
+from vitnas.mixers.selected import check_selections
 
 SCHEMA = 1
 # The first fields are part of an id whatever they hold, later ones where they differ from their defaults: a new field
@@ -289,56 +290,13 @@ class Arch:
             )
 
     def _check_selections(self) -> None:
-        """That the numbers of patches fall, and that what comes behind a selection can do without the others."""
-        keeps = [block.keep is not None for block in self.blocks]
-        if (self.selector is None) == any(keeps):
-            raise UserError(
-                f"selector is {self.selector!r} and {sum(keeps)} blocks keep fewer patches; a selector goes with "
-                f"a keep, and a keep with a selector. Use selector={next(iter(SELECTIONS)) if any(keeps) else None!r}."
-            )
-        if self.selector is None:
-            return
-        check_word("selector", self.selector, SELECTIONS)
-        if self.selector == "attention" and self.relative_position and not self.num_prefix_tokens:
-            raise UserError(
-                f"selector is 'attention' and relative_position {self.relative_position} without a class token; what "
-                "all tokens looked at is told without relative positions. Use another selector, or relative_position=0."
-            )
-        patches = left = prod(self.grids[-1])
+        keeps = [(block.mixer, block.keep) for block in self.blocks]
         first = self.depth - len(self.stages[-1].blocks)
-        for index, block in enumerate(self.blocks):
-            where = f"block {index}: "
-            if block.keep is not None:
-                if index < first or index == first > 0:
-                    raise UserError(
-                        f"{where}keep is {block.keep}; a reduction needs all patches before it, and it stands where "
-                        "the selection would. Keep fewer in the last stage alone, behind its first block."
-                    )
-                if block.keep >= left:
-                    raise UserError(
-                        f"{where}keep is {block.keep}, but {left} patches come to it; keep must be lower. Leave it out "
-                        "to keep all."
-                    )
-                self._check_attention(index)
-                left = block.keep
-            if left < patches and not MIXERS[block.mixer].takes_selection:
-                able = [word for word, kind in MIXERS.items() if kind.takes_selection]
-                raise UserError(
-                    f"{where}mixer is {block.mixer!r} behind a selection; only {', '.join(able)} can do without the "
-                    "patches that are gone. Use one of these, or leave keep out."
-                )
-
-    def _check_attention(self, index: int) -> None:
-        """That the block before block `index` can tell what it looked at, if the selector asks for it."""
-        if not SELECTIONS[self.selector or ""].needs_attention:
-            return
-        before = self.blocks[index - 1].mixer if index else None
-        if before is None or not MIXERS[before].gives_attention:
-            able = [word for word, kind in MIXERS.items() if kind.gives_attention]
+        check_selections(self.selector, keeps, first=first, patches=prod(self.grids[-1]))
+        if self.selector == "attention" and self.relative_position and not self.class_token:
             raise UserError(
-                f"block {index}: selector is {self.selector!r}, but "
-                + (f"mixer {before!r} stands before it" if before else "no block stands before it")
-                + f"; it goes by what the block before looked at, which {', '.join(able)} tells. Use another selector."
+                f"selector is 'attention' and relative_position {self.relative_position} without a class token; the "
+                "attention of all tokens is told without them. Use another selector, or relative_position=0."
             )
 
     @property
@@ -365,6 +323,15 @@ class Arch:
         """Rows and columns of patches, per stage: each reduction halves them."""
         rows, columns = (side // self.patch_size for side in sides_of(self.image_size))
         return tuple((rows >> index, columns >> index) for index in range(len(self.stages)))
+
+    def asked(self, index: int) -> Asked:
+        """Whose attention block `index` tells the selection behind it."""
+        if self.selector is None or not SELECTIONS[self.selector].needs_attention:
+            return "none"
+        behind = self.blocks[index + 1 : index + 2]
+        if not behind or behind[0].keep is None:
+            return "none"
+        return "class" if self.class_token else "all"
 
     @property
     def num_prefix_tokens(self) -> int:

@@ -33,7 +33,7 @@ from vitnas.layers.mlp import mlp_cost
 from vitnas.layers.pool import AttentionPool
 from vitnas.layers.reduction import SpatialReduction
 from vitnas.layers.rotary import RotaryKind, rotary_of
-from vitnas.layers.select import SELECTIONS
+from vitnas.layers.select import SELECTIONS, Asked
 from vitnas.layers.stem import STEMS
 from vitnas.mixers import MIXERS, Convention, MixerShape
 
@@ -53,8 +53,8 @@ class Part:
 class Frame(NamedTuple):
     """What a block's cost depends on besides its widths. A tuple, as it is hashed in the fastest path.
 
-    `keep` patches are left of the grid (0: all). With `gives_attention` the block tells a selection behind it what it
-    looked at.
+    `keep` patches are left of the grid (0: all). `asked`: whose attention the block tells the
+    selection behind it.
     """
 
     grid: Grid
@@ -67,7 +67,7 @@ class Frame(NamedTuple):
     scale_mlp_norm: bool = False
     layer_scale: bool = False
     keep: int = 0
-    gives_attention: bool = False
+    asked: Asked = "none"
 
     @property
     def patches(self) -> int:
@@ -146,13 +146,12 @@ def framed(arch: Arch, stage: int) -> Iterator[tuple[Block, Frame, Part | None]]
         for block in blocks:
             yield block, frame, None
         return
-    asks = SELECTIONS[arch.selector].needs_attention
+    first = sum(len(each.blocks) for each in arch.stages[:stage])
     for index, block in enumerate(blocks):
         part = None
         if block.keep is not None:
             part = selection_part(arch.selector, arch.stages[stage].embed_dim, frame, block.keep)
-        looks = asks and index + 1 < len(blocks) and blocks[index + 1].keep is not None
-        frame = frame._replace(keep=block.keep or frame.keep, gives_attention=looks)
+        frame = frame._replace(keep=block.keep or frame.keep, asked=arch.asked(first + index))
         yield block, frame, part
 
 
@@ -206,9 +205,8 @@ def block_parts(
     )
     # The block's input and the residual after attention, and the normed input if it is another tensor, stay alive.
     held = 2 if frame.mlp_norm == "stream" else 3
-    beside = (2 * tokens if frame.keep else 0) + (
-        tokens if frame.gives_attention else 0
-    )  # numbers, attention
+    # Numbers of the tokens that are left, and attention, stay alive beside.
+    beside = (2 * tokens if frame.keep else 0) + (0 if frame.asked == "none" else tokens)
     mlp = (
         counted.tokens * inner.macs,
         inner.params + 2 * dim + scale,
@@ -237,7 +235,7 @@ def shape_of(block: Block, dim: int, frame: Frame) -> MixerShape:
         frame.rotary,
         frame.qkv_bias,
         frame.keep,
-        frame.gives_attention,
+        frame.asked,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -201,3 +202,93 @@ class TestMixersInStages(ModelContract):
     def model(self) -> Model:
         stages = (mixed("nystrom", "token_mlp"), mixed("performer"), mixed("long_short"))
         return made(replace(STAGED, stages=stages))
+
+
+def keeping(*keeps: int | None, **fields: Any) -> Arch:
+    """PLAIN with a block per number of patches kept."""
+    blocks = tuple(replace(PLAIN.blocks[0], keep=keep) for keep in keeps)
+    mixers = fields.pop("mixers", ("softmax",) * len(keeps))
+    blocks = tuple(replace(block, mixer=mixer) for block, mixer in zip(blocks, mixers, strict=True))
+    return replace(PLAIN, **{"stages": (Stage(embed_dim=32, blocks=blocks),), **fields})
+
+
+class TestPredictor(ModelContract):
+    @pytest.fixture
+    def model(self) -> Model:
+        return made(keeping(None, 11, None, 5, 3, selector="predictor", layer_scale=True))
+
+
+class TestPredictorBeforeAllBlocks(ModelContract):
+    """Mean pooling, 2-D rotary positions by place, register tokens, an odd width, other mixers before."""
+
+    @pytest.fixture
+    def model(self) -> Model:
+        arch = keeping(
+            9,
+            4,
+            selector="predictor",
+            class_token=False,
+            reg_tokens=2,
+            global_pool="avg",
+            position="rotary_2d",
+            image_size=(16, 24),
+        )
+        return made(replace(arch, stages=(Stage(embed_dim=33, blocks=arch.blocks),)))
+
+
+class TestFixed(ModelContract):
+    """Relative positions by place."""
+
+    @pytest.fixture
+    def model(self) -> Model:
+        return made(keeping(None, 10, 4, selector="fixed", relative_position=2, global_pool="avg"))
+
+
+class TestFixedAmongOtherMixers(ModelContract):
+    @pytest.fixture
+    def model(self) -> Model:
+        mixers = ("token_mlp", "linformer", "performer", "softmax")
+        arch = keeping(None, None, 10, 4, mixers=mixers, selector="fixed", position="rotary", fc_norm=True)
+        blocks = (arch.blocks[0], replace(arch.blocks[1], mixer_size=5), *arch.blocks[2:])
+        return made(replace(arch, stages=(Stage(embed_dim=32, blocks=blocks),), global_pool="avg"))
+
+
+class TestAttention(ModelContract):
+    """By the class token's attention, with relative positions and a distillation token."""
+
+    @pytest.fixture
+    def model(self) -> Model:
+        return made(keeping(None, 9, 4, selector="attention", relative_position=2, distill_token=True))
+
+
+class TestAttentionOfAll(ModelContract):
+    @pytest.fixture
+    def model(self) -> Model:
+        return made(
+            keeping(
+                None,
+                9,
+                None,
+                4,
+                selector="attention",
+                class_token=False,
+                global_pool="seq",
+                position="rotary",
+            )
+        )
+
+
+class TestKeepingInTheLastStage(ModelContract):
+    @pytest.fixture
+    def model(self) -> Model:
+        block = UNEQUAL.blocks[0]
+        last = Stage(embed_dim=20, blocks=(block, replace(block, keep=7), block, replace(block, keep=2)))
+        stages = (STAGED.stages[0], last)
+        return made(replace(STAGED, stages=stages, selector="attention", global_pool="avg"))
+
+
+class TestKeepingWithAttentionPool(ModelContract):
+    @pytest.fixture
+    def model(self) -> Model:
+        pool = {"global_pool": "map", "pool_num_heads": 4, "pool_mlp_hidden": 24, "class_token": False}
+        return made(keeping(None, 7, selector="predictor", **pool))

@@ -68,6 +68,15 @@ class AttentionPool(AttentionPoolLatent):  # type: ignore[misc]  # timm leaves i
         }
         return axes | {f"mlp.{name}": found for name, found in mlp_axes(self.mlp, "pool_hidden").items()}
 
+    def forward(self, x_BnD: Tensor, mask_Bn: Tensor | None = None) -> Tensor:
+        """`mask_Bn` says which patches count; where it leaves none, all do."""
+        seen = None
+        if mask_Bn is not None:
+            seen_Bn = mask_Bn != 0
+            seen = (seen_Bn | ~seen_Bn.any(1, keepdim=True))[:, None, None]
+        pooled_BD: Tensor = super().forward(x_BnD.contiguous(), seen)
+        return pooled_BD
+
     @staticmethod
     def cost(dim: int, num_heads: int, hidden: int, act: str, *, patches: int) -> MlpCost:
         """Of one image; memory without the patches."""

@@ -7,8 +7,8 @@ numbers.
 
 `predictor` is DynamicViT's (Rao et al., arXiv 2106.02034, section 3.2): a small network scores the patches, and in
 training draws who is kept, straight through (a whole decision forward, its probability backward). `fixed` keeps the
-same places in all images. `attention` keeps what the class token looked at in the block before, or where there is none
-what all tokens looked at.
+same places in all images. `attention` keeps what got most of the class token's attention in the block before, or where
+there is no class token most of all tokens'.
 
 Shapes: B images, N tokens, P patches, D dim, k patches kept.
 """
@@ -17,16 +17,21 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vitnas.grids import Grid
 from vitnas.layers.axes import Axes
 
 MASK_EPS = 1e-6  # keeps a row finite in which attention has nothing left, as in DynamicViT's code
+
+
+Asked = Literal["none", "class", "all"]
+"""Whose attention a block tells the selection behind it: nobody's, the class token's, or the mean over all tokens."""
 
 
 class Kept(NamedTuple):
@@ -48,15 +53,44 @@ class Selected(NamedTuple):
     scores_BP: Tensor
 
 
+class Choice(NamedTuple):
+    """One selection's scores, which patches it had them of, and which it kept."""
+
+    scores_BP: Tensor
+    before: Kept
+    after: Kept
+
+    def keep_on(self, patches: int, prefix: int) -> Tensor:
+        """(B, patches) of the whole grid: 1 for those kept, with the gradient of a decision in training."""
+        if self.after.mask_BN is not None:
+            return self.after.mask_BN[:, prefix:].to(self.scores_BP.dtype)
+        assert self.after.rows_BN is not None
+        none = self.scores_BP.new_zeros(self.scores_BP.shape[0], patches)
+        return none.scatter(1, self.after.rows_BN[:, prefix:] - prefix, 1.0)
+
+    def scores_on(self, patches: int, prefix: int) -> Tensor:
+        """(B, patches) scores on the whole grid, -inf for patches that were gone before."""
+        if self.before.rows_BN is not None:
+            gone = self.scores_BP.new_full((self.scores_BP.shape[0], patches), -torch.inf)
+            return gone.scatter(1, self.before.rows_BN[:, prefix:] - prefix, self.scores_BP)
+        if self.before.mask_BN is not None:
+            return self.scores_BP.masked_fill(self.before.mask_BN[:, prefix:] == 0, -torch.inf)
+        return self.scores_BP
+
+
 @dataclass(slots=True)
 class Trail:
-    """What selections leave behind in one pass through the blocks."""
+    """What selections leave behind in one pass through the blocks; their choices only where somebody wants them."""
 
     kept: Kept | None = None
     attention_BP: Tensor | None = None
-    scores: list[tuple[Tensor, Kept, Kept]] | None = (
-        None  # of each selection, with what came to it and what it left
-    )
+    choices: list[Choice] | None = None
+
+    def places(self, x_BND: Tensor, prefix: int) -> Tensor:
+        """(B, P) numbers on the grid of the patches among the tokens."""
+        if self.kept is not None and self.kept.rows_BN is not None:
+            return self.kept.rows_BN[:, prefix:] - prefix
+        return torch.arange(x_BND.shape[1] - prefix, device=x_BND.device).expand(x_BND.shape[0], -1)
 
 
 class SelectionCost(NamedTuple):
@@ -78,9 +112,9 @@ class Selection(nn.Module, ABC):
     """
 
     word: ClassVar[str]  # an Arch's word for it
-    needs_attention: ClassVar[bool] = False  # the block before must say what was looked at
+    needs_attention: ClassVar[bool] = False  # goes by that of the block before
 
-    def __init__(self, dim: int, keep: int, *, grid: tuple[int, int], num_prefix_tokens: int) -> None:
+    def __init__(self, dim: int, keep: int, *, grid: Grid, num_prefix_tokens: int) -> None:
         super().__init__()
         self.keep, self.grid, self.num_prefix_tokens = keep, grid, num_prefix_tokens
 
@@ -88,7 +122,7 @@ class Selection(nn.Module, ABC):
         """Named axes of all parameters."""
         return {}
 
-    def set_grid(self, grid: tuple[int, int], keep: int) -> None:
+    def set_grid(self, grid: Grid, keep: int) -> None:
         """Keep `keep` patches of images of another grid from now on."""
         self.grid, self.keep = grid, keep
 
@@ -115,17 +149,17 @@ class Selection(nn.Module, ABC):
 
         Args:
             kept: what earlier selections left.
-            attention_BP: how much each patch was looked at, for kinds that need it.
+            attention_BP: how much attention each patch got, for kinds that need it.
             masked: carry all tokens along, with a mask.
         """
         prefix, kept = self.num_prefix_tokens, kept or Kept()
         scores_BP = self.score(x_BND[:, prefix:], kept, attention_BP)
         if masked:
             mask_BP = self.decide(scores_BP, None if kept.mask_BN is None else kept.mask_BN[:, prefix:])
-            ones = mask_BP.new_ones(len(mask_BP), prefix)
+            ones = mask_BP.new_ones(mask_BP.shape[0], prefix)
             return Selected(x_BND, Kept(mask_BN=torch.cat([ones, mask_BP], dim=1)), scores_BP)
         index_Bk = scores_BP.topk(self.keep, dim=1).indices.sort(dim=1).values + prefix
-        first = torch.arange(prefix, device=x_BND.device).expand(len(index_Bk), -1)
+        first = index_Bk[:, :1] * 0 + torch.arange(prefix, device=x_BND.device)  # exporters keep its batch
         index_BN = torch.cat([first, index_Bk], dim=1)
         del index_Bk
         x_BND = x_BND.gather(1, index_BN.unsqueeze(-1).expand(-1, -1, x_BND.shape[2]))
@@ -156,7 +190,7 @@ class PredictorSelection(Selection):
 
     word = "predictor"
 
-    def __init__(self, dim: int, keep: int, *, grid: tuple[int, int], num_prefix_tokens: int) -> None:
+    def __init__(self, dim: int, keep: int, *, grid: Grid, num_prefix_tokens: int) -> None:
         super().__init__(dim, keep, grid=grid, num_prefix_tokens=num_prefix_tokens)
         half, quarter = _halves(dim)
         self.norm = nn.LayerNorm(dim, eps=1e-5)
@@ -229,14 +263,14 @@ class FixedSelection(Selection):
     word = "fixed"
     worth: Tensor
 
-    def __init__(self, dim: int, keep: int, *, grid: tuple[int, int], num_prefix_tokens: int) -> None:
+    def __init__(self, dim: int, keep: int, *, grid: Grid, num_prefix_tokens: int) -> None:
         super().__init__(dim, keep, grid=grid, num_prefix_tokens=num_prefix_tokens)
         self.register_buffer("worth", spread(grid))
 
     def axes(self) -> dict[str, Axes]:
         return {"worth": (("tokens", len(self.worth)),)}
 
-    def set_grid(self, grid: tuple[int, int], keep: int) -> None:
+    def set_grid(self, grid: Grid, keep: int) -> None:
         old, self.worth = self.worth, self.worth.new_empty(grid[0] * grid[1])
         table = resample_abs_pos_embed(old.view(1, -1, 1), list(grid), list(self.grid), num_prefix_tokens=0)
         self.worth.copy_(table.view(-1))
@@ -244,7 +278,7 @@ class FixedSelection(Selection):
 
     def score(self, x_BPD: Tensor, kept: Kept, attention_BP: Tensor | None) -> Tensor:
         if kept.rows_BN is None:
-            return self.worth.expand(len(x_BPD), -1)
+            return self.worth.expand(x_BPD.shape[0], -1)
         return self.worth[kept.rows_BN[:, self.num_prefix_tokens :] - self.num_prefix_tokens]
 
     @staticmethod
@@ -253,7 +287,7 @@ class FixedSelection(Selection):
 
 
 class AttentionSelection(Selection):
-    """What was looked at most in the block before. No weights."""
+    """What got most attention in the block before. No weights."""
 
     word = "attention"
     needs_attention = True
@@ -308,7 +342,7 @@ def sees(mask_BN: Tensor) -> Tensor:
     return mask_B11N + (1 - mask_B11N) * eye_NN
 
 
-def spread(grid: tuple[int, int]) -> Tensor:
+def spread(grid: Grid) -> Tensor:
     """A rank from 0 to 1 per patch of the grid, so that the highest ones, however many, lie all over it."""
     rows, cols = (torch.arange(1, side + 1, dtype=torch.float64) for side in grid)
     # Steps of a plane-filling sequence: powers of the root of x^3 = x + 1, the golden ratio of two dimensions.

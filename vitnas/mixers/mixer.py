@@ -21,7 +21,7 @@ from vitnas.errors import UserError
 from vitnas.grids import NO_GRID, Grid, size_text
 from vitnas.layers.axes import Axes
 from vitnas.layers.rotary import Rotary, RotaryKind, rotary_memory
-from vitnas.layers.select import Kept
+from vitnas.layers.select import Asked, Kept
 
 Convention = Literal["executed", "plain", "dense_relative", "patch_tokens"]
 
@@ -42,7 +42,7 @@ class MixerShape(NamedTuple):
     rotary: RotaryKind = "none"
     qkv_bias: bool = True
     keep: int = 0  # patches that are left of the grid, 0 for all
-    gives_attention: bool = False  # a selection asks what was looked at
+    asked: Asked = "none"
 
     @property
     def tokens(self) -> int:
@@ -69,7 +69,7 @@ class Mixer(nn.Module, ABC):
     takes_class_token: ClassVar[bool] = True
     takes_relative_position: ClassVar[bool] = False  # has the argument `relative_position`
     takes_selection: ClassVar[bool] = False  # tokens may be dropped or masked in front of it
-    gives_attention: ClassVar[bool] = False  # has `look`, which also says what was looked at
+    gives_attention: ClassVar[bool] = False  # has `look`, which also tells how much attention each patch got
 
     def __init__(self, *sizes: object, **options: object) -> None:
         super().__init__()
@@ -134,9 +134,9 @@ class Mixer(nn.Module, ABC):
         """The same for tokens that selections left. Only mixers that `takes_selection` have it."""
         raise LookupError(f"{self.word} takes no selected tokens")
 
-    def look(self, x_BND: Tensor, kept: Kept | None = None) -> tuple[Tensor, Tensor]:
-        """The same, and how much each patch was looked at, (B, P). Only mixers that have `gives_attention`."""
-        raise LookupError(f"{self.word} does not say what was looked at")
+    def look(self, x_BND: Tensor, kept: Kept | None, asked: Asked) -> tuple[Tensor, Tensor]:
+        """The same, and how much attention each patch got, (B, P). Only mixers that have `gives_attention`."""
+        raise LookupError(f"{self.word} has no attention to tell of")
 
     def set_grid(self, grid: Grid) -> None:
         """Take images of another grid from now on; weights per token are resampled."""

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from vitnas.grids import Grid
 from vitnas.layers.relative_position import RelativePosition2d, line_features, of_rows
-from vitnas.layers.select import Kept, masked_softmax, sees
+from vitnas.layers.select import Asked, Kept, masked_mean, masked_softmax, sees
 from vitnas.mixers.mixer import Convention, HeadMixer, MixerShape, heads_memory, shared_params
 
 __all__ = ["Convention", "Softmax"]
@@ -61,10 +61,10 @@ class Softmax(HeadMixer):
             return self._attend(q_BANK, k_BANK, v_BANK, kept.mask_BN)
         return self._relative(q_BANK, k_BANK, v_BANK, self.rel_pos_k, self.rel_pos_v, kept)
 
-    def look(self, x_BND: Tensor, kept: Kept | None = None) -> tuple[Tensor, Tensor]:
+    def look(self, x_BND: Tensor, kept: Kept | None, asked: Asked) -> tuple[Tensor, Tensor]:
         kept = kept or Kept()
         parts = [*self._turned(x_BND, kept)]
-        attention_BP = self._looked_at(parts[0].detach(), parts[1].detach(), kept)
+        attention_BP = self._attention(parts[0].detach(), parts[1].detach(), kept, asked)
         out_BND = self.merge(self._core_of(parts, kept))
         return out_BND if self.proj_drop is None else self.proj_drop(out_BND), attention_BP
 
@@ -73,24 +73,23 @@ class Softmax(HeadMixer):
         parts.clear()  # they are gone when heads are merged
         return self.core_kept(q_BANK, k_BANK, v_BANK, kept)
 
-    def _looked_at(self, q_BANK: Tensor, k_BANK: Tensor, kept: Kept) -> Tensor:
-        """Attention of the class token to each patch, mean over heads; without one, of all that are kept.
+    def _attention(self, q_BANK: Tensor, k_BANK: Tensor, kept: Kept, asked: Asked) -> Tensor:
+        """Attention of the class token to each patch, mean over heads; or the mean of all tokens that are kept.
 
         Relative positions add the same to all keys of a class token, so they change nothing there.
         """
-        if prefix := self.num_prefix_tokens:
+        prefix, mask_BN = self.num_prefix_tokens, kept.mask_BN
+        if asked == "class":
             q_BANK = q_BANK[:, :, :1]
         scores_BANN = (q_BANK * self.scale) @ k_BANK.transpose(2, 3)
         del q_BANK, k_BANK
-        if kept.mask_BN is None:
+        if mask_BN is None:
             return scores_BANN.softmax(-1).mean((1, 2))[:, prefix:]
-        masked_BANN = scores_BANN.masked_fill(kept.mask_BN[:, None, None] == 0, -torch.inf)
+        masked_BANN = scores_BANN.masked_fill(mask_BN[:, None, None] == 0, -torch.inf)
         seen_BNN = masked_BANN.softmax(-1).mean(1)
-        if prefix:
+        if asked == "class":
             return seen_BNN[:, 0, prefix:]
-        return (seen_BNN * kept.mask_BN[:, :, None].detach()).sum(1) / kept.mask_BN.detach().sum(
-            1, keepdim=True
-        )
+        return masked_mean(seen_BNN, mask_BN.detach())[:, prefix:]
 
     def _attend(self, q_BANK: Tensor, k_BANK: Tensor, v_BANK: Tensor, mask_BN: Tensor | None) -> Tensor:
         if mask_BN is None:
@@ -126,8 +125,8 @@ class Softmax(HeadMixer):
     def macs(shape: MixerShape, convention: Convention = "executed") -> int:
         tokens, inner = shape.tokens, shape.inner
         macs = 4 * tokens * shape.dim * inner + 2 * tokens**2 * inner
-        if shape.gives_attention:
-            macs += (1 if shape.num_prefix_tokens else tokens) * tokens * inner
+        if shape.asked != "none":
+            macs += (1 if shape.asked == "class" else tokens) * tokens * inner
         if shape.relative_position and convention == "executed":
             features = sum(shape.grid) + bool(shape.num_prefix_tokens)
             macs += 2 * tokens**2 * shape.num_heads * features  # the wider q, k and v
@@ -145,8 +144,8 @@ class Softmax(HeadMixer):
     def memory(shape: MixerShape) -> int:
         tokens, heads, inner = shape.tokens, shape.num_heads, shape.inner
         looking = beside = 0
-        if shape.gives_attention:  # of some queries to all keys, twice, then its mean
-            queries, beside = 1 if shape.num_prefix_tokens else tokens, tokens
+        if shape.asked != "none":  # attention of some queries to all keys, twice, then its mean
+            queries, beside = 1 if shape.asked == "class" else tokens, tokens
             scores = queries * heads * tokens
             looking = scores + max(queries * inner, scores, tokens)
         core = _relative_memory(shape) if shape.relative_position else tokens * (inner + heads)

@@ -16,7 +16,7 @@ from vitnas.layers.axes import Axes
 from vitnas.layers.mlp import make_mlp, mlp_axes
 from vitnas.layers.reduction import SpatialReduction
 from vitnas.layers.rotary import rotary_of
-from vitnas.layers.select import SELECTIONS, Kept
+from vitnas.layers.select import SELECTIONS, Asked, Kept
 from vitnas.mixers import MIXERS, Mixer
 
 
@@ -62,16 +62,15 @@ class TransformerBlock(nn.Module):
             axes |= {"ls1.gamma": dim, "ls2.gamma": dim}
         return axes | {f"mlp.{name}": found for name, found in mlp_axes(self.mlp).items()}
 
-    def forward(self, x_BND: Tensor, kept: Kept | None = None, looks: bool = False) -> Any:
-        """(B, N, D) to (B, N, D); with `looks` also how much each patch was looked at, (B, P).
+    def forward(self, x_BND: Tensor, kept: Kept | None = None, asked: Asked = "none") -> Any:
+        """(B, N, D) to (B, N, D); with `asked` also how much attention each patch got, (B, P).
 
         `kept` says which tokens selections left.
         """
         attention_BP = None
-        if looks:
-            mixed_BND, attention_BP = self.attn.look(self.norm1(x_BND), kept)
-            mixed_BND = self.ls1(mixed_BND)
-            x_BND = x_BND + self.drop_path1(mixed_BND)
+        if asked != "none":
+            mixed_BND, attention_BP = self.attn.look(self.norm1(x_BND), kept, asked)
+            x_BND = x_BND + self.drop_path1(self.ls1(mixed_BND))
             del mixed_BND
         elif kept is None:
             x_BND = x_BND + self.drop_path1(self.ls1(self.attn(self.norm1(x_BND))))
@@ -82,7 +81,7 @@ class TransformerBlock(nn.Module):
             x_BND = x_BND + self.drop_path2(self.ls2(self.mlp(x_BND)))
         else:
             x_BND = x_BND + self.drop_path2(self.ls2(self.mlp(self.norm2(x_BND))))
-        return (x_BND, attention_BP) if looks else x_BND
+        return x_BND if asked == "none" else (x_BND, attention_BP)
 
 
 def make_block(arch: Arch, stage: int, block: Block, drop_path: float) -> TransformerBlock:
@@ -132,17 +131,10 @@ def make_selections(arch: Arch) -> nn.ModuleDict:
     made = nn.ModuleDict()
     if arch.selector is None:
         return made
-    kind, index = SELECTIONS[arch.selector], 0
-    for stage, grid in zip(arch.stages, arch.grids, strict=True):
-        for block in stage.blocks:
-            if block.keep is not None:
-                made[str(index)] = kind(
-                    stage.embed_dim,
-                    block.keep,
-                    grid=grid,
-                    num_prefix_tokens=arch.num_prefix_tokens,
-                )
-            index += 1
+    kind, prefix = SELECTIONS[arch.selector], arch.num_prefix_tokens
+    for index, block in enumerate(arch.blocks):
+        if block.keep is not None:  # in the last stage alone
+            made[str(index)] = kind(arch.embed_dim, block.keep, grid=arch.grids[-1], num_prefix_tokens=prefix)
     return made
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
+
+from torch import Tensor
 
 from vitnas.arch import Arch
 from vitnas.errors import UserError
@@ -42,6 +45,18 @@ def feature_info(arch: Arch) -> list[dict[str, Any]]:
         {"module": f"blocks.{index}", "num_chs": width, "reduction": reduction}
         for index, (width, reduction) in enumerate(maps)
     ]
+
+
+def check_maps(arch: Arch, blocks: Sequence[int], features: Sequence[Tensor]) -> None:
+    """Raise UserError where the (B, P, D) features of blocks are of some patches alone, which make no map."""
+    keeps = [index for index, block in enumerate(arch.blocks) if block.keep is not None]
+    whole = prod(arch.grids[-1])
+    for index, item in zip(blocks, features, strict=True):
+        if keeps and index >= keeps[0] and item.shape[1] < whole:
+            raise UserError(
+                f"a map of block {index} is asked for, but {item.shape[1]} of {whole} patches come out of it; the "
+                "others have no features there. Use output_fmt='NLC', and output_dict=True for their places."
+            )
 
 
 def default_cfg(arch: Arch) -> dict[str, Any]:

@@ -5,6 +5,9 @@
     pooled        (B, D) what the classifier gets
     tokens        (B, N, D) the last tokens, behind the final norm, prefix tokens first
     blocks.<i>    (B, N, D) what block i gives; blocks are numbered through all stages
+    keep, scores  (B, S, P) over all patches of the grid, of each of S selections: 1 for those kept, and what patches
+                  scored (-inf where they were gone before)
+    places.<i>    (B, P) numbers on the grid of the patches in blocks.<i>, behind a selection; in training all are there
 
 A name that ends in "?" is left out where the network has no such output. Maps of rows and columns become tokens.
 """
@@ -57,7 +60,7 @@ def wanted(want: Sequence[str], names: Iterable[str]) -> list[str]:
     known = set(names)
     for name in want:
         if name not in known and not name.endswith("?"):
-            few = ", ".join(sorted(word for word in known if not word.startswith("blocks.")))
+            few = ", ".join(sorted(word for word in known if not word.startswith(("blocks.", "places."))))
             blocks = sum(word.startswith("blocks.") for word in known)
             raise UserError(
                 f"the output {name!r} is wanted; this network has {few}"

@@ -26,7 +26,7 @@ from vitnas.grids import as_image_size, sides_of
 from vitnas.layers.axes import Axes
 from vitnas.layers.pool import AttentionPool, SequencePool
 from vitnas.layers.reduction import SpatialReduction
-from vitnas.layers.select import SELECTIONS, Kept, Selection, Trail, masked_mean
+from vitnas.layers.select import Choice, Kept, Selection, Trail, masked_mean
 from vitnas.layers.stem import STEMS
 from vitnas.model.blocks import (
     TransformerBlock,
@@ -39,7 +39,7 @@ from vitnas.model.blocks import (
     resized,
     set_block_grids,
 )
-from vitnas.model.described import default_cfg, feature_info, square, stage_starts, take_indices
+from vitnas.model.described import check_maps, default_cfg, feature_info, square, stage_starts, take_indices
 from vitnas.model.outputs import wanted
 
 HEADS = ("head", "head_dist", "patch_head")
@@ -137,8 +137,12 @@ class Model(nn.Module):
     @property
     def output_names(self) -> list[str]:
         """What `want` can name (`model/outputs.py`)."""
-        heads = [name for name in HEADS if getattr(self, name) is not None]
-        return [*heads, "logits", "pooled", "tokens", *(f"blocks.{i}" for i in range(len(self.blocks)))]
+        names = [name for name in HEADS if getattr(self, name) is not None]
+        names += ["logits", "pooled", "tokens", *(f"blocks.{i}" for i in range(len(self.blocks)))]
+        if self._selecting:
+            fewer = range(min(self._selecting), len(self.blocks))
+            names += ["keep", "scores", *(f"places.{i}" for i in fewer)]
+        return names
 
     def forward(self, images_BCHW: Tensor, *, want: Sequence[str] | None = None) -> Any:
         """(B, C, H, W) images to (B, Y) logits; with `want` to the outputs of these names (`model/outputs.py`).
@@ -150,16 +154,23 @@ class Model(nn.Module):
         if want is None:
             return self._head(self._features(images_BCHW, trail), trail.kept)
         found: dict[str, Any] = dict.fromkeys(wanted(want, self.output_names))
+        if "keep" in found or "scores" in found:
+            trail.choices = []
         tokens_BND = self._features(images_BCHW, trail, found)
         return {
-            name: self._output(name, tokens_BND, trail.kept) if output is None else output
+            name: self._output(name, tokens_BND, trail) if output is None else output
             for name, output in found.items()
         }
 
-    def _output(self, name: str, tokens_BND: Tensor, kept: Kept | None) -> Tensor:
-        """What is made of the last tokens under that name."""
+    def _output(self, name: str, tokens_BND: Tensor, trail: Trail) -> Tensor:
+        """What is made of the last tokens, or of the selections' choices, under that name."""
+        kept = trail.kept
         if name == "tokens":
             return tokens_BND
+        if name in ("keep", "scores"):
+            grid = prod(self.arch.grids[-1]), self.num_prefix_tokens
+            choices = [getattr(choice, f"{name}_on")(*grid) for choice in trail.choices or ()]
+            return torch.stack(choices, dim=1)
         if name in ("pooled", "logits"):
             return self._head(tokens_BND, kept, pre_logits=name == "pooled")
         if name == "patch_head":
@@ -176,15 +187,18 @@ class Model(nn.Module):
         return self._features(images_BCHW, Trail())
 
     def _features(self, images_BCHW: Tensor, trail: Trail, found: dict[str, Any] | None = None) -> Tensor:
-        """The same; `found` takes what those blocks give whose names (`blocks.<i>`) are in it."""
+        """The same; `found` takes what those blocks give whose names (`blocks.<i>`, `places.<i>`) are in it."""
         x_BND = self.embed(images_BCHW)
         for index in range(
             len(self.blocks)
         ):  # calling `blocks` would keep the first block's input to the end
             x_BND = self._enter(index, x_BND, trail)
             x_BND = self._through(index, x_BND, trail)
-            if found is not None and (name := f"blocks.{index}") in found:
-                found[name] = x_BND
+            if found is not None:
+                if (name := f"blocks.{index}") in found:
+                    found[name] = x_BND
+                if (name := f"places.{index}") in found:
+                    found[name] = trail.places(x_BND, self.num_prefix_tokens)
         normed: Tensor = self.norm(x_BND)
         return normed
 
@@ -200,16 +214,18 @@ class Model(nn.Module):
             x_BND, before, trail.attention_BP, masked=self.carries_dropped
         )
         trail.attention_BP = None
-        if trail.scores is not None:
-            trail.scores.append((scores_BP, before or Kept(), trail.kept))
+        if trail.choices is not None:
+            trail.choices.append(Choice(scores_BP, before or Kept(), trail.kept))
         return x_BND
 
     def _through(self, index: int, x_BND: Tensor, trail: Trail) -> Tensor:
         """What block `index` makes of its input."""
-        block, looks = self.blocks[index], index + 1 in self._looking
-        given = (trail.kept, looks) if looks else () if trail.kept is None else (trail.kept,)
+        block, asked = self.blocks[index], self._asked[index]
+        given: tuple[object, ...] = () if trail.kept is None else (trail.kept,)
+        if asked != "none":
+            given = (trail.kept, asked)
         out = checkpoint(block, x_BND, *given) if self.grad_checkpointing else block(x_BND, *given)
-        if not looks:
+        if asked == "none":
             return out
         x_BND, trail.attention_BP = out
         return x_BND
@@ -248,16 +264,14 @@ class Model(nn.Module):
     def _pool(self, x_BND: Tensor, kept: Kept | None) -> Tensor:
         prefix = self.num_prefix_tokens
         mask_BP = None if kept is None or kept.mask_BN is None else kept.mask_BN[:, prefix:]
-        pooled: Tensor
-        if self.seq_pool is not None:
-            pooled = self.seq_pool(x_BND[:, prefix:], mask_BP)
-        elif self.attn_pool is not None:
-            seen = None if mask_BP is None else (mask_BP != 0)[:, None, None]
-            pooled = self.attn_pool(x_BND[:, prefix:].contiguous(), seen)
-        elif mask_BP is not None and self.global_pool == "avg":
-            pooled = masked_mean(x_BND[:, prefix:], mask_BP)
-        else:
-            pooled = global_pool_nlc(x_BND, pool_type=self.global_pool, num_prefix_tokens=prefix)
+        pool: Any = self.seq_pool or self.attn_pool
+        if pool is None and mask_BP is not None and self.global_pool == "avg":
+            pool = masked_mean
+        pooled: Tensor = (
+            global_pool_nlc(x_BND, pool_type=self.global_pool, num_prefix_tokens=prefix)
+            if pool is None
+            else pool(x_BND[:, prefix:], mask_BP)
+        )
         normed: Tensor = self.fc_norm(pooled)
         return normed
 
@@ -294,27 +308,33 @@ class Model(nn.Module):
             return_prefix_tokens: give (features, class token) pairs, if there is a class token.
             norm: apply the final norm to each of the last stage (others have another width).
             stop_early: do not run blocks behind the last one asked for.
-            output_fmt: "NCHW" maps or "NLC" tokens without the class token.
+            output_fmt: "NCHW" maps or "NLC" tokens without the class token. Fewer patches than the grid has, behind a
+                selection, are tokens.
             intermediates_only: leave out the final features.
-            output_dict: give `image_features`, `image_intermediates` and `image_intermediates_prefix` by name.
+            output_dict: give `image_features`, `image_intermediates` and `image_intermediates_prefix` by name, and
+                where the Arch keeps fewer patches `image_intermediates_places`, their (B, P) numbers on the grid.
 
         Raises:
-            UserError: blocks that do not exist, or an unknown format.
+            UserError: blocks that do not exist, an unknown format, or a map where patches are gone.
         """
         if output_fmt not in ("NCHW", "NLC"):
             raise UserError(f"output_fmt is {output_fmt!r}; it must be 'NCHW' or 'NLC'. Choose one.")
         take, last = take_indices(len(self.blocks), indices)
         tokens, trail = self.embed(x), Trail()
         kept: list[Tensor] = []
+        places: list[Tensor] = []
         final = stage_starts(self.arch)[-1]
         for index in range(last + 1 if stop_early else len(self.blocks)):
             tokens = self._enter(index, tokens, trail)
             tokens = self._through(index, tokens, trail)
             if index in take:
                 kept.append(self.norm(tokens) if norm and index >= final else tokens)
+                if self._selecting:
+                    places.append(trail.places(tokens, self.num_prefix_tokens))
         prefix = [item[:, : self.num_prefix_tokens] for item in kept] if self.num_prefix_tokens else []
         maps = [item[:, self.num_prefix_tokens :] for item in kept]
         if output_fmt == "NCHW":
+            check_maps(self.arch, take, maps)
             grids = [grid for index, grid in enumerate(block_grids(self.arch)) if index in take]
             maps = [
                 item.transpose(1, 2).unflatten(2, grid).contiguous()
@@ -322,6 +342,8 @@ class Model(nn.Module):
             ]
         if output_dict:
             named: dict[str, Any] = {"image_intermediates": maps}
+            if self._selecting:
+                named["image_intermediates_places"] = places
             if prefix and return_prefix_tokens:
                 named["image_intermediates_prefix"] = prefix
             return named if intermediates_only else named | {"image_features": self.norm(tokens)}
@@ -449,8 +471,7 @@ class Model(nn.Module):
         self.feature_info = feature_info(arch)
         self._entries = {start: index for index, start in enumerate(stage_starts(arch)[1:])}
         self._selecting = {index for index, block in enumerate(arch.blocks) if block.keep is not None}
-        asks = arch.selector is not None and SELECTIONS[arch.selector].needs_attention
-        self._looking = self._selecting if asks else set[int]()
+        self._asked = [arch.asked(index) for index in range(arch.depth)]
 
     def set_drop_path(self, rate: float | Sequence[float]) -> None:
         """Change stochastic depth: its rate at the last block, rising linearly from 0, or one rate per block."""

@@ -47,7 +47,7 @@ class ModelContract:
         shapes: dict[str, tuple[int, ...]] = {"head": (2, arch.num_classes)}
         shapes |= {"head_dist": (2, arch.num_classes)} if arch.distill_token else {}
         if arch.patch_head:
-            shapes["patch_head"] = (2, prod(arch.grids[-1]), arch.num_classes)
+            shapes["patch_head"] = (2, arch.num_final_tokens - arch.num_prefix_tokens, arch.num_classes)
         assert {name: tuple(tensor.shape) for name, tensor in heads.items()} == shapes
         pooled = [heads[name] for name in ("head", "head_dist") if name in heads]
         torch.testing.assert_close(torch.stack(pooled).mean(0), model(images))
@@ -99,6 +99,9 @@ class ModelContract:
 
     def test_maps_for_dense_tasks(self, model: Model) -> None:
         images, arch = self.images(model), model.arch
+        if arch.selector is not None:
+            self.assert_tokens_have_places(model)
+            return
         final, maps = model.forward_intermediates(images, norm=True)
         assert [tuple(item.shape) for item in maps] == [
             (2, info["num_chs"], *(side // info["reduction"] for side in arch.input_size[1:]))
@@ -110,12 +113,49 @@ class ModelContract:
         for info in model.feature_info:
             model.get_submodule(info["module"])
 
+    def assert_tokens_have_places(self, model: Model) -> None:
+        """Where patches are gone there are no maps, but tokens and their places."""
+        images, arch, prefix = self.images(model), model.arch, model.num_prefix_tokens
+        assert "Use output_fmt='NLC'" in refusal(lambda: model.forward_intermediates(images))
+        found = model.forward_intermediates(images, output_fmt="NLC", norm=True, output_dict=True)
+        torch.testing.assert_close(found["image_features"], model.forward_features(images), rtol=0, atol=0)
+        named = model(images, want=model.output_names)
+        left, tokens = prod(arch.grids[0]), found["image_intermediates"]
+        for index, places in enumerate(found["image_intermediates_places"]):
+            left = arch.blocks[index].keep or (prod(arch.grids[-1]) if index in model._entries else left)
+            assert places.shape == tokens[index].shape[:2] == (2, left)
+            assert bool((places.diff(dim=1) > 0).all())
+            if left < prod(arch.grids[-1]):
+                torch.testing.assert_close(named[f"places.{index}"], places)
+        whole = named["keep"].sum(2)
+        keeps = [block.keep for block in arch.blocks if block.keep is not None]
+        torch.testing.assert_close(whole, torch.tensor([keeps] * 2, dtype=whole.dtype))
+        torch.testing.assert_close(named["keep"][:, -1].nonzero()[:, 1].view(2, -1), places)
+        torch.testing.assert_close(
+            model.norm(named[f"blocks.{arch.depth - 1}"])[:, prefix:], tokens[-1], rtol=0, atol=0
+        )
+
+    def test_masked_equals_dropped(self, model: Model) -> None:
+        """Carrying dropped tokens along behind a mask, as in training, gives what goes on without them."""
+        if model.arch.selector is None:
+            return
+        randomize_(model, torch.Generator().manual_seed(0))
+        images, names = self.images(model), ("logits", "pooled", "keep", "scores")
+        with torch.no_grad():
+            dropped = model(images, want=names)
+            model.masks_tokens = True
+            masked = model(images, want=[*names, "tokens"])
+        assert masked["tokens"].shape[1] == prod(model.arch.grids[-1]) + model.num_prefix_tokens
+        torch.testing.assert_close(masked["keep"], dropped["keep"], rtol=0, atol=0)
+        for name in names:
+            torch.testing.assert_close(masked[name], dropped[name], rtol=1e-5, atol=1e-5)
+
     def test_pruning_keeps_the_features(self, model: Model) -> None:
         images, depth = self.images(model), model.arch.depth
-        want = model.forward_intermediates(images, indices=[0], intermediates_only=True)
+        want = model.forward_intermediates(images, [0], output_fmt="NLC", intermediates_only=True)
         assert model.prune_intermediate_layers([0], prune_norm=True) == [0]
         assert len(model.blocks) == model.arch.depth == len(model.feature_info) == 1 < depth
-        got = model.forward_intermediates(images, indices=[0], intermediates_only=True)
+        got = model.forward_intermediates(images, [0], output_fmt="NLC", intermediates_only=True)
         torch.testing.assert_close(got, want, rtol=0, atol=0)
         assert f"indices is {depth}" in refusal(lambda: model.prune_intermediate_layers(depth))
 
@@ -167,8 +207,8 @@ class ModelContract:
             model.zero_grad()
             model.set_grad_checkpointing(enable)
             model(images).square().sum().backward()
-            maps = model.forward_intermediates(images, intermediates_only=True)
-            found.append([*(p.grad for p in model.parameters()), *maps])
+            maps = model.forward_intermediates(images, intermediates_only=True, output_fmt="NLC")
+            found.append([*(p.grad for p in model.parameters() if p.grad is not None), *maps])
         torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
 
     def test_timm_knows_the_input(self, model: Model) -> None:
