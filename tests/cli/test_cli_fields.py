@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from vitnas.data import Augment
 from vitnas.errors import UserError
 from vitnas.recipes import RECIPES
 from vitnas.sample import SeveralConfig
+from vitnas.space import SPACES, VitasConfig
 from vitnas.stages.run import differences, field_names, plain, save_run
 
 
@@ -109,6 +110,11 @@ def test_a_yaml_with_an_unknown_field_is_refused(tmp_path: Path) -> None:
         ({"sampler.kind": "best_up", "sampler.lr": "1"}, "belongs to sampler.kind focus, but"),
         ({"sampler.kind": "spred"}, r"sampler\.kind is 'spred'; .* Nearest: 'spread'"),
         ({"sampler.rewier": "true"}, r"no field 'sampler\.rewier'.*Nearest: 'sampler\.rewire'"),
+        (
+            {"space.num_slots": "3"},
+            "space.num_slots belongs to space.kind vitas, but space.kind is 'autoformer'",
+        ),
+        ({"space.kind": "vitass"}, r"space\.kind is 'vitass'; .* Nearest: 'vitas'"),
         ({"task.patch_weight": "2"}, "task.patch_weight belongs to task.kind token_mixup"),
         ({"data.augment.shift": "4"}, "^augment.shift is 4.0; it must be from 0 to 0.5"),
     ],
@@ -133,8 +139,23 @@ def test_another_kind_brings_its_own_fields() -> None:
     """What the recipe chose for its own kind is gone: nothing is left to have an effect by surprise."""
     run = make_run("vit_resnas_cifar", {"sampler.kind": "several"})
     assert run.sampler == SeveralConfig(num_archs=2)
+    assert make_run("tour", {"space.kind": "vitas", "space.size": "mini"}).space == VitasConfig(size="mini")
     same = make_run("vit_resnas_cifar", {"sampler.kind": "spread"})
     assert same.sampler == RECIPES["vit_resnas_cifar"]().sampler
+
+
+@pytest.mark.parametrize("kind", SPACES)
+def test_no_default_of_a_space_overrides_its_preset(kind: str) -> None:
+    """Every option left out is the preset's, in every preset."""
+    config = SPACES[kind]
+    images: dict[str, Any] = {"image_size": 224, "in_chans": 3, "num_classes": 10}
+    for size in config.sizes:
+        recipe = "vitas_tour" if kind == "autoformer" else "tour"  # of another kind
+        made = make_run(recipe, {"space.kind": kind, "space.size": size}).space
+        assert made == config(size=size)
+        options = {item.name: None for item in fields(config) if item.name not in ("size", "network")}
+        assert made == replace(made, **options)
+        assert made.build(**images) == config.make(size, **images)
 
 
 def test_a_yaml_that_is_none_is_named(tmp_path: Path) -> None:
@@ -177,7 +198,7 @@ def test_the_options_are_frozen() -> None:
     assert len(names) == NUM_FIELDS, sorted(names)
 
 
-NUM_FIELDS = 137
+NUM_FIELDS = 148
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:

@@ -48,10 +48,11 @@ FIELDS = {
 }
 
 
-def words(folder: Path, **changes: str) -> list[str]:
-    """`run tour` with the tiny fields; `supernet__epochs="1"` changes `supernet.epochs`."""
+def words(folder: Path, **changes: str | None) -> list[str]:
+    """`run tour` with the tiny fields; `supernet__epochs="1"` changes `supernet.epochs`, None leaves it out."""
     fields = {**FIELDS, **{name.replace("__", "."): value for name, value in changes.items()}}
-    return ["run", "tour", f"folder={folder}", *(f"{name}={value}" for name, value in fields.items())]
+    given = (f"{name}={value}" for name, value in fields.items() if value is not None)
+    return ["run", "tour", f"folder={folder}", *given]
 
 
 def refused(argv: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:

@@ -23,15 +23,15 @@ from vitnas.stages.context import make_space
 from vitnas.stages.sampler import make_sampler
 from vitnas.supernet import Supernet
 
-VITAS = {
+VITAS: dict[str, str | None] = {
     "space__patch_sizes": "[2,4]",
     "space__embed_dims": "[8,16,24]",
     "space__inner_dims": "[8,16,24]",
     "space__mlp_hiddens": "[16,32,48]",
     "space__num_heads": "[1,2]",
     "space__num_slots": "3",
-    "space__depths": "null",
-    "space__head_dim": "null",
+    "space__depths": None,
+    "space__head_dim": None,
     "sharing__coupling": "bilateral",
     "sharing__private_tokens": "true",
     "sharing__private_heads": "true",
@@ -48,7 +48,7 @@ VITAS = {
 SIDES: set[int] = set()  # on which the supernet was trained
 
 
-def vitas_words(folder: Path, **changes: str) -> list[str]:
+def vitas_words(folder: Path, **changes: str | None) -> list[str]:
     """The recipe `vitas_tour`, made tiny."""
     run, _, *rest = words(folder, **{**VITAS, **changes})
     return [run, "vitas_tour", *rest]
@@ -128,7 +128,10 @@ def test_a_window_out_of_reach_is_refused_before_work(
         ({"budget": "macs<=1K"}, "macs<=1K cannot be met; vitas_micro ranges from"),
         ({"space__inner_dims": "[8,15]"}, "inner_dims has 15; it must be a multiple of every num_heads"),
         ({"space__patch_sizes": "[2,3]"}, "patch_sizes has 3; it must divide image_size 8"),
-        ({"space__depths": "[1,2]"}, "the vitas space has no option 'depths'"),
+        (
+            {"space__depths": "[1,2]"},
+            "space.depths belongs to space.kind autoformer and mixers and vit_resnas, but",
+        ),
         ({"space__num_slots": "0"}, "num_slots is 0; a network has at least 1"),
     ],
 )
@@ -147,7 +150,10 @@ def test_spaces_and_budgets_that_cannot_be(
     [
         ({"sharing__coupling": "cyclic"}, "is no vitas space; coupling cyclic of sharing need"),
         ({"sampler__kind": "identity"}, "has no identity; there is no probability to set"),
-        ({"space__num_slots": "3"}, "the autoformer space has no option 'num_slots'"),
+        (
+            {"space__num_slots": "3"},
+            "space.num_slots belongs to space.kind vitas, but space.kind is 'autoformer'",
+        ),
     ],
 )
 def test_other_spaces_refuse_what_is_for_vitas(

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from vitnas.data import AUGMENTS, DataConfig
 from vitnas.sample import UniformConfig
-from vitnas.stages.run import ExportConfig, RetrainConfig, Run, SearchConfig, SpaceConfig
+from vitnas.space import AutoFormerConfig
+from vitnas.stages.run import ExportConfig, RetrainConfig, Run, SearchConfig
 from vitnas.train import TrainConfig
 
 
@@ -31,7 +32,7 @@ def autoformer() -> Run:
         data=DataConfig(
             dataset="imagenet", image_size=224, batch_size=1024, workers=16, augment="strong", holdout=10_000
         ),
-        space=SpaceConfig(kind="autoformer", size="tiny", patch_size=16),
+        space=AutoFormerConfig(size="tiny", patch_size=16),
         sampler=UniformConfig(),
         supernet=train,
         search=SearchConfig(searcher="autoformer", num_trials=1000, objectives=("accuracy",)),
@@ -46,8 +47,7 @@ def autoformer_cifar() -> Run:
         recipe="autoformer_cifar",
         budget="macs<=60M",
         data=DataConfig(dataset="torch/cifar10", batch_size=256, augment=AUGMENTS["mixed"], holdout=5000),
-        space=SpaceConfig(
-            kind="autoformer",
+        space=AutoFormerConfig(
             size="micro",
             patch_size=4,
             embed_dims=(96, 128, 160),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from vitnas.data import AUGMENTS, DataConfig
-from vitnas.stages.run import RetrainConfig, Run, SearchConfig, SpaceConfig
+from vitnas.space import AutoFormerConfig
+from vitnas.stages.run import RetrainConfig, Run, SearchConfig
 from vitnas.train import TrainConfig
 
 
@@ -14,8 +15,7 @@ def images() -> Run:
         recipe="images",
         budget="macs<=40M",
         data=DataConfig(dataset="", image_size=64, in_chans=3, batch_size=128, augment=AUGMENTS["mixed"]),
-        space=SpaceConfig(
-            kind="autoformer",
+        space=AutoFormerConfig(
             size="micro",
             patch_size=8,
             embed_dims=(96, 128, 160),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from vitnas.data import Augment, DataConfig
-from vitnas.stages.run import RetrainConfig, Run, SearchConfig, SpaceConfig
+from vitnas.space import AutoFormerConfig
+from vitnas.stages.run import RetrainConfig, Run, SearchConfig
 from vitnas.train import TrainConfig
 
 
@@ -17,8 +18,7 @@ def tour() -> Run:
         data=DataConfig(
             dataset="digits", holdout=0.15, batch_size=64, augment=Augment(rotate=10, zoom=(0.9, 1.1))
         ),
-        space=SpaceConfig(
-            kind="autoformer",
+        space=AutoFormerConfig(
             size="micro",
             patch_size=2,
             embed_dims=(48, 64, 80),

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from vitnas.data import AUGMENTS, Augment, DataConfig
 from vitnas.sample import UniformConfig
-from vitnas.stages.run import RetrainConfig, Run, SearchConfig, SpaceConfig
+from vitnas.space import MixerConfig
+from vitnas.stages.run import RetrainConfig, Run, SearchConfig
 from vitnas.train import TrainConfig
 
 
@@ -20,7 +21,7 @@ def vision_xformers() -> Run:
         recipe="vision_xformers",
         budget="latency<=8ms@onnxruntime,batch=1",
         data=DataConfig(dataset="torch/cifar10", batch_size=256, augment=AUGMENTS["mixed"], holdout=5000),
-        space=SpaceConfig(kind="mixers", size="small", patch_size=2),
+        space=MixerConfig(size="small", patch_size=2),
         sampler=UniformConfig(),
         supernet=train,
         search=SearchConfig(
@@ -39,8 +40,7 @@ def vision_xformers_tour() -> Run:
         data=DataConfig(
             dataset="digits", holdout=0.15, batch_size=64, augment=Augment(rotate=10, zoom=(0.9, 1.1))
         ),
-        space=SpaceConfig(
-            kind="mixers",
+        space=MixerConfig(
             size="micro",
             patch_size=1,
             embed_dims=(32, 48),

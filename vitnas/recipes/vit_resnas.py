@@ -12,7 +12,8 @@ from dataclasses import replace
 
 from vitnas.data import Augment, DataConfig
 from vitnas.sample import SpreadConfig
-from vitnas.stages.run import RetrainConfig, Run, SearchConfig, SpaceConfig
+from vitnas.space import ViTResNASConfig
+from vitnas.stages.run import RetrainConfig, Run, SearchConfig
 from vitnas.train import TokenMixupConfig, TrainConfig
 
 
@@ -37,7 +38,7 @@ def vit_resnas() -> Run:
         data=DataConfig(
             dataset="imagenet", image_size=224, batch_size=1024, workers=16, augment=augment, holdout=25_000
         ),
-        space=SpaceConfig(kind="vit_resnas", size="sr_tiny_mh", patch_size=14),
+        space=ViTResNASConfig(size="sr_tiny_mh", patch_size=14),
         sampler=SpreadConfig(num_archs=16, warmup_epochs=30, rewire=True),
         task=TokenMixupConfig(),
         supernet=train,
@@ -58,8 +59,7 @@ def vit_resnas_cifar() -> Run:
             augment=Augment(shift=0.125, hflip=0.5, re_prob=0.25, label_smoothing=0.1),
             holdout=5000,
         ),
-        space=SpaceConfig(
-            kind="vit_resnas",
+        space=ViTResNASConfig(
             size="micro",
             patch_size=2,
             embed_dims=(28, 32, 36, 40, 44),

@@ -13,12 +13,12 @@ from dataclasses import replace
 
 from vitnas.data import AUGMENTS, Augment, DataConfig
 from vitnas.sample import IdentityConfig
+from vitnas.space import VitasConfig
 from vitnas.stages.run import (
     RetrainConfig,
     Run,
     SearchConfig,
     SharingConfig,
-    SpaceConfig,
 )
 from vitnas.train import TrainConfig
 
@@ -48,7 +48,7 @@ def vitas() -> Run:
             augment=AUGMENTS["weak_crop"],
             holdout=10_000,
         ),
-        space=SpaceConfig(kind="vitas", size="1g", patch_sizes=(14, 16, 32)),
+        space=VitasConfig(size="1g", patch_sizes=(14, 16, 32)),
         sampler=IdentityConfig(),
         sharing=SHARING,
         supernet=train,
@@ -67,7 +67,7 @@ def vitas_tour() -> Run:
         data=DataConfig(
             dataset="digits", holdout=0.15, batch_size=64, augment=Augment(rotate=10, zoom=(0.9, 1.1))
         ),
-        space=SpaceConfig(kind="vitas", size="micro", patch_sizes=(2, 4)),
+        space=VitasConfig(size="micro", patch_sizes=(2, 4)),
         sampler=IdentityConfig(),
         sharing=SHARING,
         supernet=supernet,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,13 +19,12 @@ from vitnas.data.config import augment_for
 from vitnas.errors import UserError
 from vitnas.measure.latency import LatencyMeter
 from vitnas.runs import read_json, write_with
-from vitnas.space import SPACES, Space
-from vitnas.stages.run import Run, SpaceConfig
+from vitnas.space import SPACES, Space, SpaceConfig
+from vitnas.stages.run import Run
 from vitnas.supernet import Supernet, make_sharing
 from vitnas.train import Engine, Progress, Silent, TaskConfig
 
 EVAL_BATCH = 512
-HEADED = ("vit_resnas",)  # kinds of Spaces whose Archs may have a patch head or a distillation token
 
 
 class Context:
@@ -152,21 +150,18 @@ def make_space(config: SpaceConfig, data: Data, task: TaskConfig | None = None) 
         UserError: the Space's Archs have no such head, or what the Space refuses.
     """
     heads = task.heads if task else ()
-    if "patch_head" in heads and config.kind not in HEADED:
+    has = [head for head in heads if head in SPACES[config.kind].space.__dataclass_fields__]
+    if task and task.needs_heads and len(has) < len(heads):
+        able = [word for word, kind in SPACES.items() if set(heads) <= set(kind.space.__dataclass_fields__)]
         raise UserError(
-            f"task.kind is 'token_mixup'; it needs Archs with a patch head, which space.kind {config.kind!r} has not. "
-            f"Use {', '.join(HEADED)}, or task.kind 'classification'."
+            f"task.kind is {task.kind!r}; it needs Archs with a {' and a '.join(heads)}, which space.kind "
+            f"{config.kind!r} has not. Use {', '.join(able)}, or task.kind 'classification'."
         )
-    named = (item.name for item in fields(config) if item.name not in ("kind", "size", "patch_size"))
-    options = {name: value for name in named if (value := getattr(config, name)) is not None}
-    return SPACES[config.kind].make(
-        config.size,
+    return config.build(
         image_size=data.image_size,
-        patch_size=config.patch_size,
         in_chans=data.in_chans,
         num_classes=data.num_classes,
-        **options,
-        **(dict.fromkeys(heads, True) if config.kind in HEADED else {}),
+        **dict.fromkeys(has, True),
     )
 
 

@@ -16,43 +16,13 @@ from vitnas.measure.target import parse_target
 from vitnas.runs import write_atomic
 from vitnas.sample import SAMPLERS, SamplerConfig, UniformConfig
 from vitnas.searching import SEARCHERS
-from vitnas.space import SPACES
+from vitnas.space import SPACES, AutoFormerConfig, SpaceConfig
 from vitnas.supernet import Coupled
 from vitnas.train import TASKS, ClassificationConfig, TaskConfig, TrainConfig
 
 # Fields that may change when a run is resumed: they change how fast or how loud it is, not what comes out.
 FREE = {"threads", "workers", "trackers", "device", "log_every", "checkpoint_minutes"}
 BASELINES = ("hand_scaled", "random_search")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SpaceConfig:
-    """Which Space. Image size, channels and classes come from the data.
-
-    `size` is a preset of the Space; options left at None are the preset's. `mixers`, `stems` and `positions`
-    belong to the kind `mixers` alone; `patch_sizes` (instead of `patch_size`), `inner_dims` (of q, k and v each),
-    `mlp_hiddens` and `num_slots` to `vitas`.
-    """
-
-    kind: str = "autoformer"
-    size: str = "micro"
-    patch_size: int = 2
-    embed_dims: tuple[int, ...] | None = None
-    depths: tuple[int, ...] | None = None
-    num_heads: tuple[int, ...] | None = None
-    mlp_ratios: tuple[float, ...] | None = None
-    head_dim: int | None = None
-    relative_position: int | None = None
-    mixers: tuple[str, ...] | None = None
-    stems: tuple[str, ...] | None = None
-    positions: tuple[str, ...] | None = None
-    patch_sizes: tuple[int, ...] | None = None
-    inner_dims: tuple[int, ...] | None = None
-    mlp_hiddens: tuple[int, ...] | None = None
-    num_slots: int | None = None
-
-    def __post_init__(self) -> None:
-        check_word("space.kind", self.kind, SPACES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +115,7 @@ class Run:
     budget: str = ""
     seed: int = 0
     data: DataConfig = field(default_factory=DataConfig)
-    space: SpaceConfig = field(default_factory=SpaceConfig)
+    space: SpaceConfig = field(default_factory=AutoFormerConfig)
     sampler: SamplerConfig = field(default_factory=UniformConfig)
     sharing: SharingConfig = field(default_factory=SharingConfig)
     task: TaskConfig = field(default_factory=ClassificationConfig)
@@ -185,7 +155,11 @@ class Run:
 
 
 # The fields of a Run that are one kind of several: their configurations, by the word that `.kind` holds.
-KINDS: Mapping[str, Mapping[str, type[Any]]] = {"sampler": SAMPLERS, "task": TASKS}
+KINDS: Mapping[str, Mapping[str, type[Any]]] = {
+    "space": SPACES,
+    "sampler": SAMPLERS,
+    "task": TASKS,
+}
 
 
 def field_names(kind: type[Any] = Run, prefix: str = "") -> dict[str, set[str]]:

@@ -101,6 +101,7 @@ class TaskConfig(ABC):
     kind: ClassVar[str]
     learns_from_archs: ClassVar[bool] = False  # takes another Arch's logits beside the labels
     heads: ClassVar[tuple[str, ...]] = ()  # fields of the Archs that learn this, which are then True
+    needs_heads: ClassVar[bool] = False  # cannot do without them
 
     @property
     def taught_by(self) -> str:

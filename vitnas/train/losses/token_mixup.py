@@ -111,6 +111,7 @@ class TokenMixupConfig(TaskConfig):
 
     kind = "token_mixup"
     heads = ("patch_head",)
+    needs_heads = True
 
     patch_weight: float = 1.0
 
