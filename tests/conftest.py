@@ -1,12 +1,16 @@
-"""Fixtures for all tests: one thread, a seeded generator, and the folder of golden numbers."""
+"""Fixtures for all tests: one thread, a seeded generator, the folder of golden numbers, and finished tiny runs."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from stage_help import FOCUS, Warm, words
+
+from vitnas.cli import main
 
 pytest.register_assert_rewrite("vitnas.testing")
 
@@ -31,3 +35,26 @@ def shared() -> Path:
 @pytest.fixture
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a whole tiny run, made in this process. Copy it before changing anything."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    assert main(words(folder)) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of a run whose sampler learns. Copy it before changing anything."""
+    folder = tmp_path_factory.mktemp("learned") / "run"
+    assert main(words(folder, **FOCUS)) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
+    server = Warm(tmp_path_factory.mktemp("warm") / "log.txt")
+    yield server
+    server.close()

@@ -1,6 +1,7 @@
-"""Files of a run folder: written aside and renamed, so that a kill never leaves half a file.
+"""Files of a run folder: written aside and renamed, so that a kill never leaves half a file; and typed.
 
-Weights are safetensors, everything else JSON, JSON lines or YAML; nothing here is ever unpickled.
+Weights are safetensors, everything else JSON, JSON lines or YAML; nothing here is ever unpickled. A JSON file is a
+`RunFile`: a frozen dataclass that whoever makes the file writes and whoever needs it reads.
 """
 
 from __future__ import annotations
@@ -12,14 +13,18 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, ClassVar, Literal, Self, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from safetensors import SafetensorError
 
 from vitnas.errors import UserError
 
 STALE_S = 3600.0
+T = TypeVar("T")
 
 
 @contextmanager
@@ -128,3 +133,168 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
             if not line.endswith(b"\n"):
                 return
             yield json.loads(line)
+
+
+class RunFile:
+    """Base of the dataclasses that are a file each: what is in the file is what the fields say, as a JSON object.
+
+    `FILE` is its name in the folder, `COMMAND` what writes it, `REMEDY` what helps where it is damaged.
+    """
+
+    FILE: ClassVar[str]
+    COMMAND: ClassVar[str] = "vitnas run"
+    REMEDY: ClassVar[str] = "Delete it to make it anew."
+
+    @classmethod
+    def path(cls, folder: Path) -> Path:
+        """Where it lies in `folder`."""
+        return folder / cls.FILE
+
+    @classmethod
+    def exists(cls, folder: Path) -> bool:
+        """Whether it was written."""
+        return cls.path(folder).exists()
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """The file in `folder`; raises as `load`."""
+        return cls.load(cls.path(folder))
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """The file at `path`, whatever its name.
+
+        Raises:
+            UserError: it is missing, or damaged, or something else (saying what is wrong).
+        """
+        try:
+            return from_json(cls, json.loads(path.read_text()))
+        except FileNotFoundError as error:
+            raise UserError(f"{path} does not exist; `{cls.COMMAND}` writes it. Run that first.") from error
+        except (OSError, ValueError) as error:  # json's and Unicode's errors, and UserError, are ValueErrors
+            reason = str(error).rstrip(".")
+            raise UserError(
+                f"{path} cannot be read ({reason}); it must be as `{cls.COMMAND}` wrote it. {cls.REMEDY}"
+            ) from error
+
+    def write(self, folder: Path) -> None:
+        """Write it into `folder`, in one step."""
+        self.save(self.path(folder))
+
+    def save(self, path: Path) -> None:
+        """Write it to `path`, in one step."""
+        write_json(path, to_json(self))
+
+
+def to_json(value: Any) -> Any:
+    """A dataclass, and whatever it holds, as JSON values; a class's own `to_json` goes first."""
+    if hasattr(value, "to_json"):
+        return to_json(value.to_json())
+    if is_dataclass(value):
+        return {item.name: to_json(getattr(value, item.name)) for item in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): to_json(item) for key, item in value.items()}
+    return [to_json(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def from_json(kind: type[T], value: Any) -> T:
+    """JSON values as a `kind`: a dataclass, tuples and mappings of them, `X | None`, Literal, a number, text.
+
+    Raises:
+        ValueError: something is missing, unknown or of another kind (saying where).
+    """
+    return cast(T, _reader(cast(Any, kind))(value))
+
+
+@cache
+def _reader(kind: Any) -> Callable[[Any], Any]:
+    """The function that reads a `kind`; made once, as files of metrics have many thousands of lines."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return lambda value: value
+    if origin in (Union, UnionType):
+        return _optional([_reader(part) for part in parts if part is not NoneType], NoneType in parts)
+    if origin is Literal:
+        return lambda value: (
+            value if value in parts else _refuse(value, f"one of {', '.join(map(repr, parts))}")
+        )
+    if origin is tuple:
+        return _tuple(parts)
+    if hasattr(kind, "from_json"):
+        return kind.from_json
+    if is_dataclass(kind):
+        return _dataclass(cast(type[Any], kind))
+    if (origin or kind) in (dict, Mapping):
+        return _mapping(_reader(parts[1] if parts else Any))
+    if kind is float:
+        return lambda value: float(value) if type(value) in (int, float) else _refuse(value, "a number")
+    assert kind in (int, str, bool), f"files do not hold {kind}"
+    words = {int: "a whole number", str: "text", bool: "true or false"}
+    return lambda value: value if type(value) is kind else _refuse(value, words[kind])
+
+
+def _refuse(value: Any, wanted: str) -> Any:
+    raise ValueError(f"{json.dumps(value)[:40]} is not {wanted}")
+
+
+def _inside(name: str, read: Callable[[Any], Any], value: Any) -> Any:
+    """Read a part; what is wrong there is said with its name."""
+    try:
+        return read(value)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def _optional(readers: list[Callable[[Any], Any]], is_optional: bool) -> Callable[[Any], Any]:
+    def read(value: Any) -> Any:
+        if value is None and is_optional:
+            return None
+        for each in readers[:-1]:
+            with suppress(ValueError):
+                return each(value)
+        return readers[-1](value)
+
+    return read
+
+
+def _tuple(parts: tuple[Any, ...]) -> Callable[[Any], Any]:
+    each = _reader(parts[0]) if parts[1:] == (...,) else None
+    fixed = [] if each else [_reader(part) for part in parts]
+
+    def read(value: Any) -> Any:
+        if not isinstance(value, list) or (not each and len(value) != len(fixed)):
+            _refuse(value, "a list" if each else f"a list of {len(fixed)}")
+        readers = [each] * len(value) if each else fixed
+        return tuple(
+            _inside(str(i), one, item) for i, (one, item) in enumerate(zip(readers, value, strict=True))
+        )
+
+    return read
+
+
+def _mapping(each: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def read(value: Any) -> Any:
+        if not isinstance(value, dict):
+            _refuse(value, "an object")
+        return {name: _inside(name, each, item) for name, item in value.items()}
+
+    return read
+
+
+def _dataclass(kind: type[Any]) -> Callable[[Any], Any]:
+    hints = get_type_hints(kind)
+    readers = {item.name: _reader(hints[item.name]) for item in fields(kind)}
+    needed = {
+        item.name for item in fields(kind) if item.default is MISSING and item.default_factory is MISSING
+    }
+
+    def read(value: Any) -> Any:
+        if not isinstance(value, dict):
+            _refuse(value, "an object")
+        if missing := sorted(needed - value.keys()):
+            raise ValueError(f"{missing[0]!r} is missing")
+        if unknown := sorted(value.keys() - readers.keys()):
+            raise ValueError(f"{unknown[0]!r} is unknown")
+        return kind(**{name: _inside(name, readers[name], item) for name, item in value.items()})
+
+    return read

@@ -14,9 +14,19 @@ import pytest
 import torch
 from PIL import Image
 
-from vitnas.data import AUGMENTS, Data, DataConfig, open_data, require_not_test, synthetic
+from vitnas.data import (
+    AUGMENTS,
+    Data,
+    DataConfig,
+    Fingerprint,
+    Readings,
+    open_data,
+    require_not_test,
+    synthetic,
+)
 from vitnas.data.splits import carve
 from vitnas.errors import MissingExtra, UserError
+from vitnas.runs import from_json, to_json
 
 
 def write_images(folder: Path, per_class: dict[str, int], size: tuple[int, int] = (12, 12)) -> None:
@@ -73,9 +83,12 @@ def test_every_look_at_test_is_logged(tmp_path: Path) -> None:
     data = synthetic()
     data.open_test(log, purpose="final table")
     data.open_test(log, purpose="a second look")
-    records = json.loads(log.read_text())
-    assert [record["purpose"] for record in records] == ["final table", "a second look"]
-    assert [record["num_images"] for record in records] == [64, 64]
+    readings = Readings.load(log).readings
+    assert [reading.purpose for reading in readings] == ["final table", "a second look"]
+    assert [reading.num_images for reading in readings] == [64, 64]
+    log.write_text("[]")
+    with pytest.raises(UserError, match=r"test_reads\.json cannot be read .* Restore it: it says how often"):
+        data.open_test(log)
 
 
 def test_search_may_not_have_test(tmp_path: Path) -> None:
@@ -116,7 +129,7 @@ def test_flat_folder_is_split_and_says_so(tmp_path: Path, caplog: pytest.LogCapt
 def test_train_folder_without_test_is_split(tmp_path: Path) -> None:
     write_images(tmp_path / "train", {"cat": 10, "dog": 10})
     data = open_data(DataConfig(dataset=str(tmp_path), holdout=4))
-    assert data.fingerprint()["counts"] == {"train": [6, 6], "holdout": [2, 2], "test": [2, 2]}
+    assert data.fingerprint().counts == {"train": (6, 6), "holdout": (2, 2), "test": (2, 2)}
 
 
 def test_root_gives_the_folder_too(tmp_path: Path) -> None:
@@ -272,10 +285,10 @@ def test_max_images_caps_each_split(tmp_path: Path) -> None:
 
 def test_fingerprint_changes_with_pixels_labels_and_seed() -> None:
     same = synthetic().fingerprint()
-    assert json.loads(json.dumps(same)) == same
+    assert from_json(Fingerprint, json.loads(json.dumps(to_json(same)))) == same
     assert same == synthetic().fingerprint()
-    assert same["counts"] == {"train": [48] * 4, "holdout": [16] * 4, "test": [16] * 4}
-    assert synthetic(seed=1).fingerprint()["sha256"] != same["sha256"]
+    assert same.counts == {"train": (48,) * 4, "holdout": (16,) * 4, "test": (16,) * 4}
+    assert synthetic(seed=1).fingerprint().sha256 != same.sha256
 
 
 def test_arrays_of_every_layout() -> None:

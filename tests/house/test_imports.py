@@ -11,7 +11,7 @@ from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[2]
 FLOW = """errors grids kinds layers mixers arch budget runs model counting space supernet sample data train measure
-          searching extraction exporting reporting stages recipes testing cli""".split()
+          searching extraction exporting records reporting stages recipes testing cli""".split()
 
 # What brings which optional module; these are hidden when the core is tried.
 OPTIONAL = ("datasets", "webdataset", "optuna_dashboard", "psycopg", "tensorboard", "wandb", "pytest")

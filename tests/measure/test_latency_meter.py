@@ -16,6 +16,7 @@ from vitnas.errors import UserError
 from vitnas.measure import Latency, LatencyMeter, LatencyTarget, measure_latency
 from vitnas.measure.convert import convert, input_shape, random_images
 from vitnas.measure.runtimes import onnx_session, reference_call
+from vitnas.runs import from_json, to_json
 
 QUICK = {"warmup": 1, "runs": 10, "seconds": 0.5, "attempts": 1}
 
@@ -58,7 +59,7 @@ def test_a_latency_states_how_it_was_taken_and_reads_back() -> None:
     assert latency.p05_ms <= latency.p25_ms <= latency.median_ms <= latency.p75_ms <= latency.p95_ms
     assert latency.images_per_s == pytest.approx(2000 / latency.median_ms, abs=1e-2)
     assert latency.environment["torch"] == torch.__version__
-    assert Latency.from_json(json.loads(json.dumps(latency.to_json()))) == latency
+    assert from_json(Latency, json.loads(json.dumps(to_json(latency)))) == latency
     assert "on torch, cpu, batch 2, 1 thread, float32" in str(latency)
 
 
@@ -107,7 +108,7 @@ def test_the_narrowest_of_several_attempts_counts(monkeypatch: pytest.MonkeyPatc
         high = latency.median_ms * (1 + next(spreads))
         return {
             "model": Latency(
-                **{**latency.to_json(), "p25_ms": latency.median_ms, "p75_ms": high, "trusted": False}
+                **{**to_json(latency), "p25_ms": latency.median_ms, "p75_ms": high, "trusted": False}
             )
         }
 

@@ -8,10 +8,10 @@ import pytest
 
 from vitnas.arch import Arch, Block, Stage
 from vitnas.errors import UserError
-from vitnas.model.named import find_arch, told
+from vitnas.model.named import ArchFile, Chosen, find_arch
 from vitnas.model.net_id import net_id_of
 from vitnas.model.published import PUBLISHED
-from vitnas.runs import write_json
+from vitnas.runs import to_json
 
 ARCH = Arch(
     image_size=8,
@@ -42,23 +42,26 @@ def test_a_published_name_and_its_code_are_one_arch() -> None:
 
 def test_what_a_search_writes_reads_back(tmp_path: Path) -> None:
     path = tmp_path / "chosen.json"
-    record = told(ARCH, "vitas", macs=7)
-    write_json(path, record)
-    assert record["name"] == f"vitas-p2-{ARCH.id}"
-    assert record["about"] == ARCH.describe()
-    assert record["blocks"] == [
+    found = {"macs": 7, "params": 8, "supernet_accuracy": 0.5, "budget": "", "recipe": "tour"}
+    record = Chosen.of(ARCH, "vitas", **found)
+    record.write(tmp_path)
+    assert record.name == f"vitas-p2-{ARCH.id}"
+    assert record.about == ARCH.describe()
+    assert record.blocks == (
         "0: 2 heads of 8, MLP 32 (slot 0)",
         "1: 1 heads of 8, MLP 24, linformer 4 (slot 3)",
-    ]
-    assert "net_id" not in record
-    assert find_arch(str(path)) == (record["name"], ARCH, True)
-    vitas = told(PUBLISHED["vitas_a"], "vitas")
-    assert find_arch(vitas["net_id"]).arch == PUBLISHED["vitas_a"]
-    assert next(iter(vitas)) == "name"
+    )
+    assert record.net_id is None
+    assert find_arch(str(path)) == (record.name, ARCH, True)
+    assert Chosen.read(tmp_path) == record
+    vitas = Chosen.of(PUBLISHED["vitas_a"], "vitas", **found)
+    assert vitas.net_id is not None
+    assert find_arch(vitas.net_id).arch == PUBLISHED["vitas_a"]
+    assert next(iter(to_json(vitas))) == "name"
 
 
 def test_an_arch_json_and_its_folder(tmp_path: Path) -> None:
-    write_json(tmp_path / "arch.json", ARCH.to_json())
+    ArchFile(ARCH).write(tmp_path)
     for words in (tmp_path, tmp_path / "arch.json"):
         assert find_arch(str(words)) == (ARCH.id, ARCH, True)
 
@@ -69,7 +72,7 @@ def test_names_follow_the_images_and_files_do_not(tmp_path: Path) -> None:
     assert fitted.stages == PUBLISHED["vitas_a"].stages
     with pytest.raises(UserError, match=r"vitas_a does not fit the data: image_size is 8; .* Nearest: 16"):
         find_arch("vitas_a").fitted(**DATA)
-    write_json(tmp_path / "arch.json", ARCH.to_json())
+    ArchFile(ARCH).write(tmp_path)
     found = find_arch(str(tmp_path))
     assert found.fitted(**DATA) == ARCH
     for name, value in (("image_size", 16), ("in_chans", 3), ("num_classes", 9)):
@@ -91,8 +94,12 @@ def test_names_follow_the_images_and_files_do_not(tmp_path: Path) -> None:
         ("1, two, 3", None, r"position 1 is 'two'"),
         ("gone.json", None, r"gone\.json does not exist"),
         ("bad.json", "{", r"bad\.json cannot be read"),
-        ("bad.json", "[1]", r"bad\.json: the Arch's schema is None"),
-        ("bad.json", '{"name": "x", "arch": {"schema": 9}}', r"bad\.json: the Arch's schema is 9"),
+        ("bad.json", "[1]", r"bad\.json cannot be read \(the Arch's schema is None"),
+        (
+            "bad.json",
+            '{"name": "x", "arch": {"schema": 9}}',
+            r"bad\.json cannot be read \(the Arch's schema is 9",
+        ),
     ],
 )
 def test_what_is_no_arch_is_refused(words: str, text: str | None, message: str, tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from synthetic_run import make_run_folder
 
 from vitnas.reporting import report
 
@@ -44,22 +43,29 @@ def svg_roots(dom: str) -> int:
     return count
 
 
-def test_every_chart_is_drawn_in_the_dark_on_a_narrow_screen(tmp_path: Path) -> None:
-    page = report(make_run_folder(tmp_path / "digits"))
+def test_every_chart_is_drawn_in_the_dark_on_a_narrow_screen(finished: Path, tmp_path: Path) -> None:
+    page = report(finished, tmp_path / "page.html")
     flags = ("--window-size=500,6000", "--blink-settings=preferredColorScheme=0")
     dom, console = browse(page, tmp_path / "profile", *flags)
     assert console == ""
-    assert svg_roots(dom) == 8
-    assert len(re.findall(r'<path class="point\b', dom)) > 300
+    assert svg_roots(dom) == 7
+    assert len(re.findall(r'<path class="point\b', dom)) > 20
     assert 'svg class="drawing"' in dom
     assert "fill: rgb(228, 231, 236)" in dom  # the dark scheme's text colour, in the charts
     widths = [int(width) for width in re.findall(r'<svg class="main-svg"[^>]* width="(\d+)"', dom)]
     assert 300 < max(widths) <= 500
 
 
-def test_an_unfinished_run_has_no_empty_charts_and_no_errors(tmp_path: Path) -> None:
-    folder = make_run_folder(tmp_path / "half", num_trials=0, num_pairs=0)
-    (folder / "metrics.jsonl").unlink()
+def test_what_a_sampler_learned_is_drawn(learned: Path, tmp_path: Path) -> None:
+    dom, console = browse(report(learned, tmp_path / "page.html"), tmp_path / "profile")
+    assert console == ""
+    assert svg_roots(dom) == 9  # four of the sampler; this run monitored and ranked no Archs
+
+
+def test_an_unfinished_run_has_no_empty_charts_and_no_errors(finished: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(finished, tmp_path / "half")
+    for name in ("metrics.jsonl", "search.json", "correlation.json"):
+        (folder / name).unlink()
     dom, console = browse(report(folder), tmp_path / "profile", "--window-size=1200,6000")
     assert console == ""
     assert svg_roots(dom) == 1  # the cost of each block comes from the Arch alone

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from vitnas.arch import Arch
 from vitnas.data import Augment, TrainBatches, synthetic
 from vitnas.errors import UserError
-from vitnas.runs import read_jsonl
 from vitnas.sample import BestUp, Focus, FocusConfig, Hook, Moment
 from vitnas.sample.focus import table_cost
 from vitnas.sample.policy import Policy
@@ -25,7 +24,7 @@ from vitnas.sample.quality import Quality
 from vitnas.searching.latency import LatencyModel
 from vitnas.space import SPACES, AutoFormerSpace, Space, VitasSpace
 from vitnas.supernet import Supernet
-from vitnas.train import Classification, TrainConfig, fit
+from vitnas.train import Classification, TrainConfig, fit, metrics
 
 TINY = AutoFormerSpace(
     image_size=8, patch_size=4, num_classes=4, embed_dims=(8, 16), depths=(1, 2), num_heads=(1, 2),
@@ -262,9 +261,9 @@ def test_training_with_it_resumes_bit_for_bit(tmp_path: Path) -> None:
     again = run(tmp_path / "cut", None)
     for name, value in whole.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name
-    lines = [r for r in read_jsonl(tmp_path / "cut" / "metrics.jsonl") if r.get("event") == "focus"]
-    assert [line["step"] for line in lines] == [2, 4, 6]
-    assert len(lines[0]["cost_ratio"]) == 8
+    lines = [line for line in metrics.read_lines(tmp_path / "cut") if isinstance(line, metrics.Hooked)]
+    assert [(line.event, line.step) for line in lines] == [("focus", 2), ("focus", 4), ("focus", 6)]
+    assert len(lines[0].said["cost_ratio"]) == 8
 
 
 def test_budgets_are_those_that_it_was_trained_for() -> None:

@@ -11,12 +11,11 @@ import torch
 
 from vitnas.data import Augment, Data, TrainBatches, synthetic
 from vitnas.errors import UserError
-from vitnas.runs import read_jsonl
 from vitnas.sample import SAMPLERS, Given, Hook, Moment, Spread
 from vitnas.sample.spread import entries, num_opened
 from vitnas.space import Gene, Space, autoformer, vit_resnas
 from vitnas.supernet import Supernet
-from vitnas.train import Classification, Rewiring, TrainConfig, fit
+from vitnas.train import Classification, Rewiring, TrainConfig, fit, metrics
 
 SPACE = vit_resnas("sr_tiny_mh")
 
@@ -154,9 +153,10 @@ def test_a_resumed_run_with_warm_up_and_rewiring_equals_an_uninterrupted_one(
         return net
 
     whole = run(tmp_path / "whole", Spread(space, 2, 2))
-    moved = [r for r in read_jsonl(tmp_path / "whole" / "metrics.jsonl") if r.get("event") == "rewiring"]
-    assert [r["epoch"] for r in moved] == [0, 1, 2]
-    assert sum(r["moved"] for r in moved[1:]) > 0
+    lines = [line for line in metrics.read_lines(tmp_path / "whole") if isinstance(line, metrics.Hooked)]
+    moved = [line for line in lines if line.event == "rewiring"]
+    assert [line.epoch for line in moved] == [0, 1, 2]
+    assert sum(line.said["moved"] for line in moved[1:]) > 0
     stopping = Stopping(space, 2, 2)
     stopping.at = loader.steps_per_epoch  # at a rewiring
     with pytest.raises(Stop):

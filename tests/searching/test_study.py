@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,16 @@ from optuna.trial import TrialState, create_trial
 from search_help import BUDGET, DOZEN, MICRO, evolution, score, told
 
 from vitnas.errors import UserError
-from vitnas.searching import NothingLeftError, Objective, RandomSearch, Study, Trial, search
+from vitnas.searching import (
+    DEFAULT_OBJECTIVES,
+    NothingLeftError,
+    Objective,
+    RandomSearch,
+    SearchRecord,
+    Study,
+    Trial,
+    search,
+)
 from vitnas.searching import rows as rows_module
 
 
@@ -268,19 +276,16 @@ def test_best_and_front() -> None:
         study.best("macs<=1K")
 
 
-def test_summary_is_what_the_report_reads() -> None:
+def test_summary_is_what_the_report_reads(tmp_path: Path) -> None:
     study = search(None, score, space=MICRO, budget=BUDGET, searcher=evolution())
-    summary = json.loads(json.dumps(study.summary(), allow_nan=False))
-    assert summary["objectives"] == [
-        {"name": "accuracy", "direction": "maximize"},
-        {"name": "macs", "direction": "minimize"},
-    ]
-    assert (summary["budget"], summary["num_scored"], summary["num_rejected"]) == (BUDGET, 30, 0)
-    first = summary["trials"][0]
-    assert set(first) == {"number", "arch_id", "genes", "values", "costs", "state", "reasons", "generation"}
-    assert set(first["costs"]) == {"macs", "params", "memory"}
-    assert [trial["generation"] for trial in summary["trials"]] == [0] * 10 + [1] * 10 + [2] * 10
-    assert summary["chosen"] in summary["front"]
-    assert summary["chosen"] == study.best().arch.id
-    assert summary["hypervolume"][-1][0] == 30
+    study.summary().write(tmp_path)
+    summary = SearchRecord.read(tmp_path)
+    assert summary == study.summary()
+    assert summary.objectives == DEFAULT_OBJECTIVES
+    assert (summary.budget, summary.num_scored, summary.num_rejected) == (BUDGET, 30, 0)
+    assert summary.trials[0] == study.trials()[0].record()
+    assert [trial.generation for trial in summary.trials] == [0] * 10 + [1] * 10 + [2] * 10
+    assert summary.chosen in summary.front
+    assert summary.chosen == study.best().arch.id
+    assert summary.hypervolume[-1][0] == 30
     assert replace(study.best(), state="scored").arch == MICRO.decode(study.best().genes)

@@ -14,7 +14,9 @@ from PIL import Image
 from stage_help import refused, words
 
 from vitnas.cli import main
-from vitnas.runs import append_jsonl, read_json, write_atomic
+from vitnas.records import Manifest, Results
+from vitnas.runs import append_jsonl, write_atomic
+from vitnas.searching import SearchRecord
 from vitnas.train import loop
 from vitnas.train.checkpoint import load_checkpoint
 
@@ -96,7 +98,7 @@ def test_a_full_disk_in_the_search_is_one_sentence(
     assert "study.db" in refused(["search", str(folder)], capsys)
     ballast.unlink()
     assert main(["search", str(folder)]) == 0
-    assert read_json(folder / "search.json")["chosen"] == read_json(finished / "search.json")["chosen"]
+    assert SearchRecord.read(folder).chosen == SearchRecord.read(finished).chosen
 
 
 def test_a_read_only_disk_is_one_sentence(
@@ -258,9 +260,9 @@ def test_corrupt_pictures_are_named_and_the_run_finishes(
     half(pictures / "test" / "light" / "3.png")
     assert main(on(pictures, tmp_path / "run")) == 0
     assert "2 of 80 images cannot be read and are skipped" in caplog.text
-    corrupt = read_json(tmp_path / "run" / "manifest.json")["data"]["corrupt"]
+    corrupt = Manifest.read(tmp_path / "run").data.corrupt
     assert sorted(Path(name).name for name in corrupt) == ["7.png", "9.png"]
-    assert read_json(tmp_path / "run" / "results.json")["rows"][0]["n_test"] == 19
+    assert Results.read(tmp_path / "run").rows[0].n_test == 19
     assert "7.png cannot be read" in refused(on(pictures, tmp_path / "no", data__on_corrupt="raise"), capsys)
     assert not (tmp_path / "no" / "run.yaml").exists()
 

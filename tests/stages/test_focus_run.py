@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -10,42 +9,22 @@ import numpy as np
 import pytest
 import timm
 import torch
-from stage_help import refused, words
+from stage_help import FOCUS, refused, words
 
 from vitnas.budget import Budget
 from vitnas.cli import main
 from vitnas.cli.fields import make_run, open_run
+from vitnas.records import ExportRecord, Family, SamplerSummary
 from vitnas.reporting import report
+from vitnas.reporting.files import read_run
 from vitnas.reporting.sampler_plots import preferences
-from vitnas.runs import read_json, read_jsonl
 from vitnas.sample import Focus
+from vitnas.searching import SearchRecord
 from vitnas.searching.latency import LatencyModel
 from vitnas.searching.problem import Problem
 from vitnas.space import Space
 from vitnas.stages import Context
 from vitnas.stages.sampler import answers, is_quantity, load_sampler, make_sampler
-
-FOCUS = {
-    "sampler__kind": "focus",
-    "sampler__every": "2",
-    "sampler__images": "16",
-    "sampler__updates": "1",
-    "sampler__draws": "16",
-    "search__searcher": "sampler",
-    "search__num_trials": "3",
-    "retrain__baselines": "[]",
-    "retrain__rank_archs": "0",
-    "supernet__monitor_every": "0",
-    "export__latency": "[]",
-    "export__formats": "[]",  # exporting takes seconds per file; other tests export
-}
-
-
-@pytest.fixture(scope="module")
-def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("learned") / "run"
-    assert main(words(folder, **FOCUS)) == 0
-    return folder
 
 
 @pytest.fixture
@@ -55,37 +34,39 @@ def copy(learned: Path, tmp_path: Path) -> Path:
 
 def test_the_sampler_is_kept_and_watched(learned: Path) -> None:
     assert (learned / "sampler.safetensors").exists()
-    summary = read_json(learned / "sampler.json")
-    assert summary["quantity"] == "macs"
-    assert [row["policy"]["n"] for row in summary["compared"]] == [8, 8, 8]
-    lines = [line for line in read_jsonl(learned / "metrics.jsonl") if line.get("event") == "focus"]
-    assert len(lines) >= 3
-    assert {"gain", "miss", "cost_ratio", "entropy", "score"} <= lines[0].keys()
-    assert "cost_ratio" not in lines[1], "what it would draw is recorded at every fourth look"
-    search = read_json(learned / "search.json")
-    assert search["num_scored"] == 3
-    assert all(trial["costs"]["macs"] <= 200_000 for trial in search["trials"])
+    summary = SamplerSummary.read(learned)
+    assert summary.quantity == "macs"
+    assert [row.policy.n for row in summary.compared] == [8, 8, 8]
+    looks = [look for _, look in read_run(learned).looks]
+    assert len(looks) >= 3
+    first = looks[0]
+    assert None not in (first.gain, first.miss, first.score, first.reward)
+    assert len(first.cost_ratio) == len(first.budgets) == len(first.entropy["depth"]) == 8
+    assert not looks[1].cost_ratio, "what it would draw is recorded at every fourth look"
+    search = SearchRecord.read(learned)
+    assert search.num_scored == 3
+    assert all(trial.costs.macs <= 200_000 for trial in search.trials)
 
 
 def test_a_family_of_answers(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["specialize", str(copy), "--budget", "[macs<=120K, macs<=200K and params<=1M]"]) == 0
     said = capsys.readouterr().out
-    family = read_json(copy / "family.json")
-    assert [row["budget"] for row in family] == ["macs<=120K", "macs<=200K and params<=1M"]
+    family = Family.read(copy).answers
+    assert [row.budget for row in family] == ["macs<=120K", "macs<=200K and params<=1M"]
     for row, most in zip(family, (120_000, 200_000), strict=True):
-        assert row["arch_id"] in said
-        assert row["cost"]["macs"] <= most
-        assert row["source"] == "sampler"
-        assert row["evaluated"] == 3, "as many as the run's own search, which asks the sampler too"
-        folder = copy / row["path"]
+        assert row.arch_id in said
+        assert row.cost.macs <= most
+        assert row.source == "sampler"
+        assert row.evaluated == 3, "as many as the run's own search, which asks the sampler too"
+        folder = copy / row.path
         model = timm.create_model(f"local-dir:{folder}", pretrained=True)
-        assert sum(p.numel() for p in model.parameters()) == row["cost"]["params"]
-        assert read_json(folder / "export.json") == {}, "the run's export.formats are none"
+        assert sum(p.numel() for p in model.parameters()) == row.cost.params
+        assert not ExportRecord.read(folder).files, "the run's export.formats are none"
     page = report(copy).read_text()
     assert "What the sampler learned" in page
     assert "Answers to other budgets" in page
     assert main(["specialize", str(copy), "budget=macs<=120K"]) == 0
-    assert len(read_json(copy / "family.json")) == 2, "an answer replaces the one to the same budget"
+    assert len(Family.read(copy).answers) == 2, "an answer replaces the one to the same budget"
 
 
 @pytest.mark.slow
@@ -93,10 +74,10 @@ def test_an_answer_is_exported_as_the_run_says(copy: Path) -> None:
     path = copy / "run.yaml"
     path.write_text(path.read_text().replace("formats: []", "formats: [onnx]"))
     assert main(["specialize", str(copy), "budget=macs<=120K"]) == 0
-    (row,) = read_json(copy / "family.json")
-    record = read_json(copy / row["path"] / "export.json")["onnx"]
-    assert record["max_abs_diff"] < 1e-4
-    assert (copy / row["path"] / "model.onnx").stat().st_size > 1000
+    (answer,) = Family.read(copy).answers
+    record = ExportRecord.read(copy / answer.path).files["onnx"]
+    assert record.max_abs_diff < 1e-4
+    assert (copy / answer.path / "model.onnx").stat().st_size > 1000
 
 
 def test_bad_questions_get_one_sentence(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -151,10 +132,10 @@ def test_a_window_that_no_draw_meets_is_reached_by_moving_genes(copy: Path) -> N
 
 def test_what_a_kill_left_out_is_written(copy: Path) -> None:
     """A kill between the weights and sampler.json."""
-    wanted = read_json(copy / "sampler.json")
+    wanted = SamplerSummary.read(copy)
     (copy / "sampler.json").unlink()
     assert main(["train", str(copy)]) == 0
-    assert read_json(copy / "sampler.json") == wanted
+    assert SamplerSummary.read(copy) == wanted
 
 
 @pytest.mark.parametrize(
@@ -205,22 +186,19 @@ def test_times_of_another_space_are_not_used(tmp_path: Path, monkeypatch: pytest
 
 
 def test_an_empty_cell_where_there_is_no_block() -> None:
-    summary = {
-        "quantity": "macs",
-        "budgets": [1e5, 2e5],
-        "options": {"num_heads.1": [1, 2]},
-        "preferences": {"num_heads.1": [[0.0, 0.0], [0.5, 0.5]]},
-    }
-    figure = preferences(summary)
-    assert figure is not None
-    assert figure["data"][0]["z"] == [[None, 0.5]]
+    summary = SamplerSummary(
+        quantity="macs",
+        low=1e5,
+        high=2e5,
+        budgets=(1e5, 2e5),
+        options={"num_heads.1": (1, 2)},
+        preferences={"num_heads.1": ((0.0, 0.0), (0.5, 0.5))},
+        compared=(),
+    )
+    assert preferences(summary)["data"][0]["z"] == [[None, 0.5]]
 
 
 def test_a_run_without_a_sampler_cannot_ask_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     error = refused(words(tmp_path / "run", search__searcher="sampler"), capsys)
     assert "search.searcher is 'sampler' but sampler.kind is 'uniform', which learns nothing" in error
     assert not (tmp_path / "run").exists()
-
-
-def test_the_summary_is_plain_json(learned: Path) -> None:
-    assert json.loads((learned / "sampler.json").read_text())["preferences"]["depth"]

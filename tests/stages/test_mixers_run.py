@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from stage_help import words
 
-from vitnas.arch import Arch
 from vitnas.cli import main
-from vitnas.runs import read_json
+from vitnas.model.named import ArchFile
+from vitnas.records import Results
 
 MIXERS = {
     "space__patch_size": "2",
@@ -29,11 +29,9 @@ MIXERS = {
 def test_the_whole_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, _, *rest = words(tmp_path / "run", **MIXERS)
     assert main([run, "vision_xformers_tour", *rest]) == 0
-    results = read_json(tmp_path / "run" / "results.json")
-    chosen = results["rows"][0]
-    assert chosen["role"] == "chosen"
+    assert Results.read(tmp_path / "run").rows[0].role == "chosen"
     folder = tmp_path / "run" / "models" / "chosen"
-    arch = Arch.from_json(read_json(folder / "arch.json"))
+    arch = ArchFile.read(folder).arch
     assert {block.mixer for block in arch.blocks} <= {"fourier", "nystrom", "performer", "softmax"}
     assert not arch.class_token
     (file,) = (tmp_path / "run").rglob("*.onnx")

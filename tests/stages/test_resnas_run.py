@@ -9,15 +9,16 @@ import timm
 import torch
 from stage_help import refused, words
 
-from vitnas.arch import Arch
 from vitnas.cli import main
 from vitnas.cli.fields import make_run
 from vitnas.data import open_data
 from vitnas.errors import UserError
+from vitnas.model.named import ArchFile
 from vitnas.recipes import RECIPES
-from vitnas.runs import read_json, read_jsonl
+from vitnas.records import Result, Results
 from vitnas.sample import Given, Spread
 from vitnas.stages.context import make_space
+from vitnas.train import metrics
 
 RESNAS = {
     "space__kind": "vit_resnas",
@@ -47,18 +48,17 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_whole_run(finished: Path) -> None:
-    results = read_json(finished / "results.json")
-    assert [row["role"] for row in results["rows"]] == ["chosen", "hand_scaled"]
-    arch = Arch.from_json(read_json(finished / "models" / "chosen" / "arch.json"))
+    assert [row.role for row in Results.read(finished).rows] == ["chosen", "hand_scaled"]
+    arch = ArchFile.read(finished / "models" / "chosen").arch
     assert len(arch.stages) == 2
     assert arch.patch_head
     model = timm.create_model(f"local-dir:{finished / 'models' / 'chosen'}", pretrained=True)
     assert model(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
-    lines = list(read_jsonl(finished / "metrics.jsonl"))
-    assert any("patch" in line for line in lines if line["stage"] == "supernet")
-    assert [line["epoch"] for line in lines if line.get("event") == "rewiring"] == [0, 1]
-    assert [line["epoch"] for line in lines if line.get("event") == "spread"] == [1]
-    baseline = Arch.from_json(read_json(finished / "models" / "hand_scaled" / "arch.json"))
+    lines = [line for line in metrics.read_lines(finished) if line.stage == "supernet"]
+    assert any("patch" in line.losses for line in lines if isinstance(line, metrics.Step))
+    hooked = [(line.event, line.epoch) for line in lines if isinstance(line, metrics.Hooked)]
+    assert sorted(hooked) == [("rewiring", 0), ("rewiring", 1), ("spread", 1)]
+    baseline = ArchFile.read(finished / "models" / "hand_scaled").arch
     assert (len(baseline.stages), baseline.stem, baseline.patch_head) == (1, "linear", True)
 
 
@@ -67,18 +67,16 @@ def test_fine_tuning_at_a_higher_resolution(finished: Path, capsys: pytest.Captu
     assert main(command) == 0
     assert "chosen at 12 pixels" in capsys.readouterr().out
     folder = finished / "models" / "chosen-12px"
-    result = read_json(folder / "result.json")
-    arch = Arch.from_json(read_json(folder / "arch.json"))
+    result, arch = Result.read(folder), ArchFile.read(folder).arch
     assert (arch.image_size, arch.grids) == (12, ((6, 6), (3, 3)))
-    assert result["macs"] > read_json(finished / "models" / "chosen" / "result.json")["macs"]
-    assert 0 <= result["holdout_accuracy_before"] <= 1
+    assert result.macs > Result.read(finished / "models" / "chosen").macs
+    assert 0 <= (result.holdout_accuracy_before or -1) <= 1
     model = timm.create_model(f"local-dir:{folder}", pretrained=True)
     assert model(torch.zeros(1, 1, 12, 12)).shape == (1, 10)
     before = (folder / "model.safetensors").stat().st_mtime_ns
     assert main(command) == 0
     assert (folder / "model.safetensors").stat().st_mtime_ns == before, "a second time does nothing"
-    lines = [r for r in read_jsonl(finished / "metrics.jsonl") if r["stage"] == "finetune/chosen-12px"]
-    assert lines
+    assert any(line.stage == "finetune/chosen-12px" for line in metrics.read_lines(finished))
     assert main(["report", str(finished)]) == 0
 
 

@@ -14,8 +14,10 @@ from vitnas.arch import Arch
 from vitnas.cli import main
 from vitnas.cli.fields import open_run
 from vitnas.errors import UserError
+from vitnas.model.named import ArchFile, Chosen
+from vitnas.records import Result, Results
 from vitnas.reporting import report
-from vitnas.runs import read_json, write_json
+from vitnas.runs import write_json
 from vitnas.stages import Context
 from vitnas.stages.hand_scaled import plain_vit
 from vitnas.stages.retrain import retrain
@@ -32,7 +34,7 @@ def run(finished: Path, tmp_path: Path) -> Path:
 
 
 def chosen(folder: Path) -> Arch:
-    return Arch.from_json(read_json(folder / "models" / "chosen" / "arch.json"))
+    return ArchFile.read(folder / "models" / "chosen").arch
 
 
 def files(folder: Path) -> set[Path]:
@@ -40,12 +42,11 @@ def files(folder: Path) -> set[Path]:
 
 
 def test_the_search_names_its_winner(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    record = read_json(finished / "chosen.json")
-    arch = chosen(finished)
-    assert Arch.from_json(record["arch"]) == arch
-    assert record["name"] == f"autoformer-p2-{arch.id}"
-    assert record["about"] == arch.describe()
-    assert len(record["blocks"]) == arch.depth
+    record, arch = Chosen.read(finished), chosen(finished)
+    assert record.arch == arch
+    assert record.name == f"autoformer-p2-{arch.id}"
+    assert record.about == arch.describe()
+    assert len(record.blocks) == arch.depth
     assert main(["show", str(finished / "chosen.json")]) == 0
     assert arch.id in capsys.readouterr().out
 
@@ -57,47 +58,47 @@ def test_the_winner_of_another_run_gets_a_row_in_the_table(
     assert main(command) == 0
     assert "of 36 held-out images" in capsys.readouterr().out
     folder = run / "models" / "again"
-    result = read_json(folder / "result.json")
-    assert (result["asked"], result["from"]) == (read_json(finished / "chosen.json")["name"], "scratch")
-    assert result["epochs"] == open_run(run).retrain.train.epochs
+    result = Result.read(folder)
+    assert (result.asked, result.start) == (Chosen.read(finished).name, "scratch")
+    assert result.epochs == open_run(run).retrain.train.epochs
     model = timm.create_model(f"local-dir:{folder}", pretrained=True)
     assert model(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
     before = (folder / "model.safetensors").stat().st_mtime_ns
     assert main(command) == 0, "a second time does nothing"
     assert (folder / "model.safetensors").stat().st_mtime_ns == before
     assert main(["evaluate", str(run)]) == 0
-    rows = read_json(run / "results.json")["rows"]
-    assert [row["role"] for row in rows] == ["chosen", "hand_scaled", "random_search", "again"]
-    assert 0 <= rows[-1]["test_accuracy"] <= 1
+    rows = Results.read(run).rows
+    assert [row.role for row in rows] == ["chosen", "hand_scaled", "random_search", "again"]
+    assert 0 <= (rows[-1].test_accuracy or -1) <= 1
     assert "again" in report(run).read_text()
     assert main(["retrain", str(run), f"arch={finished / 'chosen.json'}", "role=late"]) == 0
     assert "not in the final table" in capsys.readouterr().out
     assert main(["evaluate", str(run)]) == 0
-    assert len(read_json(run / "results.json")["rows"]) == 4
+    assert len(Results.read(run).rows) == 4
     (run / "results.json").unlink()  # as after a kill between the reading and the table
     assert main(["evaluate", str(run)]) == 0
-    assert len(read_json(run / "results.json")["rows"]) == 4
+    assert len(Results.read(run).rows) == 4
 
 
 def test_in_python_with_an_arch(run: Path) -> None:
     arch = plain_vit(chosen(run), 16, 2)
     folder = retrain(Context(open_run(run), run), arch)
     assert folder == run / "models" / arch.id
-    assert Arch.from_json(read_json(folder / "arch.json")) == arch
+    assert ArchFile.read(folder).arch == arch
     wide = plain_vit(chosen(run), 24, 2)
     with pytest.raises(UserError, match=rf"role '{arch.id}' is taken"):
         retrain(Context(open_run(run), run), wide, arch.id)
-    assert read_json(folder / "result.json")["arch_id"] == arch.id
+    assert Result.read(folder).arch_id == arch.id
 
 
 def test_two_archs_do_not_mix_under_one_role(run: Path) -> None:
     """The first was killed while it trained; its checkpoint must not be continued by the second."""
     first, second = plain_vit(chosen(run), 16, 2), plain_vit(chosen(run), 24, 2)
-    write_json(run / "models" / "mine" / "arch.json", first.to_json())
+    ArchFile(first).write(run / "models" / "mine")
     with pytest.raises(UserError, match=r"role 'mine' is taken"):
         retrain(Context(open_run(run), run), second, "mine")
     retrain(Context(open_run(run), run), first, "mine")
-    assert read_json(run / "models" / "mine" / "result.json")["arch_id"] == first.id
+    assert Result.read(run / "models" / "mine").arch_id == first.id
 
 
 def test_killed_and_repeated_it_gives_the_same_weights(run: Path, warm: Warm) -> None:
@@ -116,7 +117,7 @@ def test_killed_and_repeated_it_gives_the_same_weights(run: Path, warm: Warm) ->
 def test_heads_are_those_that_the_task_trains(run: Path, tmp_path: Path) -> None:
     headed = Arch.from_json({**plain_vit(chosen(run), 16, 2).to_json(), "distill_token": True})
     folder = retrain(Context(open_run(run), run), headed, "headless")
-    assert not Arch.from_json(read_json(folder / "arch.json")).distill_token
+    assert not ArchFile.read(folder).arch.distill_token
 
 
 @pytest.mark.parametrize(

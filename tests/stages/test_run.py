@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +14,15 @@ import timm
 import torch
 from stage_help import refused, words
 
-from vitnas.arch import Arch
 from vitnas.cli import main
 from vitnas.cli.fields import open_run
 from vitnas.counting import count
-from vitnas.data import open_data
-from vitnas.runs import read_json, read_jsonl, write_json
+from vitnas.data import Readings, open_data
+from vitnas.model.named import ArchFile
+from vitnas.records import ExportRecord, Manifest, Result, Results
+from vitnas.searching import SearchRecord
 from vitnas.stages.models import spread
+from vitnas.train import metrics
 
 FILES = """run.yaml manifest.json space.json feasibility.json metrics.jsonl supernet.safetensors study.db search.json
     checkpoints/supernet.safetensors correlation.json test_reads.json test_scores.json results.json report.html
@@ -28,14 +31,13 @@ ROLES = ("chosen", "hand_scaled", "random_search")
 
 
 def test_every_file_of_the_run_folder_is_there(finished: Path) -> None:
-    search = read_json(finished / "search.json")
     wanted = [*FILES]
     for role in ROLES:
         wanted += [
             f"models/{role}/{name}"
             for name in ("config.json", "model.safetensors", "arch.json", "result.json")
         ]
-    for arch_id in search["front"]:
+    for arch_id in SearchRecord.read(finished).front:
         wanted += [f"front/{arch_id}/{name}" for name in ("config.json", "model.safetensors", "arch.json")]
     assert not [name for name in wanted if not (finished / name).is_file()]
     assert not [path for path in finished.rglob(".*")], "no file that was written aside stays"
@@ -43,61 +45,60 @@ def test_every_file_of_the_run_folder_is_there(finished: Path) -> None:
 
 
 def test_the_test_split_is_read_once_and_by_nothing_else(finished: Path) -> None:
-    reads = read_json(finished / "test_reads.json")
-    assert len(reads) == 1
-    assert reads[0]["num_images"] == 240
-    assert reads[0]["purpose"].startswith("final table")
+    (reading,) = Readings.read(finished).readings
+    assert reading.num_images == 240
+    assert reading.purpose.startswith("final table")
     for name in ("search.json", "correlation.json"):
         assert "test" not in (finished / name).read_text()
-    found = read_json(finished / "manifest.json")["data"]["counts"]
+    found = Manifest.read(finished).data.counts
     assert sum(found["train"]) + sum(found["holdout"]) == 240
-    assert all(read_json(finished / "models" / role / "result.json")["n_holdout"] == sum(found["holdout"])
-               for role in ROLES)  # fmt: skip
+    for role in ROLES:
+        assert Result.read(finished / "models" / role).n_holdout == sum(found["holdout"])
 
 
 def test_the_table_says_how_sure_it_is(finished: Path) -> None:
-    results = read_json(finished / "results.json")
-    assert [row["role"] for row in results["rows"]] == list(ROLES)
-    assert results["chosen"] == read_json(finished / "search.json")["chosen"]
-    for row in results["rows"]:
-        low, high = row["ci95"]
-        assert 0 <= low <= row["test_accuracy"] <= high <= 1
-        assert row["n_test"] == 240
-        assert set(row["latency_ms"]) == {"onnxruntime"}
-        assert row["latency_ms"]["onnxruntime"]["median_ms"] > 0
-        assert row["macs"] <= 200_000
+    results = Results.read(finished)
+    assert [row.role for row in results.rows] == list(ROLES)
+    assert results.chosen == SearchRecord.read(finished).chosen
+    for row in results.rows:
+        low, high = row.ci95
+        assert row.test_accuracy is not None
+        assert 0 <= low <= row.test_accuracy <= high <= 1
+        assert row.n_test == 240
+        assert set(row.latency_ms) == {"onnxruntime"}
+        assert row.latency_ms["onnxruntime"].median_ms > 0
+        assert row.macs <= 200_000
 
 
 def test_the_search_stays_within_the_budget(finished: Path) -> None:
-    search = read_json(finished / "search.json")
-    assert search["num_scored"] == 6
-    assert all(trial["costs"]["macs"] <= 200_000 for trial in search["trials"] if trial["state"] == "scored")
-    for arch_id in search["front"]:
-        arch = Arch.from_json(read_json(finished / "front" / arch_id / "arch.json"))
-        assert arch.id == arch_id
+    search = SearchRecord.read(finished)
+    assert search.num_scored == 6
+    assert all(trial.costs.macs <= 200_000 for trial in search.trials if trial.state == "scored")
+    for arch_id in search.front:
+        assert ArchFile.read(finished / "front" / arch_id).arch.id == arch_id
 
 
 def test_metrics_have_every_step_once(finished: Path) -> None:
-    lines = list(read_jsonl(finished / "metrics.jsonl"))
-    steps = [(line["stage"], line["step"]) for line in lines if "event" not in line]
+    lines = list(metrics.read_lines(finished))
+    steps = [(line.stage, line.step) for line in lines if isinstance(line, metrics.Step)]
     assert len(steps) == len(set(steps))
     assert {stage for stage, _ in steps} >= {"supernet", *(f"retrain/{role}" for role in ROLES)}
-    assert any(line.get("event") == "monitor" for line in lines)
+    assert any(isinstance(line, metrics.Monitored) for line in lines)
 
 
 @pytest.mark.parametrize("role", ROLES)
 def test_exported_parameters_are_those_reported(finished: Path, role: str) -> None:
     model = timm.create_model(f"local-dir:{finished / 'models' / role}", pretrained=True)
-    result = read_json(finished / "models" / role / "result.json")
-    arch = Arch.from_json(read_json(finished / "models" / role / "arch.json"))
+    result = Result.read(finished / "models" / role)
+    arch = ArchFile.read(finished / "models" / role).arch
     params = sum(p.numel() for p in model.parameters())
-    assert params == result["params"] == count(arch).params
-    assert count(arch).macs == result["macs"]
+    assert params == result.params == count(arch).params
+    assert count(arch).macs == result.macs
     if role == "chosen":
-        exported = read_json(finished / "export" / "export.json")
-        assert exported["timm"]["exported_params"] == exported["onnx"]["params"] == params
-        assert exported["timm"]["max_abs_diff"] == 0
-        assert exported["timm"]["n_images"] > 30
+        exported = ExportRecord.read(finished / "export").files
+        assert exported["timm"].exported_params == exported["onnx"].params == params
+        assert exported["timm"].max_abs_diff == 0
+        assert exported["timm"].n_images > 30
 
 
 def test_the_onnx_file_computes_what_the_model_computes(finished: Path) -> None:
@@ -140,9 +141,8 @@ def test_other_images_than_the_run_began_with_are_refused(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = Path(shutil.copytree(finished, tmp_path / "run"))
-    manifest = read_json(folder / "manifest.json")
-    manifest["data"]["sha256"] = "0" * 64
-    write_json(folder / "manifest.json", manifest)
+    manifest = Manifest.read(folder)
+    replace(manifest, data=replace(manifest.data, sha256="0" * 64)).write(folder)
     (folder / "search.json").unlink()
     assert "has other images than when" in refused(["search", str(folder)], capsys)
     assert not (folder / "search.json").exists()
@@ -150,13 +150,13 @@ def test_other_images_than_the_run_began_with_are_refused(
 
 def test_specialize_and_report(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = Path(shutil.copytree(finished, tmp_path / "run"))
-    trials = [t for t in read_json(folder / "search.json")["trials"] if t["state"] == "scored"]
-    least = min(trial["costs"]["params"] for trial in trials)
+    trials = [trial for trial in SearchRecord.read(folder).trials if trial.state == "scored"]
+    least = min(trial.costs.params for trial in trials)
     assert main(["specialize", str(folder), f"budget=params<={least}"]) == 0
     said = capsys.readouterr().out
-    cheap = next(trial for trial in trials if trial["costs"]["params"] == least)
-    assert cheap["arch_id"] in said
-    model = timm.create_model(f"local-dir:{folder / 'front' / cheap['arch_id']}", pretrained=True)
+    cheap = next(trial for trial in trials if trial.costs.params == least)
+    assert cheap.arch_id in said
+    model = timm.create_model(f"local-dir:{folder / 'front' / cheap.arch_id}", pretrained=True)
     assert sum(p.numel() for p in model.parameters()) == least
     assert "none of 6 scored Archs meets the budget" in refused(
         ["specialize", str(folder), "budget=params<=1"], capsys
@@ -208,8 +208,8 @@ def test_a_latency_budget_is_measured(tmp_path: Path, capsys: pytest.CaptureFixt
     )
     assert main(argv) == 0
     assert "1000ms" in capsys.readouterr().out
-    search = read_json(folder / "search.json")
-    assert all(trial["costs"]["latency_ms"] for trial in search["trials"] if trial["state"] == "scored")
+    trials = SearchRecord.read(folder).trials
+    assert all(trial.costs.latency_ms for trial in trials if trial.state == "scored")
     impossible = words(tmp_path / "no", budget="latency<=1us@onnxruntime,batch=1")
     assert "cannot be met" in refused(impossible, capsys)
 

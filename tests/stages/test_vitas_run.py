@@ -9,14 +9,15 @@ from typing import Any
 import pytest
 from stage_help import refused, words
 
-from vitnas.arch import Arch
 from vitnas.budget import Budget
 from vitnas.cli import main
 from vitnas.cli.fields import make_run
 from vitnas.data import Augment
 from vitnas.errors import UserError
+from vitnas.model.named import ArchFile
 from vitnas.recipes import RECIPES
-from vitnas.runs import read_json
+from vitnas.records import Results
+from vitnas.sample import Found
 from vitnas.searching import feasibility
 from vitnas.space import VitasSpace
 from vitnas.stages.context import make_space
@@ -71,15 +72,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_whole_run(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    results = read_json(finished / "results.json")
-    assert [row["role"] for row in results["rows"]] == ["chosen", "hand_scaled"]
-    found = read_json(finished / "identity.json")
-    assert 0 <= found["prob"] < 1
-    (mean,) = found["means"].values()
+    rows = Results.read(finished).rows
+    assert [row.role for row in rows] == ["chosen", "hand_scaled"]
+    found = Found.read(finished)
+    assert 0 <= found.prob < 1
+    (mean,) = found.means.values()
     assert 60_000 <= mean <= 90_000
-    chosen = results["rows"][0]
-    assert 60_000 <= chosen["macs"] <= 90_000
-    arch = Arch.from_json(read_json(finished / "models" / "chosen" / "arch.json"))
+    assert 60_000 <= rows[0].macs <= 90_000
+    arch = ArchFile.read(finished / "models" / "chosen").arch
     assert main(["show", str(finished / "models" / "chosen")]) == 0
     assert arch.id in capsys.readouterr().out
 
@@ -102,7 +102,7 @@ def test_both_sides_were_trained_with_the_probability_found(finished: Path) -> N
     assert SIDES == {0, 1}
     context = Context(make_run(str(finished / "run.yaml"), {}), finished)
     assert context.supernet.sides == 2
-    assert getattr(make_sampler(context), "prob", None) == read_json(finished / "identity.json")["prob"]
+    assert getattr(make_sampler(context), "prob", None) == Found.read(finished).prob
 
 
 def test_a_second_run_of_the_same_does_nothing(finished: Path) -> None:

@@ -12,7 +12,10 @@ from typing import Any
 
 import pytest
 
-from vitnas.runs import read_json, read_jsonl
+from vitnas.data import Readings
+from vitnas.records import Manifest, Results
+from vitnas.searching import SearchRecord
+from vitnas.train import metrics
 from vitnas.train.engine import adopt_slurm
 
 HERE = Path(__file__).parent
@@ -76,8 +79,7 @@ def test_ranks_end_with_the_same_weights(seen: list[dict[str, Any]]) -> None:
 
 
 def test_metrics_have_each_step_once(seen: list[dict[str, Any]]) -> None:
-    lines = list(read_jsonl(seen[0]["folder"] / "metrics.jsonl"))
-    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert [line.step for line in metrics.read_lines(seen[0]["folder"])] == [1, 2, 3, 4]
     assert (seen[0]["folder"] / "checkpoints" / "two.safetensors").exists()
 
 
@@ -123,13 +125,13 @@ def test_a_whole_run_by_torchrun(tmp_path: Path) -> None:
     command += ["-m", "vitnas.cli", "run", "tour", f"folder={tmp_path / 'run'}", *fields]
     done = subprocess.run(command, capture_output=True, text=True, timeout=170, env=environment())
     assert done.returncode == 0, done.stderr
-    results = read_json(tmp_path / "run" / "results.json")
-    assert [row["role"] for row in results["rows"]] == ["chosen", "hand_scaled", "random_search"]
-    assert len(read_json(tmp_path / "run" / "test_reads.json")) == 1
-    assert read_json(tmp_path / "run" / "manifest.json")["processes"] == 2
-    assert read_json(tmp_path / "run" / "search.json")["num_scored"] == 6
-    lines = list(read_jsonl(tmp_path / "run" / "metrics.jsonl"))
-    steps = [(line["stage"], line["step"]) for line in lines if "event" not in line]
+    folder = tmp_path / "run"
+    assert [row.role for row in Results.read(folder).rows] == ["chosen", "hand_scaled", "random_search"]
+    assert len(Readings.read(folder).readings) == 1
+    assert Manifest.read(folder).processes == 2
+    assert SearchRecord.read(folder).num_scored == 6
+    lines = metrics.read_lines(folder)
+    steps = [(line.stage, line.step) for line in lines if isinstance(line, metrics.Step)]
     assert len(steps) == len(set(steps))
     for said in ("tour into", "Feasibility", "accuracy smallest", "Same budget, three ways", "report.html"):
         assert (

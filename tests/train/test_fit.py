@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -15,7 +14,6 @@ from torch import Tensor
 from vitnas.arch import Arch
 from vitnas.data import Augment, Data, TrainBatches, synthetic
 from vitnas.errors import UserError
-from vitnas.runs import read_jsonl
 from vitnas.sample import Draw, Fixed, Moment, Sandwich, Several, Uniform
 from vitnas.space import AutoFormerSpace, autoformer
 from vitnas.supernet import Supernet
@@ -29,6 +27,7 @@ from vitnas.train import (
     convergence_warning,
     evaluate,
     fit,
+    metrics,
     step_rng,
 )
 from vitnas.train.task import Outputs
@@ -106,7 +105,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert got.steps == want.steps
     for name, value in want.network.state_dict().items():
         torch.testing.assert_close(got.network.state_dict()[name], value, rtol=0, atol=0, msg=name)
-    steps = [r["step"] for r in read_jsonl(tmp_path / "metrics.jsonl")]
+    steps = [line.step for line in metrics.read_lines(tmp_path)]
     assert steps == list(range(1, want.steps + 1)), "lines of the killed part must not stay"
 
 
@@ -325,11 +324,12 @@ def test_monitor_and_metrics(data: Data, space: AutoFormerSpace, tmp_path: Path)
         monitor=monitor,
         folder=tmp_path,
     )
-    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    watched = [r for r in records if r.get("event") == "monitor"]
-    assert [round(r["epoch"]) for r in watched] == [1, 2]
-    assert [a["role"] for a in watched[0]["archs"]] == ["smallest", "middle", "largest", "random", "random"]
-    assert {"loss", "lr", "images_per_s", "epoch"} <= set(records[0])
+    first, *lines = metrics.read_lines(tmp_path)
+    watched = [line for line in lines if isinstance(line, metrics.Monitored)]
+    assert [round(line.epoch) for line in watched] == [1, 2]
+    assert [a.role for a in watched[0].archs] == ["smallest", "middle", "largest", "random", "random"]
+    assert isinstance(first, metrics.Step)
+    assert first.losses["loss"] > 0
 
 
 def test_monitoring_refuses_the_test_split(data: Data, space: AutoFormerSpace, tmp_path: Path) -> None:
@@ -349,7 +349,10 @@ def test_monitoring_refuses_the_test_split(data: Data, space: AutoFormerSpace, t
 )
 def test_convergence_warning(accuracies: list[list[float]], words: str | None) -> None:
     history = [
-        [{"role": r, "accuracy": a} for r, a in zip(("smallest", "largest"), row, strict=True)]
+        [
+            metrics.MonitoredArch(role=role, arch_id="", macs=1, accuracy=accuracy, loss=1, n=10)
+            for role, accuracy in zip(("smallest", "largest"), row, strict=True)
+        ]
         for row in accuracies
     ]
     warning = convergence_warning(history, num_classes=10)
@@ -471,5 +474,9 @@ def test_a_hooks_state_is_in_the_checkpoint(data: Data, space: AutoFormerSpace, 
     assert float(resumed.count) == float(whole.count) == 6
     for name, value in network.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name
-    lines = [r["count"] for r in read_jsonl(tmp_path / "cut" / "metrics.jsonl") if r.get("event") == "counts"]
+    lines = [
+        line.said["count"]
+        for line in metrics.read_lines(tmp_path / "cut")
+        if isinstance(line, metrics.Hooked)
+    ]
     assert lines == [1, 2, 3, 4, 5, 6]

@@ -7,10 +7,8 @@ from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from rich.box import SIMPLE
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from vitnas.budget import format_quantity
 from vitnas.cli.bench import bench_mixers_command
@@ -18,8 +16,10 @@ from vitnas.cli.fields import claim_folder, make_run, open_run, split_budgets, s
 from vitnas.cli.lookup import count_command, doctor_command, list_command, show_command
 from vitnas.cli.swap import swap_command
 from vitnas.errors import MissingExtra, UserError
+from vitnas.records import Family, FinalScores, Result, Results
 from vitnas.reporting import front_table, report
-from vitnas.runs import read_json
+from vitnas.reporting.sampler_plots import family
+from vitnas.reporting.tables import feasibility, to_rich
 from vitnas.stages import STAGES, Context
 from vitnas.stages.run import KINDS, Run
 from vitnas.stages.specialize import specialize
@@ -52,7 +52,7 @@ def run_command(words: list[str], console: Console) -> None:
         table = table or STAGES["prepare"](context)
         if context.engine.is_main:
             console.print(f"[bold]{run.recipe}[/bold] into {where}")
-            console.print(feasibility_table(table))
+            console.print(to_rich(feasibility(table), "Feasibility"))
         for name, stage in STAGES.items():
             if name != "prepare":
                 stage(context)
@@ -98,19 +98,9 @@ def specialize_command(words: list[str], console: Console) -> None:
     with ConsoleProgress(console) as progress:
         context = Context(open_run(folder), folder, progress)
         found = specialize(context, budgets)
-    table = Table("budget", "accuracy\nheld out", "MACs", "params", "looked at", "Arch", box=SIMPLE)
-    for special in found:
-        table.add_row(
-            special.budget,
-            f"{special.accuracy:.1%}",
-            format_quantity(special.cost.macs, "macs"),
-            format_quantity(special.cost.params, "params"),
-            f"{special.evaluated} ({special.seconds:.1f} s)",
-            special.arch.id,
-        )
-    console.print(table)
-    for special in found:
-        console.print(f"{special.arch.id}: {special.arch.describe()}\n  {special.folder}")
+    console.print(to_rich(family(Family(tuple(answer for _, answer in found)))))
+    for arch, answer in found:
+        console.print(f"{arch.id}: {arch.describe()}\n  {folder / answer.path}")
 
 
 def retrain_command(words: list[str], console: Console) -> None:
@@ -132,11 +122,10 @@ def retrain_command(words: list[str], console: Console) -> None:
         context = Context(open_run(folder), folder, progress)
         where = retrain(context, pairs["arch"], pairs.get("role"))
         if context.engine.is_main:
-            result = read_json(where / "result.json")
-            told = f"{result['holdout_accuracy']:.1%} of {result['n_holdout']} held-out images"
-            console.print(f"{where.name}: {told}, {format_quantity(result['macs'], 'macs')} MACs\n  {where}")
-            scores = folder / "test_scores.json"
-            if scores.exists() and where.name not in read_json(scores):
+            result = Result.read(where)
+            score = f"{result.holdout_accuracy:.1%} of {result.n_holdout} held-out images"
+            console.print(f"{where.name}: {score}, {format_quantity(result.macs, 'macs')} MACs\n  {where}")
+            if FinalScores.exists(folder) and where.name not in FinalScores.read(folder).scores:
                 console.print("  not in the final table, for which the test split was read once before")
         context.engine.close()
 
@@ -159,10 +148,10 @@ def finetune_command(words: list[str], console: Console) -> None:
         context = Context(make_run(str(folder / "run.yaml"), fields), folder, progress)
         where = finetune(context, role, int(size))
         if context.engine.is_main:
-            result = read_json(where / "result.json")
+            result = Result.read(where)
             console.print(
-                f"{role} at {size} pixels: {result['holdout_accuracy_before']:.1%} before and "
-                f"{result['holdout_accuracy']:.1%} after {result['epochs']:g} epochs, on {result['n_holdout']} "
+                f"{role} at {size} pixels: {result.holdout_accuracy_before:.1%} before and "
+                f"{result.holdout_accuracy:.1%} after {result.epochs:g} epochs, on {result.n_holdout} "
                 f"held-out images\n  {where}"
             )
         context.engine.close()
@@ -234,33 +223,10 @@ def one_folder(words: list[str], command: str) -> Path:
 
 def finale(folder: Path, console: Console) -> None:
     """The table a person wants, and where the files are."""
-    results = read_json(folder / "results.json")
+    results = Results.read(folder)
     console.print(front_table(results))
-    for name, path in results["files"].items():
+    for name, path in results.files.items():
         console.print(f"  {name:<13} {folder / path}")
-
-
-def feasibility_table(rows: list[dict[str, Any]]) -> Table:
-    """What the Space ranges over, and how much of it meets the budget."""
-    from vitnas.budget import format_quantity
-
-    table = Table(
-        "budget",
-        "smallest",
-        "largest",
-        "random Archs that meet it",
-        title="Feasibility",
-        title_justify="left",
-    )
-    for row in rows[:1] if len(rows) == 2 else rows:  # the last row is all limits together
-        quantity = row["quantity"].split()[0]
-        low, high = (
-            "" if row[end] is None else format_quantity(row[end], quantity)
-            for end in ("space_min", "space_max")
-        )
-        share = f"{row['share_feasible']:.1%} of {row['n']:,}" + (f" ({row['note']})" if row["note"] else "")
-        table.add_row(row["requested"] or "no limit", low, high, share)
-    return table
 
 
 COMMANDS: dict[str, Command] = {

@@ -3,7 +3,7 @@
 from vitnas.data.batches import EvalBatches, TrainBatches
 from vitnas.data.config import AUGMENTS, Augment, DataConfig
 from vitnas.data.images import Images, require_not_test
-from vitnas.data.open import Data, open_data
+from vitnas.data.open import Data, Fingerprint, Readings, open_data
 from vitnas.data.synthetic import synthetic
 
 __all__ = [
@@ -12,7 +12,9 @@ __all__ = [
     "Data",
     "DataConfig",
     "EvalBatches",
+    "Fingerprint",
     "Images",
+    "Readings",
     "TrainBatches",
     "open_data",
     "require_not_test",

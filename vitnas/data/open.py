@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from vitnas.data.schemes import open_sources
 from vitnas.data.sources import ArraySource, Pixels, Source, Subset
 from vitnas.data.splits import Opened, carve, match_classes
 from vitnas.errors import UserError
-from vitnas.runs import read_json, write_json
+from vitnas.runs import RunFile
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +29,43 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 SMALL_SIDE = 64  # pixels; images up to this keep their own size
 NUM_PROBED = 32
 NUM_SAMPLED = 2_048
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fingerprint:
+    """What was read: `counts` per split and class, names of `corrupt` images, and a hash of labels and pixels."""
+
+    dataset: str
+    image_size: int
+    in_chans: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    class_names: tuple[str, ...]
+    counts: Mapping[str, tuple[int, ...]]
+    corrupt: tuple[str, ...]
+    notes: tuple[str, ...]
+    seed: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One reading of the test split."""
+
+    when: str
+    num_images: int
+    purpose: str
+
+
+@dataclass(frozen=True)
+class Readings(RunFile):
+    """The log of who looked at the test split."""
+
+    FILE = "test_reads.json"
+    COMMAND = "vitnas evaluate"
+    REMEDY = "Restore it: it says how often the test split was read."
+
+    readings: tuple[Reading, ...]
 
 
 class Data:
@@ -89,25 +127,20 @@ class Data:
         return [*self._streamed_corrupt, *(name for store in stores for name in store.corrupt)]
 
     def open_test(self, log: Path, *, purpose: str = "final report") -> Images:
-        """Return the test split; append the time, the number of images and `purpose` to the JSON list `log`."""
-        records = read_json(log) if log.exists() else []
+        """Return the test split; append the time, the number of images and `purpose` to `log` (see `Readings`)."""
+        earlier = Readings.load(log).readings if log.exists() else ()
         if self._test_store is None:
             form = self.train.form
             store = Store(self._test, form, whole=False, on_corrupt=self.config.on_corrupt)
             store.load(len(self._test) * form.image_size**2 * form.in_chans)
             self._test_store = store
         images = Images(self._test_store, "test")
-        record = {
-            "when": datetime.now(UTC).isoformat(timespec="seconds"),
-            "num_images": len(images),
-            "purpose": purpose,
-        }
-        write_json(log, [*records, record])
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        Readings((*earlier, Reading(now, len(images), purpose))).save(log)
         return images
 
-    def fingerprint(self) -> dict[str, Any]:
-        """Return what was read, JSON-able: dataset, sizes, counts per split and class, corrupt images, and a
-        hash.
+    def fingerprint(self) -> Fingerprint:
+        """Return what was read.
 
         The hash covers the labels of train and holdout and the decoded pixels of up to 64 images of each.
         """
@@ -117,24 +150,23 @@ class Data:
             for position in _spread(len(images), 64):
                 pixels = images.read(position)
                 digest.update(b"unreadable" if pixels is None else images.store.fit(pixels).numpy().tobytes())
-        test_counts = torch.bincount(torch.as_tensor(self._test.targets), minlength=self.num_classes)
-        return {
-            "dataset": self.config.dataset,
-            "image_size": self.image_size,
-            "in_chans": self.in_chans,
-            "mean": list(self.mean),
-            "std": list(self.std),
-            "class_names": list(self.class_names),
-            "counts": {
+        return Fingerprint(
+            dataset=self.config.dataset,
+            image_size=self.image_size,
+            in_chans=self.in_chans,
+            mean=self.mean,
+            std=self.std,
+            class_names=tuple(self.class_names),
+            counts={
                 "train": _counts(self.train.targets, self.num_classes),
                 "holdout": _counts(self.holdout.targets, self.num_classes),
-                "test": test_counts.tolist(),
+                "test": _counts(torch.as_tensor(self._test.targets), self.num_classes),
             },
-            "corrupt": self.corrupt,
-            "notes": list(self.notes),
-            "seed": self.config.seed,
-            "sha256": digest.hexdigest(),
-        }
+            corrupt=tuple(self.corrupt),
+            notes=tuple(self.notes),
+            seed=self.config.seed,
+            sha256=digest.hexdigest(),
+        )
 
     @classmethod
     def from_arrays(
@@ -286,9 +318,8 @@ def _spread(count: int, most: int) -> list[int]:
     return list(range(count)) if count <= most else [i * count // most for i in range(most)]
 
 
-def _counts(targets: Tensor, num_classes: int) -> list[int]:
-    counts: list[int] = torch.bincount(targets, minlength=num_classes).tolist()
-    return counts
+def _counts(targets: Tensor, num_classes: int) -> tuple[int, ...]:
+    return tuple(torch.bincount(targets, minlength=num_classes).tolist())
 
 
 def _pixels(images: Any, what: str) -> Pixels:

@@ -12,7 +12,7 @@ import gc
 import tempfile
 import time
 from collections.abc import Callable, Hashable, Mapping, MutableMapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,15 +81,6 @@ class Latency:
     def spread(self) -> float:
         """Interquartile range as a share of the median."""
         return (self.p75_ms - self.p25_ms) / self.median_ms
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Latency:
-        """Read what `to_json` wrote."""
-        return cls(**value)
 
     def __str__(self) -> str:
         doubt = "" if self.trusted else f", not trusted: spread {self.spread:.0%}"

@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from vitnas.arch import Arch
 from vitnas.errors import UserError, nearest
 from vitnas.grids import ImageSize, size_text
 from vitnas.model.net_id import arch_of_net_id, net_id_of
 from vitnas.model.published import PUBLISHED
-from vitnas.runs import read_json
+from vitnas.runs import RunFile
 
 NET_ID = "vitas:"
 
@@ -68,37 +68,69 @@ def find_arch(name: str, also: Iterable[str] = ()) -> Named:
         return Named(name, PUBLISHED[name], is_file=False)
     path = Path(name) / "arch.json" if Path(name).is_dir() else Path(name)
     if path.suffix == ".json":
-        found = read_json(path)
-        is_told = isinstance(found, dict) and isinstance(found.get("arch"), dict)
-        try:
-            arch = Arch.from_json(found["arch"] if is_told else found)
-        except UserError as error:
-            raise UserError(f"{path}: {error}") from error
-        return Named(str(found["name"]) if is_told and "name" in found else arch.id, arch, is_file=True)
+        found = ArchFile.load(path)
+        return Named(found.name or found.arch.id, found.arch, is_file=True)
     known = (*PUBLISHED, *also)
     what = "model, recipe or arch.json" if also else "model, arch.json or ViTAS code"
     raise UserError(f"{name!r} is no {what}; known are {', '.join(known)}.{nearest(name, known)}")
 
 
-def told(arch: Arch, kind: str, **more: Any) -> dict[str, Any]:
-    """What chosen.json says of an Arch, for people first; `find_arch` reads it back.
+@dataclass(frozen=True)
+class ArchFile(RunFile):
+    """arch.json: an Arch beside its weights. Any file that holds one as `arch` is read too, as chosen.json does."""
 
-    Args:
-        kind: of its Space, which begins its name (`vitas-p16-d154-l7-3f9a1c2b`).
-        more: what else is known of it.
+    FILE = "arch.json"
+    COMMAND = "vitnas retrain"
+
+    arch: Arch
+    name: str | None = None
+
+    @classmethod
+    def from_json(cls, value: Any) -> Self:
+        is_named = isinstance(value, dict) and isinstance(value.get("arch"), dict)
+        arch = Arch.from_json(value["arch"] if is_named else value)
+        return cls(arch, str(value["name"]) if is_named and "name" in value else None)
+
+    def to_json(self) -> dict[str, Any]:
+        return self.arch.to_json()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen(RunFile):
+    """The search's answer, for people first; `find_arch` reads it back.
+
+    `name` begins with its Space's kind (`vitas-p16-d154-l7-3f9a1c2b`); `net_id` is ViTAS's code, where it has one.
     """
-    try:
-        code = " ".join(map(str, net_id_of(arch)))
-    except UserError:  # only ViTAS's own Spaces have one
-        code = None
-    return {
-        "name": f"{kind}-p{arch.patch_size}-{arch.id}",
-        "about": arch.describe(),
-        "blocks": [_line(index, arch) for index in range(arch.depth)],
-        **({"net_id": code} if code else {}),
-        **more,
-        "arch": arch.to_json(),
-    }
+
+    FILE = "chosen.json"
+    COMMAND = "vitnas search"
+
+    name: str
+    about: str
+    blocks: tuple[str, ...]
+    net_id: str | None
+    macs: int
+    params: int
+    supernet_accuracy: float
+    budget: str
+    recipe: str
+    arch: Arch
+
+    @classmethod
+    def of(cls, arch: Arch, kind: str, **found: Any) -> Self:
+        """`kind` is its Space's; `found` is what the search knows of it."""
+        try:
+            code = " ".join(map(str, net_id_of(arch)))
+        except UserError:  # only ViTAS's own Spaces have one
+            code = None
+        return cls(
+            name=f"{kind}-p{arch.patch_size}-{arch.id}",
+            about=arch.describe(),
+            blocks=tuple(_line(index, arch) for index in range(arch.depth)),
+            net_id=code,
+            arch=arch,
+            **found,
+        )
 
 
 def _line(index: int, arch: Arch) -> str:

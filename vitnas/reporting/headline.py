@@ -3,26 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 from vitnas.arch import Arch
-from vitnas.budget import Budget, Limit, format_quantity
-from vitnas.errors import UserError
-from vitnas.reporting.files import Record, RunFiles
-from vitnas.reporting.tables import (
-    MISSING,
-    Table,
-    accuracy_text,
-    is_number,
-    number,
-    percent,
-    result_rows,
-    size,
-)
+from vitnas.budget import Budget, Cost, Limit, format_quantity
+from vitnas.reporting.files import RunFiles
+from vitnas.reporting.tables import MISSING, Table, accuracy_text, number, percent, size
 
 # Path in the run folder -> what it is, in the order shown.
 FILES = {
@@ -71,81 +60,52 @@ def stages(run: RunFiles) -> list[tuple[str, bool]]:
     return [(name, all((run.folder / path).exists() for path in paths)) for name, paths in STAGES.items()]
 
 
-def chosen_record(run: RunFiles) -> dict[str, Any]:
-    """What is known of the chosen Model: the search's costs, then its result, then the final row."""
-    record: dict[str, Any] = {}
-    for trial in run.search.get("trials", []):
-        if trial.get("arch_id") == run.chosen_id and run.chosen_id:
-            costs = trial.get("costs", {})
-            record = {
-                **costs,
-                "memory_bytes": costs.get("memory"),
-                "supernet_accuracy": trial.get("values", {}).get("accuracy"),
-            }
-            break
-    row = next((row for row in result_rows(run) if row["role"] == "chosen"), {})
-    return {**record, **{key: value for key, value in row.items() if value is not None}}
-
-
 def sentence(run: RunFiles) -> str:
     """The chosen Arch, its cost and its accuracy in one sentence, or why there is none."""
     if not run.chosen_id:
         return "No Arch is chosen yet: the search stage has not finished."
-    record = chosen_record(run)
     what = (
         run.chosen.describe() if run.chosen else f"Arch {run.chosen_id} (its arch.json is not in the folder)"
     )
-    cost = f"{number(record.get('params'))} params, {number(record.get('macs'), 'MACs')}"
-    if is_number(record.get("test_accuracy")):
-        accuracy = accuracy_text(record["test_accuracy"], record.get("n_test"), "test")
-    elif is_number(record.get("holdout_accuracy")):
-        accuracy = (
-            f"{accuracy_text(record['holdout_accuracy'], record.get('n_holdout'), 'holdout')}; test {MISSING}"
-        )
-    elif is_number(record.get("supernet_accuracy")):
-        accuracy = f"{percent(record['supernet_accuracy'])} with inherited weights; not retrained yet"
+    cost, model = _cost(run), run.models.get("chosen")
+    known = f"{number(cost.params)} params, {number(cost.macs, 'MACs')}" if cost else f"cost {MISSING}"
+    if model and model.test_accuracy is not None:
+        accuracy = accuracy_text(model.test_accuracy, model.n_test, "test")
+    elif model:
+        accuracy = f"{accuracy_text(model.holdout_accuracy, model.n_holdout, 'holdout')}; test {MISSING}"
+    elif run.chosen_trial:
+        accuracy = f"{percent(run.chosen_trial.values['accuracy'])} with inherited weights; not retrained yet"
     else:
         accuracy = f"accuracy {MISSING}"
-    return f"{what}, {cost}: {accuracy}"
+    return f"{what}, {known}: {accuracy}"
 
 
 def why(run: RunFiles) -> str:
     """One sentence on why this Arch: what it was picked from."""
-    search = run.search
-    if not search or not run.chosen_id:
+    if not run.search or not run.chosen_id:
         return ""
-    front = run.search.get("front", [])
-    text = f"Picked from {number(search.get('num_scored'))} scored Archs"
-    if is_number(search.get("num_rejected")):
-        text += f" ({number(search['num_rejected'])} more were rejected unscored)"
-    place = "on" if run.chosen_id in front else "NOT on"
-    return f"{text}; it is {place} the Pareto front of {len(front)}."
+    place = "on" if run.chosen_id in run.search.front else "NOT on"
+    return (
+        f"Picked from {run.search.num_scored} scored Archs ({run.search.num_rejected} more were rejected unscored); it "
+        f"is {place} the Pareto front of {len(run.search.front)}."
+    )
 
 
 def budget_table(run: RunFiles) -> tuple[Table, str]:
     """The chosen Model against each limit with its margin, and the verdict in words."""
-    text = str(run.search.get("budget") or "")
+    text = run.search.budget if run.search else ""
     if not text:
         return Table((), ()), "No budget is recorded."
-    try:
-        budget = Budget.parse(text)
-    except UserError as error:
-        return Table((), ()), f"The budget {text!r} cannot be read: {error}"
-    record = chosen_record(run)
-    rows, met = [], []
-    for limit in budget.limits:
-        value = _cost(record, limit)
+    cost, rows, met = _cost(run), [], []
+    for limit in Budget.parse(text).limits:
+        value = None
+        if cost and (limit.quantity != "latency" or limit.target in cost.latency_ms):
+            value = cost.value(limit.quantity, limit.target)
         shown = MISSING if value is None else format_quantity(value, limit.quantity)
         inside = None if value is None else not limit.misses(value)
         met.append(inside)
-        rows.append(
-            (
-                str(limit),
-                shown,
-                _margin(limit, value),
-                {True: "met", False: "MISSED", None: "not known"}[inside],
-            )
-        )
+        verdict = {True: "met", False: "MISSED", None: "not known"}[inside]
+        rows.append((str(limit), shown, _margin(limit, value), verdict))
     verdict = (
         "Budget missed." if False in met else "Budget not fully checked." if None in met else "Budget met."
     )
@@ -154,18 +114,13 @@ def budget_table(run: RunFiles) -> tuple[Table, str]:
     return Table(("Limit", "Chosen", "Margin", "Verdict"), tuple(rows), numeric=(1, 2)), verdict
 
 
-def _cost(record: Record, limit: Limit) -> float | None:
-    if limit.quantity == "memory":
-        value = record.get("memory_bytes", record.get("memory"))
-    elif limit.quantity == "latency":
-        value = record.get("latency_ms")
-        if isinstance(value, Mapping):
-            value = value.get(limit.target, value.get("median_ms"))
-        if isinstance(value, Mapping):
-            value = value.get("median_ms")
-    else:
-        value = record.get(limit.quantity)
-    return float(value) if is_number(value) else None
+def _cost(run: RunFiles) -> Cost | None:
+    """What the chosen Model costs: the search's figures, latency as measured last."""
+    trial, timed = run.chosen_trial, run.latencies.get("chosen", {})
+    if trial is None:
+        return None
+    measured = {target: latency.median_ms for target, latency in timed.items()}
+    return replace(trial.costs, latency_ms={**trial.costs.latency_ms, **measured})
 
 
 def _margin(limit: Limit, value: float | None) -> str:

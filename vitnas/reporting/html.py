@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,9 @@ from plotly.offline import get_plotlyjs
 from vitnas.arch import Arch
 from vitnas.counting import parts
 from vitnas.reporting import drawing, headline, plots, sampler_plots, tables
-from vitnas.reporting.files import Record, RunFiles, read_run, stage_label
+from vitnas.reporting.files import RunFiles, read_run, stage_label
 from vitnas.runs import write_atomic
+from vitnas.train import metrics
 
 # With fewer pairs than this a rank correlation says nothing.
 MIN_PAIRS = 5
@@ -47,7 +47,7 @@ def render(run: RunFiles, page: Path) -> str:
         "name": run.folder.resolve().name,
         "problems": run.problems,
         "stages": headline.stages(run),
-        "command": str(run.manifest.get("command", "")),
+        "command": run.manifest.command if run.manifest else "",
         "headline": headline.sentence(run),
         "why": headline.why(run),
         "budget": headline.budget_table(run),
@@ -61,10 +61,10 @@ def render(run: RunFiles, page: Path) -> str:
         **_sampler(run, figures),
         **_architecture(run.chosen, figures),
         **_correlation(run, figures),
-        "feasibility": tables.feasibility(run.feasibility),
-        "latency": tables.latency(run.latency),
-        "export": tables.export(run.export, run.folder),
-        "manifest": tables.keyed(run.manifest),
+        "feasibility": run.feasibility and tables.feasibility(run.feasibility),
+        "latency": run.latency and tables.latency(run.latency),
+        "export": run.export and tables.export(run.export),
+        "manifest": run.manifest and tables.keyed(run.manifest),
         "test_reads": _test_reads(run),
     }
     # "<" cannot end the script element early once it is written as an escape, which JSON reads back as "<".
@@ -88,59 +88,52 @@ def _keep(figures: dict[str, plots.Figure], name: str, figure: plots.Figure | No
 
 
 def _search(run: RunFiles, figures: dict[str, plots.Figure]) -> dict[str, Any]:
+    if run.search is None:
+        return {"search": None, "holdout": _holdout(run)}
     _keep(figures, "front", plots.front(run))
     _keep(figures, "hypervolume", plots.hypervolume(run.search))
-    scored = sum(trial.get("state") == "scored" for trial in run.search.get("trials", []))
     return {
         "search": run.search,
-        "num_points": scored,
-        "thinned": scored > plots.MAX_POINTS,
+        "thinned": run.search.num_scored > plots.MAX_POINTS,
         "holdout": _holdout(run),
-        "search_seconds": tables.number(run.search.get("seconds"), "s"),
+        "search_seconds": tables.number(run.search.seconds, "s"),
         "rejections": tables.rejections(run.search),
     }
 
 
 def _sampler(run: RunFiles, figures: dict[str, plots.Figure]) -> dict[str, Any]:
-    quantity = str(run.sampler.get("quantity", "macs"))
-    _keep(figures, "sampler_cost", sampler_plots.cost_ratio(run.metrics, quantity))
-    _keep(figures, "sampler_entropy", sampler_plots.entropy(run.metrics))
-    _keep(figures, "sampler_gain", sampler_plots.gain(run.metrics))
-    _keep(figures, "sampler_prefers", sampler_plots.preferences(run.sampler))
+    summary, looks = run.sampler, run.looks
+    if summary:
+        _keep(figures, "sampler_prefers", sampler_plots.preferences(summary))
+    _keep(figures, "sampler_cost", sampler_plots.cost_ratio(looks, summary.quantity if summary else "macs"))
+    _keep(figures, "sampler_entropy", sampler_plots.entropy(looks))
+    _keep(figures, "sampler_gain", sampler_plots.gain(looks))
     return {
-        "has_sampler": bool(run.sampler or sampler_plots.told(run.metrics)),
-        "sampler_compared": sampler_plots.compared(run.sampler),
-        "family": sampler_plots.family(run.family),
+        "has_sampler": bool(summary or looks),
+        "sampler_compared": summary and sampler_plots.compared(summary),
+        "family": run.family and sampler_plots.family(run.family),
     }
 
 
 def _holdout(run: RunFiles) -> str:
-    """The split that scores come from, with its n where the manifest counts its images."""
-    data = run.manifest.get("data")
-    counts = data.get("counts") if isinstance(data, Mapping) else None
-    n = counts.get("holdout") if isinstance(counts, Mapping) else None
-    n = sum(n) if isinstance(n, list) and all(map(tables.is_number, n)) else n
-    return (
-        f"the holdout carved out of train ({f'n = {n} images' if tables.is_number(n) else 'n not recorded'})"
-    )
+    """The split that scores come from, with its n."""
+    n = sum(run.manifest.data.counts["holdout"]) if run.manifest else None
+    return f"the holdout carved out of train ({'n not recorded' if n is None else f'n = {n} images'})"
 
 
 def _training(run: RunFiles, figures: dict[str, plots.Figure]) -> dict[str, Any]:
-    retrained = sorted(
-        {str(line.get("stage")) for line in run.metrics if str(line.get("stage")).startswith("retrain")}
-    )
+    retrained = sorted({line.stage for line in run.metrics if line.stage.startswith("retrain")})
     stages = {stage: stage_label(stage) for stage in retrained}
     _keep(figures, "supernet", plots.curves(run.metrics, {"supernet": "supernet"}))
     _keep(figures, "monitor", plots.monitor(run.metrics))
     _keep(figures, "retrain", plots.curves(run.metrics, stages))
     _keep(figures, "retrain_accuracy", plots.retrain_accuracy(run.metrics, stages))
-    warnings = [_warning(line) for line in run.metrics if line.get("event") == "warning"]
+    warnings = [
+        f"{line.stage}, step {line.step}: {line.text}"
+        for line in run.metrics
+        if isinstance(line, metrics.Warned)
+    ]
     return {"warnings": list(dict.fromkeys(warnings))}
-
-
-def _warning(line: Record) -> str:
-    when = next((f", {key} {line[key]}" for key in ("epoch", "step") if tables.is_number(line.get(key))), "")
-    return f"{line.get('stage', 'run')}{when}: {line.get('text', line.get('message', 'no text'))}"
 
 
 def _architecture(arch: Arch | None, figures: dict[str, plots.Figure]) -> dict[str, Any]:
@@ -174,29 +167,25 @@ def block_costs(arch: Arch) -> list[tuple[str, int, int, int, int]]:
 
 
 def _correlation(run: RunFiles, figures: dict[str, plots.Figure]) -> dict[str, Any]:
-    points: Sequence[Record] = run.correlation.get("points", [])
-    _keep(figures, "correlation", plots.correlation(points, run.chosen_id))
-    n = run.correlation.get("n", len(points))
-    tau, rho = run.correlation.get("kendall_tau"), run.correlation.get("spearman")
-    if not run.correlation:
-        text = ""
-    elif n < MIN_PAIRS:
-        text = (
-            f"n = {n} Archs: too few to tell whether the Supernet ranks them right ({MIN_PAIRS} are needed)."
-        )
+    found = run.correlation
+    if found is None:
+        return {"correlation_text": "", "correlation_how": ""}
+    _keep(figures, "correlation", plots.correlation(found.points, run.chosen_id))
+    if found.n < MIN_PAIRS:
+        text = f"n = {found.n} Archs: too few to tell whether the Supernet ranks them right ({MIN_PAIRS} are needed)."
+    elif found.kendall_tau is None or found.spearman is None:
+        text = f"n = {found.n} Archs: {found.note}"
     else:
-        shown = [f"{value:.2f}" if tables.is_number(value) else tables.MISSING for value in (tau, rho)]
-        text = f"Kendall's tau {shown[0]}, Spearman's rho {shown[1]}, n = {n} Archs."
-    return {"correlation_text": text, "correlation_how": str(run.correlation.get("how", ""))}
+        text = f"Kendall's tau {found.kendall_tau:.2f}, Spearman's rho {found.spearman:.2f}, n = {found.n} Archs."
+    return {"correlation_text": text, "correlation_how": found.how}
 
 
 def _test_reads(run: RunFiles) -> str:
     """How often, when and what for the test split was read."""
-    if run.test_reads is None:
-        return tables.MISSING
-    reads = [
-        f"{r.get('when', '?')}, {r.get('num_images', '?')} images, {r.get('purpose', '?')}"
-        for r in run.test_reads
-    ]
-    times = "once" if len(reads) == 1 else "never" if not reads else f"{len(reads)} times"
-    return f"{times} ({'; '.join(reads)})" if reads else times
+    reads = (
+        [f"{r.when}, {r.num_images} images, {r.purpose}" for r in run.test_reads.readings]
+        if run.test_reads
+        else []
+    )
+    times = "once" if len(reads) == 1 else f"{len(reads)} times"
+    return f"{times} ({'; '.join(reads)})" if reads else "never"

@@ -12,13 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from vitnas.errors import UserError
-from vitnas.reporting.files import Record, RunFiles
-from vitnas.reporting.tables import is_number, number, percent, size
-from vitnas.space import space_from_json
+from vitnas.records import RankedArch
+from vitnas.reporting.files import RunFiles
+from vitnas.reporting.tables import number, percent, size
+from vitnas.searching import Objective, SearchRecord, TrialRecord
+from vitnas.train import metrics
 
 Figure = dict[str, Any]
-Point = tuple[float, float, Record]
+Point = tuple[float, float, TrialRecord]
 
 # Mid tones: legible on white and on near-black.
 BLUE, ORANGE, GREEN, PURPLE, RED, GREY = "#4a86c5", "#d98836", "#3f9f78", "#8f74c9", "#cc5a5a", "#8b919c"
@@ -32,28 +33,26 @@ COST_TITLES = {
     "macs": "MACs",
     "params": "Parameters",
     "memory": "Peak memory (bytes)",
-    "latency_ms": "Latency (ms)",
     "latency": "Latency (ms)",
 }
 
 
 def front(run: RunFiles) -> Figure | None:
     """Every scored trial by cost and accuracy, the front as a line, the chosen one marked; None without any."""
-    trials = [trial for trial in run.search.get("trials", []) if trial.get("state") == "scored"]
-    score, cost = axes(run.search)
-    points = [
-        (x, y, trial)
-        for trial in trials
-        if (x := _of(trial, cost)) is not None and (y := _of(trial, score)) is not None
-    ]
-    if not points:
+    trials = [trial for trial in run.search.trials if trial.state == "scored"] if run.search else []
+    if not run.search or not trials:
         return None
-    front_ids = set(run.search.get("front", []))
+    score, cost = axes(run.search)
+    points: list[Point] = [
+        (cost.value(trial.values, trial.costs), score.value(trial.values, trial.costs), trial)
+        for trial in trials
+    ]
+    front_ids = set(run.search.front)
     describe = describer(run)
     step = -(-len(points) // MAX_POINTS)
-    others = [p for i, p in enumerate(points) if p[2].get("arch_id") not in front_ids and i % step == 0]
-    best = _unique(sorted((p for p in points if p[2].get("arch_id") in front_ids), key=lambda p: p[:2]))
-    chosen = [p for p in best or points if p[2].get("arch_id") == run.chosen_id][:1]
+    others = [p for i, p in enumerate(points) if p[2].arch_id not in front_ids and i % step == 0]
+    best = sorted((p for p in points if p[2].arch_id in front_ids), key=lambda p: p[:2])
+    chosen = [p for p in best if p[2].arch_id == run.chosen_id]
 
     def marks(which: Sequence[Point], name: str, **more: Any) -> Figure:
         prefix = "" if name == "scored" else f"{name}<br>"
@@ -74,69 +73,46 @@ def front(run: RunFiles) -> Figure | None:
             cliponaxis=False, marker={"size": 17, "symbol": "star", "color": RED},
         ),
     ]  # fmt: skip
-    y_axis = _percent_axis([p[1] for p in points]) if score == "accuracy" else {}
-    y_title = "Accuracy, inherited weights" if score == "accuracy" else score
-    x_axis = {} if "latency" in cost else {"tickformat": "~s"}
-    return _figure(data, _axis(COST_TITLES.get(cost, cost), **x_axis), _axis(y_title, **y_axis))
+    y_axis = axis("Accuracy, inherited weights", **percent_axis([p[1] for p in points]))
+    x_axis = {} if cost.quantity == "latency" else {"tickformat": "~s"}
+    return figure(data, axis(COST_TITLES[cost.quantity], **x_axis), y_axis)
 
 
 def _in_order(points: Sequence[Point]) -> dict[str, Any]:
     """Markers coloured from early to late: by generation where the searcher has them, else by trial number."""
-    name = "generation" if any(is_number(p[2].get("generation")) for p in points) else "number"
-    order = [p[2].get(name) or 0 for p in points]
-    title = {"text": "trial" if name == "number" else name, "side": "right", "font": {"size": 12}}
+    has_generations = any(trial.generation is not None for *_, trial in points)
+    order = [(trial.generation or 0) if has_generations else trial.number for *_, trial in points]
+    title = {"text": "generation" if has_generations else "trial", "side": "right", "font": {"size": 12}}
     return {
         "size": 6, "opacity": 0.75, "color": order, "colorscale": ORDER_SCALE, "showscale": len(set(order)) > 1,
         "colorbar": {"title": title, "thickness": 8, "len": 0.6, "outlinewidth": 0},
     }  # fmt: skip
 
 
-def axes(search: Record) -> tuple[str, str]:
-    """Return the names of the objective drawn upwards and of the cost drawn sideways."""
-    objectives = [(str(o.get("name", "")), o.get("direction")) for o in search.get("objectives", [])]
-    score = next((name for name, direction in objectives if direction == "maximize"), "accuracy")
-    cost = next((name for name, direction in objectives if direction == "minimize"), "macs")
-    return score, cost
+def axes(search: SearchRecord) -> tuple[Objective, Objective]:
+    """The objective drawn upwards (the first, accuracy) and the cost drawn sideways."""
+    costs = [objective for objective in search.objectives if objective.quantity in COST_TITLES]
+    return search.objectives[0], (costs or [Objective("macs", "minimize")])[0]
 
 
-def describer(run: RunFiles) -> Callable[[Record], str]:
+def describer(run: RunFiles) -> Callable[[TrialRecord], str]:
     """Return a function that says a trial in a few hover lines: id, values, costs, and its Arch or genes."""
-    genes = _genes(run)
+    genes = [(gene.name, gene.options) for gene in run.space.genes] if run.space else []
 
-    def describe(trial: Record) -> str:
-        costs, values, arch_id = (
-            trial.get("costs", {}),
-            trial.get("values", {}),
-            str(trial.get("arch_id", "")),
+    def describe(trial: TrialRecord) -> str:
+        lines = [f"<b>{escape(trial.arch_id)}</b>  trial {trial.number}"]
+        for name, value in trial.values.items():
+            lines.append(escape(f"{name} {percent(value, 2) if name == 'accuracy' else number(value)}"))
+        costs = trial.costs
+        lines.append(
+            f"{number(costs.macs, 'MACs')}, {number(costs.params)} params, {size(costs.memory_bytes)}"
         )
-        lines = [f"<b>{escape(arch_id)}</b>  trial {trial.get('number', '?')}"]
-        for name, value in values.items():
-            if name not in costs:
-                lines.append(
-                    f"{escape(str(name))} {percent(value, 2) if name == 'accuracy' else number(value)}"
-                )
-        params = f"{number(costs.get('params'))} params"
-        lines.append(", ".join((number(costs.get("macs"), "MACs"), params, size(costs.get("memory")))))
-        if "latency_ms" in costs:
-            latency = costs["latency_ms"]
-            named = latency.items() if isinstance(latency, Mapping) else [("latency", latency)]
-            lines += [f"{escape(str(name))}: {value:.3g} ms" for name, value in named if is_number(value)]
-        if arch_id in run.archs:
-            return "<br>".join([*lines, escape(run.archs[arch_id].describe())])
-        return "<br>".join(lines + _gene_lines(genes, trial.get("genes") or []))
+        lines += [escape(f"{target}: {value:.3g} ms") for target, value in costs.latency_ms.items()]
+        if trial.arch_id in run.archs:
+            return "<br>".join([*lines, escape(run.archs[trial.arch_id].describe())])
+        return "<br>".join(lines + _gene_lines(genes, trial.genes))
 
     return describe
-
-
-def _genes(run: RunFiles) -> list[tuple[str, Sequence[Any]]]:
-    """Names and options of the Space's genes: as space.json lists them, else from the Space that it says."""
-    if "genes" in run.space:
-        return [(str(gene.get("name", "")), gene.get("options", ())) for gene in run.space["genes"]]
-    try:
-        return [(gene.name, gene.options) for gene in space_from_json(run.space).genes] if run.space else []
-    except UserError as error:
-        run.problems.append(f"space.json: {error}")
-        return []
 
 
 def _gene_lines(genes: Sequence[tuple[str, Sequence[Any]]], indices: Sequence[int]) -> list[str]:
@@ -145,114 +121,101 @@ def _gene_lines(genes: Sequence[tuple[str, Sequence[Any]]], indices: Sequence[in
         return []
     grouped: dict[str, list[str]] = {}
     for (name, options), index in zip(genes, indices, strict=True):
-        value = str(options[index]) if 0 <= index < len(options) else "?"
-        grouped.setdefault(re.sub(r"[.\[]?\d+\]?", "", name), []).append(value)
+        grouped.setdefault(re.sub(r"[.\[]?\d+\]?", "", name), []).append(str(options[index]))
     depth = grouped.get("depth", ["?"])[0]
     if depth.isdigit():
         grouped = {name: values[: int(depth)] for name, values in grouped.items()}
     return [escape(f"{name}: {' '.join(values)}") for name, values in grouped.items()][:8]
 
 
-def hypervolume(search: Record) -> Figure | None:
+def hypervolume(search: SearchRecord) -> Figure | None:
     """Dominated hypervolume against the number of scored Archs."""
-    points = [p for p in search.get("hypervolume", []) if len(p) == 2 and is_number(p[0]) and is_number(p[1])]
-    if len(points) < 2:
+    if len(search.hypervolume) < 2:
         return None
-    line = _line([(p[0], p[1]) for p in points], "hypervolume", BLUE, "%{y:.4g} after %{x} Archs")
-    line["line"]["shape"] = "hv"
-    return _figure([line], _axis("Scored Archs"), _axis("Hypervolume"))
+    points = line(search.hypervolume, "hypervolume", BLUE, "%{y:.4g} after %{x} Archs")
+    points["line"]["shape"] = "hv"
+    return figure([points], axis("Scored Archs"), axis("Hypervolume"))
 
 
-def curves(metrics: Sequence[Record], stages: Mapping[str, str]) -> Figure | None:
+def curves(lines: Sequence[metrics.Line], stages: Mapping[str, str]) -> Figure | None:
     """Loss above learning rate against epochs, one line per stage. `stages` maps a stage to its label."""
     data: list[Figure] = []
     for (stage, label), colour in zip(stages.items(), itertools.cycle(COLOURS)):
-        lines = [line for line in metrics if line.get("stage") == stage and is_number(line.get("loss"))]
-        for axis, key in (("y", "loss"), ("y2", "lr")):
-            points = thin([(_when(line), line[key]) for line in lines if is_number(line.get(key))])
+        steps = [each for each in lines if isinstance(each, metrics.Step) and each.stage == stage]
+        for side, key in (("y", "loss"), ("y2", "lr")):
+            points = thin([(s.epoch, s.losses["loss"] if key == "loss" else s.lr) for s in steps])
             if points:
                 hover = f"{escape(label)}: {key} %{{y:.4g}} at epoch %{{x:.1f}}"
-                more = {"yaxis": axis, "legendgroup": label, "showlegend": axis == "y"}
-                data.append({**_line(points, label, colour, hover), **more})
+                more = {"yaxis": side, "legendgroup": label, "showlegend": side == "y"}
+                data.append({**line(points, label, colour, hover), **more})
     if not data:
         return None
-    lr = _axis("lr", rangemode="tozero", nticks=4, exponentformat="e")
-    return _figure(data, _axis("Epoch", rangemode="tozero"), _axis("Loss"), lr, legend=len(stages) > 1)
+    lr = axis("lr", rangemode="tozero", nticks=4, exponentformat="e")
+    return figure(data, axis("Epoch", rangemode="tozero"), axis("Loss"), lr, legend=len(stages) > 1)
 
 
-def monitor(metrics: Sequence[Record]) -> Figure | None:
+def monitor(lines: Sequence[metrics.Line]) -> Figure | None:
     """Accuracy of the smallest, middle, largest and random Archs while the Supernet trains."""
     series: dict[tuple[str, str], list[tuple[float, float]]] = {}
     n = 0
-    for line in metrics:
-        if line.get("event") == "monitor" and line.get("stage", "supernet") == "supernet":
-            for arch in line.get("archs", []):
-                if is_number(arch.get("accuracy")):
-                    key = str(arch.get("role", "?")), str(arch.get("arch_id", ""))
-                    series.setdefault(key, []).append((_when(line), float(arch["accuracy"])))
-                    n = arch.get("n", n)
+    for each in lines:
+        if not isinstance(each, metrics.Monitored) or each.stage != "supernet":
+            continue
+        for arch in each.archs:
+            series.setdefault((arch.role, arch.arch_id), []).append((each.epoch, arch.accuracy))
+            n = arch.n
     if not series:
         return None
     known = {"random": GREY, "smallest": ORANGE, "middle": BLUE, "largest": GREEN}
     data: list[Figure] = []
-    for (role, arch_id), points in sorted(
-        series.items(), key=lambda item: [*known, item[0][0]].index(item[0][0])
-    ):
-        hover = f"{escape(role)} {escape(arch_id)}<br>%{{y:.1%}} at epoch %{{x:.1f}}{f', n = {n} images' if n else ''}"
-        line = _line(points, role, known.get(role, PURPLE), hover, dots=True)
+    for (role, arch_id), points in sorted(series.items(), key=lambda item: list(known).index(item[0][0])):
+        hover = f"{role} {escape(arch_id)}<br>%{{y:.1%}} at epoch %{{x:.1f}}, n = {n} images"
         first = all(other["name"] != role for other in data)
-        data.append({**line, "legendgroup": role, "showlegend": first})
+        drawn = line(points, role, known[role], hover, dots=True)
+        data.append({**drawn, "legendgroup": role, "showlegend": first})
     values = [value for points in series.values() for _, value in points]
-    y_axis = _axis("Accuracy, inherited weights", **_percent_axis(values))
-    return _figure(data, _axis("Epoch"), y_axis, legend=True)
+    y_axis = axis("Accuracy, inherited weights", **percent_axis(values))
+    return figure(data, axis("Epoch"), y_axis, legend=True)
 
 
-def retrain_accuracy(metrics: Sequence[Record], stages: Mapping[str, str]) -> Figure | None:
-    """Accuracy on the holdout during retraining, where the metrics hold one."""
+def retrain_accuracy(lines: Sequence[metrics.Line], stages: Mapping[str, str]) -> Figure | None:
+    """Accuracy on the holdout during retraining, where `retrain.train.monitor_every` asks for it."""
     data, values = [], []
     for (stage, label), colour in zip(stages.items(), itertools.cycle(COLOURS)):
-        points = [
-            (_when(line), float(value))
-            for line in metrics
-            if line.get("stage") == stage and is_number(value := _accuracy(line)) and value is not None
-        ]
+        watched = [each for each in lines if isinstance(each, metrics.Monitored) and each.stage == stage]
+        points = [(each.epoch, each.archs[0].accuracy) for each in watched]
         if points:
-            values += [p[1] for p in points]
-            hover = f"{escape(label)}: %{{y:.1%}} at epoch %{{x:.1f}}"
-            data.append(_line(points, label, colour, hover, dots=True))
+            values += [value for _, value in points]
+            hover = f"{escape(label)}: %{{y:.1%}} at epoch %{{x:.1f}}, n = {watched[0].archs[0].n} images"
+            data.append(line(points, label, colour, hover, dots=True))
     if not data:
         return None
-    return _figure(data, _axis("Epoch"), _axis("Holdout accuracy", **_percent_axis(values)), legend=True)
+    return figure(data, axis("Epoch"), axis("Holdout accuracy", **percent_axis(values)), legend=True)
 
 
-def correlation(points: Sequence[Record], chosen_id: str) -> Figure | None:
+def correlation(points: Sequence[RankedArch], chosen_id: str) -> Figure | None:
     """Accuracy after training against the Supernet's prediction, the chosen Arch named."""
-    pairs = [
-        p for p in points if is_number(p.get("supernet_accuracy")) and is_number(p.get("trained_accuracy"))
-    ]
-    if not pairs:
+    if not points:
         return None
-    x, y = [p["supernet_accuracy"] for p in pairs], [p["trained_accuracy"] for p in pairs]
-    is_chosen = [p.get("arch_id") == chosen_id for p in pairs]
+    x, y = [p.supernet_accuracy for p in points], [p.trained_accuracy for p in points]
+    is_chosen = [p.arch_id == chosen_id for p in points]
     marks = {
         "type": "scatter", "x": x, "y": y, "mode": "markers+text", "name": "Archs",
         "marker": {"size": 9, "color": [RED if chosen else BLUE for chosen in is_chosen]},
         "text": ["chosen" if chosen else "" for chosen in is_chosen], "textposition": "top center",
-        "customdata": [escape(f"{p.get('arch_id', '')}, {number(p.get('macs'), 'MACs')}") for p in pairs],
+        "customdata": [escape(f"{p.arch_id}, {number(p.macs, 'MACs')}") for p in points],
         "hovertemplate": "%{customdata}<br>predicted %{x:.1%}, trained %{y:.1%}<extra></extra>",
     }  # fmt: skip
-    x_axis = _axis("Supernet's prediction", **_percent_axis(x))
-    return _figure([marks], x_axis, _axis("Accuracy after training", **_percent_axis(y)))
+    x_axis = axis("Supernet's prediction", **percent_axis(x))
+    return figure([marks], x_axis, axis("Accuracy after training", **percent_axis(y)))
 
 
-def costs(blocks: Sequence[tuple[str, int, int, int, int]]) -> Figure | None:
+def costs(blocks: Sequence[tuple[str, int, int, int, int]]) -> Figure:
     """MACs and params of the stem, every block and the head, stacked.
 
     Args:
         blocks: (label, attention MACs, MLP MACs, other MACs, params) in order.
     """
-    if not blocks:
-        return None
     data = []
     columns = (
         ("attention", 1, BLUE),
@@ -269,11 +232,11 @@ def costs(blocks: Sequence[tuple[str, int, int, int, int]]) -> Figure | None:
                 "yaxis": "y2" if name == "params" else "y", "showlegend": name != "params",
             }
         )  # fmt: skip
-    axes_xy = (_axis("", type="category"), _axis("MACs", tickformat="~s"), _axis("Params", tickformat="~s"))
-    figure = _figure(data, *axes_xy, legend=True)
-    figure["layout"] |= {"barmode": "stack", "bargap": 0.25}
-    figure["layout"]["legend"]["traceorder"] = "normal"
-    return figure
+    axes_xy = (axis("", type="category"), axis("MACs", tickformat="~s"), axis("Params", tickformat="~s"))
+    drawn = figure(data, *axes_xy, legend=True)
+    drawn["layout"] |= {"barmode": "stack", "bargap": 0.25}
+    drawn["layout"]["legend"]["traceorder"] = "normal"
+    return drawn
 
 
 def thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -283,28 +246,7 @@ def thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return [(g[-1][0], sum(p[1] for p in g) / len(g)) for g in groups]
 
 
-def _accuracy(line: Record) -> Any:
-    """The accuracy that a line holds, bare or of the one Arch that was monitored."""
-    archs = line.get("archs", [])
-    return archs[0].get("accuracy") if len(archs) == 1 else line.get("accuracy", line.get("holdout_accuracy"))
-
-
-def _when(line: Record) -> float:
-    epoch = line.get("epoch")
-    return float(epoch) if epoch is not None and is_number(epoch) else float(line.get("step", 0))
-
-
-def _of(trial: Record, name: str) -> float | None:
-    value = trial.get("values", {}).get(name, trial.get("costs", {}).get(name))
-    return float(value) if is_number(value) else None
-
-
-def _unique(points: list[tuple[float, float, Record]]) -> list[tuple[float, float, Record]]:
-    """Drop repeats of one Arch: a front has each once."""
-    return list({str(point[2].get("arch_id")): point for point in points}.values())
-
-
-def _line(
+def line(
     points: Sequence[tuple[float, float]], name: str, colour: str, hover: str, *, dots: bool = False
 ) -> Figure:
     mode = "lines+markers" if dots or len(points) == 1 else "lines"
@@ -315,11 +257,11 @@ def _line(
     }  # fmt: skip
 
 
-def _axis(title: str, **more: Any) -> dict[str, Any]:
+def axis(title: str, **more: Any) -> dict[str, Any]:
     return {"title": {"text": title, "standoff": 12}, "automargin": True, "zeroline": False, **more}
 
 
-def _figure(
+def figure(
     data: list[Figure],
     x: dict[str, Any],
     y: dict[str, Any],
@@ -342,7 +284,7 @@ def _figure(
     return {"data": data, "layout": layout}
 
 
-def _percent_axis(values: Sequence[float]) -> dict[str, Any]:
+def percent_axis(values: Sequence[float]) -> dict[str, Any]:
     """Room around the values, more above for labels, and never a hair's width."""
     low, high = min(values), max(values)
     margin = max(0.08 * (high - low), 0.004)

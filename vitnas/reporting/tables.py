@@ -6,19 +6,24 @@ A number that is not in the run folder is shown as "not measured"; nothing is ev
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import rich.box
 import rich.table
 from rich.markup import escape
 
-from vitnas.reporting.files import ROLES, Record, RunFiles
+from vitnas.budget import format_quantity
+from vitnas.measure.latency import Latency
+from vitnas.records import ExportRecord, LatencyRecord, Result, Results
+from vitnas.reporting.files import RunFiles, role_name
+from vitnas.runs import to_json
+from vitnas.searching import Feasibility, SearchRecord
 
 MISSING = "not measured"
 MAX_LISTED = 20  # longer lists of the manifest are cut there, and say so
+WAYS = {2: "two", 3: "three"}
 
 
 @dataclass(frozen=True)
@@ -47,14 +52,9 @@ def wilson(correct: int, n: int, z: float = 1.959964) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def is_number(value: Any) -> bool:
-    """Say whether `value` is a finite int or float."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def number(value: Any, unit: str = "", digits: int = 3) -> str:
+def number(value: float | None, unit: str = "", digits: int = 3) -> str:
     """Format with k, M, G, T and `digits` significant digits: 1280000000 with unit "MACs" is "1.28 GMACs"."""
-    if not is_number(value):
+    if value is None:
         return MISSING
     scaled, prefix = float(value), ""
     for larger in ("k", "M", "G", "T"):
@@ -62,227 +62,144 @@ def number(value: Any, unit: str = "", digits: int = 3) -> str:
             break
         scaled, prefix = scaled / 1000, larger
     whole = not prefix and float(value).is_integer()
-    text = f"{scaled:.0f}" if whole else _significant(scaled, digits)
+    text = f"{scaled:.0f}" if whole else significant(scaled, digits)
     return f"{text} {prefix}{unit}".rstrip() if unit else f"{text}{prefix}"
 
 
-def _significant(value: float, digits: int) -> str:
+def significant(value: float, digits: int = 3) -> str:
+    """With so many digits, none of them an exponent."""
     if value == 0:
         return "0"
-    rounded = float(
-        f"{value:.{digits - 1}e}"
-    )  # first, as 0.9996 has one digit less behind the point once it is 1.00
+    # Rounded first, as 0.9996 has one digit less behind the point once it is 1.00.
+    rounded = float(f"{value:.{digits - 1}e}")
     decimals = max(0, digits - 1 - math.floor(math.log10(abs(rounded))))
     return f"{rounded:.{decimals}f}"
 
 
-def size(value: Any) -> str:
+def size(value: float | None) -> str:
     """Format bytes with decimal prefixes: "23.5 MB"."""
     return number(value, "B")
 
 
-def percent(value: Any, digits: int = 1) -> str:
-    """Format a fraction as a percentage. A number outside 0..1 is shown as it is, marked as no fraction."""
-    if not is_number(value):
+def percent(value: float | None, digits: int = 1) -> str:
+    """Format a fraction as a percentage."""
+    return MISSING if value is None else f"{100 * value:.{digits}f} %"
+
+
+def interval(accuracy: float | None, n: int | None) -> str:
+    """Return "95.7-99.0 %", the 95 % Wilson interval of an accuracy on `n` images, or that there is none."""
+    if accuracy is None or n is None:
         return MISSING
-    return f"{100 * value:.{digits}f} %" if 0 <= value <= 1 else f"{value} (not a fraction)"
-
-
-def interval(accuracy: Any, n: Any) -> str:
-    """Return "95.7-99.0 %", the 95 % Wilson interval of an accuracy on `n` images, or "" without one."""
-    if not (is_number(accuracy) and is_number(n) and 0 <= accuracy <= 1 and n >= 1):
-        return ""
-    low, high = wilson(round(accuracy * n), int(n))
+    low, high = wilson(round(accuracy * n), n)
     return f"{100 * low:.1f}–{100 * high:.1f} %"
 
 
-def accuracy_text(accuracy: Any, n: Any, split: str) -> str:
+def accuracy_text(accuracy: float, n: int | None, split: str) -> str:
     """Return "97.8 % on 360 test images (95 % CI 95.7-99.0 %)"."""
-    if not is_number(accuracy):
-        return MISSING
-    if not is_number(n):
-        return f"{percent(accuracy)} on {split} images (n not recorded)"
-    between = interval(accuracy, n)
-    return f"{percent(accuracy)} on {int(n)} {split} images" + (f" (95 % CI {between})" if between else "")
+    return f"{percent(accuracy)} on {n} {split} images (95 % CI {interval(accuracy, n)})"
 
 
-def latency_text(value: Any) -> str:
-    """Return "1.20 ms (p10 1.10, p90 1.40)" for a latency record or a bare median in ms.
-
-    Several records by name ("onnxruntime", "torch") become one line, separated by semicolons.
-    """
-    if is_number(value):
-        return f"{_significant(float(value), 3)} ms (spread {MISSING})"
-    if not isinstance(value, Mapping):
-        return MISSING
-    median = value.get("median_ms", value.get("median"))
-    if is_number(median):
-        return f"{_significant(float(median), 3)} ms{_spread(value)}"
-    named = [f"{name}: {latency_text(part)}" for name, part in value.items() if latency_text(part) != MISSING]
-    return "; ".join(named) or MISSING
+def latency_text(latency: Latency) -> str:
+    """Return "7.41 ms (p5 7.10, p95 7.80)"."""
+    return f"{significant(latency.median_ms)} ms ({_range(latency)})"
 
 
-def _spread(record: Record) -> str:
-    """Return " (p5 7.1, p95 7.8)" from the widest pair of percentiles there is."""
-    for low, high in (("p05", "p95"), ("p10", "p90"), ("p25", "p75")):
-        ends = [record.get(f"{name}_ms", record.get(name)) for name in (low, high)]
-        if all(is_number(end) for end in ends):
-            first, last = (_significant(float(end or 0), 3) for end in ends)
-            return f" (p{int(low[1:])} {first}, {high} {last})"
-    return f" (spread {MISSING})"
-
-
-def role_name(role: str) -> str:
-    """Return the words for a role of the models folder; an unknown role is its own name."""
-    return ROLES.get(role, role)
-
-
-def result_rows(run: RunFiles) -> list[dict[str, Any]]:
-    """Return one record per compared Model: the final table's rows, completed from each model's own result.
-
-    Keys used: name, arch_id, params, macs, memory_bytes, test_accuracy, n_test, latency_ms, holdout_accuracy.
-    """
-    rows: list[dict[str, Any]] = []
-    taken: set[str] = set()
-    for row in run.results.get("rows", []):
-        role = str(row.get("role", row.get("name", "")))
-        role = next((key for key, words in ROLES.items() if role in (key, words)), role)
-        taken.add(role)
-        known = {key: value for key, value in row.items() if value is not None}
-        rows.append({**run.models.get(role, {}), **known, "role": role, "name": role_name(role)})
-    for role, result in run.models.items():
-        if role not in taken:
-            rows.append({**result, "role": role, "name": role_name(role)})
-    return rows
+def _range(latency: Latency) -> str:
+    return f"p5 {significant(latency.p05_ms)}, p95 {significant(latency.p95_ms)}"
 
 
 def comparison(run: RunFiles) -> Table:
-    """Chosen Arch against the hand-scaled ViT and random search."""
-    rows = []
-    records = result_rows(run)
-    for row in records:
-        rows.append((str(row["name"]), *_result_cells(row), str(row.get("arch_id", ""))))
-    strong = next((i for i, row in enumerate(records) if row["role"] == "chosen"), -1)
+    """Chosen Arch against the hand-scaled ViT, random search and whatever else was trained."""
+    rows, latencies = [], run.latencies
+    for role, result in run.models.items():
+        times = [f"{target}: {latency_text(each)}" for target, each in latencies.get(role, {}).items()]
+        accuracy, between, *cost = _result_cells(result)
+        cells = (accuracy, between, str(result.n_test or MISSING), *cost, size(result.memory_bytes))
+        rows.append((role_name(role), *cells, "; ".join(times) or MISSING, result.arch_id))
+    strong = list(run.models).index("chosen") if "chosen" in run.models else -1
     headers = (
-        "Model",
-        "Test accuracy",
-        "95 % CI",
-        "n",
-        "Params",
-        "MACs",
-        "Peak memory",
-        "Latency, median",
-        "Arch",
-    )
+        "Model", "Test accuracy", "95 % CI", "n", "Params", "MACs", "Peak memory", "Latency, median", "Arch"
+    )  # fmt: skip
     return Table(headers, tuple(rows), numeric=(1, 2, 3, 4, 5, 6, 7), strong=strong)
 
 
-def _result_cells(row: Record) -> tuple[str, ...]:
-    accuracy, n = row.get("test_accuracy"), row.get("n_test")
+def _result_cells(result: Result) -> tuple[str, ...]:
     return (
-        percent(accuracy),
-        interval(accuracy, n) or MISSING,
-        str(n) if is_number(n) else MISSING,
-        number(row.get("params")),
-        number(row.get("macs")),
-        size(row.get("memory_bytes", row.get("memory"))),
-        latency_text(row.get("latency_ms")),
+        percent(result.test_accuracy),
+        interval(result.test_accuracy, result.n_test),
+        number(result.params),
+        number(result.macs),
     )
 
 
-def front_table(results: Mapping[str, Any]) -> rich.table.Table:
-    """Make the table that ends a run from the content of results.json: one row per Model, accuracy on the test split.
+def front_table(results: Results) -> rich.table.Table:
+    """Make the table that ends a run: one row per Model, accuracy on the test split.
 
     Latency is the median; its spread, device and the rest are in the report.
     """
-    rows = results.get("rows", [])
-    targets = list(dict.fromkeys(name for row in rows for name in _by_target(row)))
-    tested = {row.get("n_test") for row in rows if is_number(row.get("n_test"))}
-    title = "Same budget, three ways to spend it"
-    if len(tested) == 1:  # in the title, so that the table fits 80 columns
-        title += f"; accuracy on {tested.pop()} test images"
-    table = rich.table.Table(title=title, title_justify="left", box=rich.box.SIMPLE, padding=(0, 0, 0, 1))
+    targets = list(dict.fromkeys(target for row in results.rows for target in row.latency_ms))
+    (n,) = {row.n_test for row in results.rows}  # one reading serves all
+    ways = len(results.rows) if all(row.asked is None for row in results.rows) else 1
+    title = f"Same budget, {WAYS[ways]} ways to spend it; accuracy" if ways > 1 else "Accuracy"
+    table = rich.table.Table(
+        title=f"{title} on {n} test images",  # in the title, so that the table fits 80 columns
+        title_justify="left",
+        box=rich.box.SIMPLE,
+        padding=(0, 0, 0, 1),
+    )
     headers = ("Model", "Accuracy", "95 % CI", "Params", "MACs")
     for header in (*headers, *("ms\n" + target.replace(",", "\n") for target in targets)):
         side: Literal["left", "right"] = "left" if header == "Model" else "right"
         table.add_column(escape(header), justify=side, no_wrap=True, vertical="bottom")
-    for row in rows:
-        role = str(row.get("role", row.get("name", "")))
-        measured = _by_target(row)
-        times = [_significant(measured[target], 3) if target in measured else MISSING for target in targets]
-        name = role_name(role) + (", from the supernet" if row.get("from") == "inherited" else "")
-        accuracy, between, n, params, macs, *_ = _result_cells(row)
-        between += "" if len(tested) < 2 else f" (n = {n})"
-        cells = (name, accuracy, between, params, macs, *times)
-        table.add_row(*map(escape, cells), style="bold" if role == "chosen" else None)
+    for row in results.rows:
+        times = [
+            significant(row.latency_ms[target].median_ms) if target in row.latency_ms else MISSING
+            for target in targets
+        ]
+        name = role_name(row.role) + (", from the supernet" if row.start == "inherited" else "")
+        cells = (name, *_result_cells(row), *times)
+        table.add_row(*map(escape, cells), style="bold" if row.role == "chosen" else None)
     return table
 
 
-def _by_target(row: Record) -> dict[str, float]:
-    """Median latency in ms by target."""
-    latency = row.get("latency_ms")
-    if not isinstance(latency, Mapping):
-        return {"latency": float(str(latency))} if is_number(latency) else {}
-    if is_number(latency.get("median_ms")):
-        return {str(latency.get("target", latency.get("runtime", "latency"))): float(latency["median_ms"])}
-    return {
-        str(name): float(part["median_ms"])
-        for name, part in latency.items()
-        if isinstance(part, Mapping) and is_number(part.get("median_ms"))
-    }
-
-
-def rejections(search: Record) -> Table:
+def rejections(search: SearchRecord) -> Table:
     """Why Archs were rejected, most frequent reason first."""
-    counts = search.get("rejections", {})
-    rows = sorted(
-        ((str(reason), int(count)) for reason, count in counts.items()), key=lambda row: (-row[1], row[0])
-    )
-    return Table(
-        ("Reason", "Archs rejected"), tuple((reason, str(count)) for reason, count in rows), numeric=(1,)
-    )
+    rows = sorted(search.rejections.items(), key=lambda row: (-row[1], row[0]))
+    return Table(("Reason", "Archs rejected"), tuple((why, str(count)) for why, count in rows), numeric=(1,))
 
 
-def feasibility(rows: Sequence[Record]) -> Table:
+def feasibility(found: Feasibility) -> Table:
     """What the Space can reach, and how much of it the budget leaves."""
     cells = []
-    for row in rows:
-        unit = str(row.get("unit", ""))
-        cells.append(
-            (
-                str(row.get("quantity", "")),
-                _quantity(row.get("space_min"), unit),
-                _quantity(row.get("space_max"), unit),
-                str(row.get("requested", "") or "no bound"),
-                percent(row.get("share_feasible")),
-                str(row["n"]) if is_number(row.get("n")) else MISSING,
-                str(row.get("note", "") or ""),
-            )
-        )
-    headers = (
-        "Quantity",
-        "Smallest in the Space",
-        "Largest",
-        "Requested",
-        "Share that fits",
-        "n drawn",
-        "Note",
-    )
-    return Table(headers, tuple(cells), numeric=(1, 2, 4, 5))
+    for row in found.rows[:1] if len(found.rows) == 2 else found.rows:  # the last row is all limits together
+        quantity = row.quantity.partition(" ")[0]
+        ends = [
+            "" if end is None else format_quantity(end, quantity) for end in (row.space_min, row.space_max)
+        ]
+        share = f"{percent(row.share_feasible)} of {row.n:,}" if row.n else MISSING
+        cells.append((row.requested or "no limit", *ends, share, row.note))
+    headers = ("Budget", "Smallest in the Space", "Largest", "Random Archs that meet it", "Note")
+    return Table(headers, tuple(cells), numeric=(1, 2, 3))
 
 
-def _quantity(value: Any, unit: str) -> str:
-    if unit in ("ms", "s", "%"):
-        return f"{_significant(float(value), 3)} {unit}" if is_number(value) else MISSING
-    return number(value, {"bytes": "B", "elements": "", "": ""}.get(unit, unit))
+def to_rich(table: Table, title: str = "") -> rich.table.Table:
+    """The same for a terminal; columns in which nothing stands are left out."""
+    shown = [i for i in range(len(table.headers)) if any(row[i] for row in table.rows)]
+    drawn = rich.table.Table(title=title or None, title_justify="left", box=rich.box.SIMPLE)
+    for i in shown:
+        side: Literal["left", "right"] = "right" if i in table.numeric else "left"
+        drawn.add_column(table.headers[i], justify=side, no_wrap=i == 0)
+    for row in table.rows:
+        drawn.add_row(*(escape(row[i]) for i in shown))
+    return drawn
 
 
-def keyed(record: Record) -> Table:
-    """Two columns, key and value; nested records become dotted keys, long lists are cut."""
-    return Table(("Key", "Value"), tuple(_flat(record)))
+def keyed(record: Any) -> Table:
+    """Two columns, key and value, of a file; nested records become dotted keys, long lists are cut."""
+    return Table(("Key", "Value"), tuple(_flat(to_json(record))))
 
 
-def _flat(record: Record, prefix: str = "") -> list[tuple[str, str]]:
+def _flat(record: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     rows: list[tuple[str, str]] = []
     for key, value in record.items():
         if isinstance(value, Mapping):
@@ -297,83 +214,49 @@ def _flat(record: Record, prefix: str = "") -> list[tuple[str, str]]:
     return rows
 
 
-def latency(records: Sequence[Record]) -> Table:
+def latency(record: LatencyRecord) -> Table:
     """Every latency with what it depends on."""
     rows = []
-    for row in records:
-        cells = [_pick(row, *keys) for _, keys in _LATENCY_COLUMNS]
-        median, _, spread = latency_text(row).partition(" (")
-        ratio = row.get("ratio_to_reference")
-        shown = _significant(float(ratio), 3) if ratio is not None and is_number(ratio) else MISSING
-        rows.append((*cells, median, spread.rstrip(")") or MISSING, shown, _trust(row)))
-    headers = (
-        *(header for header, _ in _LATENCY_COLUMNS),
-        "Median",
-        "Spread",
-        "Ratio to reference",
-        "Trusted",
-    )
-    return Table(headers, tuple(rows), numeric=tuple(range(2, len(headers) - 1)))
-
-
-def _trust(row: Record) -> str:
-    trusted = row.get("trusted")
-    if not isinstance(trusted, bool):
-        return MISSING
-    low, middle, high = (row.get(f"{name}_ms") for name in ("p25", "median", "p75"))
-    if trusted or not (is_number(low) and is_number(middle) and is_number(high) and middle):
-        return "yes" if trusted else "no"
-    return f"no: IQR {100 * ((high or 0) - (low or 0)) / middle:.0f} % of median"
-
-
-# Header -> keys that may hold it.
-_LATENCY_COLUMNS = (
-    ("Runtime", ("runtime", "name")),
-    ("Device", ("device",)),
-    ("Batch", ("batch",)),
-    ("Threads", ("threads",)),
-    ("Dtype", ("dtype",)),
-    ("Warm-up", ("warmup",)),
-    ("Runs", ("runs",)),
-)
-
-
-def export(record: Record, folder: Path) -> Table:
-    """How each exported file compares with the Model it came from. Paths are shown from `folder` where inside it."""
-    rows = []
-    for name, check in record.items():
-        if isinstance(check, Mapping):
-            path = Path(_pick(check, "path"))
-            inside = path.is_absolute() and path.is_relative_to(folder.resolve())
-            noise = check.get("real_images") is False
-            rows.append(
-                (
-                    name,
-                    (path.relative_to(folder.resolve()) if inside else path).as_posix(),
-                    _difference(check.get("max_abs_diff")),
-                    percent(check.get("top1_agreement")),
-                    _pick(check, "n_images") + (" (noise)" if noise else ""),
-                    number(check.get("params")),
-                    number(check.get("exported_params")),
-                    str(check.get("opset") or ""),
-                    " ".join(map(str, check.get("problems") or ())),
-                )
+    for row in record.rows:
+        each = row.latency
+        cells = (each.runtime, each.device, each.batch, each.threads, each.dtype, each.warmup, each.runs)
+        spread = f"no: IQR {100 * each.spread:.0f} % of median"
+        rows.append(
+            (
+                role_name(row.role),
+                *map(str, cells),
+                f"{significant(each.median_ms)} ms",
+                _range(each),
+                significant(each.ratio_to_reference),
+                "yes" if each.trusted else spread,
             )
+        )
+    headers = (
+        "Model", "Runtime", "Device", "Batch", "Threads", "Dtype", "Warm-up", "Runs", "Median", "Spread",
+        "Ratio to reference", "Trusted",
+    )  # fmt: skip
+    return Table(headers, tuple(rows), numeric=tuple(range(3, len(headers) - 1)))
+
+
+def export(record: ExportRecord) -> Table:
+    """How each exported file compares with the Model it came from."""
+    rows = []
+    for name, file in record.files.items():
+        rows.append(
+            (
+                name,
+                file.path,
+                "0, bit for bit" if file.max_abs_diff == 0 else f"{file.max_abs_diff:.1e}",
+                percent(file.top1_agreement),
+                str(file.n_images),
+                number(file.params),
+                number(file.exported_params),
+                str(file.opset or ""),
+                " ".join(file.problems),
+            )
+        )
     headers = (
         "Format", "File", "Largest difference of logits", "Same top-1", "n images", "Params of Model", "of file",
         "Opset", "Problems",
     )  # fmt: skip
     return Table(headers, tuple(rows), numeric=(2, 3, 4, 5, 6, 7))
-
-
-def _difference(value: Any) -> str:
-    if not is_number(value):
-        return MISSING
-    return "0, bit for bit" if value == 0 else f"{value:.1e}"
-
-
-def _pick(record: Record, *keys: str) -> str:
-    for key in keys:
-        if record.get(key) is not None:
-            return str(record[key])
-    return MISSING

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ import numpy.typing as npt
 from vitnas.arch import Arch
 from vitnas.budget import Budget, Limit, format_quantity
 from vitnas.errors import UserError
+from vitnas.runs import RunFile
 from vitnas.sample.sampler import Draw, Given, SamplerConfig
 from vitnas.space import Matrix, Space, VitasSpace
 
@@ -50,6 +51,22 @@ class Identity:
         return [Draw(arch=space.decode(genes[0].tolist()))]
 
 
+@dataclass(frozen=True)
+class Found(RunFile):
+    """The probability found, and the mean of every limited quantity there, by the limit's text."""
+
+    FILE = "identity.json"
+
+    prob: float
+    means: Mapping[str, float]
+
+    def __str__(self) -> str:
+        means = "; ".join(f"{limit}: {value:.4g}" for limit, value in self.means.items())
+        return f"identity probability {self.prob:g}" + (
+            f" (mean cost of the Archs drawn, {means})" if means else ""
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class IdentityConfig(SamplerConfig):
     """One random Arch per step, whose slots hold the identity with `identity_prob`.
@@ -58,6 +75,7 @@ class IdentityConfig(SamplerConfig):
     """
 
     kind = "identity"
+    settles = Found
 
     identity_prob: float | None = None
 
@@ -71,26 +89,15 @@ class IdentityConfig(SamplerConfig):
     def build(self, space: Space, given: Given) -> Identity:
         if self.identity_prob is not None:
             return Identity(space, self.identity_prob)
-        assert given.settled is not None, "the probability is found before training"
-        return Identity(space, float(given.settled["prob"]))
+        assert isinstance(given.settled, Found), "the probability is found before training"
+        return Identity(space, given.settled.prob)
 
     @property
     def is_settled(self) -> bool:
         return self.identity_prob is not None
 
-    def settle(
-        self, space: Space, budget: Budget, *, seed: int, measures: Mapping[str, Measure]
-    ) -> dict[str, Any]:
-        found = identity_probability(space, budget, seed=seed, measures=measures)
-        return {"prob": found.prob, "means": dict(found.means)}
-
-
-@dataclass(frozen=True)
-class Found:
-    """The probability found, and the mean of every limited quantity there, by the limit's text."""
-
-    prob: float
-    means: Mapping[str, float]
+    def settle(self, space: Space, budget: Budget, *, seed: int, measures: Mapping[str, Measure]) -> Found:
+        return identity_probability(space, budget, seed=seed, measures=measures)
 
 
 def identity_probability(

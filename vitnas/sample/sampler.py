@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Protocol
 from vitnas.arch import Arch
 from vitnas.budget import Budget
 from vitnas.errors import UserError
+from vitnas.runs import RunFile
 from vitnas.space import Space
 
 
@@ -79,7 +80,7 @@ class Given:
 
     images: Any = None
     cost_of: Callable[[str], Any] | None = None
-    settled: Mapping[str, Any] | None = None
+    settled: RunFile | None = None
     seed: int = 0
 
 
@@ -89,6 +90,7 @@ class SamplerConfig(ABC):
 
     kind: ClassVar[str]
     answers: ClassVar[bool] = False  # once trained, it can be asked for the Archs of a budget
+    settles: ClassVar[type[RunFile] | None] = None  # the file of what has to be found before any training
 
     @abstractmethod
     def build(self, space: Space, given: Given) -> Sampler:
@@ -104,7 +106,7 @@ class SamplerConfig(ABC):
 
     def settle(
         self, space: Space, budget: Budget, *, seed: int, measures: Mapping[str, Callable[[Arch], float]]
-    ) -> Mapping[str, Any]:
+    ) -> RunFile:
         """What has to be found once, before any training; see `is_settled`."""
         raise NotImplementedError
 

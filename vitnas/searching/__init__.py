@@ -10,7 +10,7 @@ from vitnas.searching.random_search import RandomSearch
 from vitnas.searching.search import Evaluator, search
 from vitnas.searching.searchers import SEARCHERS
 from vitnas.searching.study import Study
-from vitnas.searching.trial import NothingLeftError, Searcher, Trial
+from vitnas.searching.trial import NothingLeftError, Searcher, SearchRecord, Trial, TrialRecord
 
 __all__ = [
     "DEFAULT_OBJECTIVES",
@@ -27,10 +27,12 @@ __all__ = [
     "OptunaSearch",
     "Problem",
     "RandomSearch",
+    "SearchRecord",
     "Searcher",
     "Study",
     "Tpe",
     "Trial",
+    "TrialRecord",
     "ViTResNASEvolution",
     "VitasEvolution",
     "feasibility",

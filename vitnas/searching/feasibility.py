@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
 from vitnas.arch import Arch
 from vitnas.budget import Budget, Limit, format_quantity
 from vitnas.errors import UserError
+from vitnas.runs import RunFile
 from vitnas.searching.latency import Build, LatencyMeter, measure_ms, meters_of
 from vitnas.searching.problem import Problem
 from vitnas.space import Genes, Space
@@ -46,14 +46,12 @@ class FeasibilityRow:
 
 
 @dataclass(frozen=True)
-class Feasibility:
+class Feasibility(RunFile):
     """The table: one row per limit, and one for all limits together."""
 
-    rows: tuple[FeasibilityRow, ...]
+    FILE = "feasibility.json"
 
-    def to_json(self) -> list[dict[str, Any]]:
-        """What feasibility.json holds."""
-        return [asdict(row) for row in self.rows]
+    rows: tuple[FeasibilityRow, ...]
 
 
 def feasibility(
@@ -180,15 +178,3 @@ def _refuse_outside(
 
 def _show(value: float | None, limit: Limit) -> str:
     return "?" if value is None else format_quantity(value, limit.quantity)
-
-
-def table_rows(rows: Sequence[FeasibilityRow]) -> list[tuple[str, str, str, str]]:
-    """(requested, range in the space, share of Archs, note) as text, for a terminal or a page."""
-    result = []
-    for row in rows:
-        quantity = row.quantity.partition(" ")[0]
-        ends = [None if v is None else format_quantity(v, quantity) for v in (row.space_min, row.space_max)]
-        span = "" if None in ends else f"{ends[0]} to {ends[1]}"
-        share = "not measured" if row.n == 0 else f"{100 * row.share_feasible:.3g} % of {row.n}"
-        result.append((row.requested or "no limits", span, share, row.note))
-    return result

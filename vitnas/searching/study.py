@@ -42,7 +42,7 @@ from vitnas.searching.rows import (
     record,
 )
 from vitnas.searching.storage import started, this_host
-from vitnas.searching.trial import NothingLeftError, Searcher, State, Trial
+from vitnas.searching.trial import NothingLeftError, Searcher, SearchRecord, State, Trial
 from vitnas.space import Genes, Space
 
 logger = logging.getLogger(__name__)
@@ -217,8 +217,8 @@ class Study:
         """(scored Trials so far, hypervolume) where it grows; see `pareto.hypervolume_history`."""
         return hypervolume_history(self._points(self.scored()))
 
-    def summary(self) -> dict[str, Any]:
-        """What search.json holds: objectives, Budget, counts, every Trial, the front, the chosen Arch."""
+    def summary(self) -> SearchRecord:
+        """What search.json holds."""
         rows = self._rows()
         trials = [trial for trial in self._history(rows) if trial.state != "running"]
         rejections: dict[str, int] = {}
@@ -228,19 +228,19 @@ class Study:
         scored = [trial for trial in trials if trial.state == "scored"]
         starts = [row.datetime_start for row in rows if row.datetime_start]
         ends = [row.datetime_complete for row in rows if row.datetime_complete]
-        return {
-            "objectives": [{"name": o.name, "direction": o.direction} for o in self.problem.objectives],
-            "budget": self.problem.budget.text,
-            "seed": self.seed,
-            "num_scored": len(scored),
-            "num_rejected": sum(trial.state == "rejected" for trial in trials),
-            "rejections": rejections,
-            "trials": [trial.to_json() for trial in trials],
-            "front": [trial.arch.id for trial in self.front()],
-            "chosen": self.best().arch.id if scored else None,
-            "hypervolume": [list(point) for point in self.hypervolume()],
-            "seconds": (max(ends) - min(starts)).total_seconds() if ends else 0.0,
-        }
+        return SearchRecord(
+            objectives=self.problem.objectives,
+            budget=self.problem.budget.text,
+            seed=self.seed,
+            num_scored=len(scored),
+            num_rejected=sum(trial.state == "rejected" for trial in trials),
+            rejections=rejections,
+            trials=tuple(trial.record() for trial in trials),
+            front=tuple(trial.arch.id for trial in self.front()),
+            chosen=self.best().arch.id if scored else None,
+            hypervolume=tuple(self.hypervolume()),
+            seconds=(max(ends) - min(starts)).total_seconds() if ends else 0.0,
+        )
 
     def close(self) -> None:
         """Let go of the storage's connections."""

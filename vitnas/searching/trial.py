@@ -7,12 +7,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar, Literal, Protocol, Self
+from typing import ClassVar, Literal, Protocol, Self
 
 from vitnas.arch import Arch
 from vitnas.budget import Cost
 from vitnas.errors import UserError
-from vitnas.searching.problem import Problem
+from vitnas.runs import RunFile
+from vitnas.searching.problem import Objective, Problem
 from vitnas.space import Genes, Space
 
 State = Literal["running", "scored", "rejected", "failed"]
@@ -52,25 +53,55 @@ class Trial:
         """The Arch that the genes stand for."""
         return self.space.decode(self.genes)
 
-    def to_json(self) -> dict[str, Any]:
-        """The record that search.json and the report hold."""
-        costs: dict[str, Any] = {
-            "macs": self.cost.macs,
-            "params": self.cost.params,
-            "memory": self.cost.memory_bytes,
-        }
-        if self.cost.latency_ms:
-            costs["latency_ms"] = dict(self.cost.latency_ms)
-        return {
-            "number": self.number,
-            "arch_id": self.arch.id,
-            "genes": list(self.genes),
-            "values": dict(self.values),
-            "costs": costs,
-            "state": self.state,
-            "reasons": list(self.reasons),
-            "generation": self.generation,
-        }
+    def record(self) -> TrialRecord:
+        """What search.json holds of it."""
+        return TrialRecord(
+            number=self.number,
+            arch_id=self.arch.id,
+            genes=self.genes,
+            values=self.values,
+            costs=self.cost,
+            state=self.state,
+            reasons=self.reasons,
+            generation=self.generation,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialRecord:
+    """A Trial in search.json."""
+
+    number: int
+    arch_id: str
+    genes: tuple[int, ...]
+    values: Mapping[str, float]
+    costs: Cost
+    state: State
+    reasons: tuple[str, ...]
+    generation: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchRecord(RunFile):
+    """A finished search: every Trial, the front (best first) and the chosen Arch by their ids.
+
+    `hypervolume` is (scored Trials so far, hypervolume) where it grows; `rejections` counts the limits missed.
+    """
+
+    FILE = "search.json"
+    COMMAND = "vitnas search"
+
+    objectives: tuple[Objective, ...]
+    budget: str
+    seed: int
+    num_scored: int
+    num_rejected: int
+    rejections: Mapping[str, int]
+    trials: tuple[TrialRecord, ...]
+    front: tuple[str, ...]
+    chosen: str | None
+    hypervolume: tuple[tuple[int, float], ...]
+    seconds: float
 
 
 class Searcher(Protocol):

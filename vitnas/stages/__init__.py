@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from vitnas.stages.context import Context
-from vitnas.stages.finish import export_chosen, finish, measure
+from vitnas.stages.finish import export_chosen, final_table, measure
 from vitnas.stages.models import train_models
 from vitnas.stages.prepare import prepare
 from vitnas.stages.run import Run
@@ -23,7 +23,7 @@ STAGES: dict[str, Callable[[Context], Any]] = {
     "retrain": train_models,
     "export": export_chosen,
     "bench": measure,
-    "evaluate": finish,
+    "evaluate": final_table,
 }
 
 __all__ = ["STAGES", "Context", "Run"]

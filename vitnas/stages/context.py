@@ -18,7 +18,8 @@ from vitnas.data.augment import seed_from
 from vitnas.data.config import augment_for
 from vitnas.errors import UserError
 from vitnas.measure.latency import LatencyMeter
-from vitnas.runs import read_json, write_with
+from vitnas.records import Manifest
+from vitnas.runs import write_with
 from vitnas.space import SPACES, Space, SpaceConfig
 from vitnas.stages.run import Run
 from vitnas.supernet import Supernet, make_sharing
@@ -57,13 +58,12 @@ class Context:
         Raises:
             UserError: they are not those that the run began with (manifest.json).
         """
-        data, written = open_data(self.run.data), self.folder / "manifest.json"
-        if written.exists():
-            began = read_json(written).get("data", {}).get("sha256")
-            if began is not None and began != data.fingerprint()["sha256"]:
+        data = open_data(self.run.data)
+        if Manifest.exists(self.folder):
+            if Manifest.read(self.folder).data.sha256 != data.fingerprint().sha256:
                 raise UserError(
                     f"{self.run.data.dataset} has other images than when {self.folder} was begun (their sha256 differs "
-                    f"from {written.name}'s). Restore the images, or give another folder=PATH."
+                    f"from {Manifest.FILE}'s). Restore the images, or give another folder=PATH."
                 )
         return data
 
@@ -138,7 +138,7 @@ class Context:
             "crop_pct": self.data.holdout.form.crop_pct,
         }
 
-    def once(self, path: Path, make: Callable[[], None]) -> None:
+    def once(self, path: Path, make: Callable[[], object]) -> None:
         """Run a stage unless its result is there; other processes wait for the first."""
         self.engine.from_first(lambda: None if path.exists() else make())
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from vitnas.counting import count
 from vitnas.data import open_data
 from vitnas.errors import UserError
 from vitnas.model import Model
+from vitnas.records import Result
 from vitnas.sample import Fixed
 from vitnas.stages.context import Context
 from vitnas.stages.models import load_model, save_model
@@ -25,7 +25,7 @@ def finetune(context: Context, role: str, image_size: int) -> Path:
     Raises:
         UserError: no such trained model, or a size that its patches and reductions do not divide.
     """
-    if not (context.folder / "models" / role / "result.json").exists():
+    if not Result.exists(context.folder / "models" / role):
         raise UserError(
             f"{context.folder} has no trained model {role!r}; `vitnas retrain` makes chosen and the baselines. Run "
             "that first, or name another."
@@ -33,7 +33,7 @@ def finetune(context: Context, role: str, image_size: int) -> Path:
     name = f"{role}-{image_size}px"
     folder = context.folder / "models" / name
     context.engine.wait()
-    if (folder / "result.json").exists():
+    if Result.exists(folder):
         return folder
     model = load_model(context, role)
     model.set_input_size(img_size=image_size)
@@ -62,24 +62,22 @@ def finetune(context: Context, role: str, image_size: int) -> Path:
     network = fitted.network
     assert isinstance(network, Model)
     score, cost = evaluate(network.eval(), larger.holdout), count(network.arch)
-    result: dict[str, Any] = {
-        "role": name,
-        "arch_id": network.arch.id,
-        "image_size": image_size,
-        "macs": cost.macs,
-        "params": cost.params,
-        "memory_bytes": cost.memory_bytes,
-        "holdout_accuracy": score.accuracy,
-        "holdout_accuracy_before": before.accuracy,
-        "n_holdout": score.n,
-        "test_accuracy": None,
-        "n_test": None,
-        "supernet_accuracy": None,
-        "epochs": config.epochs,
-        "seconds": fitted.seconds,
-        "from": role,
-    }
-    context.once(folder / "result.json", lambda: save_model(larger, network, folder, result))
+    result = Result(
+        role=name,
+        arch_id=network.arch.id,
+        macs=cost.macs,
+        params=cost.params,
+        memory_bytes=cost.memory_bytes,
+        holdout_accuracy=score.accuracy,
+        n_holdout=score.n,
+        epochs=config.epochs,
+        seconds=fitted.seconds,
+        start=role,
+        train=asdict(config),
+        image_size=image_size,
+        holdout_accuracy_before=before.accuracy,
+    )
+    context.once(Result.path(folder), lambda: save_model(larger, network, folder, result))
     return folder
 
 

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from vitnas.data import EvalBatches
+from vitnas.data import EvalBatches, Readings
 from vitnas.errors import UserError
 from vitnas.exporting import export_model, load_timm
 from vitnas.measure.latency import LatencyMeter
+from vitnas.records import (
+    ExportedFile,
+    ExportRecord,
+    FinalRow,
+    FinalScores,
+    LatencyRecord,
+    LatencyRow,
+    Result,
+    Results,
+)
 from vitnas.reporting import report
 from vitnas.reporting.tables import wilson
-from vitnas.runs import read_json, write_json
 from vitnas.stages.context import EVAL_BATCH, Context
 from vitnas.stages.models import load_model
-from vitnas.train import evaluate
+from vitnas.train import Score, evaluate
 
 VERIFY_IMAGES = 64
 FILES = {"onnx": "model.onnx", "torch_export": "model.pt2"}
@@ -25,37 +34,46 @@ FILES = {"onnx": "model.onnx", "torch_export": "model.pt2"}
 
 def export_chosen(context: Context) -> None:
     """The chosen Model as files, each verified against it on held-out images (export/export.json)."""
-    target = context.folder / "export" / "export.json"
+    target = context.folder / "export"
 
     def make() -> None:
-        model = load_model(context, "chosen")
-        images = verify_images(context)
-        names = context.data.class_names
-        record: dict[str, Any] = {}
-        for kind in context.run.export.formats:
-            path = context.folder / "export" / FILES[kind]
-            found = export_model(model, path, images, class_names=names, data_config=context.data_config)
-            record[kind] = {**found, "path": f"export/{FILES[kind]}"}
-        folder = context.folder / "models" / "chosen"
-        again = load_timm(folder)
+        model, folder = load_model(context, "chosen"), context.folder / "models" / "chosen"
+        files = export_files(context, model, target)
+        again, images = load_timm(folder), verify_images(context)
         with torch.no_grad():
             difference = float((again.eval()(images) - model(images)).abs().max())
-        params = sum(p.numel() for p in again.parameters())
-        reported = read_json(folder / "result.json")["params"]
+        params, reported = sum(p.numel() for p in again.parameters()), Result.read(folder).params
         if params != reported:
             raise UserError(
                 f"the exported model has {params} parameters; {reported} were reported. Delete {folder}."
             )
-        record["timm"] = {
-            "path": "models/chosen",
-            "max_abs_diff": difference,
-            "n_images": len(images),
-            "params": reported,
-            "exported_params": params,
-        }
-        write_json(target, record)
+        files["timm"] = ExportedFile(
+            path="models/chosen",
+            params=reported,
+            exported_params=params,
+            max_abs_diff=difference,
+            n_images=len(images),
+        )
+        ExportRecord(files).write(target)
 
-    context.once(target, make)
+    context.once(ExportRecord.path(target), make)
+
+
+def export_files(context: Context, model: nn.Module, folder: Path) -> dict[str, ExportedFile]:
+    """`model` in every format that the run asks for, in `folder`, verified on held-out images."""
+    files: dict[str, ExportedFile] = {}
+    for kind in context.run.export.formats:
+        found = export_model(
+            model,
+            folder / FILES[kind],
+            verify_images(context),
+            class_names=context.data.class_names,
+            data_config=context.data_config,
+        )
+        kept = {item.name: found[item.name] for item in fields(ExportedFile) if item.name in found}
+        path = str((folder / FILES[kind]).relative_to(context.folder))
+        files[kind] = ExportedFile(**{**kept, "path": path, "problems": tuple(found["problems"])})
+    return files
 
 
 def verify_images(context: Context) -> Tensor:
@@ -71,48 +89,43 @@ def verify_images(context: Context) -> Tensor:
 
 def measure(context: Context) -> None:
     """Latency of all trained models, timed in the same rounds (export/latency.json)."""
-    target = context.folder / "export" / "latency.json"
+    target = context.folder / "export"
 
     def make() -> None:
         models = {role: load_model(context, role) for role in roles(context)}
         rows = []
         for text in context.run.export.latency:
             for role, latency in LatencyMeter(text).compare(models).items():
-                rows.append({"role": role, "target": text, **latency.to_json()})
-        write_json(target, {"rows": rows})
+                rows.append(LatencyRow(role, text, latency))
+        LatencyRecord(tuple(rows)).write(target)
 
-    context.once(target, make)
+    context.once(LatencyRecord.path(target), make)
 
 
 def roles(context: Context) -> list[str]:
     """The trained models of the run, the chosen one first, those that were asked for by name last."""
     wanted = ("chosen", *context.run.retrain.baselines)
-    results = {path.parent.name: path for path in sorted(context.folder.glob("models/*/result.json"))}
-    asked = [role for role, path in results.items() if role not in wanted and "asked" in read_json(path)]
+    results = {path.parent.name: path for path in sorted(context.folder.glob(f"models/*/{Result.FILE}"))}
+    asked = [role for role, path in results.items() if role not in wanted and Result.load(path).asked]
     return [role for role in (*wanted, *asked) if role in results]
 
 
-def finish(context: Context) -> dict[str, Any]:
+def final_table(context: Context) -> Results:
     """Read the test split, once, for all models of the table; write results.json and report.html."""
-    target = context.folder / "results.json"
-    context.once(target, lambda: _final_table(context, target))
-    context.once(context.folder / "report.html", lambda: _report(context.folder))
-    results: dict[str, Any] = read_json(target)
-    return results
+    context.once(Results.path(context.folder), lambda: _make_table(context))
+    context.once(context.folder / "report.html", lambda: report(context.folder))
+    return Results.read(context.folder)
 
 
-def _report(folder: Path) -> None:
-    report(folder)
-
-
-def _final_table(context: Context, target: Path) -> None:
+def _make_table(context: Context) -> None:
     names = roles(context)
     if "chosen" not in names:
         raise UserError(
             f"{context.folder} has no trained model yet; `vitnas retrain` makes it. Run that first."
         )
-    scores = context.folder / "test_scores.json"
-    if not scores.exists():  # the only place where the test split is read, and it is read once
+    if not FinalScores.exists(
+        context.folder
+    ):  # the only place where the test split is read, and it is read once
         missing = {"chosen", *context.run.retrain.baselines} - set(names)
         if missing:
             raise UserError(
@@ -120,32 +133,28 @@ def _final_table(context: Context, target: Path) -> None:
                 f"Run `vitnas retrain {context.folder}` first."
             )
         test = context.data.open_test(
-            context.folder / "test_reads.json", purpose=f"final table of {', '.join(names)}"
+            Readings.path(context.folder), purpose=f"final table of {', '.join(names)}"
         )
         batches = EvalBatches(test, batch_size=EVAL_BATCH, workers=context.run.data.workers)
         device = context.engine.device
         found = {role: evaluate(load_model(context, role).to(device), batches) for role in names}
-        write_json(
-            scores, {role: {"accuracy": score.accuracy, "n": score.n} for role, score in found.items()}
-        )
-    read = read_json(scores)  # a model that was trained after that reading has no row
-    rows = [_row(context, role, read[role]) for role in names if role in read]
-    write_json(target, {"rows": rows, "chosen": rows[0]["arch_id"], "files": files(context.folder)})
+        FinalScores(found).write(context.folder)
+    scores = FinalScores.read(context.folder).scores  # a model that was trained after that reading has no row
+    rows = tuple(_row(context.folder, role, scores[role]) for role in names if role in scores)
+    Results(rows, rows[0].arch_id, files(context.folder)).write(context.folder)
 
 
-def _row(context: Context, role: str, score: dict[str, Any]) -> dict[str, Any]:
-    result = read_json(context.folder / "models" / role / "result.json")
-    result |= {"test_accuracy": score["accuracy"], "n_test": score["n"]}
-    write_json(context.folder / "models" / role / "result.json", result)
-    latency = context.folder / "export" / "latency.json"
-    measured = read_json(latency)["rows"] if latency.exists() else []
-    low, high = wilson(round(score["accuracy"] * score["n"]), score["n"])
-    return {
-        "name": role.replace("_", " "),
-        **result,
-        "ci95": [low, high],
-        "latency_ms": {row["target"]: row for row in measured if row["role"] == role},
-    }
+def _row(folder: Path, role: str, score: Score) -> FinalRow:
+    where, timed = folder / "models" / role, folder / "export"
+    result = replace(Result.read(where), test_accuracy=score.accuracy, n_test=score.n)
+    result.write(where)
+    rows = LatencyRecord.read(timed).rows if LatencyRecord.exists(timed) else ()
+    return FinalRow(
+        **{item.name: getattr(result, item.name) for item in fields(Result)},
+        name=role.replace("_", " "),
+        ci95=wilson(round(score.accuracy * score.n), score.n),
+        latency_ms={row.target: row.latency for row in rows if row.role == role},
+    )
 
 
 def files(folder: Path) -> dict[str, str]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from vitnas.arch import Arch
 from vitnas.counting import count
@@ -14,9 +14,11 @@ from vitnas.exporting import load_timm, save_timm
 from vitnas.extraction import extract
 from vitnas.grids import Grid
 from vitnas.model import Model, build
-from vitnas.runs import read_json, write_json, writing
+from vitnas.model.named import ArchFile
+from vitnas.records import Correlation, RankedArch, Result
+from vitnas.runs import writing
 from vitnas.sample import Fixed
-from vitnas.searching import Trial, rank_correlation
+from vitnas.searching import SearchRecord, Trial, rank_correlation
 from vitnas.stages.context import Context
 from vitnas.stages.hand_scaled import hand_scaled
 from vitnas.stages.searching import open_study, run_study
@@ -30,16 +32,14 @@ def chosen_trial(context: Context) -> Trial:
     Raises:
         UserError: the study does not hold it, or one of the two cannot be read.
     """
-    path = context.folder / "search.json"
-    found = read_json(path)
-    chosen = found.get("chosen") if isinstance(found, dict) else None
+    chosen = SearchRecord.read(context.folder).chosen
     with open_study(context, "search") as study:
         for trial in study.scored():
             if trial.arch.id == chosen:
                 return trial
     raise UserError(
-        f"{path} chose Arch {chosen}, which the study does not hold; they must be of one search. Delete {path.name} "
-        "and run `vitnas search` again."
+        f"{SearchRecord.path(context.folder)} chose Arch {chosen}, which the study does not hold; they must be of one "
+        f"search. Delete {SearchRecord.FILE} and run `vitnas search` again."
     )
 
 
@@ -77,7 +77,7 @@ def train_role(
         asked: what a user called it, where it is no model of the run's own.
     """
     folder = context.folder / "models" / role
-    if (folder / "result.json").exists():
+    if Result.exists(folder):
         return
     arch, supernet_accuracy = pick()
     retrain = context.run.retrain
@@ -85,23 +85,22 @@ def train_role(
     model, seconds = train_one(context, arch, retrain.train, f"retrain/{role}", inherit=inherit)
     score = evaluate(model, context.holdout)
     cost = count(arch)
-    result = {
-        "role": role,
-        "arch_id": arch.id,
-        "macs": cost.macs,
-        "params": cost.params,
-        "memory_bytes": cost.memory_bytes,
-        "holdout_accuracy": score.accuracy,
-        "n_holdout": score.n,
-        "test_accuracy": None,
-        "n_test": None,
-        "epochs": retrain.train.epochs,
-        "seconds": seconds,
-        "from": "inherited" if inherit else "scratch",
-        "supernet_accuracy": supernet_accuracy,
-        **({} if asked is None else {"asked": asked}),
-    }
-    context.once(folder / "result.json", lambda: save_model(context, model, folder, result))
+    result = Result(
+        role=role,
+        arch_id=arch.id,
+        macs=cost.macs,
+        params=cost.params,
+        memory_bytes=cost.memory_bytes,
+        holdout_accuracy=score.accuracy,
+        n_holdout=score.n,
+        epochs=retrain.train.epochs,
+        seconds=seconds,
+        start="inherited" if inherit else "scratch",
+        train=asdict(retrain.train),
+        supernet_accuracy=supernet_accuracy,
+        asked=asked,
+    )
+    context.once(Result.path(folder), lambda: save_model(context, model, folder, result))
 
 
 def train_one(
@@ -155,37 +154,36 @@ def load_model(context: Context, role: str) -> Model:
 
 def rank_archs(context: Context) -> None:
     """Train a few Archs from scratch, briefly, and hold their accuracy against the supernet's (correlation.json)."""
-    target, retrain = context.folder / "correlation.json", context.run.retrain
-    if target.exists() or not retrain.rank_archs:
+    retrain = context.run.retrain
+    if Correlation.exists(context.folder) or not retrain.rank_archs:
         return
     with open_study(context, "search") as study:
         trials = spread(study.scored(), retrain.rank_archs)
     config = replace(retrain.train, epochs=retrain.rank_epochs)
-    points: list[dict[str, Any]] = []
+    points: list[RankedArch] = []
     for trial in trials:
         done = context.folder / "ranking" / f"{trial.arch.id}.json"
         if not done.exists():
             model, _ = train_one(context, trial.arch, config, f"ranking/{trial.arch.id}", inherit=False)
             accuracy = evaluate(model, context.holdout).accuracy
-            point = {
-                "arch_id": trial.arch.id,
-                "macs": trial.cost.macs,
-                "supernet_accuracy": trial.values["accuracy"],
-                "trained_accuracy": accuracy,
-            }
-            context.once(done, lambda done=done, point=point: write_json(done, point))  # type: ignore[misc]
-        points.append(read_json(done))
-    pairs = ([p["supernet_accuracy"] for p in points], [p["trained_accuracy"] for p in points])
-    found: dict[str, Any]
+            point = RankedArch(trial.arch.id, trial.cost.macs, trial.values["accuracy"], accuracy)
+            context.once(done, partial(point.save, done))
+        points.append(RankedArch.load(done))
+    pairs = ([point.supernet_accuracy for point in points], [point.trained_accuracy for point in points])
+    tau, rho, note = None, None, ""
     try:
-        found = {**rank_correlation(*pairs)}
+        found = rank_correlation(*pairs)
+        tau, rho = found["kendall_tau"], found["spearman"]
     except UserError as error:  # too few Archs, or all equally good: there is no order to compare
-        found = {"kendall_tau": None, "spearman": None, "n": len(points), "note": str(error)}
+        note = str(error)
     how = (
         f"{len(points)} scored Archs spread over the supernet's ranking, each trained from scratch for "
         f"{retrain.rank_epochs:g} epochs (seed {context.run.seed}); both accuracies on the holdout split"
     )
-    context.once(target, lambda: write_json(target, {**found, "how": how, "points": points}))
+    record = Correlation(
+        kendall_tau=tau, spearman=rho, n=len(points), how=how, points=tuple(points), note=note
+    )
+    context.once(Correlation.path(context.folder), lambda: record.write(context.folder))
 
 
 def spread(trials: list[Trial], n: int) -> list[Trial]:
@@ -196,9 +194,9 @@ def spread(trials: list[Trial], n: int) -> list[Trial]:
     return [ranked[round(i * (len(ranked) - 1) / max(1, n - 1))] for i in range(n)]
 
 
-def save_model(context: Context, model: Model, folder: Path, result: dict[str, Any]) -> None:
+def save_model(context: Context, model: Model, folder: Path, result: Result) -> None:
     """Write a trained model and its result into `folder`."""
     with writing(folder):
         save_timm(model.cpu(), folder, class_names=context.data.class_names, data_config=context.data_config)
-    write_json(folder / "arch.json", model.arch.to_json())
-    write_json(folder / "result.json", result)
+    ArchFile(model.arch).write(folder)
+    result.write(folder)

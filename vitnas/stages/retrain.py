@@ -8,8 +8,8 @@ from pathlib import Path
 
 from vitnas.arch import Arch
 from vitnas.errors import UserError
-from vitnas.model.named import Named, find_arch
-from vitnas.runs import read_json, write_json
+from vitnas.model.named import ArchFile, Named, find_arch
+from vitnas.records import Result
 from vitnas.stages.context import Context
 from vitnas.stages.models import train_role
 from vitnas.stages.run import BASELINES
@@ -42,20 +42,19 @@ def retrain(context: Context, arch: Arch | str, role: str | None = None) -> Path
     # Heads that the task does not train would stay random, and a distillation token's speaks in every answer.
     fitted = replace(fitted, patch_head="patch_head" in heads, distill_token="distill_token" in heads)
     folder = context.folder / "models" / role
-    written = folder / "arch.json"  # before the training too, so that two Archs never mix under one name
     context.engine.wait()
     if _is_taken(folder, fitted):
         raise UserError(
             f"role {role!r} is taken: {folder} is of another model. Give another role=NAME, or delete that folder."
         )
-    context.once(written, lambda: write_json(written, fitted.to_json()))
+    # Before the training too, so that two Archs never mix under one name.
+    context.once(ArchFile.path(folder), lambda: ArchFile(fitted).write(folder))
     train_role(context, role, lambda: (fitted, None), asked=named.name)
     return folder
 
 
 def _is_taken(folder: Path, arch: Arch) -> bool:
     """Something else than `arch`, asked for by name, is there."""
-    result, written = folder / "result.json", folder / "arch.json"
-    if result.exists() and "asked" not in read_json(result):
+    if Result.exists(folder) and Result.read(folder).asked is None:
         return True
-    return written.exists() and Arch.from_json(read_json(written)) != arch
+    return ArchFile.exists(folder) and ArchFile.read(folder).arch != arch

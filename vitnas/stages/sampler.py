@@ -5,10 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +16,8 @@ from vitnas.budget import Budget, Limit, format_quantity
 from vitnas.errors import UserError
 from vitnas.measure.latency import LatencyMeter
 from vitnas.measure.target import parse_target
-from vitnas.runs import read_json, write_json, write_with
+from vitnas.records import Compared, Sample, SamplerLatency, SamplerSummary
+from vitnas.runs import RunFile, to_json, write_with
 from vitnas.sample import Focus, Given, Sampler
 from vitnas.searching import SEARCHERS
 from vitnas.searching.latency import LatencyModel, measure_ms
@@ -28,7 +27,6 @@ from vitnas.stages.context import Context
 from vitnas.train import evaluate
 from vitnas.train.checkpoint import load_checkpoint
 
-SETTLED = "identity.json"
 NUM_DRAWS = 512  # of the policy per answer; free, as costs are a table and scores a model
 NUM_MOVED = 32  # of them that are moved into a budget which none meets
 REACH = 0.85  # budgets asked of the policy start at this share of the limit: it meets them on average only
@@ -42,8 +40,8 @@ def make_sampler(context: Context, *, learns: bool = True) -> Sampler:
         learns: from held-out images; without, it is only to be asked.
     """
     config, settled = context.run.sampler, None
-    if not config.is_settled:
-        settled = read_json(context.folder / SETTLED)
+    if not config.is_settled and config.settles:
+        settled = config.settles.read(context.folder)
     return config.build(
         context.space,
         Given(
@@ -74,45 +72,39 @@ def settle_sampler(context: Context) -> None:
     Raises:
         UserError: no probability meets the Budget (with the range that can be met), or the space has no identity.
     """
-    path, config = context.folder / SETTLED, context.run.sampler
-    if config.is_settled:
+    config = context.run.sampler
+    file = None if config.is_settled else config.settles
+    if file is None:
         return
 
-    def find() -> dict[str, Any]:
-        if not path.exists():
+    def find() -> RunFile:
+        if not file.exists(context.folder):
             measures = {
                 target: partial(measure_ms, meter, build=None) for target, meter in context.meters.items()
             }
-            write_json(
-                path, config.settle(context.space, context.budget, seed=context.run.seed, measures=measures)
-            )
-        known: dict[str, Any] = read_json(path)
-        return known
+            found = config.settle(context.space, context.budget, seed=context.run.seed, measures=measures)
+            found.write(context.folder)
+        return file.read(context.folder)
 
     # One process, as the others need the same answer and its clocks undisturbed.
-    known = context.engine.from_first(find)
-    means = "; ".join(f"{limit}: {value:.4g}" for limit, value in known["means"].items())
-    context.progress.note(
-        f"identity probability {known['prob']:g}"
-        + (f" (mean cost of the Archs drawn, {means})" if means else "")
-    )
+    context.progress.note(str(context.engine.from_first(find)))
 
 
 def _latency(context: Context, target: str) -> LatencyModel:
-    path = context.folder / "sampler_latency.json"
-    of = [target, json.loads(json.dumps(context.space.to_json()))]
+    folder, space = context.folder, to_json(context.space)
 
-    def fit() -> dict[str, Any]:
+    def fit() -> LatencyModel:
+        known = SamplerLatency.read(folder) if SamplerLatency.exists(folder) else None
         # A run that was refused leaves its times behind; those of another target or space would be wrong.
-        if not path.exists() or read_json(path).get("of", of) != of:
+        if known is None or (known.target, known.space) != (target, space):
             meter = LatencyMeter(target, runs=30, seconds=0.5, cache={})
-            fitted = LatencyModel.fit(context.space, meter, None, seed=context.run.seed)
-            write_json(path, {**asdict(fitted), "of": of})
-        found: dict[str, Any] = read_json(path)
-        return found
+            model = LatencyModel.fit(context.space, meter, None, seed=context.run.seed)
+            known = SamplerLatency(target, space, model)
+            known.write(folder)
+        return known.model
 
-    found = context.engine.from_first(fit)
-    return LatencyModel(tuple(found["weights"]), tuple(found["scales"]), found["error"], found["n"])
+    found: LatencyModel = context.engine.from_first(fit)
+    return found
 
 
 def save_sampler(focus: Focus, folder: Path) -> None:
@@ -234,8 +226,8 @@ def _moved(focus: Focus, problem: Problem, drawn: list[Genes], seed: int) -> lis
     return [moved[place] for place in np.argsort(-guess, kind="stable").tolist()]
 
 
-def summarise(context: Context, focus: Focus, num_budgets: int = 3) -> dict[str, Any]:
-    """sampler.json: what the policy prefers per budget, and its Archs against random ones of equal cost (held-out
+def summarise(context: Context, focus: Focus, num_budgets: int = 3) -> SamplerSummary:
+    """What the policy prefers per budget, and its Archs against random ones of equal cost (held-out
     images, inherited weights)."""
     budgets = np.asarray(focus.spaced(num_budgets + 2)[1:-1])
     compared = []
@@ -249,22 +241,15 @@ def summarise(context: Context, focus: Focus, num_budgets: int = 3) -> dict[str,
             ]
             for side, genes in (("policy", mine.tolist()), ("random", others.tolist()))
         }
-        compared.append(
-            {
-                "budget": budget,
-                "cost_ratio": float(np.mean(focus.cost_of(mine)) / budget),
-                **{
-                    side: {"mean": float(np.mean(v)), "std": float(np.std(v)), "n": len(v)}
-                    for side, v in scores.items()
-                },
-            }
-        )
-    return {
-        "quantity": focus.config.quantity,
-        "low": focus.low,
-        "high": focus.high,
-        "budgets": list(focus.policy.anchors),
-        "options": {gene.name: list(gene.options) for gene in focus.space.genes},
-        "preferences": focus.preferences(seed=context.run.seed),
-        "compared": compared,
-    }
+        sides = {side: Sample(float(np.mean(v)), float(np.std(v)), len(v)) for side, v in scores.items()}
+        compared.append(Compared(budget, float(np.mean(focus.cost_of(mine)) / budget), **sides))
+    preferences = focus.preferences(seed=context.run.seed)
+    return SamplerSummary(
+        quantity=focus.config.quantity,
+        low=focus.low,
+        high=focus.high,
+        budgets=tuple(focus.policy.anchors),
+        options={gene.name: tuple(gene.options) for gene in focus.space.genes},
+        preferences={name: tuple(map(tuple, rows)) for name, rows in preferences.items()},
+        compared=tuple(compared),
+    )

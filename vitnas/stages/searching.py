@@ -7,7 +7,6 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from optuna.exceptions import StorageInternalError
 
@@ -16,9 +15,9 @@ from vitnas.data import EvalBatches, require_not_test
 from vitnas.errors import UserError
 from vitnas.exporting import save_timm
 from vitnas.extraction import extract
-from vitnas.model.named import told
-from vitnas.runs import write_json, writing
-from vitnas.searching import SEARCHERS, Objective, Study, Trial, search
+from vitnas.model.named import ArchFile, Chosen
+from vitnas.runs import writing
+from vitnas.searching import SEARCHERS, Objective, SearchRecord, Study, Trial, search
 from vitnas.space import Genes
 from vitnas.stages.context import Context
 from vitnas.stages.run import lasting, plain
@@ -115,8 +114,7 @@ def _answers(context: Context) -> list[Genes]:
 
 def search_archs(context: Context) -> None:
     """The search of a run: study.db, search.json and front/<arch id>/ for every member of the front."""
-    target = context.folder / "search.json"
-    if target.exists():
+    if SearchRecord.exists(context.folder):
         return
     with run_study(context, "search", context.run.search.searcher, "search") as study:
         if not study.scored():
@@ -126,14 +124,14 @@ def search_archs(context: Context) -> None:
         if context.engine.is_main:
             for trial in study.front():
                 save_front_member(context, trial.arch)
-            write_json(context.folder / "chosen.json", chosen_arch(context, study.best()))
-            write_json(target, study.summary())
+            chosen_arch(context, study.best()).write(context.folder)
+            study.summary().write(context.folder)
     context.engine.wait()
 
 
-def chosen_arch(context: Context, trial: Trial) -> dict[str, Any]:
+def chosen_arch(context: Context, trial: Trial) -> Chosen:
     """The search's answer, for people and for `vitnas retrain FOLDER arch=chosen.json` in any run folder."""
-    return told(
+    return Chosen.of(
         trial.arch,
         context.run.space.kind,
         macs=trial.cost.macs,
@@ -152,8 +150,8 @@ def front_folder(context: Context, arch: Arch) -> Path:
 def save_front_member(context: Context, arch: Arch) -> None:
     """Inherited weights, config and Arch."""
     folder = front_folder(context, arch)
-    if not (folder / "arch.json").exists():
+    if not ArchFile.exists(folder):
         model = extract(context.supernet, arch)
         with writing(folder):
             save_timm(model, folder, class_names=context.data.class_names, data_config=context.data_config)
-        write_json(folder / "arch.json", arch.to_json())
+        ArchFile(arch).write(folder)

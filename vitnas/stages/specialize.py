@@ -4,43 +4,29 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from vitnas.arch import Arch
 from vitnas.budget import Budget, Cost
 from vitnas.errors import UserError
-from vitnas.exporting import export_model, load_timm
+from vitnas.exporting import load_timm
 from vitnas.measure.latency import LatencyMeter
-from vitnas.runs import read_json, write_json
-from vitnas.searching import SEARCHERS
+from vitnas.records import Answer, ExportRecord, Family
+from vitnas.searching import SEARCHERS, SearchRecord
 from vitnas.searching.latency import measure_ms
 from vitnas.searching.problem import Problem
 from vitnas.space import Genes
 from vitnas.stages.context import Context
-from vitnas.stages.finish import FILES, verify_images
+from vitnas.stages.finish import export_files
 from vitnas.stages.run import SearchConfig
 from vitnas.stages.sampler import NUM_DRAWS, answers, has_answers, is_quantity, load_sampler
-from vitnas.stages.searching import SupernetEvaluator, front_folder, open_study, save_front_member
+from vitnas.stages.searching import SupernetEvaluator, open_study, save_front_member
 
 LOOKS_SHARE = 20  # the policy's answers cost at most one of so many of another search's evaluations
 
 
-@dataclass(frozen=True)
-class Special:
-    """An answer: the Arch, its held-out accuracy with inherited weights, and what finding it cost."""
-
-    budget: str
-    arch: Arch
-    accuracy: float
-    cost: Cost
-    folder: Path
-    source: str
-    evaluated: int
-    seconds: float
-
-
-def specialize(context: Context, budgets: list[str]) -> list[Special]:
+def specialize(context: Context, budgets: list[str]) -> list[tuple[Arch, Answer]]:
     """One answer per budget, each saved and exported (front/<arch id>/), and family.json with all of them.
 
     A run with a learned sampler is asked directly: it draws, keeps what meets the budget, and the best guesses are
@@ -52,40 +38,44 @@ def specialize(context: Context, budgets: list[str]) -> list[Special]:
     parsed = {budget.text: budget for budget in map(Budget.parse, budgets)}
     find = _by_sampler if has_answers(context) else _by_study
     found = [find(context, budget) for budget in parsed.values()]
-    for special in found:  # only now, so that a budget that cannot be met leaves nothing behind
-        save_front_member(context, special.arch)
-        _export(context, special.folder)
-    record = [
-        {
-            **{key: value for key, value in asdict(special).items() if key not in ("arch", "folder", "cost")},
-            "arch_id": special.arch.id,
-            "cost": asdict(special.cost),
-            "path": str(special.folder.relative_to(context.folder)),
-        }
-        for special in found
-    ]
-    known = read_json(context.folder / "family.json") if (context.folder / "family.json").exists() else []
-    kept = [row for row in known if row["budget"] not in {special.budget for special in found}]
-    write_json(context.folder / "family.json", kept + record)
+    known = Family.read(context.folder) if Family.exists(context.folder) else Family()
+    for arch, answer in found:  # only now, so that a budget that cannot be met leaves nothing behind
+        save_front_member(context, arch)
+        _export(context, context.folder / answer.path)
+    answers = [answer for _, answer in found]
+    kept = [answer for answer in known.answers if answer.budget not in {each.budget for each in answers}]
+    Family((*kept, *answers)).write(context.folder)
     return found
 
 
-def _by_study(context: Context, budget: Budget) -> Special:
+def _answer(
+    budget: Budget, arch: Arch, accuracy: float, cost: Cost, source: str, evaluated: int, start: float
+) -> tuple[Arch, Answer]:
+    return arch, Answer(
+        budget=budget.text,
+        arch_id=arch.id,
+        accuracy=accuracy,
+        cost=cost,
+        path=f"front/{arch.id}",
+        source=source,
+        evaluated=evaluated,
+        seconds=time.monotonic() - start,
+    )
+
+
+def _by_study(context: Context, budget: Budget) -> tuple[Arch, Answer]:
     start = time.monotonic()
-    if not (context.folder / "search.json").exists():
+    if not SearchRecord.exists(context.folder):
         raise UserError(
             f"{context.folder} has neither a learned sampler (sampler.kind is {context.run.sampler.kind!r}) nor a "
             f"finished search that could answer. Run `vitnas train {context.folder}` and `vitnas search` first."
         )
     with open_study(context, "search") as study:
         trial = study.best(budget)
-    folder, seconds = front_folder(context, trial.arch), time.monotonic() - start
-    return Special(
-        budget.text, trial.arch, trial.values["accuracy"], trial.cost, folder, "search", 0, seconds
-    )
+    return _answer(budget, trial.arch, trial.values["accuracy"], trial.cost, "search", 0, start)
 
 
-def _by_sampler(context: Context, budget: Budget) -> Special:
+def _by_sampler(context: Context, budget: Budget) -> tuple[Arch, Answer]:
     start, focus = time.monotonic(), load_sampler(context)
     trained_for = focus.config.quantity
     if not all(is_quantity(limit, trained_for) for limit in budget.limits if limit.quantity == "latency"):
@@ -109,9 +99,9 @@ def _by_sampler(context: Context, budget: Budget) -> Special:
             "Widen the budget, or ask the finished search."
         )
     values, genes, cost = max(scored, key=lambda found: (found[0]["accuracy"], -found[0]["loss"]))
-    arch, seconds = focus.space.arch_of(genes), time.monotonic() - start
-    folder = front_folder(context, arch)
-    return Special(budget.text, arch, values["accuracy"], cost, folder, "sampler", len(scored), seconds)
+    return _answer(
+        budget, focus.space.arch_of(genes), values["accuracy"], cost, "sampler", len(scored), start
+    )
 
 
 def num_looks_of(search: SearchConfig) -> int:
@@ -134,17 +124,5 @@ def measured(context: Context, problem: Problem, genes: Genes) -> Cost:
 
 def _export(context: Context, folder: Path) -> None:
     """The files that the run exports, verified, beside the weights."""
-    if (folder / "export.json").exists():
-        return
-    model, images = load_timm(folder).eval(), verify_images(context)
-    record = {
-        kind: export_model(
-            model,
-            folder / FILES[kind],
-            images,
-            class_names=context.data.class_names,
-            data_config=context.data_config,
-        )
-        for kind in context.run.export.formats
-    }
-    write_json(folder / "export.json", record)
+    if not ExportRecord.exists(folder):
+        ExportRecord(export_files(context, load_timm(folder).eval(), folder)).write(folder)

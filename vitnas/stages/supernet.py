@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vitnas.runs import write_json
+from vitnas.records import SamplerSummary
 from vitnas.sample import Focus
 from vitnas.stages.context import Context, save_weights
 from vitnas.stages.sampler import has_answers, load_sampler, make_sampler, save_sampler, summarise
@@ -60,5 +60,5 @@ def train_supernet(context: Context) -> None:
 
 def _tell(context: Context, focus: Focus) -> None:
     """sampler.json, unless it is there."""
-    summary = context.folder / "sampler.json"
-    context.once(summary, lambda: write_json(summary, summarise(context, focus)))
+    summary = SamplerSummary.path(context.folder)
+    context.once(summary, lambda: summarise(context, focus).save(summary))

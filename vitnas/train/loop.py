@@ -41,7 +41,7 @@ from vitnas.train.checkpoint import (
 )
 from vitnas.train.config import TrainConfig
 from vitnas.train.engine import Engine
-from vitnas.train.metrics import Metrics
+from vitnas.train.metrics import Hooked, Metrics, Monitored, MonitoredArch, Warned
 from vitnas.train.monitor import Monitor, convergence_warning
 from vitnas.train.optim import make_ema, make_mixup, make_optimizer, make_schedule
 from vitnas.train.progress import Progress, Silent
@@ -204,7 +204,7 @@ class _Training:
             "config": asdict(config),
         }
         self.saved = time.monotonic()
-        self.history: list[list[dict[str, Any]]] = []
+        self.history: list[tuple[MonitoredArch, ...]] = []
         every = max(1, round(config.monitor_every * self.steps_per_epoch))
         watched = monitor is not None and config.monitor_every > 0
         self.monitored = {*range(every, self.steps + 1, every), self.steps} if watched else set()
@@ -277,7 +277,7 @@ class _Training:
             self.check_weights(self.steps)
             warning = convergence_warning(self.history, num_classes)
             if warning:
-                self.log.write({"event": "warning", "step": self.steps, "text": warning})
+                self.log.write(Warned, step=self.steps, text=warning)
             self.progress.done(self.stage, warning)
         self.engine.release()
         return warning
@@ -289,7 +289,8 @@ class _Training:
         for hook in self.hooks:
             record = hook.before(moment)
             if record is not None:
-                self.log.write({"event": type(hook).__name__.lower(), "step": step, "epoch": epoch, **record})
+                event = type(hook).__name__.lower()
+                self.log.write(Hooked, event=event, step=step, epoch=epoch, said=dict(record))
         if self.teacher is not None:
             self.teacher.before(step, self.steps)
 
@@ -378,14 +379,14 @@ class _Training:
                 "clip_grad, or use precision fp32 or bf16."
             )
 
-    def watch(self, step: int, epoch: float) -> list[dict[str, Any]]:
+    def watch(self, step: int, epoch: float) -> tuple[MonitoredArch, ...]:
         assert self.monitor is not None
-        records = self.monitor(self.result)
-        self.log.write({"event": "monitor", "step": step, "epoch": epoch, "archs": records})
-        for record in records[:3]:  # the random ones go to metrics.jsonl only
-            self.engine.track({f"accuracy/{record['role']}": record["accuracy"]}, step)
-        self.progress.note("accuracy " + ", ".join(f"{r['role']} {r['accuracy']:.1%}" for r in records[:3]))
-        return records
+        archs = self.monitor(self.result)
+        self.log.write(Monitored, step=step, epoch=epoch, archs=archs)
+        for arch in archs[:3]:  # the random ones go to metrics.jsonl only
+            self.engine.track({f"accuracy/{arch.role}": arch.accuracy}, step)
+        self.progress.note("accuracy " + ", ".join(f"{arch.role} {arch.accuracy:.1%}" for arch in archs[:3]))
+        return archs
 
     def save(self, step: int) -> None:
         """Write the checkpoint, in the first process."""

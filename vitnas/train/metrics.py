@@ -1,10 +1,12 @@
-"""What a training says of itself: running means of its losses, its speed, and metrics.jsonl."""
+"""What a training says of itself: running means of its losses, its speed, and metrics.jsonl, a line each by event."""
 
 from __future__ import annotations
 
 import json
 import math
 import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,8 +15,90 @@ from torch import Tensor
 
 from vitnas.arch import Arch
 from vitnas.errors import UserError
-from vitnas.runs import append_jsonl, read_jsonl, write_atomic
+from vitnas.runs import append_jsonl, from_json, read_jsonl, to_json, write_atomic
 from vitnas.train.engine import Engine
+
+FILE = "metrics.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """Mean losses (by name) since the line before."""
+
+    stage: str
+    step: int
+    epoch: float
+    losses: Mapping[str, float]
+    lr: float
+    images_per_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class MonitoredArch:
+    """An Arch inside the Supernet, on held-out images."""
+
+    role: str
+    arch_id: str
+    macs: int
+    accuracy: float
+    loss: float
+    n: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Monitored:
+    """The Archs that a Monitor evaluated."""
+
+    stage: str
+    step: int
+    epoch: float
+    archs: tuple[MonitoredArch, ...]
+    event: Literal["monitor"] = "monitor"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Warned:
+    """Why the training should not be trusted."""
+
+    stage: str
+    step: int
+    text: str
+    event: Literal["warning"] = "warning"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hooked:
+    """What a Hook said; `event` is its class's name in small letters."""
+
+    stage: str
+    step: int
+    epoch: float
+    event: str
+    said: Mapping[str, Any]
+
+
+Line = Step | Monitored | Warned | Hooked
+_KINDS: dict[str | None, Any] = {None: Step, "monitor": Monitored, "warning": Warned}
+
+
+def read_lines(folder: Path) -> Iterator[Line]:
+    """The lines in order; a last one that a kill cut short is left out.
+
+    Raises:
+        UserError: at a line that is none of these.
+    """
+    count, path = 0, folder / FILE
+    try:
+        for record in read_jsonl(path):
+            count += 1
+            event = record.get("event") if isinstance(record, dict) else None
+            yield from_json(_KINDS.get(event, Hooked), record)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be read at line {count} ({error}); every line must be as a training "
+            "wrote it. Delete the bad lines."
+        ) from error
+
 
 What = Arch | Literal["gradient"] | None  # whose loss; None for the only network
 
@@ -23,8 +107,7 @@ class Metrics:
     """Running means of the losses, the speed, and metrics.jsonl (written by the first process only)."""
 
     def __init__(self, folder: Path | None, stage: str, engine: Engine) -> None:
-        self._path = None if folder is None else folder / "metrics.jsonl"
-        self._stage, self._engine = stage, engine
+        self._folder, self._stage, self._engine = folder, stage, engine
         self._sums: dict[str, float] = {}
         self._counts: dict[str, int] = {}  # per name: not every draw of a step has every loss
         self._images = 0
@@ -60,30 +143,24 @@ class Metrics:
         now = time.monotonic()
         speed = self._images * self._engine.world / max(now - self._since, 1e-9)
         means = {name: total / self._counts[name] for name, total in self._sums.items()}
-        record = {"step": step, "epoch": epoch, **means, "lr": lr, "images_per_s": speed}
-        self.write(record)
+        self.write(Step, step=step, epoch=epoch, losses=means, lr=lr, images_per_s=speed)
         tracked = {**means, "lr": lr, "images_per_s": speed}
         self._engine.track({f"{self._stage}/{name}": value for name, value in tracked.items()}, step)
         self.text = f"loss {means['loss']:.3f}, {speed:,.0f} images/s"
         self._sums, self._counts, self._images, self._since = {}, {}, 0, now
 
-    def write(self, record: dict[str, Any]) -> None:
-        if self._path is not None and self._engine.is_main:
-            append_jsonl(self._path, {"stage": self._stage, **record})
+    def write(self, kind: type[Line], **values: Any) -> None:
+        """Add a line, in one write."""
+        if self._folder is not None and self._engine.is_main:
+            append_jsonl(self._folder / FILE, to_json(kind(stage=self._stage, **values)))
 
-    def truncate(self, step: int) -> list[list[dict[str, Any]]]:
-        """Drop this stage's lines after `step` (a killed run wrote them); returns the monitor records kept."""
-        if self._path is None or not self._path.exists():
+    def truncate(self, step: int) -> list[tuple[MonitoredArch, ...]]:
+        """Drop this stage's lines after `step` (a killed run wrote them); returns what the Monitor found before."""
+        if self._folder is None or not (self._folder / FILE).exists():
             return []
-        try:
-            records = list(read_jsonl(self._path))
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"{self._path} cannot be read ({error}); every line must be a JSON object. Delete the bad lines."
-            ) from error
-        kept = [r for r in records if r.get("stage") != self._stage or r.get("step", 0) <= step]
-        text = "".join(json.dumps(record) + "\n" for record in kept)
+        kept = [line for line in read_lines(self._folder) if line.stage != self._stage or line.step <= step]
+        text = "".join(json.dumps(to_json(line)) + "\n" for line in kept)
         # Compared as a whole: a line cut short by a kill goes too, or else the next one would be glued to it.
-        if self._engine.is_main and self._path.read_bytes() != text.encode():
-            write_atomic(self._path, text)
-        return [r["archs"] for r in kept if r.get("stage") == self._stage and r.get("event") == "monitor"]
+        if self._engine.is_main and (self._folder / FILE).read_bytes() != text.encode():
+            write_atomic(self._folder / FILE, text)
+        return [line.archs for line in kept if isinstance(line, Monitored) and line.stage == self._stage]

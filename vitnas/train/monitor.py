@@ -8,7 +8,6 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
@@ -17,6 +16,7 @@ from vitnas.counting import count
 from vitnas.data import EvalBatches, require_not_test
 from vitnas.space import Space
 from vitnas.train.evaluate import evaluate
+from vitnas.train.metrics import MonitoredArch
 
 STILL_RISING = 0.01  # mean accuracy gained over the last third of the record that counts as not converged
 
@@ -43,36 +43,36 @@ class Monitor:
         fixed = (("smallest", space.smallest()), ("middle", space.middle()), ("largest", space.largest()))
         return cls((*fixed, *(("random", space.sample(rng)) for _ in range(num_random))), batches)
 
-    def __call__(self, network: nn.Module) -> list[dict[str, Any]]:
-        """One record per Arch: role, arch_id, macs, accuracy, loss, n."""
-        records = []
+    def __call__(self, network: nn.Module) -> tuple[MonitoredArch, ...]:
+        """Evaluate every Arch."""
+        found = []
         for role, arch in self.archs:
             score = evaluate(network, self.batches, arch)
             own: Arch = network.arch if arch is None else arch  # type: ignore[assignment]
-            records.append(
-                {
-                    "role": role,
-                    "arch_id": own.id,
-                    "macs": count(own).macs,
-                    "accuracy": score.accuracy,
-                    "loss": score.loss,
-                    "n": score.n,
-                }
+            found.append(
+                MonitoredArch(
+                    role=role,
+                    arch_id=own.id,
+                    macs=count(own).macs,
+                    accuracy=score.accuracy,
+                    loss=score.loss,
+                    n=score.n,
+                )
             )
-        return records
+        return tuple(found)
 
 
-def convergence_warning(history: Sequence[Sequence[dict[str, Any]]], num_classes: int) -> str | None:
+def convergence_warning(history: Sequence[Sequence[MonitoredArch]], num_classes: int) -> str | None:
     """Why the Supernet should not be trusted yet, or None.
 
     Args:
-        history: the Monitor's records over time.
+        history: what the Monitor found over time.
         num_classes: for the accuracy of guessing.
     """
     if not history:
         return None
-    means = [sum(record["accuracy"] for record in records) / len(records) for records in history]
-    last = {record["role"]: record["accuracy"] for record in history[-1]}
+    means = [sum(arch.accuracy for arch in archs) / len(archs) for archs in history]
+    last = {arch.role: arch.accuracy for arch in history[-1]}
     if means[-1] < 1.5 / num_classes:
         return (
             f"The supernet has not learned: its Archs reach {means[-1]:.1%} on average, guessing gives "

@@ -10,12 +10,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from vitnas.cli import main
+from vitnas.records import Correlation, Results
+from vitnas.searching import SearchRecord
+from vitnas.train import metrics
 
 # Everything that a resumed run could get wrong is on: a moving average, stochastic depth, mixing, a checkpoint a step.
 FIELDS = {
@@ -45,6 +49,23 @@ FIELDS = {
     "export.latency": "[onnxruntime]",
     "device": "cpu",
     "threads": "1",
+}
+
+
+# The same with a sampler that learns, and nothing that takes long beside it.
+FOCUS = {
+    "sampler__kind": "focus",
+    "sampler__every": "2",
+    "sampler__images": "16",
+    "sampler__updates": "1",
+    "sampler__draws": "16",
+    "search__searcher": "sampler",
+    "search__num_trials": "3",
+    "retrain__baselines": "[]",
+    "retrain__rank_archs": "0",
+    "supernet__monitor_every": "0",
+    "export__latency": "[]",
+    "export__formats": "[]",  # exporting takes seconds per file; other tests export
 }
 
 
@@ -144,22 +165,22 @@ def has_trials(folder: Path, study: str, n: int) -> Callable[[], bool]:
 
 def outcome(folder: Path) -> dict[str, Any]:
     """All of a finished run that a kill must not change: everything but times."""
-    search = json.loads((folder / "search.json").read_text())
-    results = json.loads((folder / "results.json").read_text())
-    clocks = ("seconds", "latency_ms")
+    search, results = SearchRecord.read(folder), Results.read(folder)
     weights = {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*.safetensors"))
         if path.parent.name != "checkpoints"
     }
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = metrics.read_lines(folder)
     return {
         "weights": weights,
-        "trials": [[t["genes"], t["values"], t["costs"], t["state"]] for t in search["trials"]],
-        "front": search["front"],
-        "chosen": search["chosen"],
-        "hypervolume": search["hypervolume"],
-        "rows": [{k: v for k, v in row.items() if k not in clocks} for row in results["rows"]],
-        "correlation": json.loads((folder / "correlation.json").read_text()),
-        "metrics": [{k: v for k, v in line.items() if k != "images_per_s"} for line in lines],
+        "trials": [(t.genes, t.values, t.costs, t.state) for t in search.trials],
+        "front": search.front,
+        "chosen": search.chosen,
+        "hypervolume": search.hypervolume,
+        "rows": [replace(row, seconds=0, latency_ms={}) for row in results.rows],
+        "correlation": Correlation.read(folder),
+        "metrics": [
+            replace(line, images_per_s=0) if isinstance(line, metrics.Step) else line for line in lines
+        ],
     }

@@ -1,0 +1,50 @@
+"""Files of a run folder are read and written as dataclasses; nothing else parses them."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+REPO = Path(__file__).resolve().parents[2]
+BARE = {"read_json", "write_json", "read_jsonl", "append_jsonl", "loads", "load"}
+
+# What reads or writes JSON by hand, and why, as (file, what).
+ALLOWED = {
+    ("runs.py", "write_json"),  # where the dataclasses are read and written
+    ("runs.py", "json.loads"),
+    ("train/metrics.py", "read_jsonl"),  # the lines of metrics.jsonl, each as a dataclass
+    ("train/metrics.py", "append_jsonl"),
+    ("train/checkpoint.py", "json.loads"),  # a safetensors header, which is text
+    ("exporting/timm_dir.py", "read_json"),  # timm's config.json
+    ("testing/space.py", "json.loads"),  # the contract of what a Space writes
+    ("cli/swap.py", "write_json"),  # swap.json is for people; nothing reads it
+}
+
+
+def calls(tree: ast.AST) -> set[str]:
+    """What reads or writes JSON in a module."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and node.id in BARE - {"loads", "load"}:
+            found.add(node.id)
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "json":
+            found |= {f"json.{node.attr}"} if node.attr in BARE else set()
+    return found
+
+
+def test_run_files_are_dataclasses() -> None:
+    package = REPO / "vitnas"
+    found = {
+        (path.relative_to(package).as_posix(), what)
+        for path in sorted(package.rglob("*.py"))
+        for what in calls(ast.parse(path.read_text()))
+    }
+    assert found <= ALLOWED, f"make it a RunFile: {sorted(found - ALLOWED)}"
+    assert found == ALLOWED, f"no longer needed; take it out of ALLOWED: {sorted(ALLOWED - found)}"
+
+
+def test_the_search_finds_what_it_should() -> None:
+    assert calls(ast.parse("read_json(path)\njson.loads(text)\nRunFile.load(path)")) == {
+        "read_json",
+        "json.loads",
+    }

@@ -1,0 +1,280 @@
+"""The files of a run folder that its stages write and its report reads, as dataclasses (see `vitnas.runs.RunFile`).
+
+Files of earlier parts lie with these: search.json, feasibility.json, chosen.json, test_reads.json, metrics.jsonl.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from vitnas.budget import Cost
+from vitnas.data import Fingerprint
+from vitnas.measure.latency import Latency
+from vitnas.runs import RunFile
+from vitnas.searching.latency import LatencyModel
+from vitnas.train import Score
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest(RunFile):
+    """Where and how a run is made: what a number needs beside it."""
+
+    FILE = "manifest.json"
+
+    command: str
+    started: str
+    seed: int
+    processes: int
+    device: str
+    git: str | None
+    data: Fingerprint
+    environment: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class GeneRecord:
+    """A gene of the Space, for people."""
+
+    name: str
+    options: tuple[Any, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpaceRecord(RunFile):
+    """The Space: its genes, how many Archs it has, and `space`, from which it is made again."""
+
+    FILE = "space.json"
+
+    name: str
+    size: float
+    genes: tuple[GeneRecord, ...]
+    space: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class SamplerLatency(RunFile):
+    """What Archs were timed for before a sampler of latency learns: a linear model of it."""
+
+    FILE = "sampler_latency.json"
+
+    target: str
+    space: Mapping[str, Any]
+    model: LatencyModel
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Mean, standard deviation and number of accuracies."""
+
+    mean: float
+    std: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Archs that the policy draws for `budget` and random ones of equal cost: accuracy on held-out images."""
+
+    budget: float
+    cost_ratio: float
+    policy: Sample
+    random: Sample
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerSummary(RunFile):
+    """What a learned sampler prefers: per gene and budget the share of each option."""
+
+    FILE = "sampler.json"
+    COMMAND = "vitnas train"
+
+    quantity: str
+    low: float
+    high: float
+    budgets: tuple[float, ...]
+    options: Mapping[str, tuple[Any, ...]]
+    preferences: Mapping[str, tuple[tuple[float, ...], ...]]
+    compared: tuple[Compared, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FocusLook:
+    """What a learned sampler says in metrics.jsonl after each look at held-out images; None where it cannot yet.
+
+    Args:
+        score: mean of the Archs scored: minus their loss.
+        gain: loss of random Archs minus the policy's at equal cost.
+        reward, miss: of the last update; `miss` is the mean distance from the budget, as a share.
+        budgets, cost_ratio: the anchors, and the mean cost that the policy draws there over each.
+        entropy: per kind of gene and anchor, of a decision, in nats.
+    """
+
+    score: float | None = None
+    gain: float | None = None
+    reward: float | None = None
+    miss: float | None = None
+    budgets: tuple[float, ...] = ()
+    cost_ratio: tuple[float, ...] = ()
+    entropy: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result(RunFile):
+    """A trained model (models/<role>/): what it costs, how it was trained, its accuracy.
+
+    Args:
+        start: `scratch`, `inherited` (from the supernet), or the role that finetuning went on from.
+        train: the TrainConfig's fields.
+        supernet_accuracy: with inherited weights, where the Arch is of this run's search.
+        asked: what a user called the Arch, where it is none of the run's own.
+        image_size, holdout_accuracy_before: of finetuning.
+    """
+
+    FILE = "result.json"
+    COMMAND = "vitnas retrain"
+
+    role: str
+    arch_id: str
+    macs: int
+    params: int
+    memory_bytes: int
+    holdout_accuracy: float
+    n_holdout: int
+    epochs: float
+    seconds: float
+    start: str
+    train: Mapping[str, Any]
+    supernet_accuracy: float | None = None
+    test_accuracy: float | None = None
+    n_test: int | None = None
+    asked: str | None = None
+    image_size: int | tuple[int, int] | None = None
+    holdout_accuracy_before: float | None = None
+
+
+@dataclass(frozen=True)
+class RankedArch(RunFile):
+    """One Arch trained from scratch, briefly, and what the supernet said of it (ranking/<arch id>.json)."""
+
+    COMMAND = "vitnas retrain"
+
+    arch_id: str
+    macs: int
+    supernet_accuracy: float
+    trained_accuracy: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Correlation(RunFile):
+    """How well the supernet ranks Archs; `note` says why there is no number."""
+
+    FILE = "correlation.json"
+    COMMAND = "vitnas retrain"
+
+    kendall_tau: float | None
+    spearman: float | None
+    n: int
+    how: str
+    points: tuple[RankedArch, ...]
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportedFile:
+    """A file and how it compares with the Model."""
+
+    path: str
+    params: int
+    exported_params: int
+    max_abs_diff: float
+    n_images: int
+    top1_agreement: float | None = None
+    opset: int | None = None
+    exporter: str | None = None
+    problems: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ExportRecord(RunFile):
+    """What was exported, by format."""
+
+    FILE = "export.json"
+    COMMAND = "vitnas export"
+
+    files: Mapping[str, ExportedFile]
+
+
+@dataclass(frozen=True)
+class LatencyRow:
+    """One model on one target."""
+
+    role: str
+    target: str
+    latency: Latency
+
+
+@dataclass(frozen=True)
+class LatencyRecord(RunFile):
+    """Latency of the trained models, all timed in the same rounds."""
+
+    FILE = "latency.json"
+    COMMAND = "vitnas bench"
+
+    rows: tuple[LatencyRow, ...]
+
+
+@dataclass(frozen=True)
+class FinalScores(RunFile):
+    """What the one reading of the test split gave, by role."""
+
+    FILE = "test_scores.json"
+    COMMAND = "vitnas evaluate"
+
+    scores: Mapping[str, Score]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinalRow(Result):
+    """A model of the final table, with its 95 % interval on the test split and its latency by target."""
+
+    name: str
+    ci95: tuple[float, float]
+    latency_ms: Mapping[str, Latency] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Results(RunFile):
+    """The final table: the chosen model first, and the files that a person wants by what they are."""
+
+    FILE = "results.json"
+    COMMAND = "vitnas evaluate"
+
+    rows: tuple[FinalRow, ...]
+    chosen: str
+    files: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """The best Arch for one more budget: held-out accuracy with inherited weights, and what finding it cost."""
+
+    budget: str
+    arch_id: str
+    accuracy: float
+    cost: Cost
+    path: str
+    source: str
+    evaluated: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Family(RunFile):
+    """The answers of `vitnas specialize`, one per budget."""
+
+    FILE = "family.json"
+    COMMAND = "vitnas specialize"
+
+    answers: tuple[Answer, ...] = ()
