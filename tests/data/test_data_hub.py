@@ -107,7 +107,7 @@ def test_shared_cifar10() -> None:
         pytest.skip("CIFAR-10 is not at hand: set VITNAS_SHARED to the folder that holds data/cifar10-jpeg")
     data = open_data(DataConfig(dataset=f"hfds/{folder.resolve()}", max_images=500, holdout=50))
     assert (data.num_classes, data.image_size, data.in_chans) == (10, 32, 3)
-    assert data.fingerprint().counts == {"train": (45) * 10, "holdout": (5) * 10, "test": (50) * 10}
+    assert data.fingerprint().counts == {"train": (45,) * 10, "holdout": (5,) * 10, "test": (50,) * 10}
     assert data.class_names[:3] == ("airplane", "automobile", "bird")
 
 

@@ -110,8 +110,8 @@ def test_latency_is_measured_and_what_misses_it_is_never_scored() -> None:
     assert rejected[0].values == {}
     assert rejected[0].cost.latency_ms == {TARGET: 8.0}
     summary = study.summary()
-    assert summary["rejections"] == {f"latency<=6ms@{TARGET}": len(rejected)}
-    assert summary["trials"][0]["costs"]["latency_ms"].keys() == {TARGET}
+    assert summary.rejections == {f"latency<=6ms@{TARGET}": len(rejected)}
+    assert summary.trials[0].costs.latency_ms.keys() == {TARGET}
     stored = study._study.get_trials()
     violations = [row.constraints[f"latency<=6ms@{TARGET}"] for row in stored]
     assert {round(value, 3) for value in violations} == {0.0, 0.333}
@@ -170,7 +170,7 @@ def test_a_search_that_only_rejects_stops(caplog: pytest.LogCaptureFixture) -> N
     )
     assert (len(study.scored()), study.num_rejected()) == (0, 7)
     assert "stopped after 7 Archs missed the budget" in caplog.text
-    assert study.summary()["chosen"] is None
+    assert study.summary().chosen is None
 
 
 def test_a_small_space_ends_early_and_says_so(caplog: pytest.LogCaptureFixture) -> None:

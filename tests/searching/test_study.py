@@ -65,7 +65,7 @@ def test_what_counting_rejects_needs_no_latency_in_the_summary() -> None:
     assert trial is not None
     big = replace(trial.cost, macs=800_000)
     study.reject(trial, study.problem.budget.counted.misses(big), big)
-    assert study.summary()["rejections"] == {"macs<=700K": 1}
+    assert study.summary().rejections == {"macs<=700K": 1}
 
 
 def test_optuna_sees_values_names_and_constraints() -> None:

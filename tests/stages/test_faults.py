@@ -159,7 +159,7 @@ DAMAGES: list[tuple[str, Callable[[Path], None], tuple[str, ...], str]] = [
     ("study.db", garbage, ("models", "search.json"), "study.db"),
     ("study.db", half, ("models", "search.json"), "study.db"),
     ("search.json", half, ("models",), "cannot be read"),
-    ("search.json", empty_json, ("models",), "Delete search.json"),
+    ("search.json", empty_json, ("models",), "Delete it to make it anew"),
     (
         "checkpoints/supernet.safetensors",
         half,
