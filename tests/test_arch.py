@@ -43,6 +43,9 @@ OTHERS: dict[str, Any] = {
     "attn_scale": "embed_dim",
     "mlp_norm": "stream",
     "selector": "predictor",
+    "qk_norm": True,
+    "rotary_base": 50.0,
+    "rotary_grid": 7,
     "pool_num_heads": 3,
     "pool_mlp_hidden": 32,
     "reg_tokens": 4,
@@ -81,6 +84,8 @@ def test_json_round_trip(arch: Arch) -> None:
 def test_every_field_changes_the_name() -> None:
     assert set(OTHERS) == {field.name for field in fields(Arch)}
     along: dict[str, dict[str, Any]] = {
+        "rotary_base": {"position": "rotary_dinov3"},
+        "rotary_grid": {"position": "learned_rotary_2d"},
         "pool_num_heads": {"global_pool": "map", "pool_mlp_hidden": 768},
         "pool_mlp_hidden": {"global_pool": "map", "pool_num_heads": 1},
         "class_token": {"global_pool": "avg"},
@@ -157,7 +162,7 @@ def test_description_for_a_person() -> None:
         ({"norm_eps": "1e-6"}, r"norm_eps is '1e-6'; it must be a number above 0"),
         (
             {"position": "learnt"},
-            r"position is 'learnt'; it must be one of learned, rotary, rotary_2d, none\. Nearest: 'learned'",
+            r"position is 'learnt'; it must be one of learned, rotary, .*\. Nearest: 'learned'",
         ),
         ({"stem": "cnv"}, r"stem is 'cnv'; it must be one of linear, conv.*\. Nearest: 'conv'"),
         ({"reduction": "pool"}, r"reduction is 'pool'; it must be one of residual, conv"),
@@ -184,6 +189,17 @@ def test_description_for_a_person() -> None:
         (
             {"global_pool": "map", "pool_num_heads": 3, "pool_mlp_hidden": 9, "act": "swiglu"},
             r"global_pool is 'map' and act 'swiglu'; the MLP behind the pooling has no gate",
+        ),
+        ({"qkv_bias": "q"}, r"qkv_bias is 'q'; it must be True, False or 'qv'"),
+        (
+            {"rotary_base": 50.0},
+            r"rotary_base is 50\.0 and rotary_grid 0 with position 'learned'; .*Leave them out",
+        ),
+        ({"rotary_grid": 4, "position": "rotary_dinov3"}, r"rotary_grid 4 with position 'rotary_dinov3'"),
+        ({"rotary_base": 0, "position": "rotary"}, r"rotary_base is 0; it must be a number above 0"),
+        (
+            {"qk_norm": True, "stages": (Stage(embed_dim=8, blocks=(replace(BLOCK, mixer="performer"),)),)},
+            r"mixer is 'performer', which has no qk_norm; only softmax has",
         ),
         ({"reg_tokens": -1}, r"reg_tokens is -1; it must be a whole number, and 0 means none"),
         ({"act": "gleu"}, r"act is 'gleu'; it must be one of gelu, .*\. Nearest: 'gelu'"),

@@ -6,7 +6,7 @@ import random
 from collections import Counter
 from dataclasses import replace
 from math import prod
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 
@@ -136,6 +136,7 @@ def wild_selections(rng: random.Random) -> Arch:
 
 def with_parts(arch: Arch, rng: random.Random) -> Arch:
     """`arch` with some of the parts that pretrained networks are made of."""
+    arch = replace(arch, **_attention_parts(arch, rng))
     if not arch.distill_token and rng.random() < 0.3:
         divisors = [n for n in range(1, arch.embed_dim + 1) if arch.embed_dim % n == 0]
         sizes = {"pool_num_heads": rng.choice(divisors), "pool_mlp_hidden": rng.choice([1, 16, 3000])}
@@ -145,13 +146,22 @@ def with_parts(arch: Arch, rng: random.Random) -> Arch:
     return replace(
         arch,
         reg_tokens=reg_tokens,
-        no_embed_class=arch.position == "learned" and prefix > 0 and rng.random() < 0.5,
+        no_embed_class=arch.has_positions and prefix > 0 and rng.random() < 0.5,
         pre_norm=arch.stem == "linear" and rng.random() < 0.5,
         layer_scale=rng.random() < 0.5,
         act=arch.act if arch.global_pool == "map" else rng.choice(get_args(Act)),
         scale_mlp_norm=rng.random() < 0.5,
         mlp_norm=rng.choice(get_args(MlpNorm)),
     )
+
+
+def _attention_parts(arch: Arch, rng: random.Random) -> dict[str, Any]:
+    if any(block.mixer != "softmax" for block in arch.blocks):
+        return {}
+    parts: dict[str, Any] = {"qk_norm": rng.random() < 0.5, "qkv_bias": rng.choice([True, False, "qv"])}
+    if not arch.relative_position and all(block.head_dim % 4 == 0 for block in arch.blocks):
+        parts["position"] = rng.choice(["rotary_dinov3", "learned_rotary_2d"])
+    return parts
 
 
 def torch_macs(arch: Arch) -> int:

@@ -18,8 +18,9 @@ from typing import Any, Literal, get_args
 
 from vitnas.errors import UserError, check_word, nearest
 from vitnas.grids import Grid, ImageSize, as_image_size, sides_of, size_text
+from vitnas.layers.rotary import STEPS, rotary_of
 from vitnas.layers.select import SELECTIONS, Asked
-from vitnas.mixers import MIXERS
+from vitnas.mixers import MIXERS, QkvBias
 from vitnas.mixers.selected import check_selections
 
 SCHEMA = 1
@@ -32,7 +33,7 @@ FIRST_FIELDS = frozenset(
 
 Stem = Literal["linear", "conv", "hybrid", "cct"]
 Reduction = Literal["residual", "conv"]
-Position = Literal["learned", "rotary", "rotary_2d", "none"]
+Position = Literal["learned", "rotary", "rotary_2d", "rotary_dinov3", "learned_rotary_2d", "none"]
 Pool = Literal["token", "avg", "seq", "map"]
 MlpNorm = Literal["branch", "stream"]
 Act = Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "swiglu", "swiglu_packed"]
@@ -111,6 +112,9 @@ class Arch:
     of a bias of the stem (CLIP). `layer_scale` multiplies what each branch of a block adds by a learned factor per
     channel. `act` is the MLP's activation; "swiglu" gates it by a second projection, "swiglu_packed" by one twice as
     wide, and either has `mlp_hidden` gated units. `scale_mlp_norm` norms the MLP's hidden units.
+    `rotary_base` is the number whose powers rotary angles fall by (None: the position's usual one), `rotary_grid` the
+    side of the grid whose rows and columns "rotary_2d" stretches its own onto (EVA-02; 0: none).
+    `qkv_bias` "qv" leaves keys without a bias (BEiT). `qk_norm` norms queries and keys, head by head.
     `relative_position` is the largest distance (in patches) of 2-D relative positions on keys and values, after which
     they are clipped; 0 means none (AutoFormer, section 4, uses 14). `fc_norm` moves the final norm behind pooling, as
     timm does for mean-pooled ViTs. `head_norm_eps` is the final norm's own epsilon (None: norm_eps). `attn_scale` is
@@ -134,6 +138,8 @@ class Arch:
     pre_norm: bool = False
     patch_head: bool = False
     position: Position = "learned"
+    rotary_base: float | None = None
+    rotary_grid: int = 0
     relative_position: int = 0
     global_pool: Pool = "token"
     pool_num_heads: int = 0
@@ -143,7 +149,8 @@ class Arch:
     layer_scale: bool = False
     act: Act = "gelu"
     scale_mlp_norm: bool = False
-    qkv_bias: bool = True
+    qkv_bias: QkvBias = True
+    qk_norm: bool = False
     norm_eps: float = 1e-6
     head_norm_eps: float | None = None
     attn_scale: AttnScale = "head_dim"
@@ -154,11 +161,14 @@ class Arch:
         object.__setattr__(self, "image_size", as_image_size("image_size", self.image_size))
         _positive(self, "patch_size", "in_chans")
         _not_negative(self, "num_classes", "relative_position", "stem_width", "reg_tokens")
-        _not_negative(self, "pool_num_heads", "pool_mlp_hidden")
+        _not_negative(self, "pool_num_heads", "pool_mlp_hidden", "rotary_grid")
         head = self.norm_eps if self.head_norm_eps is None else self.head_norm_eps
-        for name, eps in (("norm_eps", self.norm_eps), ("head_norm_eps", head)):
+        base = 1.0 if self.rotary_base is None else self.rotary_base
+        for name, eps in (("norm_eps", self.norm_eps), ("head_norm_eps", head), ("rotary_base", base)):
             if not isinstance(eps, int | float) or not eps > 0:
                 raise UserError(f"{name} is {eps!r}; it must be a number above 0, for example 1e-6.")
+        if self.qkv_bias not in (True, False, "qv"):
+            raise UserError(f"qkv_bias is {self.qkv_bias!r}; it must be True, False or 'qv'. Choose one.")
         kinds: dict[str, Any] = {"stem": Stem, "reduction": Reduction, "position": Position}
         for name, kind in {
             **kinds,
@@ -233,7 +243,7 @@ class Arch:
                 "distill_token is True; it is read beside the class token, without a patch head or fc_norm. Use "
                 "global_pool='token', patch_head=False and fc_norm=False."
             )
-        if self.no_embed_class and (self.position != "learned" or not self.num_prefix_tokens):
+        if self.no_embed_class and not (self.has_positions and self.num_prefix_tokens):
             raise UserError(
                 f"no_embed_class is True with position {self.position!r} and {self.num_prefix_tokens} tokens before "
                 "the patches; it says that these have no learned position. Use no_embed_class=False."
@@ -263,8 +273,14 @@ class Arch:
 
     def _check_mixers(self) -> None:
         """What positions and class tokens the mixers can take; sizes are checked by the mixers themselves."""
-        rotary = self.position in ("rotary", "rotary_2d")
-        step = {"rotary": 2, "rotary_2d": 4}.get(self.position, 1)
+        kind = rotary_of(self.position)
+        rotary, step = kind != "none", STEPS[kind]
+        if (self.rotary_base is not None and not rotary) or (self.rotary_grid and kind != "rotary_2d"):
+            raise UserError(
+                f"rotary_base is {self.rotary_base} and rotary_grid {self.rotary_grid} with position "
+                f"{self.position!r}; a base goes with rotary positions, a grid with 'rotary_2d' and "
+                "'learned_rotary_2d'. Leave them out."
+            )
         for index, block in enumerate(self.blocks):
             where, mixer = f"block {index}: ", MIXERS[block.mixer]
             if self.relative_position and not mixer.takes_relative_position:
@@ -272,6 +288,16 @@ class Arch:
                 raise UserError(
                     f"{where}mixer is {block.mixer!r}, but relative_position is {self.relative_position}; only "
                     f"{', '.join(able)} has relative positions. Use relative_position=0."
+                )
+            parts = [
+                *(["qk_norm"] if self.qk_norm else []),
+                *(["qkv_bias 'qv'"] if self.qkv_bias == "qv" else []),
+            ]
+            if parts and not mixer.takes_attention_parts:
+                able = [word for word, kind in MIXERS.items() if kind.takes_attention_parts]
+                raise UserError(
+                    f"{where}mixer is {block.mixer!r}, which has no {' and no '.join(parts)}; only "
+                    f"{', '.join(able)} has. Use that, or qk_norm=False and qkv_bias=True."
                 )
             if self.num_prefix_tokens and not mixer.takes_class_token:
                 raise UserError(
@@ -337,6 +363,11 @@ class Arch:
     def num_prefix_tokens(self) -> int:
         """Class, distillation and register tokens, in this order."""
         return int(self.class_token) + int(self.distill_token) + self.reg_tokens
+
+    @property
+    def has_positions(self) -> bool:
+        """Whether a table of learned positions is added to the tokens."""
+        return self.position.startswith("learned")
 
     @property
     def num_prefix_positions(self) -> int:

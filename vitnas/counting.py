@@ -35,7 +35,7 @@ from vitnas.layers.reduction import SpatialReduction
 from vitnas.layers.rotary import RotaryKind, rotary_of
 from vitnas.layers.select import SELECTIONS, Asked
 from vitnas.layers.stem import STEMS
-from vitnas.mixers import MIXERS, Convention, MixerShape
+from vitnas.mixers import MIXERS, Convention, MixerShape, QkvBias
 
 BYTES = 4  # float32
 
@@ -60,12 +60,13 @@ class Frame(NamedTuple):
     grid: Grid
     num_prefix_tokens: int
     relative_position: int
-    qkv_bias: bool
+    qkv_bias: QkvBias
     rotary: RotaryKind = "none"
     mlp_norm: MlpNorm = "branch"
     act: Act = "gelu"
     scale_mlp_norm: bool = False
     layer_scale: bool = False
+    qk_norm: bool = False
     keep: int = 0
     asked: Asked = "none"
 
@@ -86,6 +87,7 @@ class Frame(NamedTuple):
             arch.act,
             arch.scale_mlp_norm,
             arch.layer_scale,
+            arch.qk_norm,
         )
 
 
@@ -234,6 +236,7 @@ def shape_of(block: Block, dim: int, frame: Frame) -> MixerShape:
         frame.relative_position,
         frame.rotary,
         frame.qkv_bias,
+        frame.qk_norm,
         frame.keep,
         frame.asked,
     )
@@ -250,7 +253,7 @@ def stem_part(arch: Arch, dim: int) -> Part:
         macs=cost.macs,
         params=cost.params
         + arch.num_prefix_tokens * dim
-        + (places * dim if arch.position == "learned" else 0)
+        + (places * dim if arch.has_positions else 0)
         + (dim if arch.pre_norm else 0),  # a norm, and no bias of the stem
         memory=max(cost.memory, 2 * tokens),
     )
@@ -263,7 +266,7 @@ def reduction_part(arch: Arch, index: int, dim: int, out_dim: int) -> Part:
         out_dim,
         grid=arch.grids[index],
         num_prefix_tokens=arch.num_prefix_tokens,
-        has_positions=arch.position == "learned",
+        has_positions=arch.has_positions,
         residual=arch.reduction == "residual",
     )
     return Part(name=f"reductions.{index}", macs=cost.macs, params=cost.params, memory=cost.memory)

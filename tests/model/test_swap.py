@@ -20,6 +20,7 @@ from vitnas.mixers import MIXERS
 from vitnas.model import build
 from vitnas.model.convolutional import cv
 from vitnas.model.swap import attention_layers, swap_attention
+from vitnas.model.timm_keys import from_timm
 from vitnas.testing import randomize_
 
 WORDS = [word for word in MIXERS if not word.startswith("linformer_") and word != "fourier2d"]
@@ -134,6 +135,12 @@ def test_chosen_layers_only() -> None:
         (vit, "nystrom", [], r"layers is empty; it must name at least one layer"),
         (lambda: cv("t", projection="conv"), "performer", None, r"convolutions make its queries, keys and values"),
         (vit, "nystrom", [2], r"layers has 2; the model has attention layers 0 to 1"),
+        (
+            lambda: from_timm(vit(qk_norm=True)),
+            "nystrom",
+            None,
+            r"in blocks\.0\.attn: its queries and keys are normalised or its keys have no bias",
+        ),
         (lambda: vit(qk_norm=True), "nystrom", None, r"in blocks\.0\.attn: queries and keys are normalised"),
         (lambda: nn.Linear(2, 2), "nystrom", None, r"Linear has no attention that is known here"),
         (vit, "linformer_shared", None, r"trained ones would be lost; use linformer"),

@@ -24,6 +24,7 @@ PARTS: dict[str, dict[str, Any]] = {
         "act": "swiglu",
         "scale_mlp_norm": True,
     },
+    "no bias on keys, normed": {"qkv_bias": "qv", "qk_norm": True, "position": "rotary_dinov3"},
     "attention pooling": {
         "global_pool": "map",
         "pool_num_heads": 4,

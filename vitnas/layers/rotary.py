@@ -4,7 +4,9 @@ depends on the distance.
 Source: Su et al., "RoFormer" (arXiv 2104.09864), section 3.2: entries 2i and 2i + 1 of a head are turned by
 position x 10000^(-2i / K). `rotary` counts tokens in a row, class token first, as Vision X-formers does
 (arXiv 2107.02239). `rotary_2d` gives the first half of a head the patch's row and the second half its column, and
-leaves the class token as it is.
+leaves the class token as it is; EVA-02 (Fang et al., arXiv 2303.11331) stretches rows and columns onto those of a
+reference grid. `rotary_dinov3` (DINOv3, arXiv 2508.10104) does so with places from -1 to 1 times 2 pi and another base,
+and turns entry i with entry i + K / 2 of a head.
 
 Shapes: B images, A heads, N tokens, K head_dim, J = K / 2 angles, G the longer side of the grid.
 """
@@ -20,26 +22,42 @@ from torch import Tensor
 from vitnas.errors import UserError
 from vitnas.grids import NO_GRID, Grid, size_text
 
-RotaryKind = Literal["none", "rotary", "rotary_2d"]
-BASE = 10000.0
+RotaryKind = Literal["none", "rotary", "rotary_2d", "rotary_dinov3"]
+BASES: dict[str, float] = {"rotary": 10000.0, "rotary_2d": 10000.0, "rotary_dinov3": 100.0}
+STEPS: dict[RotaryKind, int] = {"none": 1, "rotary": 2, "rotary_2d": 4, "rotary_dinov3": 4}
+"""What must divide head_dim."""
 
 
 def rotary_of(position: str) -> RotaryKind:
     """The kind of rotary positions that an Arch's `position` asks for."""
-    return cast(RotaryKind, position) if position in ("rotary", "rotary_2d") else "none"
+    kind = position.removeprefix("learned_")
+    return cast(RotaryKind, kind) if kind in BASES else "none"
 
 
 class Rotary:
     """Turns queries and keys; holds sizes only, no weights.
 
     Args:
-        grid: rows and columns of patches; only `rotary_2d` needs it.
-        num_prefix_tokens: tokens before the patches, which `rotary_2d` leaves alone.
+        grid: rows and columns of patches; `rotary` does not need it.
+        num_prefix_tokens: tokens before the patches, which only `rotary` turns.
+        base: whose powers the angles fall by; None for the kind's own.
+        reference: rows, and as many columns, of the grid that `rotary_2d` stretches its own onto; 0 for none.
     """
 
-    def __init__(self, kind: RotaryKind, head_dim: int, *, grid: Grid, num_prefix_tokens: int) -> None:
+    def __init__(
+        self,
+        kind: RotaryKind,
+        head_dim: int,
+        *,
+        grid: Grid,
+        num_prefix_tokens: int,
+        base: float | None = None,
+        reference: int = 0,
+    ) -> None:
         self.kind, self.head_dim = kind, head_dim
         self.grid, self.num_prefix_tokens = grid, num_prefix_tokens
+        self.base, self.reference = base or BASES.get(kind, 1.0), reference
+        self.turns_halves = kind == "rotary_dinov3"
 
     def __call__(self, *heads_BANK: Tensor, rows_BN: Tensor | None = None) -> tuple[Tensor, ...]:
         """Each of the (B, A, N, K) tensors, turned; unchanged for the kind `none`.
@@ -58,15 +76,15 @@ class Rotary:
             cos_NJ1, sin_NJ1 = self.tables(whole, first.device, first.dtype)
             cos_BNJ1, sin_BNJ1 = cos_NJ1[rows_BN], sin_NJ1[rows_BN]
             del cos_NJ1, sin_NJ1
-            return tuple(turn(x_BANK, cos_BNJ1, sin_BNJ1) for x_BANK in heads_BANK)
+            return tuple(turn(x_BANK, cos_BNJ1, sin_BNJ1, self.turns_halves) for x_BANK in heads_BANK)
         want = prod(self.grid) + self.num_prefix_tokens
-        if self.kind == "rotary_2d" and (self.grid == NO_GRID or first.shape[2] != want):
+        if self.kind != "rotary" and (self.grid == NO_GRID or first.shape[2] != want):
             raise UserError(
-                f"position 'rotary_2d' was given {int(first.shape[2])} tokens; it was made for {want} (a grid of "
+                f"position {self.kind!r} was given {int(first.shape[2])} tokens; it was made for {want} (a grid of "
                 f"{size_text(self.grid)} and {self.num_prefix_tokens} class token). Give grid, or that many tokens."
             )
         cos_NJ1, sin_NJ1 = self.tables(first.shape[2], first.device, first.dtype)
-        return tuple(turn(x_BANK, cos_NJ1, sin_NJ1) for x_BANK in heads_BANK)
+        return tuple(turn(x_BANK, cos_NJ1, sin_NJ1, self.turns_halves) for x_BANK in heads_BANK)
 
     def tables(self, tokens: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Cosine and sine of every token's angles, each (N, J, 1)."""
@@ -78,27 +96,33 @@ class Rotary:
     def _angles(self, tokens: int, device: torch.device, dtype: torch.dtype) -> Tensor:
         if self.kind == "rotary":
             place = torch.arange(tokens, device=device, dtype=dtype)
-            return place[:, None] * frequencies(self.head_dim, device, dtype)
-        rows, columns = self.grid
-        line_GJ = torch.arange(max(self.grid), device=device, dtype=dtype)[:, None] * frequencies(
-            self.head_dim // 2, device, dtype
-        )
-        by_row = line_GJ[:rows].repeat_interleave(columns, 0)
-        patches = torch.cat([by_row, line_GJ[:columns].repeat(rows, 1)], dim=1)
+            return place[:, None] * self._frequencies(self.head_dim, device, dtype)
+        (rows, columns), falling = self.grid, self._frequencies(self.head_dim // 2, device, dtype)
+        by_row, by_column = (self._places(side, device, dtype)[:, None] * falling for side in self.grid)
+        patches = torch.cat([by_row.repeat_interleave(columns, 0), by_column.repeat(rows, 1)], dim=1)
         return torch.cat([patches.new_zeros(self.num_prefix_tokens, patches.shape[1]), patches])
 
+    def _places(self, side: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """Place of each row or column, of which there are `side`."""
+        line = torch.arange(side, device=device, dtype=dtype)
+        if self.kind == "rotary_dinov3":
+            return 2 * torch.pi * (2 * (line + 0.5) / side - 1)
+        return line / side * self.reference if self.reference else line
 
-def frequencies(dim: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Angle per step of each pair of a head `dim` wide: (dim / 2,)."""
-    return BASE ** (-torch.arange(0, dim, 2, device=device, dtype=dtype) / dim)
+    def _frequencies(self, dim: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """Angle per step of each pair of a head `dim` wide: (dim / 2,)."""
+        falling: Tensor = self.base ** (-torch.arange(0, dim, 2, device=device, dtype=dtype) / dim)
+        return falling
 
 
-def turn(x_BANK: Tensor, cos_NJ1: Tensor, sin_NJ1: Tensor) -> Tensor:
-    """Turn entries 2i and 2i + 1 by angle i; the angles may differ by image, (B, N, J, 1)."""
+def turn(x_BANK: Tensor, cos_NJ1: Tensor, sin_NJ1: Tensor, halves: bool = False) -> Tensor:
+    """Turn entries 2i and 2i + 1 by angle i, or i and i + J with `halves`; the angles may differ by image,
+    (B, N, J, 1)."""
+    axis, shape = (-2, (2, -1)) if halves else (-1, (-1, 2))
     # Heads are kept side by side in memory, as the projections leave them.
-    even, odd = x_BANK.transpose(1, 2).unflatten(-1, (-1, 2)).split(1, dim=-1)
-    cos, sin = cos_NJ1.unsqueeze(-3), sin_NJ1.unsqueeze(-3)
-    turned = torch.cat([even * cos - odd * sin, odd * cos + even * sin], dim=-1)
+    first, second = x_BANK.transpose(1, 2).unflatten(-1, shape).split(1, dim=axis)
+    cos, sin = ((angle.transpose(-1, -2) if halves else angle).unsqueeze(-3) for angle in (cos_NJ1, sin_NJ1))
+    turned = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=axis)
     return turned.flatten(-2).transpose(1, 2)
 
 

@@ -16,6 +16,7 @@ from vitnas.mixers.mixer import Convention as Convention
 from vitnas.mixers.mixer import HeadMixer as HeadMixer
 from vitnas.mixers.mixer import Mixer as Mixer
 from vitnas.mixers.mixer import MixerShape as MixerShape
+from vitnas.mixers.mixer import QkvBias as QkvBias
 from vitnas.mixers.nystrom import Nystrom as Nystrom
 from vitnas.mixers.performer import Performer as Performer
 from vitnas.mixers.softmax import Softmax as Softmax

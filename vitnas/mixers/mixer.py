@@ -23,6 +23,7 @@ from vitnas.layers.axes import Axes
 from vitnas.layers.rotary import Rotary, RotaryKind, rotary_memory
 from vitnas.layers.select import Asked, Kept
 
+QkvBias = bool | Literal["qv"]
 Convention = Literal["executed", "plain", "dense_relative", "patch_tokens"]
 
 
@@ -40,7 +41,8 @@ class MixerShape(NamedTuple):
     num_prefix_tokens: int = 1
     relative_position: int = 0
     rotary: RotaryKind = "none"
-    qkv_bias: bool = True
+    qkv_bias: QkvBias = True
+    qk_norm: bool = False
     keep: int = 0  # patches that are left of the grid, 0 for all
     asked: Asked = "none"
 
@@ -68,6 +70,7 @@ class Mixer(nn.Module, ABC):
     needs_grid: ClassVar[bool] = False  # patches must form rows and columns
     takes_class_token: ClassVar[bool] = True
     takes_relative_position: ClassVar[bool] = False  # has the argument `relative_position`
+    takes_attention_parts: ClassVar[bool] = False  # has `qk_norm_eps`, and `qkv_bias` may be "qv"
     takes_selection: ClassVar[bool] = False  # tokens may be dropped or masked in front of it
     gives_attention: ClassVar[bool] = False  # has `look`, which also tells how much attention each patch got
 
@@ -176,8 +179,8 @@ class HeadMixer(Mixer):
         dim: width of the tokens.
         num_heads, head_dim: the inner width is their product; head_dim is `dim // num_heads` by default.
         size: the mixer's own number, see its class; None for its default.
-        qkv_bias: biases on queries, keys and values.
-        rotary: rotary positions on queries and keys.
+        qkv_bias: biases on queries, keys and values; "qv" for all but the keys, for a mixer that takes it.
+        rotary, rotary_base, rotary_grid: rotary positions on queries and keys (`layers/rotary.py`).
         grid: rows and columns of patches; 2-D positions, windows and weights per token need it.
         num_prefix_tokens: tokens before the patches (0 or 1).
         scale: factor on the logits; `head_dim**-0.5` by default.
@@ -195,8 +198,10 @@ class HeadMixer(Mixer):
         *,
         head_dim: int | None = None,
         size: int | None = None,
-        qkv_bias: bool = True,
+        qkv_bias: QkvBias = True,
         rotary: RotaryKind = "none",
+        rotary_base: float | None = None,
+        rotary_grid: int = 0,
         grid: Grid = NO_GRID,
         num_prefix_tokens: int = 1,
         scale: float | None = None,
@@ -210,9 +215,16 @@ class HeadMixer(Mixer):
             check_grid(self.word, grid)
         self.size = self.resolve_size(size, self.head_dim, tokens)
         self.scale = self.head_dim**-0.5 if scale is None else scale
-        self.rotary = Rotary(rotary, self.head_dim, grid=grid, num_prefix_tokens=num_prefix_tokens)
+        self.rotary = Rotary(
+            rotary,
+            self.head_dim,
+            grid=grid,
+            num_prefix_tokens=num_prefix_tokens,
+            base=rotary_base,
+            reference=rotary_grid,
+        )
         inner = self.num_heads * self.head_dim
-        self.qkv = nn.Linear(dim, 3 * inner, bias=qkv_bias)
+        self.qkv = nn.Linear(dim, 3 * inner, bias=qkv_bias is True)
         self.proj = nn.Linear(inner, dim)
 
     def axes(self) -> dict[str, Axes]:
@@ -253,9 +265,14 @@ class HeadMixer(Mixer):
 
     def split(self, x_BND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, each (B, A, N, K)."""
-        qkv = self.qkv(x_BND).unflatten(2, (3, self.num_heads, self.head_dim))
+        qkv = self.project(x_BND).unflatten(2, (3, self.num_heads, self.head_dim))
         q_BANK, k_BANK, v_BANK = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         return q_BANK, k_BANK, v_BANK
+
+    def project(self, x_BND: Tensor) -> Tensor:
+        """Queries, keys and values side by side, (B, N, 3 I)."""
+        rows: Tensor = self.qkv(x_BND)
+        return rows
 
     def merge(self, out_BANK: Tensor) -> Tensor:
         """Heads side by side, then the output projection: (B, A, N, K) to (B, N, D)."""
@@ -308,12 +325,15 @@ def heads_memory(shape: MixerShape, core: int, *, copies: bool, beside: int = 0)
     whole = prod(shape.grid) + shape.num_prefix_tokens if shape.keep else 0
     turned, turning = rotary_memory(shape.rotary, tokens, shape.head_dim, inner, inner, whole=whole)
     merging = tokens * (inner + max(shape.dim, inner if copies else 0)) + beside
-    return max(3 * tokens * inner + max(turning, turned + core), merging)
+    normed = 2 * tokens * inner if shape.qk_norm else 0
+    projecting = 3 * inner if shape.qkv_bias == "qv" else 0  # the bias, put together
+    return max(3 * tokens * inner + max(projecting, normed + turning, max(normed, turned) + core), merging)
 
 
 def shared_params(shape: MixerShape) -> int:
     """Elements of `qkv` and `proj`."""
-    return 4 * shape.dim * shape.inner + (3 * shape.inner if shape.qkv_bias else 0) + shape.dim
+    biases = 2 if shape.qkv_bias == "qv" else 3 if shape.qkv_bias else 0
+    return 4 * shape.dim * shape.inner + biases * shape.inner + shape.dim
 
 
 def in_full_precision(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:

@@ -8,13 +8,21 @@ Shapes: B images, N tokens, D dim, A heads, K head_dim.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from vitnas.grids import Grid
+from vitnas.layers.axes import Axes
 from vitnas.layers.relative_position import RelativePosition2d, line_features, of_rows
 from vitnas.layers.select import Asked, Kept, masked_mean, masked_softmax, sees
-from vitnas.mixers.mixer import Convention, HeadMixer, MixerShape, heads_memory, shared_params
+from vitnas.mixers.mixer import (
+    Convention,
+    HeadMixer,
+    MixerShape,
+    QkvBias,
+    heads_memory,
+    shared_params,
+)
 
 __all__ = ["Convention", "Softmax"]
 
@@ -24,15 +32,34 @@ class Softmax(HeadMixer):
 
     Args besides those of every mixer:
         relative_position: largest distance of 2-D relative positions (in patches); 0 for none.
+        qk_norm_eps: epsilon of the norms of queries and keys; None for no norms.
     """
 
     word = "softmax"
-    takes_relative_position = True
+    takes_relative_position = takes_attention_parts = True
     takes_fewer_keys = True
     takes_selection = gives_attention = True
 
-    def __init__(self, dim: int, num_heads: int, *, relative_position: int = 0, **options: object) -> None:
-        super().__init__(dim, num_heads, **options)  # type: ignore[arg-type]
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        relative_position: int = 0,
+        qk_norm_eps: float | None = None,
+        qkv_bias: QkvBias = True,
+        **options: object,
+    ) -> None:
+        super().__init__(dim, num_heads, qkv_bias=qkv_bias, **options)  # type: ignore[arg-type]
+        if qkv_bias == "qv":
+            self.q_bias, self.v_bias = (
+                nn.Parameter(torch.empty(self.num_heads * self.head_dim)) for _ in range(2)
+            )
+        self.has_qv_bias, self.has_qk_norm = qkv_bias == "qv", qk_norm_eps is not None
+        self.q_norm, self.k_norm = (
+            nn.Identity() if qk_norm_eps is None else nn.LayerNorm(self.head_dim, eps=qk_norm_eps)
+            for _ in range(2)
+        )
         self.rel_pos_k: RelativePosition2d | None = None
         self.rel_pos_v: RelativePosition2d | None = None
         if relative_position:
@@ -52,6 +79,34 @@ class Softmax(HeadMixer):
         for table in (self.rel_pos_k, self.rel_pos_v):
             if table is not None:
                 table.grid = grid
+
+    def axes(self) -> dict[str, Axes]:
+        axes = super().axes()
+        if self.has_qv_bias:
+            axes |= {"q_bias": self.inner_axes, "v_bias": self.inner_axes}
+        if self.has_qk_norm:
+            head: Axes = (("head_dim", self.head_dim),)
+            axes |= {f"{part}_norm.{name}": head for part in "qk" for name in ("weight", "bias")}
+        return axes
+
+    def initialize_own(self, generator: torch.Generator | None) -> None:
+        if self.has_qv_bias:
+            nn.init.zeros_(self.q_bias)
+            nn.init.zeros_(self.v_bias)
+
+    def project(self, x_BND: Tensor) -> Tensor:
+        if not self.has_qv_bias:
+            return super().project(x_BND)
+        bias_I = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+        return functional.linear(x_BND, self.qkv.weight, bias_I)
+
+    def split(self, x_BND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q_BANK, k_BANK, v_BANK = super().split(x_BND)
+        return (
+            (self.q_norm(q_BANK), self.k_norm(k_BANK), v_BANK)
+            if self.has_qk_norm
+            else (q_BANK, k_BANK, v_BANK)
+        )
 
     def core(self, q_BANK: Tensor, k_BANK: Tensor, v_BANK: Tensor) -> Tensor:
         return self.core_kept(q_BANK, k_BANK, v_BANK, Kept())
@@ -138,7 +193,7 @@ class Softmax(HeadMixer):
     @staticmethod
     def params(shape: MixerShape) -> int:
         tables = 4 * (2 * shape.relative_position + 2) * shape.head_dim if shape.relative_position else 0
-        return shared_params(shape) + tables
+        return shared_params(shape) + tables + (4 * shape.head_dim if shape.qk_norm else 0)
 
     @staticmethod
     def memory(shape: MixerShape) -> int:

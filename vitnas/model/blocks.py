@@ -92,6 +92,8 @@ def make_block(arch: Arch, stage: int, block: Block, drop_path: float) -> Transf
         "size": block.mixer_size,
         "qkv_bias": arch.qkv_bias,
         "rotary": rotary_of(arch.position),
+        "rotary_base": arch.rotary_base,
+        "rotary_grid": arch.rotary_grid,
         "grid": arch.grids[stage],
         "num_prefix_tokens": arch.num_prefix_tokens,
         "scale": (dim // block.num_heads) ** -0.5 if arch.attn_scale == "embed_dim" else None,
@@ -99,6 +101,8 @@ def make_block(arch: Arch, stage: int, block: Block, drop_path: float) -> Transf
     kind = MIXERS[block.mixer]
     if kind.takes_relative_position:
         options["relative_position"] = arch.relative_position
+    if arch.qk_norm:
+        options["qk_norm_eps"] = arch.norm_eps
     mixer = kind(dim, block.num_heads, **options)
     return TransformerBlock(
         dim,
@@ -121,7 +125,7 @@ def make_reduction(arch: Arch, index: int) -> SpatialReduction:
         grid=arch.grids[index],
         num_prefix_tokens=arch.num_prefix_tokens,
         norm_eps=arch.norm_eps,
-        has_positions=arch.position == "learned",
+        has_positions=arch.has_positions,
         residual=arch.reduction == "residual",
     )
 

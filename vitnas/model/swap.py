@@ -172,6 +172,8 @@ def _why_not(old: nn.Module, mixer: str) -> str:
             return f"{mixer} does not work on queries, keys and values that another layer made"
     elif isinstance(old, Softmax) and (old.rel_pos_k is not None or old.rotary.kind != "none"):
         return "it has relative or rotary positions, which the trained weights count on"
+    elif isinstance(old, Softmax) and (old.has_qk_norm or old.has_qv_bias):
+        return "its queries and keys are normalised or its keys have no bias, which no other mixer does"
     elif isinstance(old, Attention):
         if any(not isinstance(norm, nn.Identity) for norm in (old.q_norm, old.k_norm)):
             return "queries and keys are normalised (qk_norm), which no mixer does"

@@ -1,4 +1,5 @@
-"""Plain ViT and DeiT: from timm to a Model, and back. Weight names are the same on both sides, so tensors are copied.
+"""Vision transformers of timm: to a Model, and back. Weights have the same names on both sides, but for the few that
+timm itself calls otherwise in one class, so tensors are copied.
 
 Only what an Arch can say is taken; anything else is refused with every reason. Dropout rates other than stochastic
 depth are left behind, as they change nothing outside of training.
@@ -14,14 +15,18 @@ from timm.layers import (
     GELU,
     Attention,
     AttentionPoolLatent,
+    AttentionRope,
     GELUTanh,
     GluMlp,
     Mlp,
     PatchEmbed,
+    RotaryEmbeddingCat,
+    RotaryEmbeddingDinoV3,
     SwiGLU,
     SwiGLUPacked,
 )
 from timm.models.deit import VisionTransformerDistilled
+from timm.models.eva import Eva, EvaAttention, EvaBlock
 from timm.models.vision_transformer import Block as TimmBlock
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
@@ -29,10 +34,17 @@ from torch import nn
 from vitnas.arch import Act, Arch, Block, Stage
 from vitnas.errors import UserError
 from vitnas.layers.mlp import ACTS, mlp_ratio
+from vitnas.layers.rotary import BASES, rotary_of
 from vitnas.model.build import build
 from vitnas.model.described import default_cfg
 from vitnas.model.vit import Model
 
+ARCHITECTURES: dict[Any, str] = {
+    VisionTransformer: "vision_transformer",
+    VisionTransformerDistilled: "vision_transformer_distilled",
+    Eva: "eva",
+}
+OTHER_NAMES = {".gamma_1": ".ls1.gamma", ".gamma_2": ".ls2.gamma"}  # of the same weights, in timm's Eva
 LAYER_SCALE = 1e-5  # any number makes timm build it; the weights follow
 DATA_KEYS = (
     "mean",
@@ -71,6 +83,8 @@ def arch_of_timm(model: Any) -> Arch:
         )
         for block in model.blocks
     )
+    pool = getattr(model, "attn_pool", None)
+    registers = getattr(model, "reg_token", None)
     prefixed = model.pos_embed is not None and model.num_prefix_tokens > 0
     return Arch(
         image_size=model.patch_embed.img_size,
@@ -80,15 +94,15 @@ def arch_of_timm(model: Any) -> Arch:
         stages=(Stage(embed_dim=model.embed_dim, blocks=blocks),),
         class_token=model.cls_token is not None,
         distill_token=getattr(model, "dist_token", None) is not None,
-        reg_tokens=0 if model.reg_token is None else model.reg_token.shape[1],
+        reg_tokens=0 if registers is None else registers.shape[1],
         no_embed_class=prefixed and model.no_embed_class,
         pre_norm=not _is_identity(model.norm_pre),
-        position="none" if model.pos_embed is None else "learned",
         global_pool=model.global_pool,
-        pool_num_heads=0 if model.attn_pool is None else model.attn_pool.num_heads,
-        pool_mlp_hidden=0 if model.attn_pool is None else model.attn_pool.mlp.fc1.out_features,
+        pool_num_heads=0 if pool is None else pool.num_heads,
+        pool_mlp_hidden=0 if pool is None else pool.mlp.fc1.out_features,
         fc_norm=not _is_identity(model.fc_norm),
         norm_eps=model.blocks[0].norm1.eps,
+        **_positions(model),
         **_block_facts(model.blocks[0]),
     )
 
@@ -107,7 +121,8 @@ def from_timm(model: Any) -> Model:
     rates = [float(getattr(block.drop_path1, "drop_prob", 0.0) or 0.0) for block in model.blocks]
     weight = model.head.weight if arch.num_classes else model.patch_embed.proj.weight
     made = build(arch, drop_path=rates, device="meta").to(weight.dtype).to_empty(device=weight.device)
-    made.load_state_dict(model.state_dict())
+    names = OTHER_NAMES if isinstance(model, Eva) else {}
+    made.load_state_dict({_renamed(name, names): value for name, value in model.state_dict().items()})
     _copy_cfg(model, made)
     return made.train(model.training)
 
@@ -125,43 +140,97 @@ def to_timm(model: Model) -> Any:
             f"{arch.id} is not a timm VisionTransformer: {'; '.join(reasons)}. Keep it as a Model, which timm loads "
             "by the name vitnas_arch."
         )
-    first, dim = arch.blocks[0], arch.embed_dim
-    wide = 2 * first.mlp_hidden if arch.act == "swiglu_packed" else first.mlp_hidden
-    kind = VisionTransformerDistilled if arch.distill_token else VisionTransformer
-    made = kind(
-        img_size=arch.image_size,
-        patch_size=arch.patch_size,
-        in_chans=arch.in_chans,
-        num_classes=arch.num_classes,
-        global_pool=arch.global_pool,
-        embed_dim=dim,
-        depth=arch.depth,
-        num_heads=first.num_heads,
-        mlp_ratio=mlp_ratio(dim, wide),
-        qkv_bias=arch.qkv_bias,
-        init_values=LAYER_SCALE if arch.layer_scale else None,
-        scale_mlp_norm=arch.scale_mlp_norm,
-        class_token=arch.class_token,
-        reg_tokens=arch.reg_tokens,
-        no_embed_class=arch.no_embed_class,
-        pre_norm=arch.pre_norm,
-        pos_embed="learn" if arch.position == "learned" else "none",
-        fc_norm=arch.fc_norm,
-        norm_layer=partial(nn.LayerNorm, eps=arch.norm_eps),
-        act_layer=ACTS.get(arch.act, nn.SiLU),
-        mlp_layer={"swiglu": SwiGLU, "swiglu_packed": SwiGLUPacked}.get(arch.act, Mlp),
-    ).to(model.head_like)
-    made.load_state_dict(model.state_dict())
-    named = "vision_transformer_distilled" if arch.distill_token else "vision_transformer"
-    made.pretrained_cfg = made.default_cfg = {**default_cfg(arch), "architecture": named}
+    made = (_eva if _is_eva(arch) else _vision_transformer)(arch).to(model.head_like)
+    names = {ours: theirs for theirs, ours in OTHER_NAMES.items()} if isinstance(made, Eva) else {}
+    made.load_state_dict({_renamed(name, names): value for name, value in model.state_dict().items()})
+    made.pretrained_cfg = made.default_cfg = {**default_cfg(arch), "architecture": ARCHITECTURES[type(made)]}
     _copy_cfg(model, made)
     return made.train(model.training)
 
 
+def _is_eva(arch: Arch) -> bool:
+    """Whether timm's Eva is the class that says `arch`."""
+    return arch.qkv_bias == "qv" or rotary_of(arch.position) != "none"
+
+
+def _common(arch: Arch) -> dict[str, Any]:
+    """What both classes are told by the same names."""
+    return {
+        "img_size": arch.image_size,
+        "patch_size": arch.patch_size,
+        "in_chans": arch.in_chans,
+        "num_classes": arch.num_classes,
+        "global_pool": arch.global_pool,
+        "embed_dim": arch.embed_dim,
+        "depth": arch.depth,
+        "num_heads": arch.blocks[0].num_heads,
+        "qkv_bias": bool(arch.qkv_bias),
+        "qk_norm": arch.qk_norm,
+        "init_values": LAYER_SCALE if arch.layer_scale else None,
+        "class_token": arch.class_token,
+        "no_embed_class": arch.no_embed_class,
+        "norm_layer": partial(nn.LayerNorm, eps=arch.norm_eps),
+    }
+
+
+def _vision_transformer(arch: Arch) -> Any:
+    hidden = arch.blocks[0].mlp_hidden
+    wide = 2 * hidden if arch.act == "swiglu_packed" else hidden
+    kind = VisionTransformerDistilled if arch.distill_token else VisionTransformer
+    return kind(
+        **_common(arch),
+        mlp_ratio=mlp_ratio(arch.embed_dim, wide),
+        scale_mlp_norm=arch.scale_mlp_norm,
+        reg_tokens=arch.reg_tokens,
+        pre_norm=arch.pre_norm,
+        pos_embed="learn" if arch.has_positions else "none",
+        fc_norm=arch.fc_norm,
+        act_layer=ACTS.get(arch.act, nn.SiLU),
+        mlp_layer={"swiglu": SwiGLU, "swiglu_packed": SwiGLUPacked}.get(arch.act, Mlp),
+    )
+
+
+def _eva(arch: Arch) -> Eva:
+    kind = rotary_of(arch.position)
+    return Eva(
+        **_common(arch),
+        mlp_ratio=mlp_ratio(arch.embed_dim, arch.blocks[0].mlp_hidden),
+        swiglu_mlp=arch.act in ("swiglu", "swiglu_packed"),
+        swiglu_align_to=int(arch.act == "swiglu"),
+        scale_mlp=arch.scale_mlp_norm,
+        attn_type="rope" if arch.qkv_bias is True else "eva",
+        num_reg_tokens=arch.reg_tokens,
+        use_abs_pos_emb=arch.has_positions,
+        use_rot_pos_emb=kind != "none",
+        rope_type="dinov3" if kind == "rotary_dinov3" else "cat",
+        rope_rotate_half=kind == "rotary_dinov3",
+        rope_temperature=arch.rotary_base or BASES.get(kind, 1.0),
+        ref_feat_shape=arch.rotary_grid or None,
+        use_pre_transformer_norm=arch.pre_norm,
+        use_post_transformer_norm=not arch.fc_norm,
+        use_fc_norm=arch.fc_norm,
+    )
+
+
+def _positions(model: Any) -> dict[str, Any]:
+    """An Arch's fields of positions."""
+    learned, rope = model.pos_embed is not None, getattr(model, "rope", None)
+    if rope is None:
+        return {"position": "learned" if learned else "none"}
+    kind = "rotary_dinov3" if isinstance(rope, RotaryEmbeddingDinoV3) else "rotary_2d"
+    grid = getattr(rope, "ref_feat_shape", None)
+    return {
+        "position": f"learned_{kind}" if learned else kind,
+        "rotary_base": None if rope.temperature == BASES[kind] else float(rope.temperature),
+        "rotary_grid": 0 if grid is None else grid[0],
+    }
+
+
 def _not_plain(model: Any) -> Iterator[str]:
     """Why the parts around the blocks are not those of a plain ViT."""
-    if type(model) not in (VisionTransformer, VisionTransformerDistilled):
-        yield f"it is a {type(model).__name__}, not one of timm's VisionTransformer and VisionTransformerDistilled"
+    if type(model) not in ARCHITECTURES:
+        known = ", ".join(kind.__name__ for kind in ARCHITECTURES)
+        yield f"it is a {type(model).__name__}, not one of timm's {known}"
         return
     stem = model.patch_embed
     if type(stem) is not PatchEmbed or not _is_identity(stem.norm):
@@ -174,7 +243,12 @@ def _not_plain(model: Any) -> Iterator[str]:
         yield f"its patches {stem.patch_size} are not square"
     elif any(side % stem.patch_size[0] for side in stem.img_size) or stem.dynamic_img_pad:
         yield "its patches do not divide its images"
-    if model.global_pool not in ("token", "avg", "map") or model.pool_include_prefix:
+    if isinstance(model, Eva):
+        yield from _not_rotary(model)
+        prefixed = model.global_pool == "map" and model.num_prefix_tokens > 0
+    else:
+        prefixed = model.pool_include_prefix
+    if model.global_pool not in ("token", "avg", "map") or prefixed:
         yield f"it pools by {model.global_pool!r}, not by 'token' or by 'avg' or 'map' over the patches"
     elif model.attn_pool is not None:
         yield from _not_attention_pool(model.attn_pool, model.blocks[0].mlp if len(model.blocks) else None)
@@ -184,6 +258,26 @@ def _not_plain(model: Any) -> Iterator[str]:
         yield "its head has no bias"
     if len(model.blocks) == 0:
         yield "it has no blocks"
+
+
+def _not_rotary(model: Eva) -> Iterator[str]:
+    """Why the rotary positions of a timm Eva are none of ours."""
+    rope = model.rope
+    if rope is None:
+        return
+    if type(rope) not in (RotaryEmbeddingCat, RotaryEmbeddingDinoV3):
+        yield f"its rotary positions are a {type(rope).__name__} (rope_type)"
+        return
+    halves = isinstance(rope, RotaryEmbeddingDinoV3)
+    if rope.grid_indexing != "ij" or rope.grid_offset or rope.rotate_half != halves:
+        yield "its rotary positions are indexed by 'xy', have an offset, or turn other pairs (rope_rotate_half)"
+    elif isinstance(rope, RotaryEmbeddingDinoV3):
+        if rope.normalize_coords != "separate" or rope.min_period is not None:
+            yield "its rotary positions are normalised together, or have periods of their own"
+        if model.pos_embed is not None:
+            yield "it has learned positions beside DINOv3's rotary ones (use_abs_pos_emb)"
+    elif rope.in_pixels or len({*(rope.ref_feat_shape or ())}) > 1:
+        yield f"its rotary positions count pixels, or a reference {rope.ref_feat_shape} that is not square"
 
 
 def _not_attention_pool(pool: Any, mlp: Any) -> Iterator[str]:
@@ -196,20 +290,20 @@ def _not_attention_pool(pool: Any, mlp: Any) -> Iterator[str]:
 
 
 def _not_plain_block(block: Any) -> Iterator[str]:
-    if type(block) is not TimmBlock:
+    if type(block) not in (TimmBlock, EvaBlock):
         yield f"it is a {type(block).__name__}"
         return
     attn, mlp = block.attn, block.mlp
-    if type(attn) is not Attention:
+    if type(attn) not in (Attention, EvaAttention, AttentionRope):
         yield f"its attention is a {type(attn).__name__}"
+    elif attn.qkv is None:
+        yield "queries, keys and values have projections of their own (qkv_fused)"
     else:
-        if not (_is_identity(attn.q_norm) and _is_identity(attn.k_norm)):
-            yield "queries and keys are normalised (qk_norm)"
         if not _is_identity(getattr(attn, "norm", None)) or getattr(attn, "gate", None) is not None:
             yield "the output of attention is normalised or gated (scale_attn_norm)"
         if attn.proj.bias is None:
             yield "the output projection has no bias (proj_bias)"
-    if _is_identity(block.ls1) != _is_identity(block.ls2):
+    if _has_scale(block, 1) != _has_scale(block, 2):
         yield "one of its branches has layer scale and the other none"
     if type(mlp) not in (Mlp, SwiGLU, GluMlp):
         yield f"its MLP is a {type(mlp).__name__}"
@@ -232,9 +326,11 @@ def _act_of(mlp: Any) -> str | None:
 
 def _block_facts(block: Any) -> dict[str, Any]:
     """What an Arch says once of all blocks."""
+    attn = block.attn
     return {
-        "qkv_bias": block.attn.qkv.bias is not None,
-        "layer_scale": not _is_identity(block.ls1),
+        "qkv_bias": "qv" if getattr(attn, "q_bias", None) is not None else attn.qkv.bias is not None,
+        "qk_norm": not _is_identity(attn.q_norm),
+        "layer_scale": _has_scale(block, 1),
         "act": _act_of(block.mlp),
         "scale_mlp_norm": not _is_identity(block.mlp.norm),
     }
@@ -273,6 +369,10 @@ def _not_timm(arch: Arch) -> Iterator[str]:
         arch.embed_dim // b.num_heads != b.head_dim for b in arch.blocks
     ):
         yield "its attention is not scaled by head_dim ** -0.5"
+    if _is_eva(arch) and (arch.distill_token or arch.position == "rotary"):
+        yield "it has a distillation token or positions counted in a row, which timm's Eva has not"
+    if _is_eva(arch) and arch.act in ("gelu_tanh", "quick_gelu", "silu"):
+        yield f"its activation is {arch.act}, and timm's Eva has gelu or a gated MLP"
     if arch.relative_position:
         yield f"it has relative positions (up to {arch.relative_position} patches)"
     if arch.stem != "linear" or len(arch.stages) > 1:
@@ -286,6 +386,20 @@ def _not_timm(arch: Arch) -> Iterator[str]:
         yield "its attention pooling has other heads or hidden units than its blocks"
     if arch.global_pool == "seq" or arch.mlp_norm != "branch":
         yield "it pools by 'seq', or norms the stream before its MLPs"
+
+
+def _has_scale(block: Any, branch: int) -> bool:
+    """Whether a branch of a timm block has layer scale, by either of timm's names."""
+    if isinstance(block, EvaBlock):
+        return getattr(block, f"gamma_{branch}") is not None
+    return not _is_identity(getattr(block, f"ls{branch}"))
+
+
+def _renamed(name: str, names: dict[str, str]) -> str:
+    """`name` with the part that `names` knows replaced."""
+    for old, new in names.items():
+        name = name.replace(old, new)
+    return name
 
 
 def _is_identity(module: nn.Module | None) -> bool:

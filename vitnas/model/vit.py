@@ -80,7 +80,7 @@ class Model(nn.Module):
         self.dist_token = nn.Parameter(torch.empty(1, 1, first)) if arch.distill_token else None
         self.reg_token = nn.Parameter(torch.empty(1, arch.reg_tokens, first)) if arch.reg_tokens else None
         places = prod(arch.grids[0]) + arch.num_prefix_positions
-        self.pos_embed = nn.Parameter(torch.empty(1, places, first)) if arch.position == "learned" else None
+        self.pos_embed = nn.Parameter(torch.empty(1, places, first)) if arch.has_positions else None
         self.norm_pre = nn.LayerNorm(first, eps=arch.norm_eps) if arch.pre_norm else nn.Identity()
         if blocks is None:
             rates = iter(drop_path_rates(drop_path, arch.depth))
