@@ -27,7 +27,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from vitnas.arch import Arch
+from vitnas.arch import Arch, Block, Stage
 from vitnas.counting import count
 from vitnas.extraction import extract
 from vitnas.measure.environment import environment
@@ -229,6 +229,52 @@ def cost_table(rounds: int) -> Row:
     )  # fmt: skip
 
 
+def deit(keeps: dict[int, int], selector: str | None = None) -> Arch:
+    """The shape of DeiT-Ti, with fewer patches from some blocks on."""
+    blocks = [Block(num_heads=3, head_dim=64, mlp_hidden=768, keep=keeps.get(index)) for index in range(12)]
+    stages = (Stage(embed_dim=192, blocks=tuple(blocks)),)
+    return Arch(image_size=224, patch_size=16, stages=stages, selector=selector)
+
+
+WHOLE, DYNAMIC = deit({}), deit({3: 137, 6: 96, 9: 67}, "predictor")
+
+
+def masked(rounds: int) -> Row:
+    """In training all tokens stay, and attention behind the first selection has a mask with a gradient."""
+    return paired(
+        "step that keeps 0.7 at 3 places",
+        "DeiT-Ti, 197 tokens",
+        ">= 0.75",
+        step_of(build(DYNAMIC), None),
+        step_of(build(WHOLE), None),
+        rounds,
+    )
+
+
+def gathered(rounds: int) -> Row:
+    """In evaluation the tokens are gone."""
+    images = torch.randn(BATCH, 3, 224, 224)
+
+    def pass_of(arch: Arch) -> Callable[[], None]:
+        model = build(arch).eval()
+
+        def forward() -> None:
+            with torch.no_grad():
+                model(images)
+
+        return forward
+
+    row = paired(
+        "evaluation keeping 0.7 (time)",
+        "DeiT-Ti, 197 tokens",
+        "<= 0.70",
+        pass_of(DYNAMIC),
+        pass_of(WHOLE),
+        rounds,
+    )
+    return replace(row, ratio=1 / row.ratio, low=1 / row.high, high=1 / row.low)
+
+
 MEMORY = """
 import torch
 from torch.nn import functional
@@ -274,6 +320,8 @@ ROWS: dict[str, Callable[[int], Row]] = {
     "fresh": fresh_arch,
     "several": several_archs,
     "scoring": scoring,
+    "masked": masked,
+    "gathered": gathered,
     "counting": counting,
     "table": cost_table,
     "memory": memory,
