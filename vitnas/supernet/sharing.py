@@ -274,10 +274,6 @@ class Piece:
     shape: tuple[int, ...]
     parts: tuple[Part, ...]
 
-    def renamed(self, name: str) -> Piece:
-        """The same entries for a parameter of another name."""
-        return Piece(name, self.sizes, self.shape, self.parts)
-
     def take(self, table: Mapping[str, Tensor]) -> Tensor:
         """The entries in use, in the parameter's shape: a view where strides allow it, else a copy."""
         first = self.parts[0]

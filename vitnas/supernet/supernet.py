@@ -13,7 +13,6 @@ not see them; use `select` for that.
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import fields, replace
@@ -22,7 +21,6 @@ from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from vitnas.arch import Arch, Block
 from vitnas.layers.axes import Axes, merge_axes, named_axes
@@ -30,6 +28,7 @@ from vitnas.model import Model
 from vitnas.model.blocks import drop_path_rates, make_block
 from vitnas.model.build import storage_free
 from vitnas.space import Space
+from vitnas.supernet.borrow import Loan, home_of, lend_when_run
 from vitnas.supernet.shared import base_name, fill, option_of, shared_axes, shared_name
 from vitnas.supernet.sharing import Part, Piece, Place, Sharing
 
@@ -79,6 +78,8 @@ class Supernet(nn.Module):
         for name, (buffer, is_persistent) in buffers.items():
             path, last = _home(self, name)
             path.register_buffer(last, buffer, persistent=is_persistent)
+        self._homes = [home_of(self, name) for name in (*parameters, *buffers)]
+        self._storages: list[int] = []
 
     @property
     def sides(self) -> int:
@@ -97,15 +98,10 @@ class Supernet(nn.Module):
         Raises:
             UserError: `arch` is not in the Space (all reasons are given), or has no such output.
         """
+        self._forget_if_moved()
         subnet = self.subnet(arch, side)
-        weights, ties = self._borrow(subnet, with_grad=torch.is_grad_enabled())
         options = {} if want is None else {"want": want}
-        outputs = functional_call(subnet.skeleton, weights, (images_BCHW,), options, tie_weights=False)
-        for tensor in (outputs,) if want is None else outputs.values():
-            if ties and tensor.requires_grad:
-                # Only when backward starts: the usual zero_grad() between forward and backward must not undo it.
-                tensor.register_hook(lambda grad: _share_grads(ties))
-        return outputs
+        return subnet.skeleton(images_BCHW, **options)
 
     def train(self, mode: bool = True) -> Supernet:
         """Training or evaluation mode; what is kept follows when it is next used, as going through it takes long."""
@@ -117,6 +113,12 @@ class Supernet(nn.Module):
         if rate != self.drop_path:
             self.drop_path = rate
             self._cache, self._blocks = _Cache(), _Cache()
+
+    def _forget_if_moved(self) -> None:
+        """What is kept holds views of the shared tensors; after `.to()` and the like these are others."""
+        storages = [tensors[name].data_ptr() for tensors, name in self._homes]
+        if storages != self._storages:
+            self._storages, self._cache, self._blocks = storages, _Cache(), _Cache()
 
     def no_weight_decay(self) -> set[str]:
         """Parameters besides biases and norms that are not decayed; optimizers ask for it."""
@@ -152,9 +154,10 @@ class Supernet(nn.Module):
         axes = named_axes(skeleton, without="blocks")
         inner = [name for name, _ in skeleton.named_buffers() if not name.startswith("blocks.")]
         option = partial(option_of, arch, None)
-        pieces = self._pieces(skeleton, axes, inner, lambda name: shared_name(name, slots)[0], option, place)
-        ends = _Subnet(skeleton.train(self.training), pieces)
-        return ends.joined([(f"blocks.{index}.", block) for index, block in enumerate(blocks)])
+        loans = self._loans(skeleton, axes, inner, lambda name: shared_name(name, slots)[0], option, place)
+        for index, block in enumerate(blocks):
+            loans |= {f"blocks.{index}.{name}": loan for name, loan in block.loans.items()}
+        return _Subnet(skeleton.train(self.training), loans)
 
     def _block(
         self, arch: Arch, stage: int, block: Block, slot: int, drop_path: float, place: Place
@@ -169,11 +172,11 @@ class Supernet(nn.Module):
                 made = make_block(arch, stage, block, drop_path).train(self.training)
             inner = [name for name, _ in made.named_buffers()]
             option = partial(option_of, arch, block)
-            pieces = self._pieces(made, named_axes(made), inner, f"blocks.{slot}.".__add__, option, place)
-            found = self._blocks.put(key, _Subnet(made, pieces))
+            loans = self._loans(made, named_axes(made), inner, f"blocks.{slot}.".__add__, option, place)
+            found = self._blocks.put(key, _Subnet(made, loans))
         return found
 
-    def _pieces(
+    def _loans(
         self,
         module: nn.Module,
         axes: dict[str, Axes],
@@ -181,22 +184,23 @@ class Supernet(nn.Module):
         called: Callable[[str], str],
         option: Callable[[str], object],
         place: Place,
-    ) -> tuple[Piece, ...]:
+    ) -> dict[str, Loan]:
         """Where parameters and buffers of `module` lie; `called` gives the shared tensors' names."""
         tensors: dict[str, Tensor] = {
             name: module.get_parameter(name) for name in axes if name not in buffers
         }
         tensors |= {name: module.get_buffer(name) for name in buffers}
-        pieces = []
+        loans = {}
         for name, tensor in tensors.items():
-            if name not in axes:
-                pieces.append(self._whole(name, called(name), tuple(tensor.shape)))
-                continue
-            homes = self.sharing.homes(called(name), merge_axes(axes[name], self.space.merged), option)
-            pieces.append(self.sharing.piece(name, homes, self.axes, tuple(tensor.shape), place))
-            if name in buffers and len(pieces[-1].parts) > 1:
-                raise LookupError(f"buffer {name} is updated in place; its axes cannot wrap around")
-        return tuple(pieces)
+            shape = tuple(tensor.shape)
+            if name in axes:
+                homes = self.sharing.homes(called(name), merge_axes(axes[name], self.space.merged), option)
+                piece = self.sharing.piece(name, homes, self.axes, shape, place)
+            else:
+                piece = self._whole(name, called(name), shape)
+            loans[name] = Loan(module, self, piece)
+        lend_when_run(module, tuple(loans.values()))
+        return loans
 
     def _whole(self, name: str, shared: str, shape: tuple[int, ...]) -> Piece:
         """A buffer without named axes: every Arch uses all of it."""
@@ -205,26 +209,6 @@ class Supernet(nn.Module):
                 f"buffer {name} is {shape}, {shared} is {given}; its module must list it in axes()"
             )
         return Piece(name, shape, shape, (Part(shared, shape, (), ()),))
-
-    def _borrow(self, subnet: _Subnet, *, with_grad: bool) -> tuple[dict[str, Tensor], list[_Tie]]:
-        """The weights of `subnet` as leaves on shared storage, and what their gradients belong to."""
-        table: dict[str, Tensor] = {**dict(self.named_parameters()), **dict(self.named_buffers())}
-        plain = {name: tensor.detach() for name, tensor in table.items()}
-        weights: dict[str, Tensor] = {}
-        ties: list[_Tie] = []
-        for piece, is_run in zip(subnet.pieces, subnet.is_run, strict=True):
-            leaf = piece.take(plain)
-            shared = [table[part.shared] for part in piece.parts]
-            if with_grad and any(tensor.requires_grad for tensor in shared):
-                leaf.requires_grad_()
-                if not is_run:
-                    _add_parts(leaf, shared, piece)
-                ties.append((leaf, shared, piece, is_run))
-            weights[piece.name] = leaf
-        return weights, ties
-
-
-_Tie = tuple[Tensor, list[Tensor], Piece, bool]
 
 
 def select(supernet: Supernet, arch: Arch, side: int = 0) -> dict[str, Tensor]:
@@ -236,28 +220,17 @@ def select(supernet: Supernet, arch: Arch, side: int = 0) -> dict[str, Tensor]:
         UserError: `arch` is not in the Space.
     """
     table: dict[str, Tensor] = {**dict(supernet.named_parameters()), **dict(supernet.named_buffers())}
-    return {piece.name: piece.take(table) for piece in supernet.subnet(arch, side).pieces}
+    return {name: loan.piece.take(table) for name, loan in supernet.subnet(arch, side).loans.items()}
 
 
 class _Subnet:
-    """A skeleton, the pieces of the shared tensors that it runs on, and which of them are one contiguous run."""
+    """A skeleton, and by the names of its tensors where these lie in the shared ones."""
 
-    __slots__ = ("changes", "is_run", "pieces", "skeleton")
+    __slots__ = ("changes", "loans", "skeleton")
 
-    def __init__(
-        self, skeleton: nn.Module, pieces: tuple[Piece, ...], is_run: tuple[bool, ...] | None = None
-    ) -> None:
-        self.skeleton, self.pieces = skeleton, pieces
+    def __init__(self, skeleton: nn.Module, loans: dict[str, Loan]) -> None:
+        self.skeleton, self.loans = skeleton, loans
         self.changes = -1  # how often the Supernet had changed its mode when the skeleton took it over
-        self.is_run = tuple(_is_run(piece) for piece in pieces) if is_run is None else is_run
-
-    def joined(self, parts: list[tuple[str, _Subnet]]) -> _Subnet:
-        """This skeleton with the pieces of its parts, whose names get a prefix each."""
-        pieces, is_run = list(self.pieces), list(self.is_run)
-        for prefix, part in parts:
-            pieces += [piece.renamed(prefix + piece.name) for piece in part.pieces]
-            is_run += part.is_run
-        return _Subnet(self.skeleton, tuple(pieces), tuple(is_run))
 
 
 class _Cache(Generic[Key, Value]):
@@ -279,42 +252,6 @@ class _Cache(Generic[Key, Value]):
         if len(self._kept) > CACHE_SIZE:
             self._kept.popitem(last=False)
         return value
-
-
-def _is_run(piece: Piece) -> bool:
-    if len(piece.parts) > 1:
-        return False
-    part = piece.parts[0]
-    return part.cut(torch.empty(math.prod(part.view), device="meta")).is_contiguous()
-
-
-def _share_grads(ties: list[_Tie]) -> None:
-    """As backward begins: let the gradients of the leaves add into the right entries of the shared ones."""
-    if torch.is_grad_enabled():
-        raise RuntimeError(
-            "a Supernet's forward cannot be differentiated twice; call its Model on select(...) instead"
-        )
-    for leaf, shared, piece, is_run in ties:
-        for tensor in shared:
-            if tensor.grad is None and tensor.requires_grad:
-                tensor.grad = torch.zeros_like(tensor)
-        if is_run:  # autograd adds to a gradient that exists in place
-            assert shared[0].grad is not None
-            leaf.grad = piece.take({piece.parts[0].shared: shared[0].grad})
-
-
-def _add_parts(leaf: Tensor, shared: list[Tensor], piece: Piece) -> None:
-    """The same for entries that are not one run: autograd could, but warns that they break its layout contract."""
-
-    def add(leaf: Tensor) -> None:
-        assert leaf.grad is not None
-        whole = leaf.grad.view(piece.sizes)
-        for part, tensor in zip(piece.parts, shared, strict=True):
-            if tensor.grad is not None:
-                part.cut(tensor.grad).add_(whole[part.at])
-        leaf.grad = None
-
-    leaf.register_post_accumulate_grad_hook(add)
 
 
 def _home(root: nn.Module, name: str) -> tuple[nn.Module, str]:

@@ -1,0 +1,194 @@
+"""Lending: how a network without storage gets the entries of shared tensors that its Arch uses, and returns gradients.
+
+In training the network runs on views of the shared tensors. The obvious way, autograd through such views, allocates
+and adds a full-size zero tensor per parameter and use. Instead the views of a block leave one autograd node, whose
+backward adds all their gradients at once where the entries lie in the shared tensors' `.grad`. A parameter that is a
+whole shared tensor is lent as it is.
+
+Without gradients the network runs on copies, except where the entries already begin a tensor and lie without gaps: the
+kernels that libraries choose depend on strides and alignment, and with those of a Model that owns its weights the
+answers are that Model's bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vitnas.supernet.sharing import Piece
+
+ALIGNED_BYTES = 64  # what torch's allocators give any new tensor at least
+
+
+class Layout(NamedTuple):
+    """A view into a contiguous tensor."""
+
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+
+    @classmethod
+    def of(cls, view: Tensor) -> Layout:
+        return cls(tuple(view.shape), view.stride(), int(view.storage_offset()))
+
+    def cut(self, tensor: Tensor) -> Tensor:
+        assert tensor.is_contiguous(), "a Supernet's tensors lie in rows; channels_last is for its Models"
+        return tensor.as_strided(*self)
+
+
+class Loan:
+    """One tensor of a network without storage, and where its entries lie.
+
+    `layout` is None where the entries cannot be seen as one view; they are then copied together each time.
+    """
+
+    def __init__(self, network: nn.Module, root: nn.Module, piece: Piece) -> None:
+        self.piece = piece
+        self._into, self._key = home_of(network, piece.name)
+        self._blank = self._into[self._key]
+        self._sources = [home_of(root, part.shared) for part in piece.parts]
+        self.is_buffer = not isinstance(self._blank, nn.Parameter)
+        empty = [torch.empty(math.prod(part.view), device="meta") for part in piece.parts]
+        cuts = [part.cut(tensor) for part, tensor in zip(piece.parts, empty, strict=True)]
+        self.parts = [Layout.of(cut) for cut in cuts]
+        self.layout: Layout | None = None
+        self._view: Tensor | None = None
+        if len(cuts) == 1:
+            try:
+                self.layout = Layout.of(cuts[0].view(piece.shape))
+            except RuntimeError:  # its strides do not allow it
+                if self.is_buffer:
+                    raise LookupError(
+                        f"buffer {piece.name} is updated in place; it cannot be a copy"
+                    ) from None
+        elif self.is_buffer:
+            raise LookupError(f"buffer {piece.name} is updated in place; its axes cannot wrap around")
+        runs_on = self.layout is not None and cuts[0].view(piece.shape).is_contiguous()
+        self.begins = self.layout is not None and runs_on and self.layout.offset == 0
+        self.is_whole = self.begins and math.prod(piece.parts[0].view) == math.prod(piece.shape)
+
+    def sources(self) -> list[Tensor]:
+        return [home[key] for home, key in self._sources]
+
+    def view(self, sources: Sequence[Tensor]) -> Tensor:
+        """The entries, without history, sharing storage where they can; that view is kept."""
+        if self.layout is None:
+            plain = {
+                part.shared: tensor.detach() for part, tensor in zip(self.piece.parts, sources, strict=True)
+            }
+            return self.piece.take(plain)
+        if self._view is None:
+            self._view = self.layout.cut(sources[0].detach())
+        return self._view.detach()
+
+    def own(self, sources: Sequence[Tensor]) -> Tensor:
+        """The entries as a Model that owns them has them: without gaps, from an aligned place on."""
+        view = self.view(sources)
+        if self.layout is None or (self.begins and view.data_ptr() % ALIGNED_BYTES == 0):
+            return view
+        return view.clone(memory_format=torch.contiguous_format)
+
+    def places(self, sources: Sequence[Tensor], grad: Tensor) -> Iterator[tuple[Tensor, Layout, Tensor]]:
+        """What a gradient of the entries means: (shared tensor, where in it, gradient there)."""
+        if self.layout is not None:
+            yield sources[0], self.layout, grad
+            return
+        whole = grad.reshape(self.piece.sizes)
+        for source, layout, part in zip(sources, self.parts, self.piece.parts, strict=True):
+            yield source, layout, whole[part.at]
+
+    def lend(self, tensor: Tensor) -> None:
+        self._into[self._key] = tensor
+
+    def take_back(self) -> None:
+        self._into[self._key] = self._blank
+
+
+def lend_when_run(network: nn.Module, loans: Collection[Loan]) -> None:
+    """From now on `network` has its weights while it runs, and none between: what is kept must not keep copies."""
+
+    def before(network: nn.Module, inputs: Any) -> None:
+        if torch.is_grad_enabled():
+            _lend_views(loans)
+            return
+        for loan in loans:
+            # Buffers of a network that trains are the shared ones, as it updates them.
+            is_shared = loan.is_buffer and network.training
+            loan.lend(loan.view(loan.sources()) if is_shared else loan.own(loan.sources()))
+
+    def behind(network: nn.Module, inputs: Any, output: Any) -> None:
+        for loan in loans:
+            loan.take_back()
+
+    network.register_forward_pre_hook(before)
+    network.register_forward_hook(behind, always_call=True)
+
+
+def _lend_views(loans: Collection[Loan]) -> None:
+    cut: list[Loan] = []
+    sources: list[list[Tensor]] = []
+    for loan in loans:
+        found = loan.sources()
+        if loan.is_whole:
+            # Not the parameter itself: what a forward pass makes of it is summed up before it meets another pass's.
+            loan.lend(found[0].view(loan.piece.shape))
+        elif not any(tensor.requires_grad for tensor in found):
+            loan.lend(loan.view(found))
+        else:
+            cut.append(loan)
+            sources.append(found)
+    if cut:
+        made = [loan.view(found) for loan, found in zip(cut, sources, strict=True)]
+        views = _Views.apply(torch.empty(0, requires_grad=True), cut, sources, made)
+        for loan, view in zip(cut, views, strict=True):
+            loan.lend(view)
+
+
+class _Views(torch.autograd.Function):
+    """Views of shared tensors whose gradients are added where they belong."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, start: Tensor, loans: list[Loan], sources: list[list[Tensor]], views: list[Tensor]
+    ) -> tuple[Tensor, ...]:
+        """`start` only makes autograd follow the views, which it does ten times faster where they come from outside."""
+        ctx.set_materialize_grads(False)
+        ctx.loans, ctx.sources = loans, sources
+        return tuple(views)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[None, None, None, None]:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "a Supernet's forward cannot be differentiated twice; call its Model on select(...) instead"
+            )
+        places = [
+            place
+            for loan, found, grad in zip(ctx.loans, ctx.sources, grads, strict=True)
+            if grad is not None
+            for place in loan.places(found, grad)
+            if place[0].requires_grad
+        ]
+        fresh = []
+        for source, _, _ in places:
+            if source.grad is None:
+                source.grad = torch.empty_like(source)
+                fresh.append(source.grad)
+        if fresh:
+            torch._foreach_zero_(fresh)
+        if places:
+            torch._foreach_add_(
+                [layout.cut(source.grad) for source, layout, _ in places], [grad for _, _, grad in places]
+            )
+        return None, None, None, None
+
+
+def home_of(root: nn.Module, name: str) -> tuple[dict[str, Any], str]:
+    """The dictionary in which a module inside `root` keeps the tensor of this dotted name, and its last word."""
+    path, _, last = name.rpartition(".")
+    module = root.get_submodule(path)
+    return (module._parameters if last in module._parameters else module._buffers), last
