@@ -51,10 +51,26 @@ class AroundSpace(Space):
     blocks: tuple[int, ...] = ()
     multiple: int = 8
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.genes) == len(self.arch.stages) and all(len(gene.options) == 1 for gene in self.genes):
+            raise UserError("nothing may vary; a space has more than one Arch. Give heads, hidden or blocks.")
+        last = [n - 1 for n in self.num_options]
+        for index, gene in enumerate(self.genes):
+            for option in range(
+                len(gene.options) if gene.scope == "stage" else 0
+            ):  # an Arch checks its own widths
+                self.decode([*last[:index], option, *last[index + 1 :]])
+
     def _check(self) -> None:
         given: Any = self.arch
         if isinstance(given, Mapping):  # as it comes from JSON
             given = Arch.from_json({"schema": SCHEMA, **given})
+        if given.selector is not None:
+            raise UserError(
+                f"{given.id} keeps fewer patches already, chosen by {given.selector!r}; a space stands around a "
+                "network that keeps all. Use the network before, or one with selector=None."
+            )
         stages = tuple(
             replace(stage, blocks=tuple(replace(block, slot=None) for block in stage.blocks))
             for stage in given.stages
@@ -78,14 +94,6 @@ class AroundSpace(Space):
         _fit("heads", self.heads, [block.num_heads for block in blocks if MIXERS[block.mixer].has_heads], 1)
         _fit("hidden", self.hidden, [block.mlp_hidden for block in blocks], self.multiple)
         _fit("embed_dims", self.embed_dims, [stage.embed_dim for stage in self.arch.stages], self.multiple)
-        if len(self.genes) == len(self.arch.stages) and all(len(gene.options) == 1 for gene in self.genes):
-            raise UserError("nothing may vary; a space has more than one Arch. Give heads, hidden or blocks.")
-        last = [n - 1 for n in self.num_options]
-        for index, gene in enumerate(self.genes):
-            for option in range(
-                len(gene.options) if gene.scope == "stage" else 0
-            ):  # an Arch checks its own widths
-                self.decode([*last[:index], option, *last[index + 1 :]])
 
     def declared(self) -> Iterator[Gene]:
         number = 0

@@ -16,7 +16,8 @@ Presets = Mapping[str, Mapping[str, Any]]
 class SpaceConfig:
     """Which Space. Image size, channels and classes come from the data.
 
-    `size` names a preset of the Space; what is left at None is the preset's.
+    `size` names a preset of the Space; what is left at None is the preset's. `keep` (shares of the patches, such
+    as 1.0, 0.7, 0.5), `keep_places` and `selector` are those of every `Space`.
     """
 
     kind: ClassVar[str]
@@ -25,6 +26,9 @@ class SpaceConfig:
     make: ClassVar[Callable[..., Space]]
 
     size: str = "micro"
+    keep: tuple[float, ...] | None = None
+    keep_places: tuple[int, ...] | None = None
+    selector: str | None = None
 
     def build(self, **images: Any) -> Space:
         """The Space.

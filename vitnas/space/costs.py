@@ -7,6 +7,7 @@ same genes become one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,8 +17,18 @@ import numpy as np
 import numpy.typing as npt
 
 from vitnas.arch import Arch, Block
-from vitnas.counting import BYTES, Frame, Part, block_parts, head_part, reduction_part, stem_part
+from vitnas.counting import (
+    BYTES,
+    Frame,
+    Part,
+    block_parts,
+    head_part,
+    reduction_part,
+    selection_part,
+    stem_part,
+)
 from vitnas.space.gene import Matrix, choices
+from vitnas.space.keeps import Keeps
 from vitnas.space.layout import Layout, Slot
 
 JOINT = 256  # combinations of a block's genes up to which attention and MLP share a table
@@ -40,8 +51,9 @@ class Term:
 class CostTable:
     """Costs of many Archs at once, by looking up and adding (see `Term`)."""
 
-    def __init__(self, num_options: Sequence[int], terms: Sequence[Term]) -> None:
-        self._num_options, self.terms = tuple(num_options), tuple(terms)
+    def __init__(self, layout: Layout) -> None:
+        self._layout, self._num_options = layout, _num_options(layout)
+        self.terms = tuple(_terms(layout))
 
     def costs(self, genes: Matrix) -> dict[str, Matrix]:
         """Costs of canonical genes.
@@ -54,6 +66,8 @@ class CostTable:
         """
         macs, params, memory = (np.zeros(len(genes), dtype=np.int64) for _ in range(3))
         columns = np.ascontiguousarray(np.asarray(genes).T)
+        if self._layout.keeps:
+            columns = np.concatenate([columns, self._layout.columns(np.asarray(genes)).T])
         for term in self.terms:
             index = np.zeros(len(genes), dtype=np.int64)
             for gene in term.genes:
@@ -68,7 +82,7 @@ Table = tuple[tuple[int, ...], npt.NDArray[np.int64]]
 """Genes, and what they cost: an axis per gene, then (macs, params, elements alive)."""
 
 
-def cost_terms(layout: Layout) -> list[Term]:
+def _terms(layout: Layout) -> list[Term]:
     """The cost of the Archs that the genes of `layout` say, as a sum over few genes at a time."""
     found: dict[tuple[int, ...], npt.NDArray[np.int64]] = {}
     for genes, table in _parts(layout):
@@ -85,17 +99,23 @@ def _parts(layout: Layout) -> Iterator[Table]:
     """The cost of every part, by the genes it depends on."""
     last = len(layout.stages) - 1
     yield _part(layout, (0,), stem_part)
-    yield _part(layout, (last,), head_part)
+    if layout.keeps:
+        yield _kept_head(layout, layout.keeps)
+        yield from _selections(layout, layout.keeps)
+    else:
+        yield _part(layout, (last,), head_part)
     for number in range(last):
         yield _part(layout, (number, number + 1), partial(_reduction, number))
-    known: dict[Hashable, tuple[Slot, list[Table]]] = {}
+    known: dict[Hashable, tuple[tuple[int, ...], list[Table]]] = {}
     for number, (stage, blocks) in enumerate(zip(layout.stages, layout.blocks, strict=True)):
         for place, (slot, fixed) in enumerate(zip(stage.slots, blocks, strict=True)):
             like = tuple(replace(layout.genes[index], name="", slot=0) for index in slot.genes)
-            key = (number, tuple(fixed.items()), like)
+            kept = _kept_columns(layout, number, place)
+            key = (number, tuple(fixed.items()), like, *(column is None for column in kept))
+            own = (*slot.genes, *(column for column in kept if column is not None))
             if key not in known:
-                known[key] = slot, list(_block_parts(layout, number, slot, fixed))
-            moved = dict(zip(known[key][0].genes, slot.genes, strict=True))
+                known[key] = own, list(_block_parts(layout, number, slot, fixed, kept))
+            moved = dict(zip(known[key][0], own, strict=True))
             for genes, costs in known[key][1]:
                 table = tuple(moved.get(gene, gene) for gene in genes), costs
                 if slot.exists is not None:
@@ -115,10 +135,64 @@ def _part(layout: Layout, stages: tuple[int, ...], part: Callable[..., Part]) ->
         found = part(_like(layout, options[: -len(stages)]), *widths[-len(stages) :])
         return found.macs, found.params, found.memory
 
-    return _tabulate(genes, layout.num_options, cost)
+    return _tabulate(layout, genes, cost)
 
 
-def _block_parts(layout: Layout, number: int, slot: Slot, fixed: dict[str, Any]) -> Iterator[Table]:
+def _kept_head(layout: Layout, keeps: Keeps) -> Table:
+    """The cost of the head, by the patches that come to it."""
+
+    def cost(like: Arch, dim: int, level: int) -> tuple[int, int, int]:
+        patches = math.prod(like.grids[-1])
+        stage, left = like.stages[-1], keeps.patches(level, patches)
+        if left < patches:  # "fixed" needs nothing before it, and who chooses does not matter here
+            blocks = (stage.blocks[0], replace(stage.blocks[0], slot=None, keep=left))
+            stage = replace(stage, blocks=(replace(blocks[0], slot=None), blocks[1]))
+            like = replace(like, selector="fixed", stages=(*like.stages[:-1], stage))
+        part = head_part(like, dim)
+        return part.macs, part.params, part.memory
+
+    return _by_level(layout, (keeps.level_column(len(keeps.stretches)),), cost)
+
+
+def _selections(layout: Layout, keeps: Keeps) -> Iterator[Table]:
+    """The cost of the selection in front of each stretch, by the patches before and behind it."""
+    last = len(layout.stages) - 1
+
+    def cost(like: Arch, dim: int, before: int, behind: int) -> tuple[int, int, int]:
+        if behind >= before:
+            return 0, 0, 0
+        patches = math.prod(like.grids[-1])
+        came = 0 if before == keeps.full else keeps.patches(before, patches)
+        frame = Frame.of(like, last)._replace(keep=came)
+        part = selection_part(keeps.selector, dim, frame, keeps.patches(behind, patches))
+        return part.macs, part.params, part.memory
+
+    for k in range(len(keeps.stretches)):
+        yield _by_level(layout, (keeps.level_column(k), keeps.level_column(k + 1)), cost)
+
+
+def _by_level(layout: Layout, columns: tuple[int, ...], cost: Callable[..., tuple[int, int, int]]) -> Table:
+    """A table over the last stage's width and levels of patches kept."""
+    width, n = layout.stages[-1].width, len(layout.of_arch)
+
+    def by_options(*options: int) -> tuple[int, int, int]:
+        return cost(_like(layout, options[:n]), layout.genes[width].options[options[n]], *options[n + 1 :])
+
+    return _tabulate(layout, (*layout.of_arch, width, *columns), by_options)
+
+
+def _kept_columns(layout: Layout, number: int, place: int) -> tuple[int | None, int | None]:
+    """Which columns say how many patches a slot's block has, and whether it must tell what it looked at."""
+    keeps = layout.keeps
+    if keeps is None or number < len(layout.stages) - 1:
+        return None, None
+    stretch = keeps.stretch(place)
+    return None if stretch is None else keeps.stretches[stretch].gene, keeps.gives_column(place)
+
+
+def _block_parts(
+    layout: Layout, number: int, slot: Slot, fixed: dict[str, Any], kept: tuple[int | None, int | None]
+) -> Iterator[Table]:
     """The cost of attention and MLP of a block, in one table where that stays small."""
     width = layout.stages[number].width
     whole = [layout.genes[index] for index in slot.genes]
@@ -129,8 +203,8 @@ def _block_parts(layout: Layout, number: int, slot: Slot, fixed: dict[str, Any])
     frames: dict[tuple[int, ...], Frame] = {}
 
     def table(own: Sequence[int], wanted: slice) -> Table:
-        genes = (*layout.of_arch, width, *own)
-        chosen = [0] * len(layout.genes)
+        genes = (*layout.of_arch, width, *own, *(column for column in kept if column is not None))
+        chosen = [0] * len(_num_options(layout))
 
         def cost(*options: int) -> tuple[int, int, int]:
             for gene, option in zip(genes, options, strict=True):
@@ -141,11 +215,16 @@ def _block_parts(layout: Layout, number: int, slot: Slot, fixed: dict[str, Any])
             key = options[: len(layout.of_arch)]
             if key not in frames:
                 frames[key] = Frame.of(_like(layout, key), number)
+            frame = frames[key]
+            if layout.keeps and kept[0] is not None and chosen[kept[0]] < layout.keeps.full:
+                frame = frame._replace(keep=layout.keeps.patches(chosen[kept[0]], math.prod(frame.grid)))
+            if kept[1] is not None and chosen[kept[1]]:
+                frame = frame._replace(asked="class" if layout.fixed.get("class_token", True) else "all")
             block = Block(**layout.block(chosen, slot, fixed, dim))
-            parts = list(block_parts(block, dim, frames[key], "executed"))[wanted]
+            parts = list(block_parts(block, dim, frame, "executed"))[wanted]
             return sum(p[0] for p in parts), sum(p[1] for p in parts), max(p[2] for p in parts)
 
-        return _tabulate(genes, layout.num_options, cost)
+        return _tabulate(layout, genes, cost)
 
     yield from (
         [table(slot.genes, slice(2))] if joint else [table(of_attn, slice(1)), table(of_mlp, slice(1, 2))]
@@ -153,18 +232,24 @@ def _block_parts(layout: Layout, number: int, slot: Slot, fixed: dict[str, Any])
 
 
 def _like(layout: Layout, options: Sequence[int]) -> Arch:
-    """The smallest Arch with these options of the genes that say its own fields."""
+    """The smallest Arch with these options of the genes that say its own fields, which keeps all patches."""
     genes = [0] * len(layout.genes)
     for index, option in zip(layout.of_arch, options, strict=True):
         genes[index] = option
-    return layout.arch(tuple(layout.canonical(np.array([genes]))[0].tolist()))
+    arch = layout.arch(tuple(layout.canonical(np.array([genes]))[0].tolist()))
+    last = arch.stages[-1]
+    last = replace(last, blocks=tuple(replace(block, keep=None) for block in last.blocks))
+    return replace(arch, selector=None, stages=(*arch.stages[:-1], last))
 
 
-def _tabulate(
-    genes: Sequence[int], num_options: Sequence[int], cost: Callable[..., tuple[int, int, int]]
-) -> Table:
+def _num_options(layout: Layout) -> tuple[int, ...]:
+    """Of the genes, and of the columns behind them."""
+    return layout.num_options + (layout.keeps.num_options if layout.keeps else ())
+
+
+def _tabulate(layout: Layout, genes: Sequence[int], cost: Callable[..., tuple[int, int, int]]) -> Table:
     """The cost by every combination of the options of `genes`, without the genes that change nothing."""
-    sizes = [num_options[gene] for gene in genes]
+    sizes = [_num_options(layout)[gene] for gene in genes]
     table = np.array([cost(*index) for index in np.ndindex(*sizes)], dtype=np.int64).reshape(*sizes, 3)
     return _reduced(tuple(genes), table)
 

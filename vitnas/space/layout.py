@@ -4,7 +4,8 @@ are, and which genes an Arch has."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields
 from typing import Any, NamedTuple
 
@@ -12,7 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from vitnas.arch import Arch, Block, Stage
+from vitnas.grids import sides_of
+from vitnas.layers.select import SELECTIONS
 from vitnas.space.gene import Gene, Genes, Matrix, choices, option_number
+from vitnas.space.keeps import FIELD as KEEP
+from vitnas.space.keeps import Keeps, Stretch
 
 Fields = dict[str, Any]
 Mask = npt.NDArray[np.bool_]
@@ -64,6 +69,7 @@ class Layout:
         blocks: per stage and slot, fields of a block that are no gene's.
         block_fields: makes a Block's fields of those that genes tell and that are fixed.
         is_staged: blocks are counted per stage.
+        selector: who chooses the patches kept, if genes say how many.
     """
 
     def __init__(
@@ -74,6 +80,7 @@ class Layout:
         block_fields: Callable[[Fields], Fields],
         *,
         is_staged: bool,
+        selector: str,
     ) -> None:
         self.genes, self.fixed, self.blocks = tuple(genes), fixed, blocks
         self.block_fields, self.is_staged = block_fields, is_staged
@@ -81,6 +88,11 @@ class Layout:
         self.of_arch = tuple(i for i, gene in enumerate(genes) if gene.scope == "arch")
         self.stages = self._find_stages()
         self.ruled = self._find_ruled()
+        self.num_slots = sum(len(stage.slots) for stage in self.stages)
+        self.keeps: Keeps | None = None
+        if any(gene.field == KEEP for gene in genes):
+            asks = SELECTIONS[selector].needs_attention
+            self.keeps = Keeps(genes, len(self.stages[-1].slots), selector, gives_attention=asks)
         self._columns = self._find_columns()
 
     def _find_stages(self) -> tuple[StageGenes, ...]:
@@ -106,7 +118,13 @@ class Layout:
                 columns[list(slot.genes)] = place
                 if slot.exists is not None and slot.follows:
                     columns[slot.exists] = place - 1
+        for k, stretch in enumerate(self._stretches):
+            columns[stretch.gene] = 1 + self.num_slots + k
         return columns
+
+    @property
+    def _stretches(self) -> Sequence[Stretch]:
+        return self.keeps.stretches if self.keeps else ()
 
     def _find_ruled(self) -> list[Ruled]:
         found = []
@@ -133,7 +151,7 @@ class Layout:
 
     def plan(self, genes: Sequence[int]) -> Plan:
         """The Arch of canonical genes, not yet made."""
-        arch = self.fixed | {self.genes[index].field: self.option(index, genes) for index in self.of_arch}
+        arch = self._arch_fields(genes)
         stages = []
         for stage, fixed in zip(self.stages, self.blocks, strict=True):
             width = self.option(stage.width, genes)
@@ -146,7 +164,20 @@ class Layout:
             for i, block in blocks.items():
                 block["slot"] = None if in_order else i
             stages.append((width, blocks))
+        if self.keeps and (selector := self.keeps.write(stages[-1][1], genes, self._patches_of(arch))):
+            arch["selector"] = selector
         return Plan(arch, stages)
+
+    def patches(self, genes: Sequence[int]) -> int:
+        """Patches of the last stage."""
+        return self._patches_of(self._arch_fields(genes))
+
+    def _arch_fields(self, genes: Sequence[int]) -> Fields:
+        return self.fixed | {self.genes[index].field: self.option(index, genes) for index in self.of_arch}
+
+    def _patches_of(self, arch: Fields) -> int:
+        sides = (side // arch["patch_size"] >> len(self.stages) - 1 for side in sides_of(arch["image_size"]))
+        return math.prod(sides)
 
     def block(self, genes: Sequence[int], slot: Slot, fixed: Fields, width: int) -> Fields:
         """The fields of the block in a slot."""
@@ -169,11 +200,12 @@ class Layout:
         for number, (stage, given) in enumerate(zip(self.stages, arch.stages, strict=False)):
             prefix = f"stage {number}: " if self.is_staged else ""
             read(stage.width, f"{prefix}embed_dim", given.embed_dim)
-            slots = [i if block.slot is None else block.slot for i, block in enumerate(given.blocks)]
+            blocks = _by_slot(given)
+            slots = list(blocks)
             if stage.depth is not None:
                 genes[stage.depth], _ = option_number("depth", len(slots), self.genes[stage.depth].options)
             reasons += self._slot_reasons(number, slots, given.blocks[0].slot is not None)
-            for place, block in zip(slots, given.blocks, strict=True):
+            for place, block in blocks.items():
                 if place < len(stage.slots):
                     if (exists := stage.slots[place].exists) is not None:
                         genes[exists] = 1
@@ -182,6 +214,11 @@ class Layout:
                             gene = self.genes[index]
                             what = f"{self._at(number, place)}: {gene.field}"
                             read(index, what, getattr(block, gene.field), given.embed_dim)
+        if self.keeps and len(arch.stages) == len(self.stages):
+            given_blocks, patches = _by_slot(arch.stages[-1]), math.prod(arch.grids[-1])
+            for kept, slot, option, found in self.keeps.read(given_blocks, patches):
+                genes[kept] = option
+                reasons += [f"{self._at(len(self.stages) - 1, slot)}: {reason}" for reason in found]
         return tuple(genes), [*self._differences(arch, genes), *reasons]
 
     def _matters(self, index: int, block: Block) -> bool:
@@ -224,8 +261,7 @@ class Layout:
         reasons = _differing("", arch, plan.arch, told | {"stages"})
         for number, (stage, given) in enumerate(zip(self.stages, arch.stages, strict=False)):
             wanted = plan.stages[number][1]
-            for i, block in enumerate(given.blocks):
-                place = i if block.slot is None else block.slot
+            for place, block in _by_slot(given).items():
                 if place in wanted:
                     live = [index for index in stage.slots[place].genes if self._matters(index, block)]
                     told = {self.genes[index].field for index in live}
@@ -234,7 +270,8 @@ class Layout:
         return reasons
 
     def settled(self, genes: Matrix) -> Matrix:
-        """(n, num_genes) genes that say an Arch: where every slot of a stage is empty, the first gets a block."""
+        """(n, num_genes) genes that say an Arch: where every slot of a stage is empty, the first gets a block, and the
+        patches kept never rise."""
         for stage in self.stages:
             if stage.may_be_empty:
                 exist = [slot.exists for slot in stage.slots if slot.exists is not None]
@@ -242,7 +279,7 @@ class Layout:
                 if empty.any():
                     genes = genes.copy()
                     genes[empty, exist[0]] = 1
-        return genes
+        return self.keeps.settled(genes, self._filled_last(genes)) if self.keeps else genes
 
     def canonical(self, genes: Matrix) -> Matrix:
         """(n, num_genes) genes with those that do not matter set to 0."""
@@ -253,7 +290,31 @@ class Layout:
     @property
     def settles(self) -> set[int]:
         """The genes that `settled` may change, so that their options are not as likely as they are drawn."""
-        return {stage.slots[0].exists for stage in self.stages if stage.may_be_empty} - {None}  # type: ignore[return-value]
+        first = {stage.slots[0].exists or 0 for stage in self.stages if stage.may_be_empty}
+        return first | {stretch.gene for stretch in self._stretches[1:]}
+
+    def selecting(self, last: Sequence[int]) -> Iterator[list[int]]:
+        """Genes like `last` with a selection in front of every slot where there may be one."""
+        for stretch in self._stretches:
+            for slot in range(stretch.start, stretch.stop):
+                genes = list(last)
+                for other in self._stretches:
+                    genes[other.gene] = 0 if other.gene >= stretch.gene else last[other.gene]
+                for before in range(stretch.start, slot):
+                    if (exists := self.stages[-1].slots[before].exists) is None:
+                        break
+                    genes[exists] = 0
+                else:
+                    yield genes
+
+    def columns(self, genes: Matrix) -> Matrix:
+        """(n, columns) what costs depend on besides canonical genes; see `Keeps.columns`."""
+        assert self.keeps is not None
+        return self.keeps.columns(genes, self._filled_last(genes))
+
+    def _filled_last(self, genes: Matrix) -> Mask:
+        """(n, slots of the last stage): which hold a block."""
+        return self._filled(genes)[:, 1 + self.stages[-1].first : 1 + self.num_slots]
 
     def active(self, genes: Matrix) -> Mask:
         """(n, num_genes): which genes matter, given the others."""
@@ -263,8 +324,8 @@ class Layout:
         return active
 
     def _filled(self, genes: Matrix) -> Mask:
-        """(n, 1 + slots of the net): True, and which slots hold a block."""
-        filled = np.ones((len(genes), 1 + sum(len(stage.slots) for stage in self.stages)), dtype=np.bool_)
+        """(n, 1 + slots of the net + stretches): True, and which slots, and stretches of them, hold a block."""
+        filled = np.ones((len(genes), 1 + self.num_slots + len(self._stretches)), dtype=np.bool_)
         for stage in self.stages:
             if stage.depth is not None:
                 depth = np.asarray(self.genes[stage.depth].options)[genes[:, stage.depth]]
@@ -275,6 +336,9 @@ class Layout:
                     filled[:, place] = genes[:, slot.exists] > 0
                     if slot.follows:
                         filled[:, place] &= filled[:, place - 1]
+        for k, stretch in enumerate(self._stretches, start=1 + self.num_slots):
+            first = 1 + self.stages[-1].first
+            filled[:, k] = filled[:, first + stretch.start : first + stretch.stop].any(axis=1)
         return filled
 
     def size(self) -> int:
@@ -287,15 +351,40 @@ class Layout:
     def _fillings(self, stage: StageGenes) -> int:
         """In how many ways the slots of a stage can be filled."""
         depths = (len(stage.slots),) if stage.depth is None else self.genes[stage.depth].options
+        keeps = self.keeps if stage is self.stages[-1] else None
         total = 0
         for depth in depths:
-            ways = {True: 1, False: 0}  # by whether the slot before holds a block
-            for slot in stage.slots[:depth]:
-                filled = choices([self.genes[index] for index in slot.genes])
-                before = ways[True] if slot.follows else sum(ways.values())
-                ways = {True: before * filled, False: 0 if slot.exists is None else sum(ways.values())}
+            ways = {_Way(True, keeps.full if keeps else 0, True): 1}
+            for place, slot in enumerate(stage.slots[:depth]):
+                begins = any(place == stretch.start for stretch in (keeps.stretches if keeps else ()))
+                filled, found = choices([self.genes[index] for index in slot.genes]), Counter[_Way]()
+                for way, n in ways.items():
+                    settled = way.is_settled and not begins
+                    if slot.exists is not None:
+                        found[_Way(False, way.level, settled)] += n
+                    if way.is_filled or not slot.follows:
+                        lower = (
+                            range(min(way.level, len(keeps.shares) - 1) + 1)
+                            if keeps and not settled
+                            else [way.level]
+                        )
+                        for level in lower:
+                            found[_Way(True, level, True)] += n * filled
+                ways = found
             total += sum(ways.values())
         return total - stage.may_be_empty
+
+
+class _Way(NamedTuple):
+    """How the slots before one are filled: whether the last is, and what level of patches kept has been settled."""
+
+    is_filled: bool
+    level: int
+    is_settled: bool
+
+
+def _by_slot(stage: Stage) -> dict[int, Block]:
+    return {i if block.slot is None else block.slot: block for i, block in enumerate(stage.blocks)}
 
 
 def _differing(where: str, given: Any, wanted: Mapping[str, Any], told: Collection[str]) -> list[str]:

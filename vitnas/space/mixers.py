@@ -87,7 +87,7 @@ class MixerSpace(Space):
     def largest_macs(self, mixer: str, position: int = 0) -> int:
         """Multiply-accumulates of a block of that mixer, at the largest sizes."""
         genes = [0, position, *(n - 1 for n in self.num_options[2:])]
-        genes[4::3] = [self.mixers.index(mixer)] * self.depths[-1]
+        genes[4 : 4 + 3 * self.depths[-1] : 3] = [self.mixers.index(mixer)] * self.depths[-1]
         return sum(part.macs for part in parts(self.decode(genes)) if part.name.startswith("blocks.0."))
 
 

@@ -22,10 +22,13 @@ import numpy as np
 import numpy.typing as npt
 
 from vitnas.arch import Arch
-from vitnas.errors import UserError
+from vitnas.errors import UserError, check_word
 from vitnas.grids import ImageSize, as_image_size
-from vitnas.space.costs import CostTable, cost_terms
+from vitnas.layers.select import SELECTIONS
+from vitnas.space.costs import CostTable
 from vitnas.space.gene import Gene, Genes, Matrix, kind_of
+from vitnas.space.keeps import FIELD as KEEP
+from vitnas.space.keeps import share_of
 from vitnas.space.layout import Layout
 
 
@@ -33,7 +36,12 @@ from vitnas.space.layout import Layout
 class Space(ABC):
     """The Archs allowed. Subclasses declare their genes and what does not vary.
 
-    Image size is in pixels.
+    Args:
+        image_size: in pixels.
+        keep: shares of the patches that blocks may be left with (1.0 for all), a gene `keep_ratio.i` per place; () for
+            no such genes.
+        keep_places: the blocks from which on, counted from 0 in the last stage; by default the quarters of its depth.
+        selector: who chooses the patches (see `Arch`).
     """
 
     kind: ClassVar[str]
@@ -46,17 +54,76 @@ class Space(ABC):
     image_size: ImageSize
     in_chans: int = 3
     num_classes: int = 1000
+    keep: tuple[float, ...] = ()
+    keep_places: tuple[int, ...] = ()
+    selector: str = "predictor"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "image_size", as_image_size("image_size", self.image_size))
         for name in self.rising:
             object.__setattr__(self, name, rising(name, getattr(self, name)))
         self._check()
-        for last in (0, -1):  # an Arch checks its own sizes
-            self.decode([last % n for n in self.num_options])
+        self._check_keep()
+        for arch in (self.smallest(), *self.representatives()):  # an Arch checks its own sizes
+            assert arch.depth
 
     def _check(self) -> None:  # noqa: B027 (most have nothing to add)
         """Refuse options that do not fit together."""
+
+    def _check_keep(self) -> None:
+        """Refuse genes of patches kept that say nothing, or the same twice."""
+        keep, places = tuple(sorted(set(self.keep))), tuple(sorted(set(self.keep_places)))
+        object.__setattr__(self, "keep", keep)
+        object.__setattr__(self, "keep_places", places)
+        if not keep:
+            if places or self.selector != "predictor":
+                raise UserError(
+                    f"keep is empty, but keep_places is {places} and selector {self.selector!r}; they say where and "
+                    "how fewer patches are kept. Give keep, for example 1.0, 0.7, 0.5."
+                )
+            return
+        check_word("selector", self.selector, SELECTIONS)
+        blocks = self.fixed_blocks()
+        slots = len(blocks[-1])
+        places = places or tuple(sorted({slots * n // 4 for n in (1, 2, 3)} - {0}))
+        if not all(0 < share <= 1 for share in keep):
+            raise UserError(
+                f"keep is {keep}; shares of the patches lie above 0 and up to 1. Use 1.0, 0.7, 0.5."
+            )
+        if not places or not 0 <= places[0] <= places[-1] < slots:
+            raise UserError(
+                f"keep_places are {', '.join(map(str, places)) or 'none'}; they are blocks of the last stage, from 0 "
+                f"to {slots - 1}. Name some of those."
+            )
+        object.__setattr__(self, "keep_places", places)
+        last = (gene for gene in self.declared() if gene.stage == len(blocks) - 1)
+        may_go = {gene.slot for gene in last if gene.field == "exists"}
+        if (len(blocks) > 1 or SELECTIONS[self.selector].needs_attention) and may_go >= set(range(places[0])):
+            why = (
+                "behind a reduction, which needs all patches" if len(blocks) > 1 else "without any attention"
+            )
+            raise UserError(
+                f"keep_places begin at {places[0]} and every block before may be left out; a selection there would "
+                f"stand {why}. Let a block before it stay, or name a later place."
+            )
+        for index, gene in enumerate(self.genes):
+            for option in range(len(gene.options) if gene.field == "patch_size" else 0):
+                self._check_kept([option if i == index else 0 for i in range(len(self.genes))])
+                if option and self.selector == "fixed":
+                    raise UserError(
+                        "selector is 'fixed' and there are several patch sizes; the places that it keeps are those of "
+                        "one grid. Use one patch size, or selector 'predictor'."
+                    )
+        self._check_kept([0] * len(self.genes))
+
+    def _check_kept(self, genes: Sequence[int]) -> None:
+        patches = self.layout.patches(genes)
+        left = [share_of(share, patches) for share in self.keep]
+        if left[0] < 1 or len(set(left)) < len(left):
+            raise UserError(
+                f"keep is {self.keep}; of {patches} patches that leaves {', '.join(map(str, left))}, and each must be "
+                "another number of at least 1. Leave some out."
+            )
 
     @abstractmethod
     def declared(self) -> Iterator[Gene]:
@@ -80,7 +147,14 @@ class Space(ABC):
     @cached_property
     def genes(self) -> tuple[Gene, ...]:
         """The genes, in order."""
-        return tuple(self.declared())
+        last, tail = len(self.fixed_blocks()) - 1, ""
+        if self.is_staged:
+            tail = f".{last}"
+        kept = (
+            Gene(f"keep_ratio{tail}.{place}", self.keep, scope="stage", field=KEEP, stage=last, slot=place)
+            for place in self.keep_places
+        )
+        return (*self.declared(), *kept)
 
     @property
     def is_staged(self) -> bool:
@@ -93,7 +167,12 @@ class Space(ABC):
         data = {name: getattr(self, name) for name in ("image_size", "in_chans", "num_classes")}
         blocks = self.fixed_blocks()
         return Layout(
-            self.genes, {**data, **self.fixed()}, blocks, self.block_fields, is_staged=self.is_staged
+            self.genes,
+            {**data, **self.fixed()},
+            blocks,
+            self.block_fields,
+            is_staged=self.is_staged,
+            selector=self.selector,
         )
 
     def arch_of(self, genes: Genes) -> Arch:
@@ -114,7 +193,7 @@ class Space(ABC):
 
     @cached_property
     def _cost_table(self) -> CostTable:
-        return CostTable(self.num_options, cost_terms(self.layout))
+        return CostTable(self.layout)
 
     def to_json(self) -> dict[str, Any]:
         """`{"kind": ..., "options": {...}}`, from which `space_from_json` makes an equal Space."""
@@ -243,6 +322,7 @@ class Space(ABC):
             for i in apart:
                 genes[i] = max(0, last[i] - back)
             found.append(self.decode(genes))
+        found += [self.decode(genes) for genes in self.layout.selecting(last)]
         return list(dict.fromkeys(found))
 
     def corners(self) -> list[Arch]:

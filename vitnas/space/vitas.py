@@ -109,7 +109,7 @@ class VitasSpace(Space):
             )
         genes = genes.copy()
         if self._has_keep:
-            genes[:, 2::4] = ~skipped
+            genes[:, 2 : 2 + 4 * self.num_slots : 4] = ~skipped
         else:
             genes[:, 2] = np.maximum(0, (~skipped).sum(axis=1) - 1)
         return self.canonical_matrix(genes)
