@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import yaml
+from jsonargparse.typing import PositiveInt
 
 from vitnas.cli import main
-from vitnas.cli.fields import claim_folder, make_run, open_run, split_budgets, split_list, split_words
+from vitnas.cli.fields import claim_folder, make_run, open_run, split_budgets
+from vitnas.cli.options import options, split
 from vitnas.data import Augment
 from vitnas.errors import UserError
 from vitnas.recipes import RECIPES
@@ -52,7 +54,7 @@ def test_overrides_are_typed_and_nested() -> None:
     [
         (["run", "tuor"], r"'tuor' is no recipe.*Nearest: 'tour'"),
         (["run", "tour", "supernet.epoch=3"], r"no field 'supernet\.epoch'.*Nearest: 'supernet\.epochs'"),
-        (["run", "tour", "supernet.epochs=many"], r"a value of the wrong kind: \"supernet\.epochs"),
+        (["run", "tour", "supernet.epochs=many"], "supernet.epochs is 'many'; it must be a number"),
         (["run", "tour", "budget=macs<=1X"], r"1X|unit"),
         (["run", "tour", "supernet.lr=-1"], r"lr is -1\.0; it must be above 0"),
         (["run"], "takes one recipe"),
@@ -175,13 +177,50 @@ def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
         claim_folder(replace(run, seed=5), tmp_path)
 
 
-def test_words_and_fields() -> None:
-    assert split_words(["a", "b=1", "--c=2", "--d-e", "3", "budget=macs<=1G"]) == (
-        ["a"],
-        {"b": "1", "c": "2", "d_e": "3", "budget": "macs<=1G"},
+@dataclass(frozen=True)
+class Some:
+    place: str
+    count: PositiveInt | None = None
+    share: float = 0.5
+    words: tuple[str, ...] = ()
+    on: bool = False
+    mode: Literal["a", "b"] = "a"
+
+
+def test_words_become_options() -> None:
+    usage = "`vitnas x` takes a place."
+    want = Some("here", 3, 1e-3, ("a", "b"), True, "b")
+    same = ["count=3", "share=1e-3", "on=true", "mode=b"]
+    assert options(Some, ["here", *same, "words=[a, b]"], usage) == want
+    assert options(Some, [*(f"--{word}" for word in same), "here", "--words=a,b"], usage) == want
+    assert options(Some, ["here", "--count", "3", "count=null"], usage) == Some("here")
+    assert split(Some, ["here", "count=3", "other.field=a=b"]) == (
+        ["here", "count=3"],
+        {"other.field": "a=b"},
     )
-    with pytest.raises(UserError, match="--seed has no value"):
-        split_words(["--seed"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "^`vitnas x` takes a place.$"),
+        (["a", "b"], "^`vitnas x` takes a place.$"),
+        (["a", "--count"], "^`vitnas x` takes a place.$"),
+        (["a", "cuont=3"], "takes a place. There is no field 'cuont'. Nearest: 'count'"),
+        (["a", "count=0"], "count is '0'; it must be a whole number of at least 1 or null"),
+        (["a", "count=2.5"], "count is '2.5'; it must be a whole"),
+        (["a", "share=many"], "share is 'many'; it must be a number"),
+        (["a", "share=nan"], "share is 'nan'; it must be a number"),
+        (["a", "share=.inf"], "share is '.inf'; it must be a number"),
+        (["a", "on=maybe"], "on is 'maybe'; it must be true or false"),
+        (["a", "mode=c"], "mode is 'c'; it must be one of a, b"),
+        (["a", "words={"], "words is '{'; it must be a list of texts"),
+    ],
+    ids=str,
+)
+def test_words_that_are_no_options(words: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        options(Some, words, "`vitnas x` takes a place.")
 
 
 def test_the_options_are_frozen() -> None:
@@ -284,7 +323,3 @@ def test_a_shared_storage_tells_runs_apart_but_not_resumptions() -> None:
 )
 def test_lists_of_budgets(text: str, parts: list[str]) -> None:
     assert split_budgets(text) == parts
-
-
-def test_lists_with_and_without_brackets() -> None:
-    assert split_list("64,256") == split_list("[64, 256]") == ["64", "256"]

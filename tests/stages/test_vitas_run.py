@@ -177,7 +177,10 @@ def test_other_spaces_refuse_what_is_for_vitas(
             {"sharing.coupling": "bilateral", "pretrained": "vit_tiny"},
             r"'bilateral' with pretrained, whose most",
         ),
-        ({"sharing.coupling": "left"}, r"a field has a value of the wrong kind"),
+        (
+            {"sharing.coupling": "left"},
+            "sharing.coupling is 'left'; it must be one of prefix, bilateral, cyclic",
+        ),
     ],
     ids=["kind", "one", "pretrained", "word"],
 )

@@ -4,46 +4,55 @@ from __future__ import annotations
 
 import csv
 import io
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from jsonargparse.typing import PositiveFloat, PositiveInt
 from rich.console import Console
 from rich.table import Table
 
-from vitnas.cli.fields import number, split_list, split_words, whole_number
-from vitnas.errors import UserError, nearest
+from vitnas.cli.options import options
 from vitnas.measure.environment import environment
 from vitnas.measure.mixers import TOKENS, bench_mixers, growth, verdict
 from vitnas.runs import write_atomic
 
-NUMBERS = ("dim", "heads", "batch", "threads")
-KNOWN = ("tokens", "mixers", *NUMBERS, "device", "seconds", "folder")
+USAGE = (
+    "`vitnas bench mixers` takes tokens, mixers, dim, heads, batch, threads, device, seconds and folder, for example "
+    "tokens=64,1024."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions:
+    """`tokens` and `mixers` are lists, `seconds` are spent on each measurement, `folder` gets a table and a plot."""
+
+    tokens: tuple[int, ...] = TOKENS
+    mixers: tuple[str, ...] | None = None
+    dim: PositiveInt = 128
+    heads: PositiveInt = 4
+    batch: PositiveInt = 1
+    threads: PositiveInt | None = None
+    device: str = "cpu"
+    seconds: PositiveFloat = 1.0
+    folder: Path | None = None
 
 
 def bench_mixers_command(words: list[str], console: Console) -> None:
-    """Time and memory of every mixer; `tokens` and `mixers` are lists, `folder` gets a table and a plot."""
-    names, pairs = split_words(words)
-    for word in (*names, *pairs):
-        if word not in KNOWN or word in names:
-            raise UserError(
-                f"`vitnas bench mixers` has no field {word!r}; it takes {', '.join(KNOWN)}.{nearest(word, KNOWN)}"
-            )
-    numbers = {name: whole_number(name, pairs[name]) for name in NUMBERS if name in pairs}
-    if threads := numbers.pop("threads", None):
-        torch.set_num_threads(threads)
-    tokens = (
-        tuple(whole_number("tokens", part) for part in split_list(pairs["tokens"]))
-        if "tokens" in pairs
-        else TOKENS
-    )
+    """Time and memory of every mixer."""
+    asked = options(BenchOptions, words, USAGE)
+    if asked.threads is not None:
+        torch.set_num_threads(asked.threads)
     rows = bench_mixers(
-        tokens=tokens,
-        mixers=split_list(pairs["mixers"]) if "mixers" in pairs else None,
-        device=pairs.get("device", "cpu"),
-        seconds=number("seconds", pairs.get("seconds", "1")),
+        tokens=asked.tokens,
+        mixers=asked.mixers,
+        dim=asked.dim,
+        heads=asked.heads,
+        batch=asked.batch,
+        device=asked.device,
+        seconds=asked.seconds,
         told=lambda text: console.print(f"measured {text}"),
-        **numbers,
     )
     for direction in dict.fromkeys(row["direction"] for row in rows):
         console.print(mixer_table(rows, direction))
@@ -52,9 +61,8 @@ def bench_mixers_command(words: list[str], console: Console) -> None:
         console.print(line)
     found = environment()
     told = f"{found.get('cpu', found.get('machine', ''))}, torch {torch.__version__}, {torch.get_num_threads()} threads"
-    console.print(f"On {pairs.get('device', 'cpu')} ({told}).")
-    if "folder" in pairs:
-        folder = Path(pairs["folder"])
+    console.print(f"On {asked.device} ({told}).")
+    if (folder := asked.folder) is not None:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / "mixers.csv", _csv(rows))
         write_atomic(folder / "mixers.html", mixer_page(rows, [*lines, f"Measured on {told}."]))

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+from jsonargparse.typing import PositiveInt
 from rich.console import Console
 from rich.markup import escape
 
 from vitnas.budget import format_quantity
 from vitnas.cli.bench import bench_mixers_command
-from vitnas.cli.fields import claim_folder, make_run, open_run, split_budgets, split_words
+from vitnas.cli.fields import claim_folder, make_run, open_run, split_budgets
 from vitnas.cli.lookup import count_command, doctor_command, list_command, show_command
+from vitnas.cli.options import options, split
 from vitnas.cli.swap import swap_command
 from vitnas.errors import MissingExtra, UserError
 from vitnas.records import Family, FinalScores, Result, Results
@@ -28,20 +30,58 @@ from vitnas.train import ConsoleProgress
 Command = Callable[[list[str], Console], None]
 
 
+@dataclass(frozen=True)
+class FolderOptions:
+    """A run folder."""
+
+    folder: Path
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """A recipe or a YAML file, and where to."""
+
+    recipe: str
+    folder: Path | None = None
+
+
+@dataclass(frozen=True)
+class SpecializeOptions:
+    """A run folder, and one budget or a list of them."""
+
+    folder: Path
+    budget: str = ""
+
+
+@dataclass(frozen=True)
+class RetrainOptions:
+    """A run folder; an Arch of one's own and its name in the run."""
+
+    folder: Path
+    arch: str = ""
+    role: str | None = None
+
+
+@dataclass(frozen=True)
+class FinetuneOptions:
+    """A run folder, the side of the images in pixels, and which model."""
+
+    folder: Path
+    image_size: PositiveInt | None = None
+    role: str = "chosen"
+
+
 def run_command(words: list[str], console: Console) -> None:
     """All stages of a recipe into one run folder."""
-    names, pairs = split_words(words)
-    if len(names) != 1:
-        raise UserError(
-            "`vitnas run` takes one recipe or YAML file, then field=value. `vitnas list` names the recipes."
-        )
-    folder = pairs.pop("folder", None)
-    run = make_run(names[0], pairs)
-    where = (
-        Path(folder)
-        if folder
-        else Path("runs") / (names[0] if names[0] == run.recipe else Path(names[0]).stem)
+    own, texts = split(RunOptions, words)
+    asked = options(
+        RunOptions,
+        own,
+        "`vitnas run` takes one recipe or YAML file, then field=value. `vitnas list` names the recipes.",
     )
+    run = make_run(asked.recipe, texts)
+    name = asked.recipe if asked.recipe == run.recipe else Path(asked.recipe).stem
+    where = asked.folder or Path("runs") / name
     with ConsoleProgress(console) as progress:
         context = Context(run, where, progress)
         table = STAGES["prepare"](context) if not (where / "run.yaml").exists() else None
@@ -88,13 +128,14 @@ def bench_command(words: list[str], console: Console) -> None:
 
 def specialize_command(words: list[str], console: Console) -> None:
     """The best Arch for other budgets: from the learned sampler, or else from the finished search."""
-    names, pairs = split_words(words)
-    if len(names) != 1 or set(pairs) != {"budget"}:
-        raise UserError(
-            "`vitnas specialize` takes a run folder and budget=TEXT, for example budget='macs<=1M', or a list of them, "
-            "budget='[macs<=1M, macs<=2M]'."
-        )
-    folder, budgets = Path(names[0]), split_budgets(pairs["budget"])
+    usage = (
+        "`vitnas specialize` takes a run folder and budget=TEXT, for example budget='macs<=1M', or a list of them, "
+        "budget='[macs<=1M, macs<=2M]'."
+    )
+    asked = options(SpecializeOptions, words, usage)
+    if not asked.budget:
+        raise UserError(usage)
+    folder, budgets = asked.folder, split_budgets(asked.budget)
     with ConsoleProgress(console) as progress:
         context = Context(open_run(folder), folder, progress)
         found = specialize(context, budgets)
@@ -107,20 +148,20 @@ def retrain_command(words: list[str], console: Console) -> None:
     """The chosen Arch and its baselines, or any Arch that is asked for."""
     from vitnas.stages.retrain import retrain
 
-    names, pairs = split_words(words)
-    if not pairs:
+    usage = (
+        "`vitnas retrain` takes a run folder, and arch=WHAT role=NAME for an Arch of your own, for example "
+        "arch=vitas_a, arch=other/chosen.json or arch='vitas:1 2 4 3 ...'; training is the run's retrain.train."
+    )
+    asked = options(RetrainOptions, words, usage)
+    folder = asked.folder
+    if not asked.arch:
+        if asked.role is not None:
+            raise UserError(usage)
         stage_command("retrain")(words, console)
         return
-    unknown = [name for name in pairs if name not in ("arch", "role")]
-    if len(names) != 1 or unknown or not pairs.get("arch"):
-        raise UserError(
-            "`vitnas retrain` takes a run folder, and arch=WHAT role=NAME for an Arch of your own, for example "
-            "arch=vitas_a, arch=other/chosen.json or arch='vitas:1 2 4 3 ...'; training is the run's retrain.train."
-        )
-    folder = Path(names[0])
     with ConsoleProgress(console) as progress:
         context = Context(open_run(folder), folder, progress)
-        where = retrain(context, pairs["arch"], pairs.get("role"))
+        where = retrain(context, asked.arch, asked.role)
         if context.engine.is_main:
             result = Result.read(where)
             score = f"{result.holdout_accuracy:.1%} of {result.n_holdout} held-out images"
@@ -134,19 +175,20 @@ def finetune_command(words: list[str], console: Console) -> None:
     """A trained model at another resolution."""
     from vitnas.stages.finetune import finetune
 
-    names, pairs = split_words(words)
-    size, role = pairs.pop("image_size", ""), pairs.pop("role", "chosen")
-    if len(names) != 1 or not size.isdigit():
-        raise UserError(
-            "`vitnas finetune` takes a run folder and image_size=PIXELS, for example image_size=280; then fields of "
-            "its training, for example epochs=30 lr=1e-5."
-        )
-    folder = Path(names[0])
+    usage = (
+        "`vitnas finetune` takes a run folder and image_size=PIXELS, for example image_size=280; then fields of its "
+        "training, for example epochs=30 lr=1e-5."
+    )
+    own, texts = split(FinetuneOptions, words)
+    asked = options(FinetuneOptions, own, usage)
+    folder, role, size = asked.folder, asked.role, asked.image_size
+    if size is None:
+        raise UserError(usage)
     open_run(folder)
-    fields = {f"retrain.train.{name}": value for name, value in pairs.items()}
+    fields = {f"retrain.train.{name}": text for name, text in texts.items()}
     with ConsoleProgress(console) as progress:
         context = Context(make_run(str(folder / "run.yaml"), fields), folder, progress)
-        where = finetune(context, role, int(size))
+        where = finetune(context, role, size)
         if context.engine.is_main:
             result = Result.read(where)
             console.print(
@@ -213,12 +255,8 @@ def field_groups(kind: type[Any] = Run, prefix: str = "") -> Iterator[tuple[str,
 
 def one_folder(words: list[str], command: str) -> Path:
     """The run folder among `words`."""
-    names, pairs = split_words(words)
-    if len(names) != 1 or pairs:
-        raise UserError(
-            f"`vitnas {command}` takes one run folder and nothing else; fields are fixed by its run.yaml."
-        )
-    return Path(names[0])
+    usage = f"`vitnas {command}` takes one run folder and nothing else; fields are fixed by its run.yaml."
+    return options(FolderOptions, words, usage).folder
 
 
 def finale(folder: Path, console: Console) -> None:

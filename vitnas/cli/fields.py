@@ -3,49 +3,18 @@
 from __future__ import annotations
 
 import json
-import math
 import re
-import warnings
-from argparse import ArgumentError
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import is_dataclass
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import yaml
-from jsonargparse import ArgumentParser
 
+from vitnas.cli.options import parsed
 from vitnas.data import AUGMENTS
 from vitnas.errors import UserError, check_word, nearest
 from vitnas.recipes import RECIPES
 from vitnas.stages.run import KINDS, Run, differences, field_names, plain, save_run
-
-
-def split_words(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Positional words and `field=value` pairs; leading dashes are forgiven (`--seed=1`, `--seed 1`)."""
-    names: list[str] = []
-    pairs: dict[str, str] = {}
-    rest = list(words)
-    while rest:
-        word = rest.pop(0)
-        key, equals, value = word.partition("=")
-        if word.startswith("--") and not equals:
-            if not rest:
-                raise UserError(f"{word} has no value; write {word.lstrip('-')}=VALUE.")
-            value, equals = rest.pop(0), "="
-        if equals:
-            pairs[key.lstrip("-").replace("-", "_")] = value
-        else:
-            names.append(word)
-    return names, pairs
-
-
-def split_list(text: str) -> list[str]:
-    """A list's parts: `a,b` and `[a, b]` are the same."""
-    inside = text.strip()
-    if inside.startswith("[") and inside.endswith("]"):
-        inside = inside[1:-1]
-    return [part.strip() for part in inside.split(",")]
 
 
 def split_budgets(text: str) -> list[str]:
@@ -71,37 +40,6 @@ def split_budgets(text: str) -> list[str]:
             f"the list of budgets {text!r} is empty; give at least one, for example '[macs<=1M]'."
         )
     return budgets
-
-
-def number(name: str, text: str) -> float:
-    """A finite number above 0.
-
-    Raises:
-        UserError: it is none.
-    """
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < math.inf:
-        raise UserError(f"{name} is {text!r}; it must be a number above 0. Mend it.")
-    return value
-
-
-def whole_number(name: str, text: str, low: int | None = 1) -> int:
-    """A whole number, not below `low`.
-
-    Raises:
-        UserError: it is none.
-    """
-    try:
-        value = int(text)
-    except ValueError:
-        value = None
-    if value is None or (low is not None and value < low):
-        least = "" if low is None else f" of at least {low}"
-        raise UserError(f"{name} is {text!r}; it must be a whole number{least}. Mend it.")
-    return value
 
 
 def make_run(name: str, pairs: Mapping[str, str]) -> Run:
@@ -138,33 +76,7 @@ def make_run(name: str, pairs: Mapping[str, str]) -> Run:
                 f"{kinds[group]!r}. Set {group}.kind, or leave it out."
             )
     types = {**get_type_hints(Run), **{group: KINDS[group][kind] for group, kind in kinds.items()}}
-    return Run(**parsed(types, texts))
-
-
-def parsed(types: Mapping[str, Any], texts: Mapping[str, str]) -> dict[str, Any]:
-    """Values of `types` from the texts of their (dotted) fields, which are all known.
-
-    Raises:
-        UserError: a text that is not of its field's type, or what a dataclass refuses.
-    """
-    parser = ArgumentParser(exit_on_error=False)
-    for name, kind in types.items():
-        parser.add_argument(f"--{name}", type=kind)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # jsonargparse's own deprecations differ between its versions
-            found = parser.parse_args([f"--{field}={text}" for field, text in texts.items()])
-            make = getattr(parser, "instantiate", None) or parser.instantiate_classes
-            values = dict(vars(make(found)))
-            # Nothing was said of a dataclass: it is its defaults.
-            return {k: types[k]() if v is None and is_dataclass(types[k]) else v for k, v in values.items()}
-    except UserError:
-        raise
-    except (ArgumentError, ValueError) as error:
-        if isinstance(error.__cause__, UserError):  # jsonargparse tells it in its own words
-            raise error.__cause__ from None
-        reason = " ".join(str(error).replace("Parser key", "").split())
-        raise UserError(f"a field has a value of the wrong kind: {reason}") from error
+    return Run(**parsed(types, (f"{field}={text}" for field, text in texts.items())))
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

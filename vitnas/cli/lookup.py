@@ -13,11 +13,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from vitnas.budget import format_quantity
-from vitnas.cli.fields import split_words
 from vitnas.counting import count, parts
 from vitnas.errors import UserError
 from vitnas.measure.environment import environment
-from vitnas.mixers import Convention
+from vitnas.mixers import MIXERS, Convention
 from vitnas.model.named import NET_ID, find_arch
 from vitnas.model.net_id import net_id_of
 from vitnas.model.published import PUBLISHED
@@ -26,6 +25,7 @@ from vitnas.sample import SAMPLERS
 from vitnas.searching import SEARCHERS
 from vitnas.space import SPACES
 from vitnas.stages.run import plain
+from vitnas.train import TASKS
 
 EXTRAS = {
     "data": ("datasets", "hfds/ dataset strings"),
@@ -48,7 +48,9 @@ def list_command(words: list[str], console: Console) -> None:
     spaces = ", ".join(f"{name} ({', '.join(kind.sizes)})" for name, kind in SPACES.items())
     console.print(f"\nspaces     {spaces}")
     console.print(f"samplers   {', '.join(SAMPLERS)}")
+    console.print(f"tasks      {', '.join(TASKS)}")
     console.print(f"searchers  {', '.join(SEARCHERS)}")
+    console.print(f"mixers     {', '.join(MIXERS)}")
     console.print(f"models     {', '.join(PUBLISHED)} (timm.create_model after `import vitnas`)")
 
 
@@ -105,7 +107,6 @@ def doctor_command(words: list[str], console: Console) -> None:
 def one_name(words: list[str], command: str) -> str:
     if words and words[0].startswith(NET_ID):  # a code with its spaces, quoted or not
         words = [" ".join(words)]
-    names, pairs = split_words(words)
-    if len(names) != 1 or pairs:
+    if len(words) != 1 or words[0].startswith("--"):
         raise UserError(f"`vitnas {command}` takes one name; `vitnas list` shows them.")
-    return names[0]
+    return words[0]

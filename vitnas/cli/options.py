@@ -1,0 +1,153 @@
+"""Words of a command line as typed values: a command's options are a dataclass, which jsonargparse reads."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from argparse import ArgumentError
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
+from types import NoneType
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from jsonargparse import ArgumentParser
+
+from vitnas.errors import UserError, nearest
+
+Options = TypeVar("Options")
+
+
+def options(kind: type[Options], words: Sequence[str], usage: str) -> Options:
+    """The options of a command. Fields without a default come first and stand by their place.
+
+    Args:
+        usage: a sentence that says what the command takes, for words that are too many or too few.
+
+    Raises:
+        UserError: as in `parsed`, or what `kind` refuses.
+    """
+    items: Sequence[Any] = fields(kind)  # type: ignore[arg-type]
+    hints = get_type_hints(kind)
+    types = {item.name: hints[item.name] for item in items}
+    placed = [item.name for item in items if item.default is MISSING and item.default_factory is MISSING]
+    named = [word for word in words if word.startswith("--") or "=" in word]
+    for name in (word.removeprefix("--").partition("=")[0] for word in named):
+        if name not in types:
+            raise UserError(f"{usage} There is no field {name!r}.{nearest(name, types)}")
+    try:
+        values = parsed(types, words, placed)
+    except _WordsError as error:
+        raise UserError(usage) from error
+    for name, value in values.items():  # jsonargparse's PositiveInt is a class of its own
+        for base in (int, float):
+            if isinstance(value, base) and not isinstance(value, bool):
+                values[name] = base(value)
+    return kind(**{name: value for name, value in values.items() if value is not None or name in placed})
+
+
+def split(kind: type[Any], words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """The words for the options `kind`, and by name the texts of all other `name=value`."""
+    own = {item.name for item in fields(kind)}
+    named = {word: word.removeprefix("--").partition("=") for word in words if "=" in word}
+    others = {word: (name, text) for word, (name, _, text) in named.items() if name not in own}
+    return [word for word in words if word not in others], dict(others.values())
+
+
+class _WordsError(UserError):
+    """Too many words, or too few."""
+
+
+def parsed(types: Mapping[str, Any], words: Iterable[str], positional: Sequence[str] = ()) -> dict[str, Any]:
+    """Values of `types` from the words of a command line: `name=value`, `--name=value`, `--name value`; dotted names
+    go into dataclasses.
+
+    Args:
+        positional: those that stand by their place, without a name.
+
+    Raises:
+        UserError: an unknown name (the nearest is told), one too many or too few, a value that is not of its type, or
+            what a dataclass refuses.
+    """
+    parser, known = ArgumentParser(exit_on_error=False), dict(_hints(types))
+    for name, kind in types.items():
+        parser.add_argument(name if name in positional else f"--{name}", type=kind)
+    flags, texts = [], {}
+    for word in words:
+        name, equals, text = word.removeprefix("--").partition("=")
+        if equals:
+            if name not in known:
+                raise UserError(f"there is no field {name!r}.{nearest(name, known)}")
+            texts[name] = text
+            if get_origin(_plain(known[name])) is tuple and text and text[0] not in "[n":  # n of null
+                text = f"[{text}]"
+        flags.append(f"--{name}={text}" if equals else word)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # jsonargparse's own deprecations differ between its versions
+            found = parser.parse_args(flags)
+            make = getattr(parser, "instantiate", None) or parser.instantiate_classes
+            values = dict(vars(make(found)))
+    except UserError:
+        raise
+    except (ArgumentError, ValueError) as error:
+        if isinstance(error.__cause__, UserError):  # jsonargparse tells it in its own words
+            raise error.__cause__ from None
+        raise _refusal(str(error), known, texts) from error
+    # Nothing was said of a dataclass: it is its defaults.
+    values = {k: types[k]() if v is None and is_dataclass(types[k]) else v for k, v in values.items()}
+    for name, text in texts.items():
+        if re.fullmatch(r"[-+.]*(inf|infinity|nan)", text.lower()) and issubclass(_plain(known[name]), float):
+            raise _refusal(f'Parser key "{name}"', known, texts)
+    return values
+
+
+def _refusal(reason: str, known: Mapping[str, Any], texts: Mapping[str, str]) -> UserError:
+    """What jsonargparse says, as one sentence."""
+    match = re.match(r'Parser key "([\w.]+)"', reason)
+    name = next((text for text in texts if match and text.startswith(match[1])), "")
+    if match and match[1] in texts:
+        name = match[1]
+    if not name:
+        return _WordsError(f"the command cannot be read: {' '.join(reason.split())}.")
+    return UserError(f"{name} is {texts[name]!r}; it must be {_told(known[name])}. Mend it.")
+
+
+def _hints(types: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every dotted name and its type."""
+    for name, hint in types.items():
+        yield f"{prefix}{name}", hint
+        for nested in filter(is_dataclass, (hint, *get_args(hint))):
+            own = {item.name: get_type_hints(nested)[item.name] for item in fields(nested)}
+            yield from _hints(own, f"{prefix}{name}.")
+
+
+def _plain(hint: Any) -> Any:
+    """A type without its `| None`."""
+    parts = [part for part in get_args(hint) if part is not NoneType]
+    return parts[0] if len(parts) == 1 and NoneType in get_args(hint) else hint
+
+
+def _told(hint: Any) -> str:
+    """A type in words."""
+    words = {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        NoneType: "null",
+        Path: "a path",
+    }
+    if hint in words:
+        return words[hint]
+    if isinstance(hint, type) and issubclass(
+        hint, int | float
+    ):  # jsonargparse's PositiveInt and PositiveFloat
+        return "a whole number of at least 1" if issubclass(hint, int) else "a number above 0"
+    parts = [part for part in get_args(hint) if part is not Ellipsis]
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(map(str, parts))}"
+    if get_origin(hint) is tuple:
+        return f"a list of {' and '.join(dict.fromkeys(_told(part).removeprefix('a ') for part in parts))}s"
+    return (
+        " or ".join(map(_told, parts)) if parts else "text" if hint is str else f"fields of {hint.__name__}"
+    )
