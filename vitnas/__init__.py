@@ -14,10 +14,11 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
-
 import vitnas.model.registry
 import vitnas.model.registry_xformers  # these make our models known to timm
+from vitnas.version import VERSION
+
+__version__ = VERSION
 
 if TYPE_CHECKING:
     from vitnas import space as spaces

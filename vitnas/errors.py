@@ -38,3 +38,8 @@ def check_words(name: str, values: Iterable[object], options: Collection[str]) -
             raise UserError(
                 f"{name} has {value!r}; known are {', '.join(options)}.{nearest(str(value), options)}"
             )
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, short enough to sit inside a sentence."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")[:200]

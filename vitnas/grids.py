@@ -22,12 +22,15 @@ def as_image_size(name: str, size: int | Sequence[int]) -> ImageSize:
         UserError: neither one nor two whole numbers of at least 1.
     """
     sides = [size] if isinstance(size, int) else list(size) if isinstance(size, Sequence) else []
-    if len(sides) not in (1, 2) or any(type(side) is not int or side < 1 for side in sides):
+    if len(sides) not in (1, 2) or any(
+        not isinstance(side, int) or isinstance(side, bool) or side < 1 for side in sides
+    ):
         raise UserError(
             f"{name} is {size!r}; it must be a whole number of at least 1, or two of them, height and width. "
             "Correct it."
         )
-    return sides[0] if sides[0] == sides[-1] else (sides[0], sides[1])
+    height, width = int(sides[0]), int(sides[-1])  # plain ones, whatever kind of number was given
+    return height if height == width else (height, width)
 
 
 def sides_of(size: ImageSize) -> tuple[int, int]:

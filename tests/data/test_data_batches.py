@@ -78,7 +78,7 @@ def test_each_epoch_is_another_order_of_all_images(data: Data) -> None:
     plain = TrainBatches(data.train, Augment(), batch_size=20, seed=0)
     assert plain.steps_per_epoch == 3
     first, second = take(plain, 0, 3), take(plain, 3, 3)
-    every = torch.cat([images for images, _ in data.train.batches(60)]).flatten(1)
+    every = torch.cat([images for images, _ in EvalBatches(data.train, batch_size=60)]).flatten(1)
 
     def rows(epoch: list[tuple[Tensor, Tensor]]) -> list[int]:
         seen = torch.cat([images for images, _ in epoch]).flatten(1)
@@ -116,7 +116,7 @@ def test_small_data_gets_smaller_even_batches(data: Data) -> None:
 
 
 def test_eval_is_in_order_and_whole(data: Data) -> None:
-    batches = data.train.batches(16)
+    batches = EvalBatches(data.train, batch_size=16)
     assert [len(targets) for _, targets in batches] == [16, 16, 16, 12]
     assert len(batches) == 4
     torch.testing.assert_close(torch.cat([targets for _, targets in batches]), data.train.targets)

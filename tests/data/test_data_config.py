@@ -14,7 +14,12 @@ from vitnas.errors import UserError
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"image_size": 0}, r"image_size is 0; it must be at least 1\. Leave it out"),
+        (
+            {"image_size": 0},
+            r"image_size is 0; it must be a whole number of at least 1, or two of them",
+        ),
+        ({"image_size": (32, 0)}, r"image_size is \(32, 0\); it must be a whole number"),
+        ({"image_size": (8, 8, 3)}, r"image_size is \(8, 8, 3\); it must be a whole number"),
         ({"max_images": -3}, r"max_images is -3; it must be at least 1"),
         ({"batch_size": 1}, r"batch_size is 1; it must be at least 2"),
         ({"workers": -1}, r"workers is -1; it must be 0 .* or more"),

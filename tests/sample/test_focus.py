@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vitnas.arch import Arch
-from vitnas.data import Augment, TrainBatches, synthetic
+from vitnas.data import Augment, EvalBatches, TrainBatches, synthetic
 from vitnas.errors import UserError
 from vitnas.sample import BestUp, Focus, FocusConfig, Hook, Moment
 from vitnas.sample.focus import table_cost
@@ -239,7 +239,9 @@ def test_training_with_it_resumes_bit_for_bit(tmp_path: Path) -> None:
 
     def run(folder: Path, stop: int | None) -> Supernet:
         focus = Focus(
-            MICRO, data.holdout.batches(8), config=FocusConfig(every=2, images=8, updates=1, draws=16)
+            MICRO,
+            EvalBatches(data.holdout, batch_size=8),
+            config=FocusConfig(every=2, images=8, updates=1, draws=16),
         )
         network = Supernet(MICRO, generator=torch.Generator().manual_seed(0))
         loader = TrainBatches(data.train, Augment(), batch_size=16, seed=0)
@@ -307,7 +309,7 @@ def test_a_space_of_equal_costs_has_no_budgets_to_learn() -> None:
 def test_the_test_split_is_refused(tmp_path: Path) -> None:
     data = synthetic(n=64)
     with pytest.raises(UserError, match="would learn from the test split"):
-        Focus(MICRO, data.open_test(tmp_path / "reads.json").batches(8))
+        Focus(MICRO, EvalBatches(data.open_test(tmp_path / "reads.json"), batch_size=8))
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from stage_help import refused, words
 from vitnas.cli import main
 from vitnas.cli.fields import open_run
 from vitnas.counting import count
-from vitnas.data import Readings, open_data
+from vitnas.data import EvalBatches, Readings, open_data
 from vitnas.model.named import ArchFile
 from vitnas.records import ExportRecord, Manifest, Result, Results
 from vitnas.searching import SearchRecord
@@ -104,7 +104,7 @@ def test_exported_parameters_are_those_reported(finished: Path, role: str) -> No
 def test_the_onnx_file_computes_what_the_model_computes(finished: Path) -> None:
     model = timm.create_model(f"local-dir:{finished / 'models' / 'chosen'}", pretrained=True).eval()
     data = open_data(open_run(finished).data)
-    images, _ = next(iter(data.holdout.batches(7)))
+    images, _ = next(iter(EvalBatches(data.holdout, batch_size=7)))
     session = onnxruntime.InferenceSession(
         str(finished / "export" / "model.onnx"), providers=["CPUExecutionProvider"]
     )

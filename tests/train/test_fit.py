@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vitnas.arch import Arch
-from vitnas.data import Augment, Data, TrainBatches, synthetic
+from vitnas.data import Augment, Data, EvalBatches, TrainBatches, synthetic
 from vitnas.errors import UserError
 from vitnas.sample import Draw, Fixed, Moment, Sandwich, Several, Uniform
 from vitnas.space import AutoFormerSpace, autoformer
@@ -274,7 +274,7 @@ def test_training_learns(data: Data, space: AutoFormerSpace) -> None:
     fit(
         net, Classification(), Uniform(space), loader, config=TrainConfig(epochs=15, lr=5e-3, monitor_every=0)
     )
-    assert evaluate(net, data.train.batches(64), space.largest()).accuracy > 0.6
+    assert evaluate(net, EvalBatches(data.train, batch_size=64), space.largest()).accuracy > 0.6
 
 
 def test_a_batch_smaller_than_the_number_of_archs_is_refused(data: Data, space: AutoFormerSpace) -> None:
@@ -313,7 +313,7 @@ def test_distillation_uses_the_largest_archs_logits(space: AutoFormerSpace) -> N
 
 
 def test_monitor_and_metrics(data: Data, space: AutoFormerSpace, tmp_path: Path) -> None:
-    monitor = Monitor.of(space, data.holdout.batches(64), num_random=2)
+    monitor = Monitor.of(space, EvalBatches(data.holdout, batch_size=64), num_random=2)
     config = replace(CONFIG, monitor_every=1)
     fit(
         make(space),
@@ -335,7 +335,7 @@ def test_monitor_and_metrics(data: Data, space: AutoFormerSpace, tmp_path: Path)
 def test_monitoring_refuses_the_test_split(data: Data, space: AutoFormerSpace, tmp_path: Path) -> None:
     test = data.open_test(tmp_path / "reads.json")
     with pytest.raises(UserError, match="test"):
-        Monitor.of(space, test.batches(64))
+        Monitor.of(space, EvalBatches(test, batch_size=64))
 
 
 @pytest.mark.parametrize(

@@ -59,9 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     console = Console(highlight=False, soft_wrap=True)
     if words[:1] == ["--version"]:
-        import vitnas
+        from vitnas.version import VERSION
 
-        console.print(vitnas.__version__)
+        console.print(VERSION)
         return 0
     if not words or words[0] in ("-h", "--help", "help"):
         console.print(USAGE)
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"{words[0]!r} is no command; commands are {', '.join(COMMANDS)}.{nearest(words[0], COMMANDS)}"
             )
         if {"-h", "--help"} & set(words[1:]):
-            command_help(words[0], console)
+            command_help(words[0], USAGE, console)
             return 0
         COMMANDS[words[0]](words[1:], console)
     except UserError as error:

@@ -18,6 +18,7 @@ from vitnas.cli.lookup import count_command, doctor_command, list_command, show_
 from vitnas.cli.options import options, split
 from vitnas.cli.swap import swap_command
 from vitnas.errors import MissingExtra, UserError
+from vitnas.grids import size_text
 from vitnas.records import Family, FinalScores, Result, Results
 from vitnas.reporting import front_table, report
 from vitnas.reporting.sampler_plots import family
@@ -67,7 +68,7 @@ class FinetuneOptions:
     """A run folder, the side of the images in pixels, and which model."""
 
     folder: Path
-    image_size: PositiveInt | None = None
+    image_size: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None
     role: str = "chosen"
 
 
@@ -176,8 +177,8 @@ def finetune_command(words: list[str], console: Console) -> None:
     from vitnas.stages.finetune import finetune
 
     usage = (
-        "`vitnas finetune` takes a run folder and image_size=PIXELS, for example image_size=280; then fields of its "
-        "training, for example epochs=30 lr=1e-5."
+        "`vitnas finetune` takes a run folder and image_size=PIXELS, for example image_size=280 or [224,320] (height, "
+        "width); then fields of its training, for example epochs=30 lr=1e-5."
     )
     own, texts = split(FinetuneOptions, words)
     asked = options(FinetuneOptions, own, usage)
@@ -192,7 +193,7 @@ def finetune_command(words: list[str], console: Console) -> None:
         if context.engine.is_main:
             result = Result.read(where)
             console.print(
-                f"{role} at {size} pixels: {result.holdout_accuracy_before:.1%} before and "
+                f"{role} at {size_text(size)} pixels: {result.holdout_accuracy_before:.1%} before and "
                 f"{result.holdout_accuracy:.1%} after {result.epochs:g} epochs, on {result.n_holdout} "
                 f"held-out images\n  {where}"
             )
@@ -221,12 +222,10 @@ def dashboard_command(words: list[str], console: Console) -> None:
     run_server(storage, host="localhost", port=8080)
 
 
-def command_help(name: str, console: Console) -> None:
+def command_help(name: str, usage: str, console: Console) -> None:
     """What a command does; for `run`, every group of fields with its types and meaning."""
-    from vitnas.cli import USAGE
-
     lines, is_mine = [], False
-    for line in USAGE.splitlines():  # a command's further lines are indented more than its first
+    for line in usage.splitlines():  # a command's further lines are indented more than its first
         is_mine = is_mine if line.startswith("     ") else line.strip().startswith(f"vitnas {name} ")
         lines += [line[2:]] * is_mine
     console.print("\n".join(lines))

@@ -95,7 +95,7 @@ def _win_back(model: Any, teacher: Any, asked: SwapOptions, console: Console) ->
     data = open_data(
         DataConfig(
             dataset=asked.dataset or "",
-            image_size=cfg["input_size"][1],
+            image_size=tuple(cfg["input_size"][1:]),
             in_chans=cfg["input_size"][0],
             mean=tuple(cfg["mean"]),
             std=tuple(cfg["std"]),

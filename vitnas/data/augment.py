@@ -1,6 +1,6 @@
 """Varying train images: shifts, flips, small turns and zooms on whole uint8 batches, the rest by timm on PIL.
 
-Legend: B images, C channels, H rows, W columns, S image side (H = W = S).
+Legend: B images, C channels, H rows, W columns.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch.nn import functional
 from vitnas.data.config import Augment
 from vitnas.data.images import Form
 from vitnas.data.sources import Pixels, to_pil
+from vitnas.grids import sides_of
 
 
 class Augmenter:
@@ -31,7 +32,7 @@ class Augmenter:
     def __init__(self, augment: Augment, form: Form) -> None:
         self.augment = augment
         self.form = form
-        self.shift = round(augment.shift * form.image_size)
+        self.shifts = tuple(round(augment.shift * side) for side in sides_of(form.image_size))  # down, right
         self.needs_whole = augment.scale is not None
         self.needs_pil = self.needs_whole or augment.color_jitter > 0 or bool(augment.auto_augment)
         self.needs_globals = self.needs_pil or augment.re_prob > 0
@@ -52,7 +53,7 @@ class Augmenter:
         """Shift, turn, zoom, flip, normalise and erase a uint8 batch; float32 BCHW out."""
         if self.augment.rotate or self.augment.zoom != (1.0, 1.0):
             images_BCHW = self._warp(images_BCHW, generator)
-        elif self.shift or self.augment.hflip:
+        elif any(self.shifts) or self.augment.hflip:
             images_BCHW = self._move(images_BCHW, generator)
         images_BCHW = self.form.normalise(images_BCHW)
         if self.augment.re_prob:
@@ -61,20 +62,22 @@ class Augmenter:
 
     def _draw_moves(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Whole-pixel moves down and right, and which images to mirror."""
-        moves_2B = torch.randint(-self.shift, self.shift + 1, (2, count), generator=generator)
+        down_B, right_B = (
+            torch.randint(-shift, shift + 1, (count,), generator=generator) for shift in self.shifts
+        )
         flip_B = torch.rand(count, generator=generator) < self.augment.hflip
-        return moves_2B[0], moves_2B[1], flip_B
+        return down_B, right_B, flip_B
 
     def _move(self, images_BCHW: Tensor, generator: torch.Generator) -> Tensor:
         """Pad with black, then take each image's window (mirrored or not) in one gather."""
-        count, size = len(images_BCHW), images_BCHW.shape[3]
+        count, (height, width), (below, beside) = len(images_BCHW), images_BCHW.shape[2:], self.shifts
         down_B, right_B, flip_B = self._draw_moves(count, generator)
-        side_S = torch.arange(size)
-        columns_BS = torch.where(flip_B[:, None], side_S.flip(0), side_S) + right_B[:, None] + self.shift
-        rows_BS = side_S + down_B[:, None] + self.shift
-        padded_BCHW = functional.pad(images_BCHW, (self.shift,) * 4)
-        at_BSS = rows_BS[:, :, None] * padded_BCHW.shape[3] + columns_BS[:, None, :]
-        at_BCn = at_BSS.reshape(count, 1, -1).expand(-1, images_BCHW.shape[1], -1)
+        line_W = torch.arange(width)
+        columns_BW = torch.where(flip_B[:, None], line_W.flip(0), line_W) + right_B[:, None] + beside
+        rows_BH = torch.arange(height) + down_B[:, None] + below
+        padded_BCHW = functional.pad(images_BCHW, (beside, beside, below, below))
+        at_BHW = rows_BH[:, :, None] * padded_BCHW.shape[3] + columns_BW[:, None, :]
+        at_BCn = at_BHW.reshape(count, 1, -1).expand(-1, images_BCHW.shape[1], -1)
         # A gather is three times faster here than indexing with two index tensors.
         return padded_BCHW.flatten(2).gather(2, at_BCn).view_as(images_BCHW)
 
@@ -84,26 +87,27 @@ class Augmenter:
         The sampling grid is written out instead of `affine_grid`, whose matrix product may round differently
         with another number of threads.
         """
-        count, _, size, _ = images_BCHW.shape
+        count, _, height, width = images_BCHW.shape
         down_B, right_B, flip_B = self._draw_moves(count, generator)
         draws_2B = torch.rand(2, count, generator=generator)
         angle_B = (draws_2B[0] * 2 - 1) * math.radians(self.augment.rotate)
         low, high = self.augment.zoom
         step_B = 1 / (low + draws_2B[1] * (high - low))
         cos_B11, sin_B11 = (angle_B.cos() * step_B)[:, None, None], (angle_B.sin() * step_B)[:, None, None]
-        centre_S = (torch.arange(size) * 2 + 1) / size - 1  # pixel centres from -1 to 1
+        # Pixel centres from -1 to 1; a turn mixes both axes, so it must know how long each is.
+        y_H, x_W = ((torch.arange(side) * 2 + 1) / side - 1 for side in (height, width))
         mirror_B11 = torch.where(flip_B, -1.0, 1.0)[:, None, None]
-        x_B1S, y_BS1 = centre_S[None, None, :] * mirror_B11, centre_S[None, :, None]
-        grid_x_BSS = x_B1S * cos_B11 - y_BS1 * sin_B11 + (right_B * 2 / size)[:, None, None]
-        grid_y_BSS = x_B1S * sin_B11 + y_BS1 * cos_B11 + (down_B * 2 / size)[:, None, None]
-        grid_BSS2 = torch.stack([grid_x_BSS, grid_y_BSS], dim=-1)
-        return functional.grid_sample(images_BCHW.float(), grid_BSS2, align_corners=False)
+        x_B1W, y_BH1, shape = x_W[None, None, :] * mirror_B11, y_H[None, :, None], height / width
+        grid_x_BHW = x_B1W * cos_B11 - y_BH1 * shape * sin_B11 + (right_B * 2 / width)[:, None, None]
+        grid_y_BHW = x_B1W / shape * sin_B11 + y_BH1 * cos_B11 + (down_B * 2 / height)[:, None, None]
+        grid_BHW2 = torch.stack([grid_x_BHW, grid_y_BHW], dim=-1)
+        return functional.grid_sample(images_BCHW.float(), grid_BHW2, align_corners=False)
 
 
 def _timm_stages(augment: Augment, form: Form) -> list[Callable[[Any], Any]]:
     """timm's crop and colour stages, without its tensor stage, which `Augmenter.batch` does."""
     crop, colour, _ = create_transform(
-        (form.in_chans, form.image_size, form.image_size),
+        form.input_size,
         is_training=True,
         scale=augment.scale,
         ratio=augment.ratio,

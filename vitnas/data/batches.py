@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from contextlib import nullcontext
+from math import prod
 from typing import Any
 
 import psutil
@@ -136,7 +137,7 @@ class EvalBatches:
         form = images.form
         if cache_bytes is None:
             cache_bytes = max(1 << 30, psutil.virtual_memory().available // 4)
-        size = len(images) * form.in_chans * form.image_size**2
+        size = len(images) * prod(form.input_size)
         self._keep_normalised, self._keep = 4 * size < cache_bytes, size < cache_bytes
         self._cache: list[Batch] | None = None
 
@@ -188,7 +189,7 @@ class EvalBatches:
                     images.append(self.images.store.fit(pixels))
                     good.append(position)
         if not images:
-            empty = torch.empty(0, form.in_chans, form.image_size, form.image_size, dtype=torch.uint8)
+            empty = torch.empty(0, *form.input_size, dtype=torch.uint8)
             return empty, torch.empty(0, dtype=torch.int64), bad
         return torch.stack(images), self.images.targets[good], bad
 

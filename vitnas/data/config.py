@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vitnas.errors import UserError, nearest
+from vitnas.grids import ImageSize, as_image_size, sides_of
 
 # Tried in this order when the asked test split is missing; the first three are timm's and Hugging Face's
 # words.
@@ -107,10 +108,10 @@ class DataConfig:
     """Where the images are, how they are split, and how they become tensors.
 
     `dataset` is timm's dataset string (a folder of class folders, `torch/cifar10`, `hfds/<name or folder>`,
-    `wds/` with `root`), or `digits`, scikit-learn's 1,797 handwritten digits, which need no download. With
-    `image_size` None images keep their own size when all are equal, square and at most 64 pixels wide;
-    otherwise 224. With `mean` and `std` None they are timm's ImageNet constants for colour and measured on
-    train for grey images.
+    `wds/` with `root`), or `digits`, scikit-learn's 1,797 handwritten digits, which need no download.
+    `image_size` is one number, or (height, width). None: images of at most 64 pixels keep their size if all are
+    equal, else become squares that enlarge few; larger ones become 224. With `mean` and `std` None they are timm's
+    ImageNet constants for colour and measured on train for grey images.
 
     Raises:
         UserError: a field is out of range; the message names the rule.
@@ -120,7 +121,7 @@ class DataConfig:
     root: str | None = None
     train_split: str = "train"
     test_split: str = "test"
-    image_size: int | None = None
+    image_size: ImageSize | None = None
     in_chans: Literal[1, 3] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
@@ -138,9 +139,12 @@ class DataConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, value in (("image_size", self.image_size), ("max_images", self.max_images)):
-            if value is not None and value < 1:
-                raise UserError(f"{name} is {value}; it must be at least 1. Leave it out for the default.")
+        if self.image_size is not None:
+            object.__setattr__(self, "image_size", as_image_size("image_size", self.image_size))
+        if self.max_images is not None and self.max_images < 1:
+            raise UserError(
+                f"max_images is {self.max_images}; it must be at least 1. Leave it out for the default."
+            )
         if self.batch_size < 2:
             raise UserError(
                 f"batch_size is {self.batch_size}; it must be at least 2. Lower learning rate instead."
@@ -177,12 +181,12 @@ class DataConfig:
             )
 
 
-def augment_for(augment: Augment | str, *, image_size: int, in_chans: int) -> Augment:
+def augment_for(augment: Augment | str, *, image_size: ImageSize, in_chans: int) -> Augment:
     """Return the Augment a name stands for; "auto" goes by size and channels."""
     if isinstance(augment, Augment):
         return augment
     if augment != "auto":
         return AUGMENTS[augment]
-    if image_size > 64:
+    if max(sides_of(image_size)) > 64:
         return AUGMENTS["strong"]
     return AUGMENTS["digits" if in_chans == 1 else "weak"]

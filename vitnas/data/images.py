@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -23,11 +23,9 @@ from PIL import Image
 from timm.data import create_transform
 from torch import Tensor
 
-from vitnas.data.sources import ArraySource, Pixels, Source, to_pil
+from vitnas.data.sources import ArraySource, Pixels, Source, shrink, to_pil
 from vitnas.errors import UserError
-
-if TYPE_CHECKING:
-    from vitnas.data.batches import EvalBatches
+from vitnas.grids import ImageSize, sides_of
 
 logger = logging.getLogger(__name__)
 Split = Literal["train", "holdout", "test"]
@@ -42,7 +40,7 @@ RAM_BYTES = 2 << 30
 class Form:
     """What every decoded image becomes: size in pixels, channels, and the constants that normalise it."""
 
-    image_size: int
+    image_size: ImageSize
     in_chans: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -50,9 +48,15 @@ class Form:
     crop_pct: float
 
     @property
-    def keep_side(self) -> int:
-        """Shortest side, in pixels, before the centre crop; also the largest size worth keeping in memory."""
-        return math.floor(self.image_size / self.crop_pct)
+    def input_size(self) -> tuple[int, int, int]:
+        """Channels, height and width of a finished image."""
+        return (self.in_chans, *sides_of(self.image_size))
+
+    @property
+    def keep_sides(self) -> tuple[int, int]:
+        """Least height and width before the centre crop; also the largest worth keeping in memory."""
+        height, width = (math.floor(side / self.crop_pct) for side in sides_of(self.image_size))
+        return height, width
 
     def normalise(self, images_BCHW: Tensor) -> Tensor:
         """Turn images (uint8, or float 0 to 255) into float32 of mean about 0 and spread about 1, as timm does."""
@@ -80,7 +84,7 @@ class Store:
         self.kept: list[Pixels] | None = None
         self.is_native = True  # no image had to be resized so far
         self._fit = create_transform(
-            (form.in_chans, form.image_size, form.image_size),
+            form.input_size,
             is_training=False,
             crop_pct=form.crop_pct,
             interpolation=form.interpolation,
@@ -90,7 +94,7 @@ class Store:
     def load(self, stored_bytes: int) -> None:
         """Decode all images if `stored_bytes` fits in memory; afterwards `rows` are the readable ones."""
         form = self.form
-        native = (form.image_size, form.image_size, form.in_chans)
+        native = (*sides_of(form.image_size), form.in_chans)
         if isinstance(self.source, ArraySource) and self.source.pixels_NHWC.shape[1:] == native:
             self.fixed_NCHW = torch.from_numpy(self.source.pixels_NHWC).permute(0, 3, 1, 2).contiguous()
             return
@@ -103,7 +107,7 @@ class Store:
         bad: list[str] = []
         # Threads pay for large images only: with small ones the hand-over costs more than the decoding.
         with quiet_pillow(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            decoded = (pool.map if form.image_size > 64 else map)(self.decode, self.rows)
+            decoded = (pool.map if max(form.input_size) > 64 else map)(self.decode, self.rows)
             for row, pixels in zip(self.rows, decoded, strict=True):
                 if pixels is None:
                     bad.append(self.source.name(row))
@@ -140,17 +144,17 @@ class Store:
                     "remove the file, or use on_corrupt=skip."
                 ) from error
             return None
-        if image.size != (self.form.image_size, self.form.image_size):
+        if image.size != sides_of(self.form.image_size)[::-1]:
             self.is_native = False
             if not (self.whole if whole is None else whole):
                 return np.ascontiguousarray(self._fit(image).permute(1, 2, 0).numpy())
-            image = _shrink(image, self.form)
+            image = shrink(image, self.form.keep_sides, self.form.interpolation)
         pixels: Pixels = np.array(image, dtype=np.uint8)
         return pixels if pixels.ndim == 3 else pixels[:, :, None]
 
     def fit(self, pixels_HWC: Pixels) -> Tensor:
         """Resize and centre crop to the final size, as timm's evaluation transform does. uint8 CHW."""
-        if pixels_HWC.shape[:2] == (self.form.image_size, self.form.image_size):
+        if pixels_HWC.shape[:2] == sides_of(self.form.image_size):
             return torch.from_numpy(pixels_HWC).permute(2, 0, 1)
         fitted: Tensor = self._fit(to_pil(pixels_HWC))
         return fitted
@@ -213,12 +217,6 @@ class Images:
             return store.fixed_NCHW[place].permute(1, 2, 0).contiguous().numpy()
         return store.decode(store.rows[place], whole=whole)
 
-    def batches(self, batch_size: int, *, workers: int = 0) -> EvalBatches:
-        """Return the images in order, normalised and not varied (see `EvalBatches`)."""
-        from vitnas.data.batches import EvalBatches
-
-        return EvalBatches(self, batch_size=batch_size, workers=workers)
-
 
 def require_not_test(images: Images, what: str) -> None:
     """Refuse the test split.
@@ -245,12 +243,3 @@ def _with_channels(image: Image.Image, in_chans: int) -> Image.Image:
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     mode = "L" if in_chans == 1 else "RGB"
     return image if image.mode == mode else image.convert(mode)
-
-
-def _shrink(image: Image.Image, form: Form) -> Image.Image:
-    """Make the shortest side `form.keep_side` when it is longer; the aspect ratio stays."""
-    short = min(image.size)
-    if short <= form.keep_side:
-        return image
-    width, height = (max(form.keep_side, int(form.keep_side * side / short)) for side in image.size)
-    return image.resize((width, height), Image.Resampling[form.interpolation.upper()])

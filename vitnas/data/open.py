@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from math import prod
 from pathlib import Path
+from statistics import median, median_low
 from typing import Any
 
 import numpy as np
@@ -15,17 +17,19 @@ import torch
 from torch import Tensor
 
 from vitnas.data.config import Augment, DataConfig, augment_for
+from vitnas.data.dataset_strings import open_sources
 from vitnas.data.images import UNREADABLE, Form, Images, Split, Store, quiet_pillow
-from vitnas.data.schemes import open_sources
 from vitnas.data.sources import ArraySource, Pixels, Source, Subset
 from vitnas.data.splits import Opened, carve, match_classes
 from vitnas.errors import UserError
+from vitnas.grids import ImageSize, as_image_size, sides_of
 from vitnas.runs import RunFile
 
 logger = logging.getLogger(__name__)
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+MUCH_CUT = 0.7  # share left by the centre crop, below which a note says so; photographs of 4:3 keep 0.75
 SMALL_SIDE = 64  # pixels; images up to this keep their own size
 NUM_PROBED = 32
 NUM_SAMPLED = 2_048
@@ -36,7 +40,7 @@ class Fingerprint:
     """What was read: `counts` per split and class, names of `corrupt` images, and a hash of labels and pixels."""
 
     dataset: str
-    image_size: int
+    image_size: ImageSize
     in_chans: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -106,8 +110,8 @@ class Data:
         return self.train.form.in_chans
 
     @property
-    def image_size(self) -> int:
-        """Side of the square images, in pixels."""
+    def image_size(self) -> ImageSize:
+        """In pixels: one number, or (height, width) of images that are not square."""
         return self.train.form.image_size
 
     @property
@@ -132,7 +136,7 @@ class Data:
         if self._test_store is None:
             form = self.train.form
             store = Store(self._test, form, whole=False, on_corrupt=self.config.on_corrupt)
-            store.load(len(self._test) * form.image_size**2 * form.in_chans)
+            store.load(len(self._test) * prod(form.input_size))
             self._test_store = store
         images = Images(self._test_store, "test")
         now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -184,7 +188,7 @@ class Data:
         their size unless `config.image_size` is set.
 
         Raises:
-            UserError: not uint8, not square without an image_size, or targets that do not fit.
+            UserError: not uint8, or targets that do not fit.
         """
         arrays = [
             _pixels(images, f"{split} images") for split, (images, _) in (("train", train), ("test", test))
@@ -199,9 +203,7 @@ class Data:
         height, width = arrays[0].shape[1:3]
         fields = {**vars(config or DataConfig()), "dataset": name, "in_chans": arrays[0].shape[3]}
         if fields["image_size"] is None:
-            if height != width:
-                raise UserError(f"The images are {height}x{width}; they must be square. Give image_size.")
-            fields["image_size"] = height
+            fields["image_size"] = (height, width)
         sources = [
             ArraySource(pixels, targets, names, f"{name}/{split}")
             for pixels, targets, split in zip(arrays, labels, ("train", "test"), strict=True)
@@ -226,11 +228,12 @@ def _assemble(config: DataConfig, opened: Opened) -> Data:
         raise UserError(
             f"{opened.corrupt[0]}; on_corrupt is 'raise'. Mend or remove the sample, or use on_corrupt=skip."
         )
-    form, area, is_native = _form(config, train)
+    form, area, is_native, notes = _form(config, train)
+    opened = replace(opened, notes=(*opened.notes, *notes))
     augment = augment_for(config.augment, image_size=form.image_size, in_chans=form.in_chans)
     whole = augment.scale is not None and not is_native  # native images are stored as they are anyway
     store = Store(train, form, whole=whole, on_corrupt=config.on_corrupt)
-    store.load(int(len(train) * form.in_chans * (area if whole else form.image_size**2)))
+    store.load(int(len(train) * (form.in_chans * area if whole else prod(form.input_size))))
     if config.mean is None and form.in_chans == 1:
         form = _measured(form, store)
         store.form = form
@@ -262,9 +265,10 @@ def _capped(source: Source, config: DataConfig, split: Split) -> Source:
     return Subset(source, some)
 
 
-def _form(config: DataConfig, source: Source) -> tuple[Form, float, bool]:
-    """Return the form of all images, found by looking at a few, and a kept image's mean area in pixels."""
-    sizes: list[tuple[int, int]] = []
+def _form(config: DataConfig, source: Source) -> tuple[Form, float, bool, tuple[str, ...]]:
+    """Return the form of all images, found by looking at a few, a kept image's mean area in pixels, whether all are of
+    the final size, and what a person should know."""
+    sizes: list[tuple[int, int]] = []  # height, width
     modes: set[str] = set()
     with quiet_pillow():
         for index in _spread(len(source), NUM_PROBED):
@@ -272,15 +276,15 @@ def _form(config: DataConfig, source: Source) -> tuple[Form, float, bool]:
                 image = source.read(index)
             except UNREADABLE:
                 continue  # counted and named when everything is read
-            sizes.append(image.size)
+            sizes.append(image.size[::-1])
             modes.add(image.mode)
     if not sizes:
         raise UserError(
             f"None of the {NUM_PROBED} images tried in {config.dataset} can be read (the first is "
             f"{source.name(0)}); they must be whole image files. Copy them again."
         )
-    alike = len(set(sizes)) == 1 and sizes[0][0] == sizes[0][1]
-    size = config.image_size or (sizes[0][0] if alike and sizes[0][0] <= SMALL_SIDE else 224)
+    alike, small = len(set(sizes)) == 1, max(map(max, sizes)) <= SMALL_SIDE
+    size = config.image_size or (_own_size(sizes) if small else 224)
     chans = config.in_chans or (1 if all(mode in ("1", "L") or mode.startswith("I") for mode in modes) else 3)
     mean, std = config.mean or IMAGENET_MEAN, config.std or IMAGENET_STD
     if chans == 1:
@@ -297,11 +301,34 @@ def _form(config: DataConfig, source: Source) -> tuple[Form, float, bool]:
         std=tuple(std),
         interpolation=config.interpolation,
         # A small image upscaled loses its border for nothing; photographs get timm's usual centre crop.
-        crop_pct=config.crop_pct or (1.0 if alike and sizes[0][0] <= SMALL_SIDE else 0.875),
+        crop_pct=config.crop_pct or (1.0 if small else 0.875),
     )
-    short = [min(1.0, form.keep_side / min(wh)) for wh in sizes]
-    area = sum(w * h * s * s for (w, h), s in zip(sizes, short, strict=True)) / len(sizes)
-    return form, area, alike and sizes[0] == (size, size)
+    high, wide = form.keep_sides
+    scales = [min(1.0, max(high / h, wide / w)) for h, w in sizes]
+    area = sum(h * w * s * s for (h, w), s in zip(sizes, scales, strict=True)) / len(sizes)
+    return form, area, alike and sizes[0] == sides_of(form.image_size), _cut_note(config, form, sizes)
+
+
+def _own_size(sizes: list[tuple[int, int]]) -> ImageSize:
+    """The size of small images: their own, or a square that no more than half of them are enlarged for."""
+    if len(set(sizes)) == 1:
+        return as_image_size("image_size", sizes[0])
+    return max(4, int(median(map(min, sizes))) // 4 * 4)
+
+
+def _cut_note(config: DataConfig, form: Form, sizes: list[tuple[int, int]]) -> tuple[str, ...]:
+    """Says, and logs, that images lose much because their shape is another than the final one."""
+    height, width = sides_of(form.image_size)
+    kept = median(min(h * width, w * height) / max(h * width, w * height) for h, w in sizes)
+    if kept >= MUCH_CUT:
+        return ()
+    some = median_low(sizes)
+    note = (
+        f"The images of {config.dataset} are about {some[0]} x {some[1]} pixels (height, width) and become {height} x "
+        f"{width}: {1 - kept:.0%} of each is cut off. image_size takes two numbers, height and width."
+    )
+    logger.warning(note)
+    return (note,)
 
 
 def _measured(form: Form, store: Store) -> Form:

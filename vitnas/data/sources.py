@@ -119,6 +119,17 @@ class Subset:
         return self.source.read(self.indices[index])
 
 
+def shrink(image: Image.Image, sides: tuple[int, int], interpolation: str) -> Image.Image:
+    """Make an image as small as it can be without a side below `sides` (height, width); its shape stays."""
+    (width, height), (low, narrow) = image.size, sides
+    if width <= narrow or height <= low:
+        return image
+    new, old = (low, height) if low * width >= narrow * height else (narrow, width)
+    whole = int if low == narrow else round  # as the evaluation transforms of torchvision and of timm do
+    size = max(narrow, whole(new * width / old)), max(low, whole(new * height / old))
+    return image.resize(size, Image.Resampling[interpolation.upper()])
+
+
 def to_pil(pixels_HWC: Pixels) -> Image.Image:
     """Return uint8 pixels, (H, W, 1) or (H, W, 3), as a picture."""
     return Image.fromarray(pixels_HWC[:, :, 0] if pixels_HWC.shape[2] == 1 else pixels_HWC)

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-import vitnas
 from vitnas.errors import UserError
+from vitnas.version import VERSION
 
 
 def describe(
@@ -38,7 +38,7 @@ def describe(
         check_class_names(model, class_names)
         values["class_names"] = list(class_names)
     text = {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
-    return {"vitnas_version": vitnas.__version__, **text}
+    return {"vitnas_version": VERSION, **text}
 
 
 def check_class_names(model: nn.Module, class_names: Sequence[str]) -> None:

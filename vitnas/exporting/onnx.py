@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import vitnas
 from vitnas.errors import UserError
 from vitnas.exporting.describe import describe, first_line
 from vitnas.exporting.params import match_params
 from vitnas.exporting.verify import Agreement, ExportError, Run, example_images, traced_images, verify
 from vitnas.measure.convert import LEGACY_MAX_OPSET, Exporter, convert
 from vitnas.runs import write_with
+from vitnas.version import VERSION
 
 MIN_OPSET = 18
 MAX_BYTES = 2**31 - 2**20  # one protobuf file holds 2 GiB; the graph itself needs a little
@@ -208,5 +208,5 @@ def _versions() -> dict[str, str]:
         "torch": str(torch.__version__),
         "onnx": onnx.__version__,
         "onnxruntime": onnxruntime.__version__,
-        "vitnas": vitnas.__version__,
+        "vitnas": VERSION,
     }

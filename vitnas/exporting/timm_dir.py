@@ -25,13 +25,13 @@ import torch
 from timm.models import save_for_hf
 from torch import nn
 
-import vitnas
 from vitnas.arch import Arch
 from vitnas.errors import UserError
 from vitnas.exporting.describe import check_class_names, first_line
 from vitnas.exporting.verify import ExportError, example_images
 from vitnas.measure.convert import evaluating, model_device, quiet
 from vitnas.runs import read_json, write_with
+from vitnas.version import VERSION
 
 ENTRY_POINT = "vitnas_arch"  # timm's name for "the Model of whatever Arch the config holds"
 WEIGHTS = "model.safetensors"
@@ -86,7 +86,7 @@ def save_timm(
         "bytes": size,
         "bit_exact": True,
         "needs_import": "vitnas" if _arch_of(model) is not None else None,
-        "versions": {"timm": timm.__version__, "torch": str(torch.__version__), "vitnas": vitnas.__version__},
+        "versions": {"timm": timm.__version__, "torch": str(torch.__version__), "vitnas": VERSION},
     }
 
 
@@ -206,5 +206,5 @@ def _card(model: nn.Module, class_names: Sequence[str] | None) -> str:
         f"```python\n{imports if arch is not None else 'import timm'}\n\n"
         'model = timm.create_model("local-dir:PATH_OF_THIS_FOLDER", pretrained=True).eval()\n'
         "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))\n```\n"
-        f"{classes}\nSaved by vitnas {vitnas.__version__}.\n"
+        f"{classes}\nSaved by vitnas {VERSION}.\n"
     )

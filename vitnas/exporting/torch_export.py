@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import vitnas
 from vitnas.exporting.describe import describe, first_line
 from vitnas.exporting.verify import ExportError, example_images, traced_images, verify
 from vitnas.measure.convert import BATCH_NAME, evaluating, quiet
 from vitnas.runs import write_with
+from vitnas.version import VERSION
 
 
 def export_program(
@@ -92,7 +92,7 @@ def export_program(
         **agreement.to_json(),
         "problems": problems,
         "seconds": round(time.perf_counter() - started, 3),
-        "versions": {"torch": str(torch.__version__), "vitnas": vitnas.__version__},
+        "versions": {"torch": str(torch.__version__), "vitnas": VERSION},
     }
 
 

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from vitnas.version import VERSION
+
 PACKAGES = ("vitnas", "torch", "timm", "onnx", "onnxruntime", "optuna")
 
 # What decides how fast a Model runs. Memory and the thread count of the moment change from run to run of one
@@ -67,9 +69,7 @@ def git_commit(folder: Path | str) -> str | None:
 
 def _version(package: str) -> str | None:
     if package == "vitnas":  # also right when the package runs from a checkout that is not installed
-        import vitnas
-
-        return vitnas.__version__
+        return VERSION
     if package == "torch":
         return str(torch.__version__)  # the metadata leaves out the build (+cpu)
     try:

@@ -8,6 +8,7 @@ from pathlib import Path
 from vitnas.counting import count
 from vitnas.data import open_data
 from vitnas.errors import UserError
+from vitnas.grids import ImageSize, size_text
 from vitnas.model import Model
 from vitnas.records import Result
 from vitnas.sample import Fixed
@@ -17,7 +18,7 @@ from vitnas.stages.tasks import make_task
 from vitnas.train import Monitor, evaluate, fit
 
 
-def finetune(context: Context, role: str, image_size: int) -> Path:
+def finetune(context: Context, role: str, image_size: ImageSize) -> Path:
     """Train models/<role> further on images of `image_size` pixels, by the run's `retrain.train`.
 
     Does nothing when the result is there. Its result.json has the accuracy on the holdout split before and behind.
@@ -30,7 +31,7 @@ def finetune(context: Context, role: str, image_size: int) -> Path:
             f"{context.folder} has no trained model {role!r}; `vitnas retrain` makes chosen and the baselines. Run "
             "that first, or name another."
         )
-    name = f"{role}-{image_size}px"
+    name = f"{role}-{size_text(image_size).replace(' ', '')}px"
     folder = context.folder / "models" / name
     context.engine.wait()
     if Result.exists(folder):
@@ -81,7 +82,7 @@ def finetune(context: Context, role: str, image_size: int) -> Path:
     return folder
 
 
-def _resized(context: Context, image_size: int) -> Context:
+def _resized(context: Context, image_size: ImageSize) -> Context:
     """The same run with images of another size."""
     data = replace(context.run.data, image_size=image_size)
     resized = Context(replace(context.run, data=data), context.folder, context.progress)

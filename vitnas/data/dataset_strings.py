@@ -1,4 +1,4 @@
-"""Opening a dataset string: `digits`, a folder of class folders, `torch/...`; `hfds/` and `wds/` are in `hub.py`.
+"""Opening a dataset string: `digits`, a folder of class folders, `torch/...`; `hfds/` and `wds/` are in theirs.
 
 Every scheme returns one Source for train and one for test.
 """
@@ -13,10 +13,11 @@ import numpy as np
 from timm.data import create_dataset
 
 from vitnas.data.config import TEST_NAMES, TRAIN_NAMES, DataConfig
-from vitnas.data.hub import first_line, open_hfds, open_wds
+from vitnas.data.hfds import open_hfds
 from vitnas.data.sources import ArraySource, TimmSource
 from vitnas.data.splits import Opened, carve, carve_test, find_test, note_test_name
-from vitnas.errors import UserError, nearest
+from vitnas.data.wds import open_wds
+from vitnas.errors import UserError, first_line, nearest
 
 IMAGE_TYPES = ".png;.jpg;.jpeg;.bmp;.gif;.webp;.tif;.tiff;.ppm;.pgm"
 TORCH_NAMES = ("cifar10", "cifar100", "mnist", "kmnist", "fashion_mnist", "image_folder")
@@ -32,7 +33,7 @@ def open_sources(config: DataConfig) -> Opened:
     """
     scheme, slash, _ = config.dataset.partition("/")
     opener = (
-        SCHEMES.get(scheme.lower(), _open_folder) if slash or config.dataset == "digits" else _open_folder
+        OPENERS.get(scheme.lower(), _open_folder) if slash or config.dataset == "digits" else _open_folder
     )
     return opener(config)
 
@@ -144,7 +145,7 @@ def _torch_source(config: DataConfig, split: str) -> TimmSource:
     return TimmSource(dataset, targets, list(dataset.classes), f"{config.dataset}/{split}")
 
 
-SCHEMES: dict[str, Callable[[DataConfig], Opened]] = {
+OPENERS: dict[str, Callable[[DataConfig], Opened]] = {
     "digits": _open_digits,
     "torch": _open_torch,
     "hfds": open_hfds,

@@ -1,4 +1,4 @@
-"""Opening `hfds/` (Hugging Face datasets, of the Hub or a local folder) and `wds/` (shards of a web dataset)."""
+"""Opening `hfds/`: Hugging Face datasets, of the Hub or a local folder."""
 
 from __future__ import annotations
 
@@ -6,18 +6,16 @@ import contextlib
 import importlib.util
 import logging
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from timm.data import create_dataset
 from timm.utils.misc import natural_key
 
-from vitnas.data.config import TEST_NAMES, DataConfig
-from vitnas.data.sources import ListSource, TimmSource
+from vitnas.data.config import DataConfig
+from vitnas.data.sources import TimmSource
 from vitnas.data.splits import Opened, carve_test, find_test, note_test_name
-from vitnas.errors import MissingExtra, UserError, nearest
+from vitnas.errors import MissingExtra, UserError, first_line, nearest
 
 
 def open_hfds(config: DataConfig) -> Opened:
@@ -103,79 +101,3 @@ def _quiet_hub() -> Iterator[None]:
         remarks.setLevel(level)
         if shown:
             datasets.enable_progress_bars()
-
-
-def open_wds(config: DataConfig) -> Opened:
-    """Open shards. They are a stream, so they are read into memory once, at the size worth keeping."""
-    if importlib.util.find_spec("webdataset") is None:
-        raise MissingExtra(f"Dataset {config.dataset!r}", "data")
-    root = config.root or config.dataset.split("/", 1)[1]
-    if not Path(root).is_dir() or not root:
-        raise UserError(
-            f"{config.dataset} has the root {root!r}; it must be the folder of the shards. Add root=<folder>."
-        )
-    try:
-        train, corrupt = _stream(config, root, config.train_split)
-    except RuntimeError as error:
-        raise UserError(
-            f"train_split is {config.train_split!r}; {first_line(error)}. Name a split of info.json, or shards like "
-            "'train-{000..010}.tar'."
-        ) from error
-    for name in dict.fromkeys((config.test_split, *(TEST_NAMES if config.test_split in TEST_NAMES else ()))):
-        with contextlib.suppress(RuntimeError):  # timm's word for a split that info.json lacks
-            test, more = _stream(config, root, name)
-            return Opened(
-                train=train, test=test, notes=note_test_name(config, name), corrupt=(*corrupt, *more)
-            )
-    return replace(carve_test(train, config), corrupt=corrupt)
-
-
-def _stream(config: DataConfig, root: str, split: str) -> tuple[ListSource, tuple[str, ...]]:
-    """Read one split; also returns what timm's reader said about each sample that it left out."""
-    side = round((config.image_size or 224) / (config.crop_pct or 0.875))
-    remarks = _Remarks()
-    logger = logging.getLogger("timm.data.readers.reader_wds")
-    logger.addHandler(remarks)
-    pictures, targets = [], []
-    try:
-        dataset = create_dataset(
-            "wds/",
-            root=root,
-            split=split,
-            input_img_mode="",
-            input_key=config.input_key or "jpg;jpeg;png;webp",
-            target_key=config.target_key,
-        )
-        for picture, target in dataset:
-            if min(picture.size) > side:
-                scale = side / min(picture.size)
-                width, height = (max(side, int(length * scale)) for length in picture.size)
-                picture = picture.resize((width, height), Image.Resampling[config.interpolation.upper()])
-            pictures.append(picture)
-            targets.append(int(target))
-    finally:
-        logger.removeHandler(remarks)
-    if not pictures:
-        raise UserError(
-            f"Split {split!r} of {root} has no readable images; shards must hold jpg and cls. Check."
-        )
-    class_names = [str(number) for number in range(max(targets) + 1)]
-    return ListSource(pictures, targets, class_names, f"wds/{split}"), tuple(remarks.lines)
-
-
-class _Remarks(logging.Handler):
-    """Keeps what timm's reader says about the samples that it leaves out."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.lines: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        message = record.getMessage()
-        if "Handling webdataset error" in message:
-            self.lines.append(message)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, short enough to sit inside a sentence."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")[:200]
