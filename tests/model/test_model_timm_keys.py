@@ -278,6 +278,7 @@ def test_all_reasons_are_given_at_once() -> None:
         ({"relative_position": 14}, r"it has relative positions \(up to 14 patches\)"),
         ({"heads": (2, 4)}, r"its blocks differ in heads, MLP or mixer"),
         ({"heads": (4, 4)}, r"4 heads of 16 are not as wide as its embed_dim 32"),
+        ({"heads": (2, 2), "keep": 3}, r"some of its blocks keep fewer patches"),
     ],
     ids=str,
 )
@@ -285,8 +286,10 @@ def test_what_timm_cannot_say_is_refused(change: dict[str, Any], message: str) -
     arch = arch_of_timm(PLAIN())
     if "heads" in change:
         stage = arch.stages[0]
-        blocks = tuple(replace(b, num_heads=n) for b, n in zip(stage.blocks, change["heads"], strict=True))
-        arch = replace(arch, stages=(replace(stage, blocks=blocks),))
+        blocks = [replace(b, num_heads=n) for b, n in zip(stage.blocks, change["heads"], strict=True)]
+        blocks[-1] = replace(blocks[-1], keep=change.get("keep"))
+        selector = "fixed" if "keep" in change else None
+        arch = replace(arch, stages=(replace(stage, blocks=tuple(blocks)),), selector=selector)
     else:
         arch = replace(arch, **change)
     with pytest.raises(UserError, match=message + r".*Keep it as a Model"):

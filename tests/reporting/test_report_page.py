@@ -270,6 +270,21 @@ def test_block_costs_add_up_to_the_count() -> None:
     assert min(rows[1][1:3]) > 0
 
 
+def test_block_costs_of_what_stands_in_front_of_a_block_are_the_blocks() -> None:
+    made = make_arch((192, 2), (192, 3))
+    first, second, third = made.stages[1].blocks
+    stage = replace(made.stages[1], blocks=(first, replace(second, keep=9), third))
+    arch = replace(made, stages=(made.stages[0], stage), selector="predictor")
+    rows, cost = block_costs(arch), count(arch)
+    assert [row[0] for row in rows] == ["stem", "1", "2", "3", "4", "5", "head"]
+    assert [row[3] > 0 for row in rows] == [True, False, False, True, True, False, True]
+    assert sum(sum(row[1:4]) for row in rows) == cost.macs
+    assert sum(row[4] for row in rows) == cost.params
+    svg = draw(arch)
+    assert svg.count("9 of 16 patches (predictor)") == 2  # seen, and told
+    _check_frame(svg)
+
+
 @pytest.mark.parametrize("depth", [1, 12, 30])
 def test_drawing_has_a_row_per_block_inside_its_frame(depth: int) -> None:
     arch = make_arch((192, depth))

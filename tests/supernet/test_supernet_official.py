@@ -181,6 +181,10 @@ def test_an_arch_that_does_not_fit_is_refused_with_all_reasons(state: dict[str, 
         autoformer_weights(state, narrow)
     with pytest.raises(UserError, match=r"has its norm before pooling"):
         autoformer_weights(state, replace(arch, fc_norm=True))
+    blocks = (arch.blocks[0], replace(arch.blocks[1], keep=2))
+    fewer = replace(arch, stages=(replace(arch.stages[0], blocks=blocks),), selector="predictor")
+    with pytest.raises(UserError, match=r"an AutoFormer keeps all patches"):
+        autoformer_weights(state, fewer)
 
 
 def test_a_supernet_that_shares_in_another_way_is_refused(state: dict[str, Tensor]) -> None:

@@ -1,45 +1,23 @@
-"""The Supernet's contract where its Archs keep fewer patches: weights of a selection go by the slot behind it."""
+"""Selections in Supernets beyond the contract: sharing from both ends, halves of a predictor, gradients by slot."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+import random
 from typing import Any
 
 import pytest
 import torch
 
 from vitnas.extraction import extract
-from vitnas.space import AutoFormerSpace, autoformer
+from vitnas.space import Space, autoformer
 from vitnas.supernet import Bilateral, Sharing, Supernet
 from vitnas.testing import SupernetContract, randomize_
 
 
-@dataclass(frozen=True, kw_only=True)
-class Keeping(AutoFormerSpace):
-    """The AutoFormer space of Archs that keep fewer patches in front of slots 1 and 2."""
-
-    selector: str
-
-    def fixed_blocks(self) -> Sequence[Sequence[dict[str, Any]]]:
-        (blocks,) = super().fixed_blocks()
-        keeps = {1: 11, 2: 5}
-        return [[{**block, "keep": keeps.get(slot)} for slot, block in enumerate(blocks)]]
-
-    def fixed(self) -> dict[str, Any]:
-        return {**super().fixed(), "selector": self.selector}
-
-
-def keeping(selector: str, **options: Any) -> Keeping:
-    like = autoformer("micro", image_size=16, patch_size=4, num_classes=5, depths=(2, 3), **options)
-    given = {field.name: getattr(like, field.name) for field in fields(like)}
-    return Keeping(**given, selector=selector)
-
-
-class TestSelections(SupernetContract):
-    @pytest.fixture(params=["predictor", "fixed", "attention"])
-    def supernet(self, request: pytest.FixtureRequest) -> Supernet:
-        return Supernet(keeping(request.param)).eval()
+def keeping(selector: str, **options: Any) -> Space:
+    """The patches left in front of slots 1 and 2 are a third or two thirds."""
+    sizes = {"image_size": 16, "patch_size": 4, "num_classes": 5, "depths": (2, 3)}
+    return autoformer("micro", **sizes, keep=(0.3, 0.7), keep_places=(1, 2), selector=selector, **options)
 
 
 class TestPredictorFromBothEnds(SupernetContract):
@@ -54,6 +32,8 @@ def test_a_narrow_predictor_is_the_wide_one_without_its_last_channels() -> None:
     randomize_(supernet, torch.Generator().manual_seed(0))
     space = supernet.space
     wide, narrow = space.largest(), space.smallest()
+    assert wide.blocks[1].keep == 11
+    assert narrow.blocks[1].keep == 4
     small = extract(supernet, narrow).selections["1"]
     large = extract(supernet, wide).selections["1"]
     x = torch.randn(2, 16, 48, generator=torch.Generator().manual_seed(1))
@@ -79,7 +59,10 @@ def test_training_draws_and_shares_gradients_by_slot() -> None:
     supernet = Supernet(keeping("predictor")).train()
     randomize_(supernet, torch.Generator().manual_seed(0))
     images = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(1))
-    outputs = supernet(images, supernet.space.largest(), want=("logits", "keep", "tokens"))
+    rng = random.Random(0)
+    archs = (supernet.space.sample(rng) for _ in range(1000))
+    arch = next(arch for arch in archs if [block.keep for block in arch.blocks][1:] == [11, 4])
+    outputs = supernet(images, arch, want=("logits", "keep", "tokens"))
     assert outputs["tokens"].shape[1] == 17
     assert outputs["keep"].shape == (4, 2, 16)
     (outputs["logits"].square().sum() + outputs["keep"].square().sum()).backward()

@@ -361,6 +361,8 @@ def _not_timm(arch: Arch) -> Iterator[str]:
         yield "its blocks differ in heads, MLP or mixer"
     if any(block.mixer != "softmax" for block in arch.blocks):
         yield "not every mixer is softmax"
+    if arch.selector is not None:
+        yield "some of its blocks keep fewer patches"
     if first.num_heads * first.head_dim != arch.embed_dim:
         yield f"{first.num_heads} heads of {first.head_dim} are not as wide as its embed_dim {arch.embed_dim}"
     if arch.head_norm_eps not in (None, arch.norm_eps):

@@ -8,6 +8,7 @@ Colours come from the page's style sheet (classes), so the drawing follows its l
 from __future__ import annotations
 
 from html import escape
+from math import prod
 
 from vitnas.arch import Arch
 
@@ -34,6 +35,10 @@ def draw(arch: Arch) -> str:
         )
         for block in stage.blocks:
             number += 1
+            if block.keep is not None:
+                y = _band(
+                    parts, y, "keep", f"{block.keep} of {prod(arch.grids[index])} patches ({arch.selector})"
+                )
             y = _block_row(
                 parts,
                 y,

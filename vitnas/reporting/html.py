@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -148,20 +147,20 @@ def _architecture(arch: Arch | None, figures: dict[str, plots.Figure]) -> dict[s
 
 
 def block_costs(arch: Arch) -> list[tuple[str, int, int, int, int]]:
-    """Group the counted parts into stem, blocks from 1, head: (label, attention, MLP, other MACs, params)."""
+    """Group the counted parts into stem, blocks from 1, head: (label, attention, MLP, other MACs, params).
+
+    A reduction or a selection goes with the block behind it.
+    """
     grouped: dict[str, list[int]] = {}
-    seen_block = False
+    block = 0
     for part in parts(arch):
-        match = re.match(r"(?:stages\.(\d+)\.)?blocks?\.(\d+)\b\.?(.*)", part.name)
-        if match:
-            seen_block = True
-            stage, index, inner = match.groups()
-            label = f"{int(stage) + 1}.{int(index) + 1}" if stage else str(int(index) + 1)
-            column = 0 if inner.startswith("attn") else 1 if inner.startswith("mlp") else 2
-        else:
-            label, column = "head" if seen_block else "stem", 2
+        kind, _, rest = part.name.partition(".")
+        index, _, inner = rest.partition(".")
+        if kind == "blocks":
+            block = int(index) + 1
+        label = kind if not rest else str(block if kind == "blocks" else block + 1)
         row = grouped.setdefault(label, [0, 0, 0, 0])
-        row[column] += part.macs
+        row[{"attn": 0, "mlp": 1}.get(inner, 2)] += part.macs
         row[3] += part.params
     return [(label, row[0], row[1], row[2], row[3]) for label, row in grouped.items()]
 

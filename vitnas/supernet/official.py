@@ -92,6 +92,8 @@ def _reasons(arch: Arch, whole: Arch) -> list[str]:
     ]
     if arch.fc_norm or any(block.mixer != "softmax" or block.slot is not None for block in arch.blocks):
         reasons.append("an AutoFormer has its norm before pooling and softmax in blocks taken in order")
+    if arch.selector is not None:
+        reasons.append("an AutoFormer keeps all patches")
     sizes = [("embed_dim", arch.embed_dim, whole.embed_dim), ("depth", arch.depth, whole.depth)]
     for index, (block, other) in enumerate(zip(arch.blocks, whole.blocks, strict=False)):
         if block.head_dim != other.head_dim:
