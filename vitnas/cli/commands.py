@@ -86,9 +86,7 @@ def run_command(words: list[str], console: Console) -> None:
     with ConsoleProgress(console) as progress:
         context = Context(run, where, progress)
         table = STAGES["prepare"](context) if not (where / "run.yaml").exists() else None
-        if context.engine.is_main:
-            claim_folder(run, where)
-        context.engine.wait()
+        context.engine.from_first(lambda: claim_folder(run, where))
         claim_folder(run, where)
         table = table or STAGES["prepare"](context)
         if context.engine.is_main:
@@ -96,7 +94,8 @@ def run_command(words: list[str], console: Console) -> None:
             console.print(to_rich(feasibility(table), "Feasibility"))
         for name, stage in STAGES.items():
             if name != "prepare":
-                stage(context)
+                with context.engine.together():
+                    stage(context)
         if context.engine.is_main:
             finale(where, console)
         context.engine.close()
@@ -109,7 +108,8 @@ def stage_command(name: str) -> Command:
         folder = one_folder(words, name)
         with ConsoleProgress(console) as progress:
             context = Context(open_run(folder), folder, progress)
-            STAGES[name](context)
+            with context.engine.together():
+                STAGES[name](context)
             if context.engine.is_main:
                 if name == "evaluate":
                     finale(folder, console)

@@ -95,16 +95,16 @@ def run_study(context: Context, name: str, searcher: str, stage: str) -> Iterato
 
     evaluator = SupernetEvaluator(context.supernet, context.holdout)
     with open_study(context, name) as study:
-        search(
-            context.supernet,
-            evaluator,
-            study=study,
-            searcher=SEARCHERS[searcher].sized(wanted, lambda: _answers(context)),
-            num_trials=wanted,
-            latency_meter=context.meters or None,
-            on_trial=report,
-        )
-        context.engine.wait()
+        with context.engine.together():
+            search(
+                context.supernet,
+                evaluator,
+                study=study,
+                searcher=SEARCHERS[searcher].sized(wanted, lambda: _answers(context)),
+                num_trials=wanted,
+                latency_meter=context.meters or None,
+                on_trial=report,
+            )
         yield study
 
 
@@ -121,12 +121,14 @@ def search_archs(context: Context) -> None:
             raise UserError(
                 f"the search scored no Arch: {study.num_rejected()} missed {context.budget.text!r}. Widen the budget."
             )
-        if context.engine.is_main:
+
+        def write() -> None:
             for trial in study.front():
                 save_front_member(context, trial.arch)
             chosen_arch(context, study.best()).write(context.folder)
             study.summary().write(context.folder)
-    context.engine.wait()
+
+        context.engine.from_first(write)
 
 
 def chosen_arch(context: Context, trial: Trial) -> Chosen:

@@ -50,29 +50,51 @@ def load_checkpoint(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str,
     return parts, meta
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """An optimizer's state as (tensors by `index.name`, JSON for the rest)."""
-    state = optimizer.state_dict()
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], Any]:
+    """An optimizer's state as tensors by name, and JSON that says where each belongs.
+
+    Optimizers keep more than one tensor per weight: lists of them (kron), step counts in a group (lamb), dtypes
+    (adafactorbv), the state of a generator (kron).
+
+    Raises:
+        UserError: it keeps something else, which would have to be pickled.
+    """
     tensors: dict[str, Tensor] = {}
-    plain: dict[str, Any] = {}
-    for index, values in state["state"].items():
-        for name, value in values.items():
-            if isinstance(value, Tensor):
-                tensors[f"{index}.{name}"] = value
-            elif value is not None:
-                plain[f"{index}.{name}"] = value
-    return tensors, {"plain": plain, "param_groups": state["param_groups"]}
+    return tensors, _split(optimizer.state_dict(), "", tensors)
 
 
-def restore_optimizer(
-    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]
-) -> None:
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], tree: Any) -> None:
     """Undo `optimizer_tensors`."""
-    state: dict[int, dict[str, Any]] = {}
-    for key, value in {**tensors, **meta["plain"]}.items():
-        index, _, name = key.partition(".")
-        state.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": meta["param_groups"]})
+    optimizer.load_state_dict(_join(tree, tensors))
+
+
+def _split(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        tensors[name] = value
+        return {"tensor": name}
+    if isinstance(value, dict):  # pairs, as keys may be numbers
+        return {"dict": [[key, _split(each, f"{name}.{key}", tensors)] for key, each in value.items()]}
+    if isinstance(value, list | tuple):
+        each = [_split(each, f"{name}.{index}", tensors) for index, each in enumerate(value)]
+        return {type(value).__name__: each}
+    if isinstance(value, torch.dtype):
+        return {"dtype": str(value).removeprefix("torch.")}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise UserError(f"its state holds a {type(value).__name__} ({name.strip('.')}), which cannot be saved")
+
+
+def _join(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if not isinstance(tree, dict):
+        return tree
+    ((kind, value),) = tree.items()
+    if kind == "tensor":
+        return tensors[value]
+    if kind == "dict":
+        return {key: _join(each, tensors) for key, each in value}
+    if kind == "dtype":
+        return getattr(torch, value)
+    return {"list": list, "tuple": tuple}[kind](_join(each, tensors) for each in value)
 
 
 def is_harmless(key: str, old: Any, new: Any) -> bool:

@@ -178,7 +178,8 @@ class Engine:
             grad.copy_(mean.view_as(grad))
 
     def wait(self) -> None:
-        self.accelerator.wait_for_everyone()
+        """Wait for all processes. Raises what another has met."""
+        self._agree(None)
 
     def from_first(self, make: Callable[[], Any]) -> Any:
         """What `make` gives in the first process, in all of them; what it raises there is raised by all."""

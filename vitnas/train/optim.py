@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import torch
@@ -12,7 +13,9 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from vitnas.data import Augment
+from vitnas.data.augment import seeded_globals
 from vitnas.errors import UserError, nearest
+from vitnas.train.checkpoint import optimizer_tensors, restore_optimizer
 from vitnas.train.config import TrainConfig
 
 
@@ -20,17 +23,52 @@ def make_optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Optim
     """timm's optimizer of that name; biases, norms and what `no_weight_decay` names are not decayed.
 
     Raises:
-        UserError: unknown optimizer.
+        UserError: an unknown optimizer, or one that cannot train here.
     """
     if config.optimizer.lower() not in (known := list_optimizers()):
         raise UserError(
             f"optimizer is {config.optimizer!r}; it must be one of timm's.{nearest(config.optimizer, known)}"
         )
+    _try_out(config.optimizer)
+    return _create(network, config)
+
+
+def _create(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     # The fused kernel takes a sixth of the time on nets of many small tensors; the others take no such argument.
     fused = {"fused": True} if config.optimizer.lower() in ("adamw", "adam") else {}
     return create_optimizer_v2(
         network, opt=config.optimizer, lr=config.lr, weight_decay=config.weight_decay, **fused
     )
+
+
+def _try_out(name: str) -> None:
+    """Take three steps on a network of nothing, at once and with the state saved and loaded in between.
+
+    Raises:
+        UserError: a part is missing, it asks for more than a gradient, or its state cannot be saved (kron keeps a
+            generator to itself).
+    """
+    config, ends = TrainConfig(optimizer=name), []
+    try:
+        for is_resumed in (False, True):
+            with seeded_globals(0):
+                network = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
+            optimizer = _create(network, config)
+            for step in range(3):
+                if is_resumed and step:
+                    tensors, tree = optimizer_tensors(optimizer)
+                    tensors, tree = {key: value.clone() for key, value in tensors.items()}, json.dumps(tree)
+                    optimizer = _create(network, config)
+                    restore_optimizer(optimizer, tensors, json.loads(tree))
+                for parameter in network.parameters():
+                    parameter.grad = torch.cos(step + parameter.detach())
+                optimizer.step()
+            ends.append(torch.cat([parameter.detach().flatten() for parameter in network.parameters()]))
+        reason = "" if torch.equal(*ends) else "its state_dict leaves out what a resumed training needs"
+    except Exception as error:
+        reason = " ".join(str(error).split())[:120]
+    if reason:
+        raise UserError(f"optimizer is {name!r}, which cannot train here ({reason}). Use adamw.")
 
 
 def make_schedule(

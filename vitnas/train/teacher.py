@@ -45,9 +45,14 @@ class Pixels:
         cfg = default_cfg(space.largest()) if space is not None else getattr(network, "pretrained_cfg", None)
         if not cfg:
             return cls()
-        size, half = cfg["input_size"], (0.5,) * cfg["input_size"][0]
-        mean, std = tuple(cfg["mean"]), tuple(cfg["std"])
-        nobodys = cfg.get("architecture") == "vitnas_arch" and not cfg.get("source") and mean == std == half
+        size, channels = cfg["input_size"], channels_of(network)
+        mean, std = (
+            values if len(values) == channels else (sum(values) / len(values),) * channels
+            for values in (tuple(cfg["mean"]), tuple(cfg["std"]))
+        )
+        nobodys = (
+            cfg.get("architecture") == "vitnas_arch" and not cfg.get("source") and {*mean, *std} == {0.5}
+        )
         return cls(
             None if nobodys else mean,
             None if nobodys else std,
@@ -80,8 +85,11 @@ class Teacher:
         if self.arch is None:
             wanted(bare_names(want), output_names(self.network))
         self._seen = seen
-        if seen.mean is not None and self.pixels.mean is not None:
-            check_channels(len(seen.mean), len(self.pixels.mean))
+        if seen.mean is not None and self.pixels.mean is not None and len(seen.mean) != len(self.pixels.mean):
+            raise UserError(
+                f"the teacher takes images of {len(self.pixels.mean)} channels, the student's have {len(seen.mean)}; "
+                "both must see the same. Use another teacher, or data.in_chans."
+            )
 
     def answer(self, views: Sequence[Tensor], want: Sequence[str]) -> dict[str, Tensor]:
         """Its outputs of these names (`train/task.py`), without gradient."""
@@ -91,8 +99,6 @@ class Teacher:
     def convert(self, images_BCHW: Tensor) -> Tensor:
         """The student's images as this network was made for: renormalised, then resized."""
         here, there = self._seen, self.pixels
-        if there.mean is not None:
-            check_channels(images_BCHW.shape[1], len(there.mean))
         if None not in (here.mean, here.std, there.mean, there.std) and (here.mean, here.std) != (
             there.mean,
             there.std,
@@ -194,10 +200,12 @@ def check_task(task: Task, network: nn.Module, teacher: Teacher | None, loader: 
         wanted(bare_names(task.wants), output_names(network))
 
 
-def check_channels(student: int, teacher: int) -> None:
-    """Raise UserError where student and teacher see other numbers of channels."""
-    if student != teacher:
-        raise UserError(
-            f"the teacher takes images of {teacher} channels, the student's have {student}; both must see the same. "
-            "Use another teacher, or data.in_chans."
-        )
+def channels_of(network: nn.Module) -> int:
+    """Channels of the images that `network` takes; timm's description keeps those of the published weights."""
+    space, cfg = getattr(network, "space", None), getattr(network, "pretrained_cfg", None) or {}
+    if space is not None:
+        return int(space.largest().in_chans)
+    first = cfg.get("first_conv")
+    found = [module for name, module in network.named_modules() if name == first]
+    channels = getattr(found[0], "in_channels", None) if found else None
+    return int(channels or getattr(network, "in_chans", None) or cfg["input_size"][0])
