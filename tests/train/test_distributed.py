@@ -107,6 +107,36 @@ def test_the_first_process_tells_the_others(seen: list[dict[str, Any]]) -> None:
         }, "the second rank began with weights of 2"
 
 
+FAULTS = {
+    **{
+        f"{where} {rank}": ("UserError", f"the {where} of rank {rank} failed at step 2")
+        for where in ("loader", "hook", "monitor")
+        for rank in (0, 1)
+    },
+    "loss": ("NonFiniteLossError", "the loss of Arch "),
+    "checkpoint": ("UserError", "train.safetensors cannot be written ("),
+    "metrics": ("UserError", "metrics.jsonl cannot be "),
+    "other folder": (
+        "UserError",
+        "continues at step 3, process 1 at step 0; all must see the same run folder",
+    ),
+    "from_first": ("OSError", "the disk is on fire"),
+    "once": ("OSError", "the disk is on fire"),
+    "stage": ("ZeroDivisionError", "a mistake of ours"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_one_process_meets_ends_all_with_the_same_sentence(
+    seen: list[dict[str, Any]], fault: str
+) -> None:
+    (kind, text, seconds), other = (found["faults"][fault] for found in seen)
+    assert kind == FAULTS[fault][0]
+    assert FAULTS[fault][1] in text
+    assert other[:2] == [kind, text]
+    assert max(seconds, other[2]) < 30
+
+
 @pytest.mark.slow
 def test_a_whole_run_by_torchrun(tmp_path: Path) -> None:
     fields = """data.max_images=160 data.batch_size=16 space.embed_dims=[16,24] space.depths=[1,2] space.num_heads=[1,2]

@@ -6,7 +6,10 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,12 +19,14 @@ from vitnas.arch import Arch
 from vitnas.budget import Budget
 from vitnas.data import Augment, TrainBatches, synthetic
 from vitnas.errors import UserError
-from vitnas.sample import Draw, Uniform
+from vitnas.sample import Draw, Moment, Uniform
 from vitnas.searching import Study, search
 from vitnas.space import autoformer
 from vitnas.stages import Context, Run
 from vitnas.supernet import Supernet
 from vitnas.train import Batch, Classification, Engine, TrainConfig, fit, step_rng
+from vitnas.train.metrics import MonitoredArch
+from vitnas.train.task import Outputs
 
 SPACE = autoformer(
     "micro",
@@ -169,6 +174,109 @@ def told(engine: Engine) -> dict[str, object]:
     }
 
 
+class Failing:
+    """A loader, Sampler, Task, Hook or Monitor of one rank that fails at the third step; elsewhere it does its work."""
+
+    steps_per_epoch = STEPS
+
+    def __init__(self, where: str, rank: int, engine: Engine) -> None:
+        self.where, self.fails, self.engine = where, rank == engine.rank, engine
+
+    def fail(self, where: str, step: int) -> None:
+        if self.fails and where == self.where and step >= 2:
+            raise UserError(f"the {where} of rank {self.engine.rank} failed at step {step}")
+
+    def from_step(self, step: int) -> Iterator[tuple[Tensor, Tensor]]:
+        while True:
+            self.fail("loader", step)
+            yield batch(self.engine.rank)
+            step += 1
+
+    def before(self, moment: Moment) -> None:
+        self.fail("hook", moment.step)
+        moment.share(torch.zeros(1))
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {}
+
+    def restore(self, tensors: object) -> None: ...
+
+    def __call__(self, network: object) -> tuple[MonitoredArch, ...]:
+        self.fail("monitor", 2)
+        return (MonitoredArch(role="middle", arch_id="", macs=0, accuracy=0.5, loss=1.0, n=1),)
+
+
+class NoNumber(Classification):
+    """The loss of rank 1 is no number from the third step on."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__()
+        object.__setattr__(self, "left", 2 if rank == 1 else 99)
+
+    def __call__(self, outputs: Outputs, batch: Batch, taught: Outputs) -> dict[str, Tensor]:
+        losses = super().__call__(outputs, batch, taught)
+        object.__setattr__(self, "left", self.left - 1)  # type: ignore[attr-defined]
+        return {"loss": losses["loss"] * (1 if self.left >= 0 else torch.nan)}  # type: ignore[attr-defined]
+
+
+def faults(engine: Engine, folder: Path) -> dict[str, list[object]]:
+    """What each rank hears of a fault that one of them met, and after how many seconds."""
+
+    def train(where: str, rank: int, folder: Path | None = None) -> None:
+        failing = Failing(where, rank, engine)
+        config = TrainConfig(epochs=1, monitor_every=0.5, log_every=1, checkpoint_minutes=0, warmup_epochs=0)
+        task = NoNumber(engine.rank) if where == "loss" else Classification()
+        monitor: Any = failing
+        fit(supernet(), task, ByRank(engine.rank), failing, config=config, engine=engine, folder=folder,
+            hooks=[failing], monitor=monitor)  # fmt: skip
+
+    def no_checkpoints() -> None:
+        if engine.is_main:
+            (folder / "full").mkdir()
+            (folder / "full" / "checkpoints").touch()  # no folder can be made of that name
+        engine.wait()
+        train("nowhere", 0, folder / "full")
+
+    def no_metrics() -> None:
+        if engine.is_main:
+            (folder / "unwritable" / "metrics.jsonl").mkdir(parents=True)
+        engine.wait()
+        train("nowhere", 0, folder / "unwritable")
+
+    def other_folder() -> None:
+        train("nowhere", 0, folder / "seen")
+        train("nowhere", 0, folder / ("seen" if engine.is_main else "unseen"))
+
+    def first_fails() -> None:
+        raise OSError("the disk is on fire")
+
+    def in_a_stage() -> None:
+        with engine.together():
+            if engine.rank == 1:
+                raise ZeroDivisionError("a mistake of ours")
+            engine.wait()
+
+    cases: dict[str, Callable[[], object]] = {
+        **{f"{where} {rank}": partial(train, where, rank)
+           for where in ("loader", "hook", "monitor") for rank in (0, 1)},
+        "loss": partial(train, "loss", 1),
+        "checkpoint": no_checkpoints,
+        "metrics": no_metrics,
+        "other folder": other_folder,
+        "from_first": partial(engine.from_first, first_fails),
+        "once": partial(Context(Run(device="cpu"), folder).once, folder / "never", first_fails),
+        "stage": in_a_stage,
+    }  # fmt: skip
+    heard: dict[str, list[object]] = {}
+    for name, case in cases.items():
+        start = time.monotonic()
+        try:
+            case()
+        except Exception as error:
+            heard[name] = [type(error).__name__, str(error), time.monotonic() - start]
+    return heard
+
+
 def rank_main(rank: int, folder: Path) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
     torch.set_num_threads(1)
@@ -184,6 +292,7 @@ def rank_main(rank: int, folder: Path) -> None:
         "searching": searching(engine, folder),
         "once": once(folder),
         "told": told(engine),
+        "faults": faults(engine, folder),
     }
     (folder / f"rank{rank}.json").write_text(json.dumps(found))
     engine.close()

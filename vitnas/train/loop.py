@@ -275,7 +275,9 @@ class _Training:
         """
         with self.engine.together():
             self.check_weights(self.steps)
-            warning = convergence_warning(self.history, num_classes)
+            warning = None
+            if isinstance(self.network, Supernet):
+                warning = convergence_warning(self.history, num_classes)
             if warning:
                 self.log.write(Warned, step=self.steps, text=warning)
             self.progress.done(self.stage, warning)

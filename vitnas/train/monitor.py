@@ -85,7 +85,7 @@ def convergence_warning(history: Sequence[Sequence[MonitoredArch]], num_classes:
                 f"The supernet has not converged: mean accuracy still rose by {gained:.1%} over the last third of the "
                 "evaluations. Its ranking of Archs may change with more epochs."
             )
-    if last["largest"] < last["smallest"] - 0.01:
+    if {"largest", "smallest"} <= {*last} and last["largest"] < last["smallest"] - 0.01:
         return (
             f"The supernet is unbalanced: the largest Arch reaches {last['largest']:.1%}, the smallest "
             f"{last['smallest']:.1%}. Train longer, or use the sandwich sampler."
