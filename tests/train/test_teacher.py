@@ -149,7 +149,7 @@ def test_one_answer_is_shared_by_all_archs_of_a_step(data: Data, kind: Any) -> N
     ("task", "teacher", "words"),
     [
         (HardDistillation(), None, r"HardDistillation learns from a teacher's logits and there is none"),
-        (TokenMixup(num_classes=4, grid_size=2), "same", "TokenMixup learns nothing from a teacher"),
+        (TokenMixup(num_classes=4, grid=(2, 2)), "same", "TokenMixup learns nothing from a teacher"),
         (Imitation(), "grey", "takes images of 1 channels, the student's have 3; both must see the same"),
         (Imitation(), "classes", "the teacher has 7 classes, the network 4"),
         ("tokns", "same", r"the output 'tokns' is wanted; .*Nearest: 'tokens'"),
