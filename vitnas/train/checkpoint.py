@@ -68,6 +68,14 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
     optimizer.load_state_dict(_join(tree, tensors))
 
 
+def take_over(old: torch.optim.Optimizer, new: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """`new` with the state of `old`, as a checkpoint would carry it over."""
+    tensors, tree = optimizer_tensors(old)
+    text = json.dumps(tree)
+    restore_optimizer(new, {name: tensor.clone() for name, tensor in tensors.items()}, json.loads(text))
+    return new
+
+
 def _split(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Tensor):
         tensors[name] = value

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from torch import nn
 from vitnas.data import Augment
 from vitnas.data.augment import seeded_globals
 from vitnas.errors import UserError, nearest
-from vitnas.train.checkpoint import optimizer_tensors, restore_optimizer
+from vitnas.train.checkpoint import take_over
 from vitnas.train.config import TrainConfig
 
 
@@ -56,10 +55,7 @@ def _try_out(name: str) -> None:
             optimizer = _create(network, config)
             for step in range(3):
                 if is_resumed and step:
-                    tensors, tree = optimizer_tensors(optimizer)
-                    tensors, tree = {key: value.clone() for key, value in tensors.items()}, json.dumps(tree)
-                    optimizer = _create(network, config)
-                    restore_optimizer(optimizer, tensors, json.loads(tree))
+                    optimizer = take_over(optimizer, _create(network, config))
                 for parameter in network.parameters():
                     parameter.grad = torch.cos(step + parameter.detach())
                 optimizer.step()
