@@ -44,6 +44,7 @@ OTHERS: dict[str, Any] = {
     "mlp_norm": "stream",
     "selector": "predictor",
     "qk_norm": True,
+    "rel_pos_bias": "table",
     "rotary_base": 50.0,
     "rotary_grid": 7,
     "pool_num_heads": 3,
@@ -189,6 +190,22 @@ def test_description_for_a_person() -> None:
         (
             {"global_pool": "map", "pool_num_heads": 3, "pool_mlp_hidden": 9, "act": "swiglu"},
             r"global_pool is 'map' and act 'swiglu'; the MLP behind the pooling has no gate",
+        ),
+        (
+            {"rel_pos_bias": "mlp", "relative_position": 2},
+            r"rel_pos_bias 'mlp'; one kind of distances is enough",
+        ),
+        (
+            {"rel_pos_bias": "table", "reg_tokens": 1},
+            r"rel_pos_bias is 'table' with 2 tokens before the patches",
+        ),
+        (
+            {
+                "rel_pos_bias": "mlp",
+                "selector": "fixed",
+                "stages": (Stage(embed_dim=8, blocks=(replace(BLOCK, keep=9),)),),
+            },
+            r"selector is 'fixed' and rel_pos_bias 'mlp'; the bias is for all patches",
         ),
         ({"qkv_bias": "q"}, r"qkv_bias is 'q'; it must be True, False or 'qv'"),
         (
@@ -337,6 +354,12 @@ def test_selections_stand_in_the_last_stage_behind_its_first_block() -> None:
             UserError, match=rf"block {2 * stage + block}: keep is 3; a reduction needs all patches"
         ):
             staged(stage, block)
+
+
+def test_a_usual_base_is_no_base() -> None:
+    assert replace(ARCH, position="rotary_dinov3", rotary_base=100.0) == replace(
+        ARCH, position="rotary_dinov3"
+    )
 
 
 def test_lists_become_tuples() -> None:

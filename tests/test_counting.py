@@ -142,7 +142,8 @@ def with_parts(arch: Arch, rng: random.Random) -> Arch:
         sizes = {"pool_num_heads": rng.choice(divisors), "pool_mlp_hidden": rng.choice([1, 16, 3000])}
         act = rng.choice(list(ACTS))
         arch = replace(arch, global_pool="map", act=act, **sizes)
-    prefix = arch.num_prefix_tokens + (reg_tokens := rng.choice([0, 1, 4]))
+    reg_tokens = 0 if arch.rel_pos_bias == "table" else rng.choice([0, 1, 4])
+    prefix = arch.num_prefix_tokens + reg_tokens
     return replace(
         arch,
         reg_tokens=reg_tokens,
@@ -161,6 +162,8 @@ def _attention_parts(arch: Arch, rng: random.Random) -> dict[str, Any]:
     parts: dict[str, Any] = {"qk_norm": rng.random() < 0.5, "qkv_bias": rng.choice([True, False, "qv"])}
     if not arch.relative_position and all(block.head_dim % 4 == 0 for block in arch.blocks):
         parts["position"] = rng.choice(["rotary_dinov3", "learned_rotary_2d"])
+    elif not arch.relative_position and arch.selector is None and arch.position in ("learned", "none"):
+        parts["rel_pos_bias"] = rng.choice(["mlp", "table"] if arch.num_prefix_tokens < 2 else ["mlp"])
     return parts
 
 

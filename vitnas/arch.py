@@ -18,9 +18,10 @@ from typing import Any, Literal, get_args
 
 from vitnas.errors import UserError, check_word, nearest
 from vitnas.grids import Grid, ImageSize, as_image_size, sides_of, size_text
-from vitnas.layers.rotary import STEPS, rotary_of
+from vitnas.layers.rotary import BASES, rotary_of
 from vitnas.layers.select import SELECTIONS, Asked
 from vitnas.mixers import MIXERS, QkvBias
+from vitnas.mixers.fitting import check_mixers
 from vitnas.mixers.selected import check_selections
 
 SCHEMA = 1
@@ -35,6 +36,7 @@ Stem = Literal["linear", "conv", "hybrid", "cct"]
 Reduction = Literal["residual", "conv"]
 Position = Literal["learned", "rotary", "rotary_2d", "rotary_dinov3", "learned_rotary_2d", "none"]
 Pool = Literal["token", "avg", "seq", "map"]
+RelPosBias = Literal["none", "table", "mlp"]
 MlpNorm = Literal["branch", "stream"]
 Act = Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "swiglu", "swiglu_packed"]
 AttnScale = Literal["head_dim", "embed_dim"]
@@ -115,6 +117,7 @@ class Arch:
     `rotary_base` is the number whose powers rotary angles fall by (None: the position's usual one), `rotary_grid` the
     side of the grid whose rows and columns "rotary_2d" stretches its own onto (EVA-02; 0: none).
     `qkv_bias` "qv" leaves keys without a bias (BEiT). `qk_norm` norms queries and keys, head by head.
+    `rel_pos_bias` adds a learned number per head and step from patch to patch to the logits (layers/position_bias.py).
     `relative_position` is the largest distance (in patches) of 2-D relative positions on keys and values, after which
     they are clipped; 0 means none (AutoFormer, section 4, uses 14). `fc_norm` moves the final norm behind pooling, as
     timm does for mean-pooled ViTs. `head_norm_eps` is the final norm's own epsilon (None: norm_eps). `attn_scale` is
@@ -151,6 +154,7 @@ class Arch:
     scale_mlp_norm: bool = False
     qkv_bias: QkvBias = True
     qk_norm: bool = False
+    rel_pos_bias: RelPosBias = "none"
     norm_eps: float = 1e-6
     head_norm_eps: float | None = None
     attn_scale: AttnScale = "head_dim"
@@ -175,6 +179,7 @@ class Arch:
             "global_pool": Pool,
             "mlp_norm": MlpNorm,
             "act": Act,
+            "rel_pos_bias": RelPosBias,
             "attn_scale": AttnScale,
         }.items():
             check_word(name, getattr(self, name), get_args(kind))
@@ -274,51 +279,37 @@ class Arch:
     def _check_mixers(self) -> None:
         """What positions and class tokens the mixers can take; sizes are checked by the mixers themselves."""
         kind = rotary_of(self.position)
-        rotary, step = kind != "none", STEPS[kind]
-        if (self.rotary_base is not None and not rotary) or (self.rotary_grid and kind != "rotary_2d"):
+        if self.rotary_base == BASES.get(kind):
+            object.__setattr__(self, "rotary_base", None)  # equal Archs are equal values
+        if (self.rotary_base is not None and kind == "none") or (self.rotary_grid and kind != "rotary_2d"):
             raise UserError(
                 f"rotary_base is {self.rotary_base} and rotary_grid {self.rotary_grid} with position "
                 f"{self.position!r}; a base goes with rotary positions, a grid with 'rotary_2d' and "
                 "'learned_rotary_2d'. Leave them out."
             )
-        for index, block in enumerate(self.blocks):
-            where, mixer = f"block {index}: ", MIXERS[block.mixer]
-            if self.relative_position and not mixer.takes_relative_position:
-                able = [word for word, kind in MIXERS.items() if kind.takes_relative_position]
-                raise UserError(
-                    f"{where}mixer is {block.mixer!r}, but relative_position is {self.relative_position}; only "
-                    f"{', '.join(able)} has relative positions. Use relative_position=0."
-                )
-            parts = [
-                *(["qk_norm"] if self.qk_norm else []),
-                *(["qkv_bias 'qv'"] if self.qkv_bias == "qv" else []),
-            ]
-            if parts and not mixer.takes_attention_parts:
-                able = [word for word, kind in MIXERS.items() if kind.takes_attention_parts]
-                raise UserError(
-                    f"{where}mixer is {block.mixer!r}, which has no {' and no '.join(parts)}; only "
-                    f"{', '.join(able)} has. Use that, or qk_norm=False and qkv_bias=True."
-                )
-            if self.num_prefix_tokens and not mixer.takes_class_token:
-                raise UserError(
-                    f"{where}mixer is {block.mixer!r}; it mixes patches alone, and a class token has no place there. "
-                    "Use class_token=False and global_pool='avg'."
-                )
-            if rotary and mixer.has_heads and block.head_dim % step:
-                raise UserError(
-                    f"{where}head_dim is {block.head_dim}; position {self.position!r} turns it in groups of {step}. "
-                    f"Nearest: {round_to(block.head_dim, step)}."
-                )
-        if rotary and self.relative_position:
-            raise UserError(
-                f"position is {self.position!r} and relative_position {self.relative_position}; one kind is enough. "
-                "Use relative_position=0."
-            )
+        parts = {
+            "qk_norm": self.qk_norm,
+            "qkv_bias 'qv'": self.qkv_bias == "qv",
+            "rel_pos_bias": self.rel_pos_bias != "none",
+        }
+        check_mixers(
+            [(block.mixer, block.head_dim) for block in self.blocks],
+            position=self.position,
+            relative_position=self.relative_position,
+            rel_pos_bias=self.rel_pos_bias,
+            num_prefix_tokens=self.num_prefix_tokens,
+            parts=[name for name, is_asked in parts.items() if is_asked],
+        )
 
     def _check_selections(self) -> None:
         keeps = [(block.mixer, block.keep) for block in self.blocks]
         first = self.depth - len(self.stages[-1].blocks)
         check_selections(self.selector, keeps, first=first, patches=prod(self.grids[-1]))
+        if self.selector is not None and self.rel_pos_bias != "none":
+            raise UserError(
+                f"selector is {self.selector!r} and rel_pos_bias {self.rel_pos_bias!r}; the bias is for all patches. "
+                "Use rel_pos_bias='none', or keep all patches."
+            )
         if self.selector == "attention" and self.relative_position and not self.class_token:
             raise UserError(
                 f"selector is 'attention' and relative_position {self.relative_position} without a class token; the "

@@ -67,6 +67,7 @@ class Frame(NamedTuple):
     scale_mlp_norm: bool = False
     layer_scale: bool = False
     qk_norm: bool = False
+    rel_pos_bias: str = "none"
     keep: int = 0
     asked: Asked = "none"
 
@@ -88,6 +89,7 @@ class Frame(NamedTuple):
             arch.scale_mlp_norm,
             arch.layer_scale,
             arch.qk_norm,
+            arch.rel_pos_bias,
         )
 
 
@@ -237,6 +239,7 @@ def shape_of(block: Block, dim: int, frame: Frame) -> MixerShape:
         frame.rotary,
         frame.qkv_bias,
         frame.qk_norm,
+        frame.rel_pos_bias,
         frame.keep,
         frame.asked,
     )

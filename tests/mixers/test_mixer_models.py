@@ -99,7 +99,7 @@ def changed(block: dict[str, Any], **fields: Any) -> Arch:
         ({"mixer_size": 0, "mixer": "nystrom"}, {}, r"mixer_size is 0; it must be a whole number of at least 1"),
         ({"mixer": "fourier2d"}, {}, r"block 0: mixer is 'fourier2d'; .* Use class_token=False and"),
         ({"mixer": "performer"}, {"relative_position": 3}, r"only softmax has relative positions\. Use rel"),
-        ({}, {"position": "rotary", "relative_position": 3}, r"one kind is enough\. Use relative_position=0"),
+        ({}, {"position": "rotary", "relative_position": 3}, r"one kind of distances is enough"),
         ({"head_dim": 7}, {"position": "rotary"}, r"head_dim is 7; .* in groups of 2\. Nearest: 8"),
         ({"head_dim": 6}, {"position": "rotary_2d"}, r"head_dim is 6; .* in groups of 4\. Nearest: 8"),
         ({}, {"stem": "hybrid", "patch_size": 16}, r"patch_size is 16; stem 'hybrid' .* Nearest: 8"),

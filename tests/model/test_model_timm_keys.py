@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import timm
 import torch
-from timm.layers import GluMlp, RmsNorm, SwiGLU, SwiGLUPacked
+from timm.layers import GluMlp, QuickGELU, RmsNorm, SwiGLU, SwiGLUPacked
+from timm.models.beit import Beit
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer_relpos import VisionTransformerRelPos
 from torch import Tensor, nn
 
 from vitnas.arch import Arch
@@ -36,6 +38,8 @@ SMALL: dict[str, Any] = {
 }
 PLAIN = partial(VisionTransformer, **SMALL)
 EVA = partial(Eva, **SMALL)
+BEIT = partial(Beit, **SMALL)
+RELPOS = partial(VisionTransformerRelPos, **SMALL)
 
 
 def without_scale() -> VisionTransformer:
@@ -63,11 +67,11 @@ NAMES: dict[str, str | None] = {
     "vit_small_patch16_dinov3": None,
     "vit_base_patch16_clip_224": None,
     "vit_base_patch16_siglip_224": None,
-    "beitv2_base_patch16_224": r"it is a Beit, not one of timm's",
+    "beitv2_base_patch16_224": None,
     "eva02_tiny_patch14_224": None,
     "vit_small_r26_s32_224": r"its patches are not embedded by one convolution, but by a HybridEmbed",
     "vit_base_patch16_224_miil": None,
-    "vit_relpos_small_patch16_224": r"it is a VisionTransformerRelPos, not one of timm's",
+    "vit_relpos_small_patch16_224": None,
 }
 # Others that must go both ways.
 GOOD: dict[str, Any] = {
@@ -112,6 +116,15 @@ GOOD: dict[str, Any] = {
     "eva, attention pooling, norm before": lambda: EVA(
         class_token=False, global_pool="map", use_pre_transformer_norm=True
     ),
+    "beit with positions, the class token read": lambda: BEIT(
+        use_rel_pos_bias=True, use_abs_pos_emb=True, global_pool="token", swiglu_mlp=True, init_values=None
+    ),
+    "relative positions by a table, with a class token": lambda: RELPOS(
+        rel_pos_type="bias", class_token=True, global_pool="token", act_layer=QuickGELU, qk_norm=True
+    ),
+    "relative positions by an MLP, with a class token, not square": lambda: RELPOS(
+        class_token=True, img_size=(16, 24), init_values=None
+    ),
     "attention pooling beside a class token": lambda: PLAIN(global_pool="map", mlp_ratio=2.1),
     "gelu_tanh": lambda: PLAIN(act_layer="gelu_tanh"),
     "gelu of torch, with tanh": lambda: PLAIN(act_layer=partial(nn.GELU, approximate="tanh")),
@@ -121,6 +134,18 @@ GOOD: dict[str, Any] = {
     "swiglu_packed": lambda: PLAIN(mlp_layer=SwiGLUPacked, act_layer="silu", mlp_ratio=5.4),
 }
 BAD: dict[str, tuple[Any, str]] = {
+    "one bias for all blocks": (
+        lambda: BEIT(use_shared_rel_pos_bias=True),
+        r"its blocks share one relative position bias",
+    ),
+    "one MLP for all blocks": (
+        lambda: RELPOS(shared_rel_pos=True),
+        r"its blocks share one relative position bias",
+    ),
+    "swin's coordinates": (
+        lambda: RELPOS(rel_pos_type="mlp_swin"),
+        r"its relative position bias is of mode 'swin'",
+    ),
     "queries apart": (lambda: EVA(qkv_fused=False), r"have projections of their own \(qkv_fused\)"),
     "norm behind": (lambda: EVA(use_post_norm=True), r"it is a EvaBlockPostNorm"),
     "learned frequencies": (
@@ -275,6 +300,18 @@ def test_all_reasons_are_given_at_once() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (
+            {"act": "swiglu", "qkv_bias": "qv", "rel_pos_bias": "table", "reg_tokens": 0, "pre_norm": True},
+            r"is not a timm Beit: that has no such pre_norm",
+        ),
+        ({"act": "quick_gelu", "qkv_bias": "qv"}, r"is not a timm Eva: that has no such act"),
+        (
+            {"distill_token": True, "reg_tokens": 2},
+            r"it has a distillation token beside reg_tokens",
+        ),
+        ({"mlp_norm": "stream"}, r"is not a timm VisionTransformer: that has no such mlp_norm"),
+        ({"head_norm_eps": 1e-3}, r"is not a timm VisionTransformer: that has no such head_norm_eps"),
+        ({"position": "rotary"}, r"is not a timm Eva: that has no such position"),
         ({"relative_position": 14}, r"it has relative positions \(up to 14 patches\)"),
         ({"heads": (2, 4)}, r"its blocks differ in heads, MLP or mixer"),
         ({"heads": (4, 4)}, r"4 heads of 16 are not as wide as its embed_dim 32"),

@@ -25,6 +25,8 @@ PARTS: dict[str, dict[str, Any]] = {
         "scale_mlp_norm": True,
     },
     "no bias on keys, normed": {"qkv_bias": "qv", "qk_norm": True, "position": "rotary_dinov3"},
+    "position bias by a table": {"rel_pos_bias": "table", "global_pool": "token", "position": "none"},
+    "position bias by an MLP": {"rel_pos_bias": "mlp", "reg_tokens": 2},
     "attention pooling": {
         "global_pool": "map",
         "pool_num_heads": 4,

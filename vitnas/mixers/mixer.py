@@ -43,6 +43,7 @@ class MixerShape(NamedTuple):
     rotary: RotaryKind = "none"
     qkv_bias: QkvBias = True
     qk_norm: bool = False
+    rel_pos_bias: str = "none"
     keep: int = 0  # patches that are left of the grid, 0 for all
     asked: Asked = "none"
 
@@ -70,7 +71,7 @@ class Mixer(nn.Module, ABC):
     needs_grid: ClassVar[bool] = False  # patches must form rows and columns
     takes_class_token: ClassVar[bool] = True
     takes_relative_position: ClassVar[bool] = False  # has the argument `relative_position`
-    takes_attention_parts: ClassVar[bool] = False  # has `qk_norm_eps`, and `qkv_bias` may be "qv"
+    takes_attention_parts: ClassVar[bool] = False  # has `qk_norm_eps`, `rel_pos_bias`; `qkv_bias` may be "qv"
     takes_selection: ClassVar[bool] = False  # tokens may be dropped or masked in front of it
     gives_attention: ClassVar[bool] = False  # has `look`, which also tells how much attention each patch got
 

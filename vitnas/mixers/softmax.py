@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from vitnas.grids import Grid
 from vitnas.layers.axes import Axes
+from vitnas.layers.position_bias import BiasCost, PositionBias
 from vitnas.layers.relative_position import RelativePosition2d, line_features, of_rows
 from vitnas.layers.select import Asked, Kept, masked_mean, masked_softmax, sees
 from vitnas.mixers.mixer import (
@@ -32,6 +33,7 @@ class Softmax(HeadMixer):
 
     Args besides those of every mixer:
         relative_position: largest distance of 2-D relative positions (in patches); 0 for none.
+        rel_pos_bias: kind of bias by the step from patch to patch (`layers/position_bias.py`).
         qk_norm_eps: epsilon of the norms of queries and keys; None for no norms.
     """
 
@@ -46,6 +48,7 @@ class Softmax(HeadMixer):
         num_heads: int,
         *,
         relative_position: int = 0,
+        rel_pos_bias: str = "none",
         qk_norm_eps: float | None = None,
         qkv_bias: QkvBias = True,
         **options: object,
@@ -60,6 +63,10 @@ class Softmax(HeadMixer):
             nn.Identity() if qk_norm_eps is None else nn.LayerNorm(self.head_dim, eps=qk_norm_eps)
             for _ in range(2)
         )
+        self.rel_pos: PositionBias | None = None
+        if rel_pos_bias != "none":
+            prefix = self.num_prefix_tokens
+            self.rel_pos = PositionBias(rel_pos_bias, num_heads, self.grid, num_prefix_tokens=prefix)
         self.rel_pos_k: RelativePosition2d | None = None
         self.rel_pos_v: RelativePosition2d | None = None
         if relative_position:
@@ -74,8 +81,10 @@ class Softmax(HeadMixer):
             )
 
     def set_grid(self, grid: Grid) -> None:
-        """Tables of relative positions stay: they go by distance in patches."""
+        """Tables of relative positions on keys and values stay: they go by distance in patches."""
         super().set_grid(grid)
+        if self.rel_pos is not None:
+            self.rel_pos.set_grid(grid)
         for table in (self.rel_pos_k, self.rel_pos_v):
             if table is not None:
                 table.grid = grid
@@ -112,6 +121,11 @@ class Softmax(HeadMixer):
         return self.core_kept(q_BANK, k_BANK, v_BANK, Kept())
 
     def core_kept(self, q_BANK: Tensor, k_BANK: Tensor, v_BANK: Tensor, kept: Kept) -> Tensor:
+        if self.rel_pos is not None:
+            bias_1ANN = self.rel_pos().to(q_BANK.dtype)
+            return functional.scaled_dot_product_attention(
+                q_BANK, k_BANK, v_BANK, attn_mask=bias_1ANN, scale=self.scale
+            )
         if self.rel_pos_k is None or self.rel_pos_v is None:
             return self._attend(q_BANK, k_BANK, v_BANK, kept.mask_BN)
         return self._relative(q_BANK, k_BANK, v_BANK, self.rel_pos_k, self.rel_pos_v, kept)
@@ -182,6 +196,8 @@ class Softmax(HeadMixer):
         macs = 4 * tokens * shape.dim * inner + 2 * tokens**2 * inner
         if shape.asked != "none":
             macs += (1 if shape.asked == "class" else tokens) * tokens * inner
+        if shape.rel_pos_bias != "none":
+            macs += _bias_cost(shape).macs
         if shape.relative_position and convention == "executed":
             features = sum(shape.grid) + bool(shape.num_prefix_tokens)
             macs += 2 * tokens**2 * shape.num_heads * features  # the wider q, k and v
@@ -193,6 +209,8 @@ class Softmax(HeadMixer):
     @staticmethod
     def params(shape: MixerShape) -> int:
         tables = 4 * (2 * shape.relative_position + 2) * shape.head_dim if shape.relative_position else 0
+        if shape.rel_pos_bias != "none":
+            tables = _bias_cost(shape).params
         return shared_params(shape) + tables + (4 * shape.head_dim if shape.qk_norm else 0)
 
     @staticmethod
@@ -204,8 +222,15 @@ class Softmax(HeadMixer):
             scores = queries * heads * tokens
             looking = scores + max(queries * inner, scores, tokens)
         core = _relative_memory(shape) if shape.relative_position else tokens * (inner + heads)
+        if shape.rel_pos_bias != "none":
+            bias = _bias_cost(shape)
+            core = max(bias.making, bias.made + core)
         copies = bool(shape.relative_position)
         return heads_memory(shape, max(looking, core + beside), copies=copies, beside=beside)
+
+
+def _bias_cost(shape: MixerShape) -> BiasCost:
+    return PositionBias.cost(shape.rel_pos_bias, shape.num_heads, shape.grid, shape.num_prefix_tokens)
 
 
 def _relative_memory(shape: MixerShape) -> int:

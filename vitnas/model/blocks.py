@@ -103,6 +103,8 @@ def make_block(arch: Arch, stage: int, block: Block, drop_path: float) -> Transf
         options["relative_position"] = arch.relative_position
     if arch.qk_norm:
         options["qk_norm_eps"] = arch.norm_eps
+    if kind.takes_attention_parts:
+        options["rel_pos_bias"] = arch.rel_pos_bias
     mixer = kind(dim, block.num_heads, **options)
     return TransformerBlock(
         dim,

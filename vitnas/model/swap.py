@@ -170,7 +170,7 @@ def _why_not(old: nn.Module, mixer: str) -> str:
             return "it is LeViT's convolutional form; the model without `conv` in its name can be swapped"
         if not issubclass(kind, HeadMixer) or not kind.takes_qkv:
             return f"{mixer} does not work on queries, keys and values that another layer made"
-    elif isinstance(old, Softmax) and (old.rel_pos_k is not None or old.rotary.kind != "none"):
+    elif isinstance(old, Softmax) and (old.rel_pos or old.rel_pos_k or old.rotary.kind != "none"):
         return "it has relative or rotary positions, which the trained weights count on"
     elif isinstance(old, Softmax) and (old.has_qk_norm or old.has_qv_bias):
         return "its queries and keys are normalised or its keys have no bias, which no other mixer does"

@@ -8,6 +8,7 @@ depth are left behind, as they change nothing outside of training.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import fields, replace
 from functools import partial
 from typing import Any, get_args
 
@@ -20,20 +21,26 @@ from timm.layers import (
     GluMlp,
     Mlp,
     PatchEmbed,
+    RelPosMlp,
     RotaryEmbeddingCat,
     RotaryEmbeddingDinoV3,
     SwiGLU,
     SwiGLUPacked,
 )
+from timm.models.beit import Attention as BeitAttention
+from timm.models.beit import Beit
+from timm.models.beit import Block as BeitBlock
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.eva import Eva, EvaAttention, EvaBlock
 from timm.models.vision_transformer import Block as TimmBlock
 from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer_relpos import RelPosAttention, RelPosBlock, VisionTransformerRelPos
 from torch import nn
 
 from vitnas.arch import Act, Arch, Block, Stage
 from vitnas.errors import UserError
 from vitnas.layers.mlp import ACTS, mlp_ratio
+from vitnas.layers.position_bias import MLP_HIDDEN
 from vitnas.layers.rotary import BASES, rotary_of
 from vitnas.model.build import build
 from vitnas.model.described import default_cfg
@@ -43,8 +50,15 @@ ARCHITECTURES: dict[Any, str] = {
     VisionTransformer: "vision_transformer",
     VisionTransformerDistilled: "vision_transformer_distilled",
     Eva: "eva",
+    Beit: "beit",
+    VisionTransformerRelPos: "vision_transformer_relpos",
 }
-OTHER_NAMES = {".gamma_1": ".ls1.gamma", ".gamma_2": ".ls2.gamma"}  # of the same weights, in timm's Eva
+OF_BEIT = (Eva, Beit)
+OTHER_NAMES = {  # of the same weights, in these two
+    ".gamma_1": ".ls1.gamma",
+    ".gamma_2": ".ls2.gamma",
+    ".attn.relative_position_bias_table": ".attn.rel_pos.relative_position_bias_table",
+}
 LAYER_SCALE = 1e-5  # any number makes timm build it; the weights follow
 DATA_KEYS = (
     "mean",
@@ -85,7 +99,8 @@ def arch_of_timm(model: Any) -> Arch:
     )
     pool = getattr(model, "attn_pool", None)
     registers = getattr(model, "reg_token", None)
-    prefixed = model.pos_embed is not None and model.num_prefix_tokens > 0
+    positions = _positions(model)
+    prefixed = positions["position"].startswith("learned") and model.num_prefix_tokens > 0
     return Arch(
         image_size=model.patch_embed.img_size,
         patch_size=model.patch_embed.patch_size[0],
@@ -95,14 +110,14 @@ def arch_of_timm(model: Any) -> Arch:
         class_token=model.cls_token is not None,
         distill_token=getattr(model, "dist_token", None) is not None,
         reg_tokens=0 if registers is None else registers.shape[1],
-        no_embed_class=prefixed and model.no_embed_class,
-        pre_norm=not _is_identity(model.norm_pre),
+        no_embed_class=prefixed and getattr(model, "no_embed_class", False),
+        pre_norm=not _is_identity(getattr(model, "norm_pre", None)),
         global_pool=model.global_pool,
         pool_num_heads=0 if pool is None else pool.num_heads,
         pool_mlp_hidden=0 if pool is None else pool.mlp.fc1.out_features,
         fc_norm=not _is_identity(model.fc_norm),
         norm_eps=model.blocks[0].norm1.eps,
-        **_positions(model),
+        **positions,
         **_block_facts(model.blocks[0]),
     )
 
@@ -121,7 +136,7 @@ def from_timm(model: Any) -> Model:
     rates = [float(getattr(block.drop_path1, "drop_prob", 0.0) or 0.0) for block in model.blocks]
     weight = model.head.weight if arch.num_classes else model.patch_embed.proj.weight
     made = build(arch, drop_path=rates, device="meta").to(weight.dtype).to_empty(device=weight.device)
-    names = OTHER_NAMES if isinstance(model, Eva) else {}
+    names = OTHER_NAMES if isinstance(model, OF_BEIT) else {}
     made.load_state_dict({_renamed(name, names): value for name, value in model.state_dict().items()})
     _copy_cfg(model, made)
     return made.train(model.training)
@@ -140,21 +155,48 @@ def to_timm(model: Model) -> Any:
             f"{arch.id} is not a timm VisionTransformer: {'; '.join(reasons)}. Keep it as a Model, which timm loads "
             "by the name vitnas_arch."
         )
-    made = (_eva if _is_eva(arch) else _vision_transformer)(arch).to(model.head_like)
-    names = {ours: theirs for theirs, ours in OTHER_NAMES.items()} if isinstance(made, Eva) else {}
+    made = _made(arch).to(model.head_like)
+    said, plain = arch_of_timm(made), _plain(arch)
+    if other := [
+        field.name for field in fields(Arch) if getattr(said, field.name) != getattr(plain, field.name)
+    ]:
+        raise UserError(
+            f"{arch.id} is not a timm {type(made).__name__}: that has no such {', '.join(other)}. Keep it as a Model, "
+            "which timm loads by the name vitnas_arch."
+        )
+    names = {ours: theirs for theirs, ours in OTHER_NAMES.items()} if isinstance(made, OF_BEIT) else {}
     made.load_state_dict({_renamed(name, names): value for name, value in model.state_dict().items()})
     made.pretrained_cfg = made.default_cfg = {**default_cfg(arch), "architecture": ARCHITECTURES[type(made)]}
     _copy_cfg(model, made)
     return made.train(model.training)
 
 
-def _is_eva(arch: Arch) -> bool:
-    """Whether timm's Eva is the class that says `arch`."""
-    return arch.qkv_bias == "qv" or rotary_of(arch.position) != "none"
+def _plain(arch: Arch) -> Arch:
+    """`arch` as `arch_of_timm` would say the same network."""
+    stages = tuple(
+        replace(stage, blocks=tuple(replace(block, slot=None) for block in stage.blocks))
+        for stage in arch.stages
+    )
+    scaled = any(arch.embed_dim // block.num_heads != block.head_dim for block in arch.blocks)
+    return replace(
+        arch,
+        stages=stages,
+        attn_scale=arch.attn_scale if scaled else "head_dim",
+        head_norm_eps=None if arch.head_norm_eps == arch.norm_eps else arch.head_norm_eps,
+    )
+
+
+def _made(arch: Arch) -> Any:
+    """A network of the timm class that has what `arch` asks for, or most of it."""
+    if arch.rel_pos_bias != "none":
+        return _beit(arch) if (arch.rel_pos_bias, arch.qkv_bias) == ("table", "qv") else _relpos(arch)
+    if arch.qkv_bias == "qv" or rotary_of(arch.position) != "none":
+        return _eva(arch)
+    return _vision_transformer(arch)
 
 
 def _common(arch: Arch) -> dict[str, Any]:
-    """What both classes are told by the same names."""
+    """What timm's classes are told by the same names."""
     return {
         "img_size": arch.image_size,
         "patch_size": arch.patch_size,
@@ -165,11 +207,9 @@ def _common(arch: Arch) -> dict[str, Any]:
         "depth": arch.depth,
         "num_heads": arch.blocks[0].num_heads,
         "qkv_bias": bool(arch.qkv_bias),
-        "qk_norm": arch.qk_norm,
         "init_values": LAYER_SCALE if arch.layer_scale else None,
-        "class_token": arch.class_token,
-        "no_embed_class": arch.no_embed_class,
         "norm_layer": partial(nn.LayerNorm, eps=arch.norm_eps),
+        "mlp_ratio": mlp_ratio(arch.embed_dim, arch.blocks[0].mlp_hidden),
     }
 
 
@@ -178,8 +218,10 @@ def _vision_transformer(arch: Arch) -> Any:
     wide = 2 * hidden if arch.act == "swiglu_packed" else hidden
     kind = VisionTransformerDistilled if arch.distill_token else VisionTransformer
     return kind(
-        **_common(arch),
-        mlp_ratio=mlp_ratio(arch.embed_dim, wide),
+        **{**_common(arch), "mlp_ratio": mlp_ratio(arch.embed_dim, wide)},
+        class_token=arch.class_token,
+        no_embed_class=arch.no_embed_class,
+        qk_norm=arch.qk_norm,
         scale_mlp_norm=arch.scale_mlp_norm,
         reg_tokens=arch.reg_tokens,
         pre_norm=arch.pre_norm,
@@ -194,7 +236,9 @@ def _eva(arch: Arch) -> Eva:
     kind = rotary_of(arch.position)
     return Eva(
         **_common(arch),
-        mlp_ratio=mlp_ratio(arch.embed_dim, arch.blocks[0].mlp_hidden),
+        class_token=arch.class_token,
+        no_embed_class=arch.no_embed_class,
+        qk_norm=arch.qk_norm,
         swiglu_mlp=arch.act in ("swiglu", "swiglu_packed"),
         swiglu_align_to=int(arch.act == "swiglu"),
         scale_mlp=arch.scale_mlp_norm,
@@ -212,9 +256,31 @@ def _eva(arch: Arch) -> Eva:
     )
 
 
+def _beit(arch: Arch) -> Beit:
+    return Beit(
+        **_common(arch),
+        swiglu_mlp=arch.act == "swiglu",
+        scale_mlp=arch.scale_mlp_norm,
+        use_abs_pos_emb=arch.has_positions,
+        use_rel_pos_bias=True,
+        use_fc_norm=arch.fc_norm,
+    )
+
+
+def _relpos(arch: Arch) -> VisionTransformerRelPos:
+    return VisionTransformerRelPos(
+        **_common(arch),
+        class_token=arch.class_token,
+        fc_norm=arch.fc_norm,
+        qk_norm=arch.qk_norm,
+        rel_pos_type="mlp" if arch.rel_pos_bias == "mlp" else "bias",
+        act_layer=ACTS.get(arch.act),
+    )
+
+
 def _positions(model: Any) -> dict[str, Any]:
     """An Arch's fields of positions."""
-    learned, rope = model.pos_embed is not None, getattr(model, "rope", None)
+    learned, rope = getattr(model, "pos_embed", None) is not None, getattr(model, "rope", None)
     if rope is None:
         return {"position": "learned" if learned else "none"}
     kind = "rotary_dinov3" if isinstance(rope, RotaryEmbeddingDinoV3) else "rotary_2d"
@@ -235,7 +301,7 @@ def _not_plain(model: Any) -> Iterator[str]:
     stem = model.patch_embed
     if type(stem) is not PatchEmbed or not _is_identity(stem.norm):
         yield f"its patches are not embedded by one convolution, but by a {type(stem).__name__}"
-    elif (stem.proj.bias is None) == _is_identity(model.norm_pre):
+    elif (stem.proj.bias is None) == _is_identity(getattr(model, "norm_pre", None)):
         yield "its patch embedding has a bias and a norm behind it, or neither (pre_norm)"
     elif stem.img_size is None:
         yield "its images have no fixed size"
@@ -247,10 +313,12 @@ def _not_plain(model: Any) -> Iterator[str]:
         yield from _not_rotary(model)
         prefixed = model.global_pool == "map" and model.num_prefix_tokens > 0
     else:
-        prefixed = model.pool_include_prefix
+        prefixed = getattr(model, "pool_include_prefix", False)
+    if any(getattr(model, name, None) is not None for name in ("rel_pos_bias", "shared_rel_pos")):
+        yield "its blocks share one relative position bias"
     if model.global_pool not in ("token", "avg", "map") or prefixed:
         yield f"it pools by {model.global_pool!r}, not by 'token' or by 'avg' or 'map' over the patches"
-    elif model.attn_pool is not None:
+    elif getattr(model, "attn_pool", None) is not None:
         yield from _not_attention_pool(model.attn_pool, model.blocks[0].mlp if len(model.blocks) else None)
     if _is_identity(model.norm) == _is_identity(model.fc_norm):
         yield "it has not exactly one final norm"
@@ -290,17 +358,20 @@ def _not_attention_pool(pool: Any, mlp: Any) -> Iterator[str]:
 
 
 def _not_plain_block(block: Any) -> Iterator[str]:
-    if type(block) not in (TimmBlock, EvaBlock):
+    if type(block) not in (TimmBlock, EvaBlock, BeitBlock, RelPosBlock):
         yield f"it is a {type(block).__name__}"
         return
     attn, mlp = block.attn, block.mlp
-    if type(attn) not in (Attention, EvaAttention, AttentionRope):
+    if type(attn) not in (Attention, EvaAttention, AttentionRope, BeitAttention, RelPosAttention):
         yield f"its attention is a {type(attn).__name__}"
     elif attn.qkv is None:
         yield "queries, keys and values have projections of their own (qkv_fused)"
     else:
         if not _is_identity(getattr(attn, "norm", None)) or getattr(attn, "gate", None) is not None:
             yield "the output of attention is normalised or gated (scale_attn_norm)"
+        bias = getattr(attn, "rel_pos", None)
+        if isinstance(bias, RelPosMlp) and (bias.mode != "cr" or bias.mlp.fc1.out_features != MLP_HIDDEN):
+            yield f"its relative position bias is of mode {bias.mode!r} or has not {MLP_HIDDEN} hidden units"
         if attn.proj.bias is None:
             yield "the output projection has no bias (proj_bias)"
     if _has_scale(block, 1) != _has_scale(block, 2):
@@ -327,9 +398,11 @@ def _act_of(mlp: Any) -> str | None:
 def _block_facts(block: Any) -> dict[str, Any]:
     """What an Arch says once of all blocks."""
     attn = block.attn
+    bias = getattr(attn, "rel_pos", getattr(attn, "relative_position_bias_table", None))
     return {
         "qkv_bias": "qv" if getattr(attn, "q_bias", None) is not None else attn.qkv.bias is not None,
-        "qk_norm": not _is_identity(attn.q_norm),
+        "qk_norm": not _is_identity(getattr(attn, "q_norm", None)),
+        "rel_pos_bias": "none" if bias is None else "mlp" if isinstance(bias, RelPosMlp) else "table",
         "layer_scale": _has_scale(block, 1),
         "act": _act_of(block.mlp),
         "scale_mlp_norm": not _is_identity(block.mlp.norm),
@@ -356,6 +429,7 @@ def _not_uniform(model: Any) -> Iterator[str]:
 
 
 def _not_timm(arch: Arch) -> Iterator[str]:
+    """Why none of timm's classes has the structure of `arch`; fields alone are compared when a network is made."""
     first = arch.blocks[0]
     if len({(block.num_heads, block.head_dim, block.mlp_hidden, block.mixer) for block in arch.blocks}) > 1:
         yield "its blocks differ in heads, MLP or mixer"
@@ -363,36 +437,21 @@ def _not_timm(arch: Arch) -> Iterator[str]:
         yield "not every mixer is softmax"
     if arch.selector is not None:
         yield "some of its blocks keep fewer patches"
-    if first.num_heads * first.head_dim != arch.embed_dim:
+    if first.inner_dim != arch.embed_dim:
         yield f"{first.num_heads} heads of {first.head_dim} are not as wide as its embed_dim {arch.embed_dim}"
-    if arch.head_norm_eps not in (None, arch.norm_eps):
-        yield f"its final norm has its own epsilon {arch.head_norm_eps}"
-    if arch.attn_scale == "embed_dim" and any(
-        arch.embed_dim // b.num_heads != b.head_dim for b in arch.blocks
-    ):
-        yield "its attention is not scaled by head_dim ** -0.5"
-    if _is_eva(arch) and (arch.distill_token or arch.position == "rotary"):
-        yield "it has a distillation token or positions counted in a row, which timm's Eva has not"
-    if _is_eva(arch) and arch.act in ("gelu_tanh", "quick_gelu", "silu"):
-        yield f"its activation is {arch.act}, and timm's Eva has gelu or a gated MLP"
     if arch.relative_position:
         yield f"it has relative positions (up to {arch.relative_position} patches)"
     if arch.stem != "linear" or len(arch.stages) > 1:
         yield "its stem is not one convolution, or it has several stages"
-    if arch.patch_head or (arch.distill_token and (arch.reg_tokens or arch.no_embed_class)):
-        yield "it has a patch head, or a distillation token beside reg_tokens or no_embed_class"
-    if arch.global_pool == "map" and (arch.pool_num_heads, arch.pool_mlp_hidden) != (
-        first.num_heads,
-        first.mlp_hidden,
-    ):
-        yield "its attention pooling has other heads or hidden units than its blocks"
-    if arch.global_pool == "seq" or arch.mlp_norm != "branch":
-        yield "it pools by 'seq', or norms the stream before its MLPs"
+    if arch.global_pool == "seq":
+        yield "it pools by 'seq'"
+    if arch.distill_token and (arch.reg_tokens or arch.no_embed_class):
+        yield "it has a distillation token beside reg_tokens or no_embed_class"
 
 
 def _has_scale(block: Any, branch: int) -> bool:
     """Whether a branch of a timm block has layer scale, by either of timm's names."""
-    if isinstance(block, EvaBlock):
+    if isinstance(block, EvaBlock | BeitBlock):
         return getattr(block, f"gamma_{branch}") is not None
     return not _is_identity(getattr(block, f"ls{branch}"))
 

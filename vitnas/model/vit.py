@@ -481,7 +481,8 @@ class Model(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Parameters besides biases and norms that are not decayed, as in timm's VisionTransformer."""
-        later = {f"reductions.{index}.pos_embed" for index in range(len(self.reductions))}
+        tables = {n for n, _ in self.named_parameters() if n.endswith("relative_position_bias_table")}
+        later = tables | {f"reductions.{index}.pos_embed" for index in range(len(self.reductions))}
         return {"pos_embed", "cls_token", "dist_token", "reg_token"} | later
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:

@@ -1,0 +1,64 @@
+"""What positions and parts the mixers of an Arch's blocks can take. Sizes are checked by the mixers themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from vitnas.errors import UserError
+from vitnas.layers.rotary import STEPS, rotary_of
+from vitnas.mixers import MIXERS, Mixer
+
+
+def check_mixers(
+    blocks: Iterable[tuple[str, int]],
+    *,
+    position: str,
+    relative_position: int,
+    rel_pos_bias: str,
+    num_prefix_tokens: int,
+    parts: Sequence[str],
+) -> None:
+    """Raise UserError where a mixer lacks what it is asked for, or one kind of positions excludes another.
+
+    Args:
+        blocks: mixer and head_dim of every block.
+        parts: what only attention in its plain form has, as a user would call it.
+    """
+    step = STEPS[rotary_of(position)]
+    for index, (word, head_dim) in enumerate(blocks):
+        where, mixer = f"block {index}: ", MIXERS[word]
+        if relative_position and not mixer.takes_relative_position:
+            raise UserError(
+                f"{where}mixer is {word!r}, but relative_position is {relative_position}; only "
+                f"{_able('takes_relative_position')} has relative positions. Use relative_position=0."
+            )
+        if parts and not mixer.takes_attention_parts:
+            raise UserError(
+                f"{where}mixer is {word!r}, which has no {' and no '.join(parts)}; only "
+                f"{_able('takes_attention_parts')} has. Use that, or leave this out."
+            )
+        if num_prefix_tokens and not mixer.takes_class_token:
+            raise UserError(
+                f"{where}mixer is {word!r}; it mixes patches alone, and a class token has no place there. "
+                "Use class_token=False and global_pool='avg'."
+            )
+        if step > 1 and mixer.has_heads and head_dim % step:
+            raise UserError(
+                f"{where}head_dim is {head_dim}; position {position!r} turns it in groups of {step}. "
+                f"Nearest: {max(step, round(head_dim / step) * step)}."
+            )
+    if (step > 1) + (relative_position > 0) + (rel_pos_bias != "none") > 1:
+        raise UserError(
+            f"position is {position!r}, relative_position {relative_position} and rel_pos_bias {rel_pos_bias!r}; one "
+            "kind of distances is enough. Use relative_position=0, or rel_pos_bias='none'."
+        )
+    if rel_pos_bias == "table" and num_prefix_tokens > 1:
+        raise UserError(
+            f"rel_pos_bias is 'table' with {num_prefix_tokens} tokens before the patches; the table has entries for "
+            "one class token. Use one at most, or rel_pos_bias='mlp'."
+        )
+
+
+def _able(what: str) -> str:
+    kinds: dict[str, type[Mixer]] = MIXERS
+    return ", ".join(word for word, kind in kinds.items() if getattr(kind, what))
