@@ -151,13 +151,10 @@ def choose(
         return best, len(scored), time.monotonic() - start
     searcher = Evolution(population=20, parents=6, mutants=8, crossovers=8, generations=100)
     study: Study = search(
-        None,
+        Study.open(bench.space, budget, seed=bench.seed),
         score,
-        space=bench.space,
-        budget=budget,
         searcher=searcher,
         num_trials=bench.num_trials,
-        seed=bench.seed,
     )
     return study.best().arch, bench.num_trials, time.monotonic() - start
 

@@ -34,7 +34,7 @@ from vitnas.counting import count
 from vitnas.data import Augment, Data, DataConfig, EvalBatches, TrainBatches, open_data
 from vitnas.model import build
 from vitnas.sample import Fixed, Sampler, Spread, Uniform
-from vitnas.searching import ViTResNASEvolution, search
+from vitnas.searching import Study, ViTResNASEvolution, search
 from vitnas.space import Space, StageSpace, vit_resnas
 from vitnas.supernet import Supernet
 from vitnas.train import Classification, Rewiring, TrainConfig, evaluate, fit
@@ -195,9 +195,8 @@ def winner(images: Data, epochs: float, seeds: int) -> list[dict[str, Any]]:
         ViTResNASEvolution(), first=40, population=20, parents=10, mutants=10, crossovers=10, generations=4
     )
     study = search(
-        supernet,
+        Study.open(supernet.space, f"{int(0.975 * macs)}<=macs<={macs}"),
         score,
-        budget=f"{int(0.975 * macs)}<=macs<={macs}",
         searcher=evolution,
         num_trials=evolution.num_trials,
     )

@@ -33,7 +33,7 @@ from vitnas.errors import UserError
 from vitnas.model import build
 from vitnas.runs import read_json, write_json
 from vitnas.sample import Fixed, Identity, Sampler, identity_probability
-from vitnas.searching import rank_correlation, search
+from vitnas.searching import Study, rank_correlation, search
 from vitnas.space import vitas
 from vitnas.stages.hand_scaled import hand_scaled
 from vitnas.stages.run import differences
@@ -142,7 +142,7 @@ def one_seed(seed: int, kept: Kept, options: argparse.Namespace) -> None:
         inherited = [score(arch)["accuracy"] for arch in archs]
         found = rank_correlation(inherited, trained)
         study = search(
-            supernet, score, budget=WINDOW, searcher="random", num_trials=options.trials, seed=seed
+            Study.open(supernet.space, WINDOW, seed=seed), score, searcher="random", num_trials=options.trials
         )
         best = study.best().arch
         plain = hand_scaled(best, Budget.parse(f"macs<={count(best).macs}"))

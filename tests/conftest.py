@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from stage_help import FOCUS, Warm, words
-
-from vitnas.cli import main
 
 pytest.register_assert_rewrite("vitnas.testing")
+
+if TYPE_CHECKING:
+    from stage_help import Warm
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -37,24 +38,34 @@ def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
+def finish(folder: Path, **changes: str) -> Path:
+    """Do a whole tiny run. What that needs is imported here, so that tests without one start at once."""
+    from stage_help import words
+
+    from vitnas.cli import main
+
+    assert main(words(folder, **changes)) == 0
+    return folder
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a whole tiny run, made in this process. Copy it before changing anything."""
-    folder = tmp_path_factory.mktemp("finished") / "run"
-    assert main(words(folder)) == 0
-    return folder
+    return finish(tmp_path_factory.mktemp("finished") / "run")
 
 
 @pytest.fixture(scope="session")
 def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same of a run whose sampler learns. Copy it before changing anything."""
-    folder = tmp_path_factory.mktemp("learned") / "run"
-    assert main(words(folder, **FOCUS)) == 0
-    return folder
+    from stage_help import FOCUS
+
+    return finish(tmp_path_factory.mktemp("learned") / "run", **FOCUS)
 
 
 @pytest.fixture(scope="session")
 def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
+    from stage_help import Warm
+
     server = Warm(tmp_path_factory.mktemp("warm") / "log.txt")
     yield server
     server.close()

@@ -4,7 +4,7 @@ import vitnas
 space    = vitnas.spaces.autoformer("tiny", image_size=32, patch_size=4, num_classes=10)
 supernet = vitnas.Supernet(space)
 vitnas.fit(supernet, task, sampler, loader)
-study    = vitnas.search(supernet, evaluator, budget=vitnas.Budget(macs=(0.9e9, 1.0e9)))
+study    = vitnas.search(vitnas.Study.open(space, "0.9G<=macs<=1G"), evaluator)
 model    = vitnas.extract(supernet, study.best().arch)
 vitnas.export(model, "model.onnx")
 """

@@ -72,12 +72,9 @@ def main(storage: str, num_trials: int, die_after: int, pause_s: float) -> None:
         done += 1
 
     search(
-        None,
+        Study.open(MICRO, BUDGET, storage=storage),
         evaluator,
-        space=MICRO,
-        budget=BUDGET,
         searcher=evolution(),
-        storage=storage,
         num_trials=num_trials,
         on_trial=count,
     ).close()

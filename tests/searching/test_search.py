@@ -41,7 +41,7 @@ class DepthMeter:
 
 def test_as_the_readme_shows() -> None:
     supernet = SimpleNamespace(space=MICRO)
-    study = search(supernet, score, budget=Budget(macs=(0.6e6, 0.7e6)), num_trials=20)
+    study = search(Study.open(supernet.space, Budget(macs=(0.6e6, 0.7e6))), score, num_trials=20)
     best = study.best()
     assert 0.6e6 <= best.cost.macs <= 0.7e6
     assert best.values == score(best.arch)
@@ -50,7 +50,7 @@ def test_as_the_readme_shows() -> None:
 
 def test_the_same_seed_gives_the_same_search() -> None:
     first, second, other = (
-        search(None, score, space=MICRO, budget=BUDGET, searcher=evolution(), seed=seed, num_trials=25)
+        search(Study.open(MICRO, BUDGET, seed=seed), score, searcher=evolution(), num_trials=25)
         for seed in (1, 1, 2)
     )
     assert told(first) == told(second) != told(other)
@@ -60,7 +60,7 @@ def test_num_trials_counts_earlier_runs() -> None:
     storage = InMemoryStorage()
     for wanted in (5, 12, 12, 3):
         study = search(
-            None, score, space=MICRO, budget=BUDGET, searcher="random", storage=storage, num_trials=wanted
+            Study.open(MICRO, BUDGET, storage=storage), score, searcher="random", num_trials=wanted
         )
         assert len(study.scored()) == max(5, min(12, wanted)) if wanted == 5 else 12
 
@@ -73,7 +73,7 @@ def test_an_evaluator_of_test_images_is_refused() -> None:
             raise AssertionError("must not run")
 
     with pytest.raises(UserError, match="evaluator's split is 'test'; a search that looks at test images"):
-        search(None, Cheat(), space=MICRO)
+        search(Study.open(MICRO), Cheat())
 
 
 def test_an_impossible_budget_is_refused_before_anything_runs() -> None:
@@ -82,7 +82,7 @@ def test_an_impossible_budget_is_refused_before_anything_runs() -> None:
 
     message = r"macs<=1K cannot be met; micro ranges from \d+\.\d\dK to 2\.\d\dM\. Change the limit"
     with pytest.raises(UserError, match=message):
-        search(None, evaluator, space=MICRO, budget="macs<=1K")
+        search(Study.open(MICRO, "macs<=1K"), evaluator)
 
 
 def test_latency_is_measured_and_what_misses_it_is_never_scored() -> None:
@@ -93,10 +93,8 @@ def test_latency_is_measured_and_what_misses_it_is_never_scored() -> None:
         return score(arch)
 
     study = search(
-        None,
+        Study.open(MICRO, "latency<=6ms"),
         evaluator,
-        space=MICRO,
-        budget="latency<=6ms",
         searcher="random",
         num_trials=15,
         latency_meter=meter,
@@ -120,10 +118,8 @@ def test_latency_is_measured_and_what_misses_it_is_never_scored() -> None:
 def test_a_tighter_latency_limit_changes_the_result() -> None:
     best = [
         search(
-            None,
+            Study.open(MICRO, f"latency<={limit}ms"),
             score,
-            space=MICRO,
-            budget=f"latency<={limit}ms",
             num_trials=30,
             latency_meter={TARGET: DepthMeter()},
             build=Stub,
@@ -137,10 +133,8 @@ def test_a_tighter_latency_limit_changes_the_result() -> None:
 
 def test_latency_as_an_objective() -> None:
     study = search(
-        None,
+        Study.open(MICRO, objectives=(Objective("accuracy"), Objective(f"latency@{TARGET}", "minimize"))),
         score,
-        space=MICRO,
-        objectives=(Objective("accuracy"), Objective(f"latency@{TARGET}", "minimize")),
         searcher="random",
         num_trials=12,
         latency_meter=DepthMeter(),
@@ -151,18 +145,16 @@ def test_latency_as_an_objective() -> None:
 
 def test_a_latency_limit_without_a_meter_is_refused() -> None:
     with pytest.raises(UserError, match="latency on onnxruntime,batch=1 has no meter; a limit or objective"):
-        search(None, score, space=MICRO, budget="latency<=6ms")
+        search(Study.open(MICRO, "latency<=6ms"), score)
     two = "latency<=6ms and latency<=9ms@torch,batch=1"
     with pytest.raises(UserError, match="as a mapping from target to meter"):
-        search(None, score, space=MICRO, budget=two, latency_meter=DepthMeter())
+        search(Study.open(MICRO, two), score, latency_meter=DepthMeter())
 
 
 def test_a_search_that_only_rejects_stops(caplog: pytest.LogCaptureFixture) -> None:
     study = search(
-        None,
+        Study.open(MICRO, "latency<=1ms"),
         score,
-        space=MICRO,
-        budget="latency<=1ms",
         num_trials=3,
         max_rejections=7,
         latency_meter=DepthMeter(),
@@ -175,13 +167,13 @@ def test_a_search_that_only_rejects_stops(caplog: pytest.LogCaptureFixture) -> N
 
 def test_a_small_space_ends_early_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        study = search(None, score, space=DOZEN, num_trials=50)
+        study = search(Study.open(DOZEN), score, num_trials=50)
     assert len(study.scored()) == 12
     assert "the search has tried 12 Archs; no other was found" in caplog.text
 
 
 def test_an_evaluator_that_raises_gives_its_trial_back() -> None:
-    storage, calls = InMemoryStorage(), []
+    calls: list[Arch] = []
 
     def evaluator(arch: Arch) -> dict[str, float]:
         calls.append(arch)
@@ -189,21 +181,20 @@ def test_an_evaluator_that_raises_gives_its_trial_back() -> None:
             raise RuntimeError("out of memory")
         return score(arch)
 
-    options = {"space": MICRO, "budget": BUDGET, "storage": storage, "num_trials": 8, "searcher": "random"}
+    study = Study.open(MICRO, BUDGET)
     with pytest.raises(RuntimeError, match="out of memory"):
-        search(None, evaluator, **options)  # type: ignore[arg-type]
-    study = search(None, evaluator, **options)  # type: ignore[arg-type]
+        search(study, evaluator, searcher="random", num_trials=8)
+    search(study, evaluator, searcher="random", num_trials=8)
     assert calls[3] == calls[4]
     assert len({arch.id for arch in calls}) == 8
-    assert told(study) == told(search(None, score, **{**options, "storage": None}))  # type: ignore[arg-type]
+    assert told(study) == told(search(Study.open(MICRO, BUDGET), score, searcher="random", num_trials=8))
 
 
 def test_each_trial_is_reported() -> None:
     reported: list[Trial] = []
     study = search(
-        None,
+        Study.open(MICRO),
         score,
-        space=MICRO,
         searcher=RandomSearch(),
         num_trials=4,
         on_trial=lambda _, trial: reported.append(trial),
@@ -211,25 +202,23 @@ def test_each_trial_is_reported() -> None:
     assert reported == study.scored()
 
 
-def test_an_open_study_can_be_given() -> None:
-    study = Study.open(InMemoryStorage(), space=MICRO, budget=BUDGET)
-    assert search(None, score, study=study, num_trials=3) is study
+def test_the_study_that_was_given_comes_back() -> None:
+    study = Study.open(MICRO, BUDGET)
+    assert search(study, score, num_trials=3) is study
     assert len(study.scored()) == 3
 
 
 def test_bad_arguments() -> None:
-    with pytest.raises(UserError, match="there is no space; a search needs one"):
-        search(None, score)
     with pytest.raises(
         UserError, match=r"searcher is 'evolutoin'; it must be one of autoformer, .* Nearest: 'evol"
     ):
-        search(None, score, space=MICRO, searcher="evolutoin")
+        search(Study.open(MICRO), score, searcher="evolutoin")
     with pytest.raises(UserError, match="num_trials is 0; a search scores at least 1 Arch"):
-        search(None, score, space=MICRO, num_trials=0)
+        search(Study.open(MICRO), score, num_trials=0)
 
 
 def test_global_random_state_is_left_alone() -> None:
     random.seed(3)
     before = random.getstate()
-    search(None, score, space=MICRO, budget=BUDGET, searcher=evolution(), num_trials=15)
+    search(Study.open(MICRO, BUDGET), score, searcher=evolution(), num_trials=15)
     assert random.getstate() == before

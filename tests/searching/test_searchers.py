@@ -20,6 +20,7 @@ from vitnas.searching import (
     Problem,
     RandomSearch,
     Searcher,
+    Study,
     Tpe,
     Trial,
     search,
@@ -178,11 +179,11 @@ def test_evolution_refuses(options: dict[str, float], message: str) -> None:
 
 def test_unknown_searchers_are_refused_and_one_that_asks_a_sampler_needs_answers() -> None:
     with pytest.raises(UserError, match=r"searcher is 'nsga'; it must be one of .*\. Nearest: 'nsga"):
-        search(None, lambda arch: {}, space=MICRO, searcher="nsga")
+        search(Study.open(MICRO), lambda arch: {}, searcher="nsga")
     with pytest.raises(
         UserError, match="'sampler', which asks a learned sampler; a search by itself has none"
     ):
-        search(None, lambda arch: {}, space=MICRO, searcher="sampler")
+        search(Study.open(MICRO), lambda arch: {}, searcher="sampler")
 
 
 def test_genetic_samplers_see_the_history_as_generations() -> None:

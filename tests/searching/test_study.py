@@ -23,13 +23,12 @@ from vitnas.searching import (
     Trial,
     search,
 )
-from vitnas.searching import rows as rows_module
+from vitnas.searching.study import made_of, proposal_rng
 
 
 def open_micro(storage: object | None = None, **options: object) -> Study:
-    where = storage if storage is not None else InMemoryStorage()
-    given = {"space": MICRO, "budget": BUDGET, **options}
-    return Study.open(where, **given)  # type: ignore[arg-type]
+    given = {"space": MICRO, "budget": BUDGET, "storage": storage, **options}
+    return Study.open(**given)  # type: ignore[arg-type]
 
 
 def run(study: Study, num: int) -> list[Trial]:
@@ -207,7 +206,7 @@ def test_a_retry_that_meets_a_trial_on_its_way_out_is_not_lost() -> None:
     assert dead is not None
     lost.release(dead)
     row = lost._rows()[0]
-    attrs = {**rows_module.record(row), "token": "third", "lease": third._lease(600.0)}
+    attrs = {**made_of(row), "token": "third", "lease": third._lease(600.0)}
     third._study.add_trial(create_trial(state=TrialState.RUNNING, user_attrs={"trial": attrs}))
     assert other._retry_dead(other._rows()) is None
     third._storage.set_trial_user_attr(third._id(1), "dropped", "another worker was first with this Arch")
@@ -256,7 +255,7 @@ def test_the_last_place_goes_to_one_worker() -> None:
         """Proposes another Arch than the first worker got, so that only the limit is in the way."""
 
         def propose(self, problem, history, index, rng):  # type: ignore[no-untyped-def]
-            return super().propose(problem, history, index + 1, rows_module.proposal_rng(5, index))
+            return super().propose(problem, history, index + 1, proposal_rng(5, index))
 
     assert two.ask(Other(), limit=3) is None
     assert one.num_running() == 1
@@ -277,7 +276,7 @@ def test_best_and_front() -> None:
 
 
 def test_summary_is_what_the_report_reads(tmp_path: Path) -> None:
-    study = search(None, score, space=MICRO, budget=BUDGET, searcher=evolution())
+    study = search(Study.open(MICRO, BUDGET), score, searcher=evolution())
     study.summary().write(tmp_path)
     summary = SearchRecord.read(tmp_path)
     assert summary == study.summary()

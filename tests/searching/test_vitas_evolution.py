@@ -7,7 +7,7 @@ import random
 import pytest
 
 from vitnas.errors import UserError
-from vitnas.searching import Evolution, VitasEvolution, search
+from vitnas.searching import Evolution, Study, VitasEvolution, search
 from vitnas.space import vitas
 
 SPACE = vitas("1g")
@@ -43,10 +43,8 @@ def test_a_search_with_it_improves_within_the_window() -> None:
         population=20, parents=20, mutants=0, crossovers=20, generations=6, num_mutated=1, mutate_crossed=True
     )
     study = search(
-        None,
+        Study.open(SPACE, "0.9G<=macs<=1G"),
         lambda arch: {"accuracy": sum(block.num_heads for block in arch.blocks) / 300},
-        space=SPACE,
-        budget="0.9G<=macs<=1G",
         searcher=evolution,
         num_trials=evolution.num_trials,
     )

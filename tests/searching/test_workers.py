@@ -44,20 +44,18 @@ def status(pid: int) -> int:
 
 
 def test_a_search_killed_and_resumed_equals_an_uninterrupted_one(tmp_path: Path) -> None:
-    whole = search(None, score, space=MICRO, budget=BUDGET, searcher=evolution(), num_trials=30)
+    whole = search(Study.open(MICRO, BUDGET), score, searcher=evolution(), num_trials=30)
     path = str(tmp_path / "study.db")
     script = [sys.executable, search_help.__file__, path, "30", "13", "0"]
     # Another hash seed, so that an order that hangs on it would show.
     killed = subprocess.run(script, env={**os.environ, "PYTHONHASHSEED": "7"}, timeout=200, check=False)
     assert killed.returncode == -signal.SIGKILL
-    with Study.open(path, space=MICRO, budget=BUDGET) as halfway:
+    with Study.open(MICRO, BUDGET, storage=path) as halfway:
         assert len(halfway.scored()) == 13
         assert halfway.num_running() == 1
         lost = next(trial for trial in halfway.trials() if trial.state == "running")
         assert lost.arch.id == Path(path + ".dying").read_text()
-    resumed = search(
-        None, score, space=MICRO, budget=BUDGET, searcher=evolution(), num_trials=30, storage=path
-    )
+    resumed = search(Study.open(MICRO, BUDGET, storage=path), score, searcher=evolution(), num_trials=30)
     with resumed:
         assert told(resumed) == told(whole)
         assert resumed.best().arch == whole.best().arch
@@ -73,7 +71,7 @@ def test_workers_share_a_study_and_a_dead_ones_trial_is_run_again(tmp_path: Path
     pids = [in_fork(lambda die=die: search_help.main(path, 40, die, 0.005)) for die in (3, -1, -1)]
     assert [status(pid) for pid in pids] == [-signal.SIGKILL, 0, 0]
 
-    with Study.open(path, space=MICRO, budget=BUDGET) as study:
+    with Study.open(MICRO, BUDGET, storage=path) as study:
         trials = study.trials()
         scored = study.scored()
         assert len(scored) == 40
@@ -98,15 +96,15 @@ def test_the_last_worker_waits_for_the_others_and_takes_over(tmp_path: Path) -> 
     path = str(tmp_path / "study.db")
 
     def last() -> None:
-        with Study.open(path, space=MICRO, budget=BUDGET) as study:
+        with Study.open(MICRO, BUDGET, storage=path) as study:
             assert study.ask(evolution(), limit=1) is not None
             time.sleep(1.0)
             os.kill(os.getpid(), signal.SIGKILL)
 
-    Study.open(path, space=MICRO, budget=BUDGET).close()
+    Study.open(MICRO, BUDGET, storage=path).close()
     dying = in_fork(last)
     while True:
-        with Study.open(path, space=MICRO, budget=BUDGET) as study:
+        with Study.open(MICRO, BUDGET, storage=path) as study:
             if study.num_running() == 1:
                 break
         time.sleep(0.05)
@@ -117,7 +115,7 @@ def test_the_last_worker_waits_for_the_others_and_takes_over(tmp_path: Path) -> 
     waiting = in_fork(other)
     assert status(dying) == -signal.SIGKILL
     assert status(waiting) == 0
-    with Study.open(path, space=MICRO, budget=BUDGET) as study:
+    with Study.open(MICRO, BUDGET, storage=path) as study:
         assert [(trial.state, trial.proposal, trial.number) for trial in study.trials()] == [("scored", 0, 1)]
 
 

@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.multiprocessing.spawn import start_processes
 
 from vitnas.arch import Arch
-from vitnas.budget import Budget
 from vitnas.data import Augment, TrainBatches, synthetic
 from vitnas.errors import UserError
 from vitnas.sample import Draw, Moment, Uniform
@@ -133,8 +132,8 @@ def searching(engine: Engine, folder: Path) -> dict[str, object]:
         time.sleep(0.05)
         return {"accuracy": arch.depth / 10}
 
-    with Study.open(folder / "study.db", space=SPACE, budget=Budget()) as study:
-        search(None, score, study=study, searcher="random", num_trials=12)
+    with Study.open(SPACE, storage=folder / "study.db") as study:
+        search(study, score, searcher="random", num_trials=12)
         engine.wait()
         return {"mine": mine, "scored": [trial.arch.id for trial in study.scored()]}
 

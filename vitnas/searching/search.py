@@ -6,23 +6,17 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, Protocol
-
-from optuna.storages import BaseStorage, InMemoryStorage
+from typing import Protocol
 
 from vitnas.arch import Arch
-from vitnas.budget import Budget
 from vitnas.errors import UserError, check_word
 from vitnas.searching.feasibility import feasibility
 from vitnas.searching.latency import Build, LatencyMeter, measure_ms, meters_of
-from vitnas.searching.problem import DEFAULT_OBJECTIVES, Objective
 from vitnas.searching.searchers import SEARCHERS
-from vitnas.searching.study import LEASE_S, Study
+from vitnas.searching.study import Study
 from vitnas.searching.trial import NothingLeftError, Searcher, Trial
-from vitnas.space import Space
 
 logger = logging.getLogger(__name__)
 
@@ -37,49 +31,33 @@ class Evaluator(Protocol):
 
 
 def search(
-    supernet: Any,
+    study: Study,
     evaluator: Evaluator,
     *,
-    space: Space | None = None,
-    budget: Budget | str | None = None,
-    objectives: Sequence[Objective] = DEFAULT_OBJECTIVES,
     searcher: Searcher | str | None = None,
-    study: Study | None = None,
-    storage: str | Path | BaseStorage | None = None,
-    name: str = "search",
     num_trials: int | None = None,
-    seed: int = 0,
     latency_meter: LatencyMeter | Mapping[str, LatencyMeter] | None = None,
     build: Build | None = None,
     on_trial: Callable[[Study, Trial], None] | None = None,
     max_rejections: int | None = None,
-    lease_s: float = LEASE_S,
 ) -> Study:
-    """Search for the best Archs within a Budget. Several processes may call this on one storage.
+    """Search for the best Archs of a Study's Space within its Budget. Several processes may do so on one storage.
 
     What misses the Budget is rejected with reasons and never scored: first the counted limits, then latency as
     measured on the Model, and only then does the evaluator run.
 
     Args:
-        supernet: gives the Space by its `.space`; None where `space` or `study` is given.
+        study: an open Study, see `Study.open`; what it holds already counts.
         evaluator: Arch to scores by name, on held-out training images.
-        space: the Space, where there is no supernet.
-        budget: what an Arch may cost, as a Budget or text such as 'macs<=1.3G'.
-        objectives: default accuracy up, MACs down.
         searcher: a Searcher or a name of `SEARCHERS`; default an Evolution sized for `num_trials`.
-        study: an open Study, instead of space, budget, objectives, storage, name and seed.
-        storage: path or URL, see `open_storage`; default in memory, gone with the process.
-        name: of the Study in the storage.
         num_trials: scored Archs over all workers, earlier runs included; default the searcher's own, else 200.
-        seed: of every proposal.
         latency_meter: a meter, or one per latency target of the Budget and the objectives.
         build: Arch to the Model that is timed; default `vitnas.model.build`.
         on_trial: called after each Trial of this worker, with the Study and the Trial.
         max_rejections: stop after so many; default 10 per scored Trial wanted.
-        lease_s: see `Study.open`.
 
     Returns:
-        The Study; `study.best().arch` is the answer.
+        The same Study; `study.best().arch` is the answer.
 
     Raises:
         UserError: an evaluator that looks at test images, an impossible Budget (with the feasible range), a
@@ -91,14 +69,11 @@ def search(
             "Score on a held-out part of the training images."
         )
     chosen, wanted = _searcher(searcher, num_trials)
-    if study is None:
-        where = storage if storage is not None else InMemoryStorage()
-        study = _new_study(supernet, where, space, budget, objectives, name, seed, lease_s)
     limits = study.problem.budget
     timed = [o.name.partition("@")[2] for o in study.problem.objectives if o.quantity == "latency"]
     meters = meters_of(latency_meter, list(dict.fromkeys((*limits.latency_targets, *timed))))
     if limits.counted and not study.trials():
-        feasibility(study.problem.space, limits.counted, n=10_000, seed=seed)
+        feasibility(study.problem.space, limits.counted, n=10_000, seed=study.seed)
     allowed = 10 * wanted if max_rejections is None else max_rejections
     while (trial := _ask(study, chosen, wanted)) is not None:
         done = _run(study, trial, evaluator, meters, build)
@@ -181,22 +156,3 @@ def _searcher(searcher: Searcher | str | None, num_trials: int | None) -> tuple[
         searcher = SEARCHERS[named].sized(num_trials or NUM_TRIALS)
     own = getattr(searcher, "num_trials", NUM_TRIALS)
     return searcher, num_trials if num_trials is not None else int(own)
-
-
-def _new_study(
-    supernet: Any,
-    storage: str | Path | BaseStorage,
-    space: Space | None,
-    budget: Budget | str | None,
-    objectives: Sequence[Objective],
-    name: str,
-    seed: int,
-    lease_s: float,
-) -> Study:
-    if space is None:
-        if supernet is None:
-            raise UserError("there is no space; a search needs one. Pass a supernet, a space or a study.")
-        space = supernet.space
-    return Study.open(
-        storage, name=name, space=space, budget=budget, objectives=objectives, seed=seed, lease_s=lease_s
-    )

@@ -7,16 +7,23 @@ import logging
 import os
 import socket
 import sqlite3
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
+from optuna.study import StudyDirection
 
 from vitnas.errors import MissingExtra, UserError
+from vitnas.searching.problem import Objective
+
+# What databases say when another process makes the same tables or the same Study at the same moment.
+_RACE_WORDS = ("locked", "already exists", "unique constraint", "duplicate")
 
 
 class _WalConnection(sqlite3.Connection):
@@ -68,6 +75,36 @@ def open_storage(where: str | Path | BaseStorage) -> BaseStorage:
             f"storage {text} cannot be opened ({str(error).splitlines()[0]}); it must be a writable path, "
             "'journal:path' or a database URL that Optuna takes. Mend it."
         ) from error
+
+
+def open_study(
+    storage: str | Path | BaseStorage, name: str, objectives: Sequence[Objective]
+) -> tuple[BaseStorage, optuna.Study]:
+    """Open the storage and the Study; again where another worker is making the same tables just now."""
+    directions = [StudyDirection[o.direction.upper()] for o in objectives]
+    for attempt in range(5):
+        try:
+            with quiet():
+                opened = open_storage(storage)
+                known = {summary.study_name for summary in opened.get_all_studies()}
+                if name in known:
+                    sampler = optuna.samplers.RandomSampler()
+                    return opened, optuna.load_study(study_name=name, storage=opened, sampler=sampler)
+                study = optuna.create_study(
+                    storage=opened,
+                    study_name=name,
+                    directions=directions,
+                    sampler=optuna.samplers.RandomSampler(),
+                    load_if_exists=True,
+                )
+                study.set_metric_names([objective.name for objective in objectives])
+                return opened, study
+        except Exception as error:
+            is_race = any(word in f"{error} {error.__cause__}".lower() for word in _RACE_WORDS)
+            if not is_race or attempt == 4:
+                raise
+            time.sleep(0.2 * (attempt + 1))
+    raise AssertionError("not reached")
 
 
 @contextlib.contextmanager

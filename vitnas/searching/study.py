@@ -12,8 +12,11 @@ optuna-dashboard shows attributes, values and the front all the same.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
+import random
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -22,26 +25,14 @@ from typing import Any, cast
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.storages import BaseStorage
+from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from vitnas.budget import Budget, Cost
+from vitnas.budget import Budget, Cost, Limit
 from vitnas.errors import UserError
 from vitnas.searching.pareto import front, hypervolume_history
 from vitnas.searching.problem import DEFAULT_OBJECTIVES, Objective, Problem, oriented
-from vitnas.searching.rows import (
-    UNFINISHED,
-    ancestors_of,
-    check_identity,
-    counted,
-    is_dead,
-    missed,
-    num_taken,
-    open_study,
-    proposal_rng,
-    record,
-)
-from vitnas.searching.storage import started, this_host
+from vitnas.searching.storage import is_alive, open_study, started, this_host
 from vitnas.searching.trial import NothingLeftError, Searcher, SearchRecord, State, Trial
 from vitnas.space import Genes, Space
 
@@ -55,6 +46,9 @@ _STATES: dict[TrialState, State] = {
     TrialState.PRUNED: "rejected",
     TrialState.FAIL: "failed",
 }
+
+
+UNFINISHED = (TrialState.RUNNING, TrialState.WAITING)
 
 
 class Study:
@@ -72,11 +66,11 @@ class Study:
     @classmethod
     def open(
         cls,
-        storage: str | Path | BaseStorage,
-        *,
-        name: str = "search",
         space: Space,
         budget: Budget | str | None = None,
+        *,
+        storage: str | Path | BaseStorage | None = None,
+        name: str = "search",
         objectives: Sequence[Objective] = DEFAULT_OBJECTIVES,
         seed: int = 0,
         lease_s: float = LEASE_S,
@@ -84,10 +78,11 @@ class Study:
         """Open or make a Study.
 
         Args:
-            storage: a path (SQLite), `journal:path`, a database URL, or an Optuna storage.
-            name: of the Study inside the storage.
             space: the Space that is searched.
-            budget: what an Arch may cost, as a Budget or as text; None for no limits.
+            budget: what an Arch may cost, as a Budget or text such as 'macs<=1.3G'; None for no limits.
+            storage: a path (SQLite), `journal:path`, a database URL, or an Optuna storage; None keeps the Study in
+                memory, gone with the process.
+            name: of the Study inside the storage.
             objectives: what to optimise; the first decides `best`.
             seed: of every proposal, together with its number.
             lease_s: seconds after which a Trial that was not touched counts as dead. Clocks of several machines
@@ -101,7 +96,9 @@ class Study:
         problem = Problem(space, budget, tuple(objectives))
         if len({o.name for o in objectives}) != len(objectives) or not objectives:
             raise UserError(f"objectives are {[o.name for o in objectives]}; give one or more, each once.")
-        opened, study = open_study(storage, name, problem)
+        opened, study = open_study(
+            InMemoryStorage() if storage is None else storage, name, problem.objectives
+        )
         check_identity(study, problem, seed)
         return cls(study, opened, problem, seed, lease_s)
 
@@ -116,13 +113,13 @@ class Study:
             NothingLeftError: the Searcher knows no further Arch within the Budget.
         """
         while True:
-            rows = self._rows()
-            retry = self._retry_dead(rows)
+            stored = self._stored()
+            retry = self._retry_dead(stored)
             if retry is not None:
                 return retry
-            if limit is not None and num_taken(rows) >= limit:
+            if limit is not None and num_taken(stored) >= limit:
                 return None
-            history = self._history(rows)
+            history = self._history(stored)
             index = 1 + max((trial.proposal for trial in history), default=-1)
             genes = searcher.propose(self.problem, history, index, proposal_rng(self.seed, index))
             if genes is None:
@@ -174,7 +171,7 @@ class Study:
 
     def trials(self) -> list[Trial]:
         """All Trials by proposal; one that was run again stands there once, as its latest run."""
-        return self._history(self._rows())
+        return self._history(self._stored())
 
     def scored(self) -> list[Trial]:
         """The Trials that have values."""
@@ -219,15 +216,15 @@ class Study:
 
     def summary(self) -> SearchRecord:
         """What search.json holds."""
-        rows = self._rows()
-        trials = [trial for trial in self._history(rows) if trial.state != "running"]
+        stored = self._stored()
+        trials = [trial for trial in self._history(stored) if trial.state != "running"]
         rejections: dict[str, int] = {}
         for trial in trials:
             for limit in missed(trial, self.problem.budget):
                 rejections[limit] = rejections.get(limit, 0) + 1
         scored = [trial for trial in trials if trial.state == "scored"]
-        starts = [row.datetime_start for row in rows if row.datetime_start]
-        ends = [row.datetime_complete for row in rows if row.datetime_complete]
+        starts = [frozen.datetime_start for frozen in stored if frozen.datetime_start]
+        ends = [frozen.datetime_complete for frozen in stored if frozen.datetime_complete]
         return SearchRecord(
             objectives=self.problem.objectives,
             budget=self.problem.budget.text,
@@ -255,34 +252,36 @@ class Study:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _rows(self) -> list[FrozenTrial]:
+    def _stored(self) -> list[FrozenTrial]:
         """Every Optuna trial of the Study that was not dropped."""
-        rows = self._study.get_trials(deepcopy=False)
-        return [row for row in rows if "trial" in row.user_attrs and "dropped" not in row.user_attrs]
+        stored = self._study.get_trials(deepcopy=False)
+        return [
+            frozen for frozen in stored if "trial" in frozen.user_attrs and "dropped" not in frozen.user_attrs
+        ]
 
-    def _history(self, rows: Sequence[FrozenTrial]) -> list[Trial]:
-        again = {record(row).get("retry_of") for row in rows}
-        latest = [self._trial(row) for row in rows if row.number not in again]
+    def _history(self, stored: Sequence[FrozenTrial]) -> list[Trial]:
+        again = {made_of(frozen).get("retry_of") for frozen in stored}
+        latest = [self._trial(frozen) for frozen in stored if frozen.number not in again]
         return sorted(latest, key=lambda trial: (trial.proposal, trial.number))
 
-    def _trial(self, row: FrozenTrial) -> Trial:
-        if row.number in self._finished:
-            return self._finished[row.number]
-        attrs = record(row)
-        result = row.user_attrs.get("result", {}) if row.state not in UNFINISHED else {}
+    def _trial(self, frozen: FrozenTrial) -> Trial:
+        if frozen.number in self._finished:
+            return self._finished[frozen.number]
+        attrs = made_of(frozen)
+        result = frozen.user_attrs.get("result", {}) if frozen.state not in UNFINISHED else {}
         trial = Trial(
-            number=row.number,
+            number=frozen.number,
             proposal=attrs["proposal"],
             genes=tuple(attrs["genes"]),
             space=self.problem.space,
-            state=_STATES.get(row.state, "running"),
+            state=_STATES.get(frozen.state, "running"),
             cost=Cost(**result.get("cost", attrs["cost"])),
             values=result.get("values", {}),
             reasons=tuple(result.get("reasons", ())),
             generation=attrs.get("generation"),
         )
-        if row.state not in UNFINISHED:
-            self._finished[row.number] = trial
+        if frozen.state not in UNFINISHED:
+            self._finished[frozen.number] = trial
         return trial
 
     def _points(self, trials: Sequence[Trial]) -> Any:
@@ -311,12 +310,14 @@ class Study:
                 constraints=shares or None,
             )
         )
-        rows = self._rows()
-        mine = next(row for row in reversed(rows) if record(row)["token"] == token)
-        earlier = [row for row in rows if row.number < mine.number]
-        ancestors = ancestors_of(mine, rows)
+        stored = self._stored()
+        mine = next(frozen for frozen in reversed(stored) if made_of(frozen)["token"] == token)
+        earlier = [frozen for frozen in stored if frozen.number < mine.number]
+        ancestors = ancestors_of(mine, stored)
         reason = None
-        if any(row.number not in ancestors and tuple(record(row)["genes"]) == genes for row in earlier):
+        if any(
+            frozen.number not in ancestors and tuple(made_of(frozen)["genes"]) == genes for frozen in earlier
+        ):
             reason = "another worker was first with this Arch"
         elif limit is not None and not ancestors and num_taken(earlier) >= limit:
             reason = "another worker took the last place"
@@ -326,30 +327,30 @@ class Study:
         self._close_failed(mine.number)
         return None
 
-    def _retry_dead(self, rows: Sequence[FrozenTrial]) -> Trial | None:
+    def _retry_dead(self, stored: Sequence[FrozenTrial]) -> Trial | None:
         """Close the running Trials of dead workers and start the first of them again."""
-        again = {record(row).get("retry_of") for row in rows}
-        for row in rows:
-            if row.state not in UNFINISHED or not is_dead(row):
+        again = {made_of(frozen).get("retry_of") for frozen in stored}
+        for frozen in stored:
+            if frozen.state not in UNFINISHED or not is_dead(frozen):
                 continue
-            attempt = record(row)["attempt"]
-            if row.number in again:  # the worker that ran it again died before closing it
-                self._close_failed(row.number)
+            attempt = made_of(frozen)["attempt"]
+            if frozen.number in again:  # the worker that ran it again died before closing it
+                self._close_failed(frozen.number)
             elif attempt >= MAX_ATTEMPTS:
                 reason = f"its worker died {attempt} times"
-                logger.warning("trial %d is left as failed: %s", row.number, reason)
-                self._storage.set_trial_user_attr(self._id(row.number), "result", {"reasons": [reason]})
-                self._close_failed(row.number)
+                logger.warning("trial %d is left as failed: %s", frozen.number, reason)
+                self._storage.set_trial_user_attr(self._id(frozen.number), "result", {"reasons": [reason]})
+                self._close_failed(frozen.number)
             else:
-                logger.warning("trial %d lost its worker; the same Arch is run again", row.number)
-                kept = {name: record(row)[name] for name in ("proposal", "generation")}
-                attrs = {**kept, "attempt": attempt + 1, "retry_of": row.number}
+                logger.warning("trial %d lost its worker; the same Arch is run again", frozen.number)
+                kept = {name: made_of(frozen)[name] for name in ("proposal", "generation")}
+                attrs = {**kept, "attempt": attempt + 1, "retry_of": frozen.number}
                 # The new Trial first: a kill between the two leaves a link that the next worker follows. Where
                 # another worker's trial of the same Arch stands in the way, that one may itself be on its way
                 # out (it found the dead trial under a lower number): the dead trial stays for the next to ask.
-                claimed = self._claim(tuple(record(row)["genes"]), attrs, None)
+                claimed = self._claim(tuple(made_of(frozen)["genes"]), attrs, None)
                 if claimed is not None:
-                    self._close_failed(row.number)
+                    self._close_failed(frozen.number)
                     return claimed
         return None
 
@@ -361,10 +362,10 @@ class Study:
         result: Mapping[str, Any],
         numbers: Sequence[float] | None,
     ) -> bool:
-        told = {**result, "cost": {**counted(cost), "latency_ms": dict(cost.latency_ms)}}
+        outcome = {**result, "cost": {**counted(cost), "latency_ms": dict(cost.latency_ms)}}
         trial_id = self._id(trial.number)
         try:
-            self._storage.set_trial_user_attr(trial_id, "result", told)
+            self._storage.set_trial_user_attr(trial_id, "result", outcome)
             if cost.latency_ms and self.problem.budget.latency_targets:
                 handle = optuna.Trial(self._study, trial_id)
                 for limit in self.problem.budget.limits:
@@ -397,3 +398,79 @@ class Study:
 
     def _id(self, number: int) -> int:
         return self._storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
+
+
+def proposal_rng(seed: int, index: int) -> random.Random:
+    """The generator of proposal `index`: the same in every process, and after a resume."""
+    return random.Random(f"{seed}/{index}")
+
+
+def made_of(frozen: FrozenTrial) -> dict[str, Any]:
+    """What `Study` wrote into the trial when it was made: proposal, genes, cost, lease and links."""
+    value: dict[str, Any] = frozen.user_attrs["trial"]
+    return value
+
+
+def counted(cost: Cost) -> dict[str, int]:
+    """The part of a Cost that is known without measuring."""
+    return {"macs": cost.macs, "params": cost.params, "memory_bytes": cost.memory_bytes}
+
+
+def missed(trial: Trial, budget: Budget) -> list[str]:
+    """The text of each limit that a rejected Trial missed; other reasons stand as they are."""
+    if trial.state != "rejected":
+        return []
+    return [str(li) for li in budget.limits if _share(li, trial.cost) > 0] or list(trial.reasons)
+
+
+def _share(limit: Limit, cost: Cost) -> float:
+    """By how much the limit is missed; 0 for a latency that was not measured, as counting decided before."""
+    if limit.quantity == "latency" and limit.target not in cost.latency_ms:
+        return 0.0
+    return limit.violation(cost.value(limit.quantity, limit.target))
+
+
+def num_taken(stored: Sequence[FrozenTrial]) -> int:
+    """Places of a limited search that are taken: scored or running Archs, a run again counting once."""
+    again = {made_of(frozen).get("retry_of") for frozen in stored}
+    taken = (TrialState.COMPLETE, *UNFINISHED)
+    return sum(frozen.state in taken and frozen.number not in again for frozen in stored)
+
+
+def ancestors_of(mine: FrozenTrial, stored: Sequence[FrozenTrial]) -> set[int]:
+    """The numbers of the Trials that this one runs again."""
+    links = {frozen.number: made_of(frozen).get("retry_of") for frozen in stored}
+    numbers: set[int] = set()
+    number = links[mine.number]
+    while number is not None:
+        numbers.add(number)
+        number = links.get(number)
+    return numbers
+
+
+def is_dead(frozen: FrozenTrial) -> bool:
+    lease = frozen.user_attrs.get("lease", made_of(frozen)["lease"])
+    if lease["until"] < time.time():
+        return True
+    return lease["host"] == this_host() and not is_alive(lease["pid"], lease.get("start", ""))
+
+
+def check_identity(study: optuna.Study, problem: Problem, seed: int) -> None:
+    """Write down what a new Study searches; refuse to go on with an old one that searched something else."""
+    space_json = json.dumps(problem.space.to_json(), sort_keys=True)
+    mine = {
+        "space": f"{problem.space.name}-{hashlib.sha256(space_json.encode()).hexdigest()[:12]}",
+        "budget": problem.budget.text,
+        "objectives": ", ".join(f"{o.name} ({o.direction})" for o in problem.objectives),
+        "seed": seed,
+    }
+    stored = study.user_attrs.get("vitnas")
+    if stored is None:
+        study.set_user_attr("vitnas", mine)
+        return
+    for name, value in mine.items():
+        if stored[name] != value:
+            raise UserError(
+                f"{name} is {value!r}; study {study.study_name!r} was made with {stored[name]!r}. "
+                "Give the same, or another study name."
+            )

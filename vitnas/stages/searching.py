@@ -62,10 +62,10 @@ def open_study(context: Context, name: str) -> Iterator[Study]:
     storage = context.run.search.storage or context.folder / "study.db"
     try:
         with Study.open(
-            storage,
+            context.space,
+            context.budget,
+            storage=storage,
             name=study_name(context, name),
-            space=context.space,
-            budget=context.budget,
             objectives=objectives(context.run.search.objectives),
             seed=context.run.seed,
         ) as study:
@@ -97,9 +97,8 @@ def run_study(context: Context, name: str, searcher: str, stage: str) -> Iterato
     with open_study(context, name) as study:
         with context.engine.together():
             search(
-                context.supernet,
+                study,
                 evaluator,
-                study=study,
                 searcher=SEARCHERS[searcher].sized(wanted, lambda: _answers(context)),
                 num_trials=wanted,
                 latency_meter=context.meters or None,
