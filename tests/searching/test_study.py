@@ -205,10 +205,10 @@ def test_a_retry_that_meets_a_trial_on_its_way_out_is_not_lost() -> None:
     dead = lost.ask(RandomSearch())
     assert dead is not None
     lost.release(dead)
-    row = lost._rows()[0]
+    row = lost._stored()[0]
     attrs = {**made_of(row), "token": "third", "lease": third._lease(600.0)}
     third._study.add_trial(create_trial(state=TrialState.RUNNING, user_attrs={"trial": attrs}))
-    assert other._retry_dead(other._rows()) is None
+    assert other._retry_dead(other._stored()) is None
     third._storage.set_trial_user_attr(third._id(1), "dropped", "another worker was first with this Arch")
     third._close_failed(1)
     again = other.ask(RandomSearch())
@@ -220,7 +220,7 @@ def test_the_same_arch_asked_by_two_workers_goes_to_the_first() -> None:
     """Both proposed from the same history; the second finds the first one's trial and asks again."""
     storage = InMemoryStorage()
     one, two = open_micro(storage), open_micro(storage)
-    stale = two._rows()
+    stale = two._stored()
     first = one.ask(RandomSearch())
     assert first is not None
     real, calls = two._rows, []
@@ -241,7 +241,7 @@ def test_the_last_place_goes_to_one_worker() -> None:
     storage = InMemoryStorage()
     one, two = open_micro(storage), open_micro(storage)
     run(one, 2)
-    stale = two._rows()
+    stale = two._stored()
     assert one.ask(RandomSearch(), limit=3) is not None
     real, calls = two._rows, []
 

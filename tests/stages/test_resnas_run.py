@@ -18,7 +18,7 @@ from vitnas.model.named import ArchFile
 from vitnas.recipes import RECIPES
 from vitnas.records import Result, Results
 from vitnas.sample import Given, Spread
-from vitnas.stages.context import make_space
+from vitnas.stages.opened import make_space
 from vitnas.train import metrics
 
 RESNAS = {
@@ -185,7 +185,7 @@ def test_a_teacher_of_colour_images_is_refused_for_grey_ones(
 
 
 def test_a_trained_model_teaches(finished: Path, tmp_path: Path) -> None:
-    from vitnas.stages.tasks import load_teacher
+    from vitnas.stages.training import load_teacher
 
     teacher = load_teacher(str(finished / "models" / "chosen"), 10)
     assert teacher(torch.zeros(1, 1, 8, 8)).shape == (1, 10)

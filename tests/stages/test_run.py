@@ -21,7 +21,7 @@ from vitnas.data import EvalBatches, Readings, open_data
 from vitnas.model.named import ArchFile
 from vitnas.records import ExportRecord, Manifest, Result, Results
 from vitnas.searching import SearchRecord
-from vitnas.stages.models import spread
+from vitnas.stages.models import evenly
 from vitnas.train import metrics
 
 FILES = """run.yaml manifest.json space.json feasibility.json metrics.jsonl supernet.safetensors study.db search.json
@@ -220,6 +220,6 @@ def test_ranked_archs_are_spread_from_best_to_worst() -> None:
             self.number, self.values = number, {"accuracy": number / 10}
 
     trials = [Scored(n) for n in range(9)]
-    assert [t.number for t in spread(trials, 3)] == [0, 4, 8]  # type: ignore[arg-type]
-    assert len(spread(trials[:2], 3)) == 2  # type: ignore[arg-type]
-    assert len(spread(trials, 1)) == 1  # type: ignore[arg-type]
+    assert [t.number for t in evenly(trials, 3)] == [0, 4, 8]  # type: ignore[arg-type]
+    assert len(evenly(trials[:2], 3)) == 2  # type: ignore[arg-type]
+    assert len(evenly(trials, 1)) == 1  # type: ignore[arg-type]

@@ -20,8 +20,7 @@ from vitnas.records import Results
 from vitnas.sample import Found
 from vitnas.searching import feasibility
 from vitnas.space import VitasSpace
-from vitnas.stages.context import make_space
-from vitnas.stages.sampler import make_sampler
+from vitnas.stages.opened import Opened, make_space
 from vitnas.supernet import Supernet
 
 VITAS: dict[str, str | None] = {
@@ -97,12 +96,10 @@ def test_the_supernet_has_the_private_tensors(finished: Path) -> None:
 
 
 def test_both_sides_were_trained_with_the_probability_found(finished: Path) -> None:
-    from vitnas.stages import Context
-
     assert SIDES == {0, 1}
-    context = Context(make_run(str(finished / "run.yaml"), {}), finished)
-    assert context.supernet.sides == 2
-    assert getattr(make_sampler(context), "prob", None) == Found.read(finished).prob
+    opened = Opened(make_run(str(finished / "run.yaml"), {}), finished)
+    assert opened.inherited.supernet.sides == 2
+    assert getattr(opened.sampler.make(), "prob", None) == Found.read(finished).prob
 
 
 def test_a_second_run_of_the_same_does_nothing(finished: Path) -> None:

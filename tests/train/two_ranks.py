@@ -21,7 +21,7 @@ from vitnas.errors import UserError
 from vitnas.sample import Draw, Moment, Uniform
 from vitnas.searching import Study, search
 from vitnas.space import autoformer
-from vitnas.stages import Context, Run
+from vitnas.stages import Opened, Run
 from vitnas.supernet import Supernet
 from vitnas.train import Batch, Classification, Engine, TrainConfig, fit, step_rng
 from vitnas.train.metrics import MonitoredArch
@@ -140,7 +140,7 @@ def searching(engine: Engine, folder: Path) -> dict[str, object]:
 
 def once(folder: Path) -> dict[str, object]:
     """Only the first process makes a file; the other sees it when `once` returns."""
-    context, made = Context(Run(device="cpu"), folder), []
+    work, made = Opened(Run(device="cpu"), folder).work, []
     path = folder / "once.txt"
 
     def make() -> None:
@@ -148,8 +148,8 @@ def once(folder: Path) -> dict[str, object]:
         made.append(1)
         path.write_text("made")
 
-    context.once(path, make)
-    return {"made": len(made), "there": path.exists(), "tells": type(context.progress).__name__}
+    work.once(path, make)
+    return {"made": len(made), "there": path.exists(), "tells": type(work.progress).__name__}
 
 
 def told(engine: Engine) -> dict[str, object]:

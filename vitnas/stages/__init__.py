@@ -1,4 +1,4 @@
-"""Stages of a run folder. Each reads files, writes files, and does nothing when its result is there.
+"""Stages of a run folder. Each is given the parts of a run that it needs, reads files and writes files.
 
 `STAGES` lists them in order; `vitnas run` does them all.
 """
@@ -6,24 +6,82 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
 
-from vitnas.stages.context import Context
+from vitnas.records import Correlation, ExportRecord, LatencyRecord, Result, Results, SamplerSummary
+from vitnas.searching import SearchRecord
 from vitnas.stages.finish import export_chosen, final_table, measure
 from vitnas.stages.models import train_models
+from vitnas.stages.opened import Opened
 from vitnas.stages.prepare import prepare
 from vitnas.stages.run import Run
-from vitnas.stages.searching import search_archs
-from vitnas.stages.supernet import train_supernet
+from vitnas.stages.searching import WEIGHTS, search_archs
+from vitnas.stages.supernet import tell_sampler, train_supernet
 
-STAGES: dict[str, Callable[[Context], Any]] = {
-    "prepare": prepare,
-    "train": train_supernet,
-    "search": search_archs,
-    "retrain": train_models,
-    "export": export_chosen,
-    "bench": measure,
-    "evaluate": final_table,
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage: what it does with which parts of a run, and the files in the run folder that it is done with."""
+
+    do: Callable[[Opened], object]
+    makes: Callable[[Run], tuple[str, ...]]
+
+    def __call__(self, opened: Opened) -> None:
+        """Do it, unless all that it makes is there."""
+
+        def is_done() -> bool:
+            return all((opened.folder / name).exists() for name in self.makes(opened.run))
+
+        with opened.engine.together():
+            if not opened.engine.from_first(is_done):  # all processes do it, or none
+                self.do(opened)
+
+
+def _train(opened: Opened) -> None:
+    run = opened.run
+    if not opened.engine.from_first((opened.folder / WEIGHTS).exists):
+        train_supernet(
+            opened.work,
+            opened.images,
+            opened.new_supernet(),
+            opened.sampler,
+            run.task,
+            run.supernet,
+            run.pretrained,
+        )
+    if run.sampler.answers:
+        tell_sampler(opened.work, opened.sampler, opened.inherited)
+
+
+def _search(opened: Opened) -> None:
+    search_archs(
+        opened.searches,
+        opened.inherited,
+        lambda: opened.sampler.answers(opened.budget),
+        kind=opened.run.space.kind,
+        recipe=opened.run.recipe,
+    )
+
+
+def _models(run: Run) -> tuple[str, ...]:
+    roles = ("chosen", *run.retrain.baselines)
+    return (
+        *(f"models/{role}/{Result.FILE}" for role in roles),
+        *((Correlation.FILE,) if run.retrain.rank_archs else ()),
+    )
+
+
+STAGES: dict[str, Stage] = {
+    "train": Stage(_train, lambda run: (WEIGHTS, *((SamplerSummary.FILE,) if run.sampler.answers else ()))),
+    "search": Stage(_search, lambda run: (SearchRecord.FILE,)),
+    "retrain": Stage(lambda run: train_models(run.models, run.searches, run.inherited), _models),
+    "export": Stage(
+        lambda run: export_chosen(run.models, run.run.export), lambda run: (f"export/{ExportRecord.FILE}",)
+    ),
+    "bench": Stage(
+        lambda run: measure(run.models, run.run.export), lambda run: (f"export/{LatencyRecord.FILE}",)
+    ),
+    "evaluate": Stage(lambda run: final_table(run.models), lambda run: (Results.FILE, "report.html")),
 }
 
-__all__ = ["STAGES", "Context", "Run"]
+__all__ = ["STAGES", "Opened", "Run", "Stage", "prepare"]

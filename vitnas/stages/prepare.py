@@ -10,16 +10,14 @@ from pathlib import Path
 from vitnas.measure.environment import environment, git_commit
 from vitnas.records import GeneRecord, Manifest, SpaceRecord
 from vitnas.runs import RunFile
-from vitnas.searching import Feasibility, feasibility
-from vitnas.stages.context import Context
-from vitnas.stages.sampler import check_sampler, settle_sampler
-from vitnas.stages.searching import open_study
-from vitnas.stages.tasks import make_task
+from vitnas.searching import SEARCHERS, Feasibility, feasibility
+from vitnas.stages.opened import Opened
+from vitnas.stages.training import make_task
 from vitnas.train.optim import make_optimizer, make_schedule
 from vitnas.train.teacher import Pixels
 
 
-def prepare(context: Context) -> Feasibility:
+def prepare(opened: Opened) -> Feasibility:
     """Check the data, the Space and the Budget before any expensive work; write manifest, space and feasibility.
 
     Returns:
@@ -28,32 +26,27 @@ def prepare(context: Context) -> Feasibility:
     Raises:
         UserError: whatever is wrong, in one sentence; an impossible budget comes with the feasible range.
     """
-    run, folder = context.run, context.folder
+    run, folder = opened.run, opened.folder
     files: list[type[RunFile]] = [Manifest, SpaceRecord, Feasibility]
     if run.sampler.settles and not run.sampler.is_settled:
         files.append(run.sampler.settles)
     if (folder / "run.yaml").exists() and all(file.exists(folder) for file in files):
         return Feasibility.read(folder)
-    space, budget = context.space, context.budget
+    data, space, budget = opened.images.data, opened.space, opened.budget
     for config in (run.supernet, run.retrain.train):  # what is unknown shows now, not in an hour
-        make_schedule(make_optimizer(context.new_supernet(), config), config, 100, 10)
-    task, teacher = make_task(
-        run,
-        augment=context.augment,
-        num_classes=context.data.num_classes,
-        grid=space.largest().grids[-1],
-    )
+        make_schedule(make_optimizer(opened.new_supernet(), config), config, 100, 10)
+    task, teacher = make_task(run.task, data, space.largest().grids[-1])
     if teacher is not None:
-        teacher.check(task.wants_taught, Pixels(context.data.mean, context.data.std))
+        teacher.check(task.wants_taught, Pixels(data.mean, data.std))
     if run.search.storage is not None:
-        with open_study(context, "search"):
+        with opened.searches.open():
             pass
     # One process, so that clocks are not disturbed by the others'.
-    table: Feasibility = context.engine.from_first(
-        lambda: feasibility(space, budget, seed=run.seed, latency_meter=context.meters or None)
+    table: Feasibility = opened.engine.from_first(
+        lambda: feasibility(space, budget, seed=run.seed, latency_meter=opened.meters or None)
     )
-    settle_sampler(context)
-    check_sampler(context)
+    opened.sampler.settle(budget, opened.meters)
+    opened.sampler.check(budget if SEARCHERS[run.search.searcher].asks_sampler else None)
 
     def write() -> None:
         SpaceRecord(
@@ -64,21 +57,21 @@ def prepare(context: Context) -> Feasibility:
         ).write(folder)
         table.write(folder)
         if not Manifest.exists(folder):
-            manifest(context).write(folder)
+            manifest(opened).write(folder)
 
-    context.engine.from_first(write)
+    opened.engine.from_first(write)
     return table
 
 
-def manifest(context: Context) -> Manifest:
+def manifest(opened: Opened) -> Manifest:
     """Versions, host, seed, data, command."""
     return Manifest(
         command=shlex.join(["vitnas", *sys.argv[1:]]),
         started=datetime.now(UTC).isoformat(timespec="seconds"),
-        seed=context.run.seed,
-        processes=context.engine.world,
-        device=str(context.engine.device),
+        seed=opened.run.seed,
+        processes=opened.engine.world,
+        device=str(opened.engine.device),
         git=git_commit(Path.cwd()),
-        data=context.data.fingerprint(),
+        data=opened.images.data.fingerprint(),
         environment=environment(),
     )

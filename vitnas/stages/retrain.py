@@ -10,14 +10,13 @@ from vitnas.arch import Arch
 from vitnas.errors import UserError
 from vitnas.model.named import ArchFile, Named, find_arch
 from vitnas.records import Result
-from vitnas.stages.context import Context
-from vitnas.stages.models import train_role
+from vitnas.stages.models import Models
 from vitnas.stages.run import BASELINES
 
 RESERVED = ("chosen", *BASELINES)
 
 
-def retrain(context: Context, arch: Arch | str, role: str | None = None) -> Path:
+def retrain(models: Models, arch: Arch | str, role: str | None = None) -> Path:
     """Train `arch` from scratch by the run's `retrain.train`, as the run trains its own models; returns its folder.
 
     It continues where it stopped, and does nothing when the result is there. A model that is trained before the
@@ -37,19 +36,22 @@ def retrain(context: Context, arch: Arch | str, role: str | None = None) -> Path
             f"role is {role!r}; it must be a word of letters, digits, '.', '_' and '-', and none of "
             f"{', '.join(RESERVED)}, which the run trains by itself. Use role=mine."
         )
-    data, heads = context.data, context.run.task.heads
+    data, heads = models.images.data, models.task.heads
     fitted = named.fitted(image_size=data.image_size, in_chans=data.in_chans, num_classes=data.num_classes)
     # Heads that the task does not train would stay random, and a distillation token's speaks in every answer.
     fitted = replace(fitted, patch_head="patch_head" in heads, distill_token="distill_token" in heads)
-    folder = context.folder / "models" / role
-    context.engine.wait()
+    folder, work = models.folder(role), models.work
+    work.engine.wait()
     if _is_taken(folder, fitted):
         raise UserError(
             f"role {role!r} is taken: {folder} is of another model. Give another role=NAME, or delete that folder."
         )
     # Before the training too, so that two Archs never mix under one name.
-    context.once(ArchFile.path(folder), lambda: ArchFile(fitted).write(folder))
-    train_role(context, role, lambda: (fitted, None), asked=named.name)
+    work.once(ArchFile.path(folder), lambda: ArchFile(fitted).write(folder))
+    if not Result.exists(folder):
+        stage = f"retrain/{role}"
+        model = models.fresh(fitted, stage)
+        models.train_role(role, model, models.config.train, stage, start="scratch", asked=named.name)
     return folder
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -18,13 +20,12 @@ from vitnas.measure.latency import LatencyMeter
 from vitnas.measure.target import parse_target
 from vitnas.records import Compared, Sample, SamplerLatency, SamplerSummary
 from vitnas.runs import RunFile, to_json, write_with
-from vitnas.sample import Focus, Given, Sampler
-from vitnas.searching import SEARCHERS
+from vitnas.sample import Focus, Given, Sampler, SamplerConfig
+from vitnas.searching import Evaluator
 from vitnas.searching.latency import LatencyModel, measure_ms
 from vitnas.searching.problem import Problem
 from vitnas.space import Genes, Space
-from vitnas.stages.context import Context
-from vitnas.train import evaluate
+from vitnas.stages.work import RunImages, Work
 from vitnas.train.checkpoint import load_checkpoint
 
 NUM_DRAWS = 512  # of the policy per answer; free, as costs are a table and scores a model
@@ -33,121 +34,127 @@ REACH = 0.85  # budgets asked of the policy start at this share of the limit: it
 COMPARED = 8  # Archs per side and budget, in the comparison with random ones of equal cost
 
 
-def make_sampler(context: Context, *, learns: bool = True) -> Sampler:
-    """The run's Sampler, untrained. One of latency needs a few Archs timed first (sampler_latency.json).
+@dataclass(frozen=True)
+class RunSampler:
+    """The sampler of a run: made for training; if it learns, kept in sampler.safetensors and asked for a budget."""
 
-    Args:
-        learns: from held-out images; without, it is only to be asked.
-    """
-    config, settled = context.run.sampler, None
-    if not config.is_settled and config.settles:
-        settled = config.settles.read(context.folder)
-    return config.build(
-        context.space,
-        Given(
-            images=context.holdout if learns else None,
-            cost_of=lambda target: _latency(context, target).cost_of(context.space),
-            settled=settled,
-            seed=context.run.seed,
-        ),
-    )
+    work: Work
+    config: SamplerConfig
+    space: Space
+    images: RunImages
 
+    @property
+    def path(self) -> Path:
+        """Where one that learned is kept."""
+        return self.work.folder / "sampler.safetensors"
 
-def check_sampler(context: Context) -> None:
-    """Refuse, before any training, a sampler that cannot be, or that could not answer the run's Budget.
+    @property
+    def has_answers(self) -> bool:
+        """It was trained and can be asked."""
+        return self.config.answers and self.path.exists()
 
-    Raises:
-        UserError: the space's costs do not differ; the search asks the sampler and the Budget has no upper bound on
-            what it learns, or one outside.
-    """
-    sampler = make_sampler(context, learns=False)
-    if SEARCHERS[context.run.search.searcher].asks_sampler:
-        assert isinstance(sampler, Focus)
-        limit_of(sampler, context.budget)
+    def make(self, *, learns: bool = True) -> Sampler:
+        """The Sampler, untrained. One of latency needs a few Archs timed first (sampler_latency.json).
 
-
-def settle_sampler(context: Context) -> None:
-    """Find what the sampler needs to know before any training and write it (identity.json), where it needs anything.
-
-    Raises:
-        UserError: no probability meets the Budget (with the range that can be met), or the space has no identity.
-    """
-    config = context.run.sampler
-    file = None if config.is_settled else config.settles
-    if file is None:
-        return
-
-    def find() -> RunFile:
-        if not file.exists(context.folder):
-            measures = {
-                target: partial(measure_ms, meter, build=None) for target, meter in context.meters.items()
-            }
-            found = config.settle(context.space, context.budget, seed=context.run.seed, measures=measures)
-            found.write(context.folder)
-        return file.read(context.folder)
-
-    # One process, as the others need the same answer and its clocks undisturbed.
-    context.progress.note(str(context.engine.from_first(find)))
-
-
-def _latency(context: Context, target: str) -> LatencyModel:
-    folder, space = context.folder, to_json(context.space)
-
-    def fit() -> LatencyModel:
-        known = SamplerLatency.read(folder) if SamplerLatency.exists(folder) else None
-        # A run that was refused leaves its times behind; those of another target or space would be wrong.
-        if known is None or (known.target, known.space) != (target, space):
-            meter = LatencyMeter(target, runs=30, seconds=0.5, cache={})
-            model = LatencyModel.fit(context.space, meter, None, seed=context.run.seed)
-            known = SamplerLatency(target, space, model)
-            known.write(folder)
-        return known.model
-
-    found: LatencyModel = context.engine.from_first(fit)
-    return found
-
-
-def save_sampler(focus: Focus, folder: Path) -> None:
-    """Write sampler.safetensors, in one step."""
-    meta = {"vitnas": json.dumps({"genes": genes_mark(focus.space), "quantity": focus.config.quantity})}
-    tensors = {f"sampler/{name}": value.detach().contiguous() for name, value in focus.tensors().items()}
-    write_with(folder / "sampler.safetensors", lambda file: save_file(tensors, file, metadata=meta))
-
-
-def load_sampler(context: Context) -> Focus:
-    """The run's trained sampler.
-
-    Raises:
-        UserError: the run has none, or the genes of its space are not those that it was trained on.
-    """
-    path = context.folder / "sampler.safetensors"
-    if not has_answers(context):
-        raise UserError(
-            f"{context.folder} has no learned sampler (sampler.kind is {context.run.sampler.kind!r}); train a "
-            "supernet with sampler.kind=focus, or ask the finished search."
+        Args:
+            learns: from held-out images; without, it is only to be asked.
+        """
+        settles = None if self.config.is_settled else self.config.settles
+        return self.config.build(
+            self.space,
+            Given(
+                images=self.images.holdout if learns else None,
+                cost_of=lambda target: self._latency(target).cost_of(self.space),
+                settled=settles.read(self.work.folder) if settles else None,
+                seed=self.work.seed,
+            ),
         )
-    parts, meta = load_checkpoint(path)
-    focus = make_sampler(context, learns=False)
-    assert isinstance(focus, Focus)
-    if meta["genes"] != genes_mark(focus.space):
-        raise UserError(
-            f"{path} was trained on other genes than those of {focus.space.name} now; an answer would mean "
-            "nothing. Train "
-            "the supernet again in a new folder."
-        )
-    config, had = focus.config, (meta["quantity"], len(parts["sampler"]["policy.budget"]))
-    if had != (config.quantity, config.anchors):
-        raise UserError(
-            f"{path} was trained for {had[0]} with {had[1]} anchors; run.yaml has sampler.quantity {config.quantity!r} "
-            f"and {config.anchors} anchors. Set them back."
-        )
-    focus.restore(parts["sampler"])
-    return focus
 
+    def settle(self, budget: Budget, meters: Mapping[str, LatencyMeter]) -> None:
+        """Find what it needs to know before any training and write it (identity.json), where it needs anything.
 
-def has_answers(context: Context) -> bool:
-    """The run has trained a sampler that can be asked."""
-    return context.run.sampler.answers and (context.folder / "sampler.safetensors").exists()
+        Raises:
+            UserError: no probability meets the Budget (with the range that can be met), or the space has no identity.
+        """
+        folder, file = self.work.folder, self.config.settles
+        if file is None or self.config.is_settled:
+            return
+
+        def find() -> RunFile:
+            if not file.exists(folder):
+                measures = {
+                    target: partial(measure_ms, meter, build=None) for target, meter in meters.items()
+                }
+                self.config.settle(self.space, budget, seed=self.work.seed, measures=measures).write(folder)
+            return file.read(folder)
+
+        # One process, as the others need the same answer and its clocks undisturbed.
+        self.work.progress.note(str(self.work.engine.from_first(find)))
+
+    def check(self, budget: Budget | None) -> None:
+        """Refuse, before any training, a sampler that cannot be, or that could not answer `budget`.
+
+        Raises:
+            UserError: the space's costs do not differ; the Budget has no upper bound on what it learns, or one outside.
+        """
+        sampler = self.make(learns=False)
+        if budget is not None:
+            assert isinstance(sampler, Focus)
+            limit_of(sampler, budget)
+
+    def save(self, focus: Focus) -> None:
+        """Write sampler.safetensors, in one step."""
+        meta = {"vitnas": json.dumps({"genes": genes_mark(focus.space), "quantity": focus.config.quantity})}
+        tensors = {f"sampler/{name}": value.detach().contiguous() for name, value in focus.tensors().items()}
+        write_with(self.path, lambda file: save_file(tensors, file, metadata=meta))
+
+    def load(self) -> Focus:
+        """The trained sampler.
+
+        Raises:
+            UserError: the run has none, or the genes of its space are not those that it was trained on.
+        """
+        if not self.has_answers:
+            raise UserError(
+                f"{self.work.folder} has no learned sampler (sampler.kind is {self.config.kind!r}); train a supernet "
+                "with sampler.kind=focus, or ask the finished search."
+            )
+        parts, meta = load_checkpoint(self.path)
+        focus = self.make(learns=False)
+        assert isinstance(focus, Focus)
+        if meta["genes"] != genes_mark(focus.space):
+            raise UserError(
+                f"{self.path} was trained on other genes than those of {focus.space.name} now; an answer would mean "
+                "nothing. Train the supernet again in a new folder."
+            )
+        config, had = focus.config, (meta["quantity"], len(parts["sampler"]["policy.budget"]))
+        if had != (config.quantity, config.anchors):
+            raise UserError(
+                f"{self.path} was trained for {had[0]} with {had[1]} anchors; run.yaml has sampler.quantity "
+                f"{config.quantity!r} and {config.anchors} anchors. Set them back."
+            )
+        focus.restore(parts["sampler"])
+        return focus
+
+    def answers(self, budget: Budget) -> list[Genes]:
+        """See `answers`."""
+        return answers(self.load(), budget, seed=self.work.seed)
+
+    def _latency(self, target: str) -> LatencyModel:
+        folder, space = self.work.folder, to_json(self.space)
+
+        def fit() -> LatencyModel:
+            known = SamplerLatency.read(folder) if SamplerLatency.exists(folder) else None
+            # A run that was refused leaves its times behind; those of another target or space would be wrong.
+            if known is None or (known.target, known.space) != (target, space):
+                meter = LatencyMeter(target, runs=30, seconds=0.5, cache={})
+                model = LatencyModel.fit(self.space, meter, None, seed=self.work.seed)
+                known = SamplerLatency(target, space, model)
+                known.write(folder)
+            return known.model
+
+        found: LatencyModel = self.work.engine.from_first(fit)
+        return found
 
 
 def genes_mark(space: Space) -> str:
@@ -226,30 +233,24 @@ def _moved(focus: Focus, problem: Problem, drawn: list[Genes], seed: int) -> lis
     return [moved[place] for place in np.argsort(-guess, kind="stable").tolist()]
 
 
-def summarise(context: Context, focus: Focus, num_budgets: int = 3) -> SamplerSummary:
-    """What the policy prefers per budget, and its Archs against random ones of equal cost (held-out
-    images, inherited weights)."""
+def summarise(focus: Focus, score: Evaluator, seed: int, num_budgets: int = 3) -> SamplerSummary:
+    """What the policy prefers per budget, and its Archs against random ones of equal cost, by `score`."""
     budgets = np.asarray(focus.spaced(num_budgets + 2)[1:-1])
     compared = []
     for budget in budgets.tolist():
-        mine = focus.ask(torch.full((COMPARED,), budget), seed=context.run.seed)
-        others = focus.uniform_near(focus.cost_of(mine), seed=context.run.seed + 1)
-        scores = {
-            side: [
-                evaluate(context.supernet, context.holdout, focus.space.arch_of(tuple(row))).accuracy
-                for row in genes
-            ]
-            for side, genes in (("policy", mine.tolist()), ("random", others.tolist()))
-        }
-        sides = {side: Sample(float(np.mean(v)), float(np.std(v)), len(v)) for side, v in scores.items()}
+        mine = focus.ask(torch.full((COMPARED,), budget), seed=seed)
+        others = focus.uniform_near(focus.cost_of(mine), seed=seed + 1)
+        sides = {}
+        for side, genes in (("policy", mine.tolist()), ("random", others.tolist())):
+            found = [score(focus.space.arch_of(tuple(row)))["accuracy"] for row in genes]
+            sides[side] = Sample(float(np.mean(found)), float(np.std(found)), len(found))
         compared.append(Compared(budget, float(np.mean(focus.cost_of(mine)) / budget), **sides))
-    preferences = focus.preferences(seed=context.run.seed)
     return SamplerSummary(
         quantity=focus.config.quantity,
         low=focus.low,
         high=focus.high,
         budgets=tuple(focus.policy.anchors),
         options={gene.name: tuple(gene.options) for gene in focus.space.genes},
-        preferences={name: tuple(map(tuple, rows)) for name, rows in preferences.items()},
+        preferences={name: tuple(map(tuple, rows)) for name, rows in focus.preferences(seed=seed).items()},
         compared=tuple(compared),
     )

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from optuna.exceptions import StorageInternalError
 
 from vitnas.arch import Arch
+from vitnas.budget import Budget
 from vitnas.data import EvalBatches, require_not_test
 from vitnas.errors import UserError
 from vitnas.exporting import save_timm
 from vitnas.extraction import extract
+from vitnas.measure.latency import LatencyMeter
 from vitnas.model.named import ArchFile, Chosen
 from vitnas.runs import writing
-from vitnas.searching import SEARCHERS, Objective, SearchRecord, Study, Trial, search
-from vitnas.space import Genes
-from vitnas.stages.context import Context
-from vitnas.stages.run import lasting, plain
-from vitnas.stages.sampler import answers, load_sampler
+from vitnas.searching import SEARCHERS, Evaluator, Objective, SearchRecord, Study, Trial, search
+from vitnas.space import Genes, Space
+from vitnas.stages.run import SearchConfig
+from vitnas.stages.work import RunImages, Work, load_weights
 from vitnas.supernet import Supernet
 from vitnas.train import evaluate
 
@@ -38,121 +39,164 @@ class SupernetEvaluator:
         return {"accuracy": score.accuracy, "loss": score.loss}
 
 
-def objectives(names: tuple[str, ...]) -> tuple[Objective, ...]:
-    """`accuracy` up, costs down."""
-    return tuple(Objective(name, "maximize" if name == "accuracy" else "minimize") for name in names)
+WEIGHTS = "supernet.safetensors"
 
 
-def study_name(context: Context, name: str) -> str:
-    """`name` in the run's own file; in a storage that runs may share, with a mark of the run, as another supernet's
-    scores are not comparable."""
-    if context.run.search.storage is None:
-        return name
-    fields = json.dumps(lasting(plain(context.run)), sort_keys=True)
-    return f"{name}-{hashlib.sha256(fields.encode()).hexdigest()[:12]}"
+class Inherited:
+    """The trained supernet of a run, read when it is first used, and the Archs with its weights (front/<arch id>/)."""
+
+    def __init__(self, work: Work, images: RunImages, make: Callable[[], Supernet]) -> None:
+        self.work, self.images, self._make = work, images, make
+
+    @cached_property
+    def supernet(self) -> Supernet:
+        supernet = self._make()
+        load_weights(supernet, self.work.folder / WEIGHTS, "vitnas train")
+        return supernet.to(self.work.engine.device).eval()
+
+    @cached_property
+    def evaluator(self) -> SupernetEvaluator:
+        return SupernetEvaluator(self.supernet, self.images.holdout)
+
+    def save(self, arch: Arch) -> Path:
+        """Inherited weights, config and Arch; returns their folder."""
+        folder = self.work.folder / "front" / arch.id
+        if not ArchFile.exists(folder):
+            with writing(folder):
+                save_timm(extract(self.supernet, arch), folder, **self.images.about)
+            ArchFile(arch).write(folder)
+        return folder
 
 
-@contextmanager
-def open_study(context: Context, name: str) -> Iterator[Study]:
-    """The Study of that name in the run's storage.
+@dataclass(frozen=True)
+class Searches:
+    """The searches of a run: what they are asked, and where their Studies are kept.
 
-    Raises:
-        UserError: the storage cannot be read or written, now or while the Study is open.
+    Args:
+        mark: of the run, for a storage that runs may share: another supernet's scores are not comparable.
     """
-    storage = context.run.search.storage or context.folder / "study.db"
-    try:
-        with Study.open(
-            context.space,
-            context.budget,
-            storage=storage,
-            name=study_name(context, name),
-            objectives=objectives(context.run.search.objectives),
-            seed=context.run.seed,
-        ) as study:
+
+    work: Work
+    config: SearchConfig
+    space: Space
+    budget: Budget
+    meters: Mapping[str, LatencyMeter]
+    mark: str
+
+    def name_of(self, study: str) -> str:
+        """A Study's name in the storage: its own in the run's own file."""
+        return study if self.config.storage is None else f"{study}-{self.mark}"
+
+    @contextmanager
+    def open(self, name: str = "search") -> Iterator[Study]:
+        """The Study of that name.
+
+        Raises:
+            UserError: the storage cannot be read or written, now or while the Study is open.
+        """
+        storage = self.config.storage or self.work.folder / "study.db"
+        try:
+            with Study.open(
+                self.space,
+                self.budget,
+                storage=storage,
+                name=self.name_of(name),
+                objectives=[
+                    Objective(each, "maximize" if each == "accuracy" else "minimize")
+                    for each in self.config.objectives
+                ],
+                seed=self.work.seed,
+            ) as study:
+                yield study
+        except StorageInternalError as error:
+            reason = str(error.__cause__ or error).splitlines()[0]
+            raise UserError(
+                f"{storage} cannot be used ({reason}); it must be a whole study on a disk with free space. Mend that, "
+                "or delete it and search.json to search anew, and run the same command again."
+            ) from error
+
+    @contextmanager
+    def run(
+        self, name: str, searcher: str, evaluator: Evaluator, answers: Callable[[], list[Genes]] | None = None
+    ) -> Iterator[Study]:
+        """Continue a Study until it has the run's number of scored Archs, and give it, still open.
+
+        Several processes may do so together; all of them are done when this yields.
+
+        Args:
+            answers: of a learned sampler, for a Searcher that asks one.
+        """
+        wanted = self.config.num_trials
+
+        def report(study: Study, trial: Trial) -> None:
+            scored = study.scored()
+            best = max((t.values["accuracy"] for t in scored), default=0.0)
+            text = f"best {best:.1%}, {study.num_rejected()} rejected"
+            self.work.progress.update(name.replace("_", " "), len(scored), wanted, text)
+
+        with self.open(name) as study:
+            with self.work.engine.together():
+                search(
+                    study,
+                    evaluator,
+                    searcher=SEARCHERS[searcher].sized(wanted, answers),
+                    num_trials=wanted,
+                    latency_meter=self.meters or None,
+                    on_trial=report,
+                )
             yield study
-    except StorageInternalError as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
+
+    def chosen(self) -> Trial:
+        """The Trial that search.json chose.
+
+        Raises:
+            UserError: the study does not hold it, or one of the two cannot be read.
+        """
+        chosen = SearchRecord.read(self.work.folder).chosen
+        with self.open() as study:
+            for trial in study.scored():
+                if trial.arch.id == chosen:
+                    return trial
         raise UserError(
-            f"{storage} cannot be used ({reason}); it must be a whole study on a disk with free space. Mend that, or "
-            "delete it and search.json to search anew, and run the same command again."
-        ) from error
-
-
-@contextmanager
-def run_study(context: Context, name: str, searcher: str, stage: str) -> Iterator[Study]:
-    """Continue a Study until it has the run's number of scored Archs, and give it, still open.
-
-    Several processes may do so together; all of them are done when this yields.
-    """
-    wanted = context.run.search.num_trials
-
-    def report(study: Study, trial: Trial) -> None:
-        scored = study.scored()
-        best = max((t.values["accuracy"] for t in scored), default=0.0)
-        context.progress.update(
-            stage, len(scored), wanted, f"best {best:.1%}, {study.num_rejected()} rejected"
+            f"{SearchRecord.path(self.work.folder)} chose Arch {chosen}, which the study does not hold; they must be "
+            f"of one search. Delete {SearchRecord.FILE} and run `vitnas search` again."
         )
 
-    evaluator = SupernetEvaluator(context.supernet, context.holdout)
-    with open_study(context, name) as study:
-        with context.engine.together():
-            search(
-                study,
-                evaluator,
-                searcher=SEARCHERS[searcher].sized(wanted, lambda: _answers(context)),
-                num_trials=wanted,
-                latency_meter=context.meters or None,
-                on_trial=report,
-            )
-        yield study
 
+def search_archs(
+    searches: Searches,
+    inherited: Inherited,
+    answers: Callable[[], list[Genes]],
+    *,
+    kind: str,
+    recipe: str,
+) -> None:
+    """The search of a run: study.db, search.json, chosen.json and front/<arch id>/ for every member of the front.
 
-def _answers(context: Context) -> list[Genes]:
-    return answers(load_sampler(context), context.budget, seed=context.run.seed)
-
-
-def search_archs(context: Context) -> None:
-    """The search of a run: study.db, search.json and front/<arch id>/ for every member of the front."""
-    if SearchRecord.exists(context.folder):
-        return
-    with run_study(context, "search", context.run.search.searcher, "search") as study:
+    Args:
+        answers: of a learned sampler, for a Searcher that asks one.
+        kind, recipe: of the Space and the run, for people.
+    """
+    work, config = searches.work, searches.config
+    with searches.run("search", config.searcher, inherited.evaluator, answers) as study:
         if not study.scored():
             raise UserError(
-                f"the search scored no Arch: {study.num_rejected()} missed {context.budget.text!r}. Widen the budget."
+                f"the search scored no Arch: {study.num_rejected()} missed {searches.budget.text!r}. Widen the budget."
             )
 
         def write() -> None:
             for trial in study.front():
-                save_front_member(context, trial.arch)
-            chosen_arch(context, study.best()).write(context.folder)
-            study.summary().write(context.folder)
+                inherited.save(trial.arch)
+            best = study.best()
+            Chosen.of(
+                best.arch,
+                kind,
+                macs=best.cost.macs,
+                params=best.cost.params,
+                supernet_accuracy=best.values["accuracy"],
+                budget=searches.budget.text,
+                recipe=recipe,
+            ).write(work.folder)
+            study.summary().write(work.folder)
 
-        context.engine.from_first(write)
-
-
-def chosen_arch(context: Context, trial: Trial) -> Chosen:
-    """The search's answer, for people and for `vitnas retrain FOLDER arch=chosen.json` in any run folder."""
-    return Chosen.of(
-        trial.arch,
-        context.run.space.kind,
-        macs=trial.cost.macs,
-        params=trial.cost.params,
-        supernet_accuracy=trial.values["accuracy"],
-        budget=context.budget.text,
-        recipe=context.run.recipe,
-    )
-
-
-def front_folder(context: Context, arch: Arch) -> Path:
-    """Where `arch` lies with inherited weights."""
-    return context.folder / "front" / arch.id
-
-
-def save_front_member(context: Context, arch: Arch) -> None:
-    """Inherited weights, config and Arch."""
-    folder = front_folder(context, arch)
-    if not ArchFile.exists(folder):
-        model = extract(context.supernet, arch)
-        with writing(folder):
-            save_timm(model, folder, class_names=context.data.class_names, data_config=context.data_config)
-        ArchFile(arch).write(folder)
+        work.engine.from_first(write)

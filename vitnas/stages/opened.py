@@ -1,0 +1,129 @@
+"""Opened: a run opened for work. Each part is made once, when first asked for; stages are given parts of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from vitnas.budget import Budget
+from vitnas.data import Data
+from vitnas.errors import UserError
+from vitnas.measure.latency import LatencyMeter
+from vitnas.space import SPACES, Space, SpaceConfig
+from vitnas.stages.models import Models
+from vitnas.stages.run import Run, lasting, plain
+from vitnas.stages.sampler import RunSampler
+from vitnas.stages.searching import Inherited, Searches
+from vitnas.stages.work import RunImages, Work
+from vitnas.supernet import Supernet, make_sharing
+from vitnas.train import Engine, Progress, Silent, TaskConfig
+
+
+class Opened:
+    """A Run and its folder. `run` in the command line, and the table of stages, are what holds one."""
+
+    def __init__(self, run: Run, folder: Path, progress: Progress | None = None) -> None:
+        self.run, self.folder = run, folder
+        self._progress: Progress = progress or Silent()
+        if run.threads is not None:
+            torch.set_num_threads(run.threads)
+
+    @cached_property
+    def engine(self) -> Engine:
+        run = self.run
+        return Engine(
+            precision=run.supernet.precision,
+            cpu=run.device == "cpu",
+            trackers=run.trackers,
+            folder=self.folder,
+        )
+
+    @cached_property
+    def work(self) -> Work:
+        """The first process tells; the others are silent."""
+        progress = self._progress if self.engine.is_main else Silent()
+        return Work(self.folder, self.engine, progress, self.run.seed)
+
+    @cached_property
+    def images(self) -> RunImages:
+        return RunImages(self.run.data, self.work)
+
+    @cached_property
+    def space(self) -> Space:
+        return make_space(self.run.space, self.images.data, self.run.task)
+
+    @cached_property
+    def budget(self) -> Budget:
+        return Budget.parse(self.run.budget) if self.run.budget else Budget()
+
+    @cached_property
+    def meters(self) -> dict[str, LatencyMeter]:
+        """One meter per latency target that the budget or the objectives name, quick enough for a search."""
+        named = [name.partition("@")[2] for name in self.run.search.objectives if name.startswith("latency")]
+        targets = dict.fromkeys((*self.budget.latency_targets, *filter(None, named)))
+        return {target: LatencyMeter(target, runs=30, seconds=0.5, cache={}) for target in targets}
+
+    def new_supernet(self) -> Supernet:
+        sharing = make_sharing(
+            self.space,
+            self.run.sharing.coupling,
+            private_tokens=self.run.sharing.private_tokens,
+            private_heads=self.run.sharing.private_heads,
+        )
+        return Supernet(self.space, sharing=sharing, generator=self.work.generator("supernet"))
+
+    @cached_property
+    def inherited(self) -> Inherited:
+        return Inherited(self.work, self.images, self.new_supernet)
+
+    @cached_property
+    def sampler(self) -> RunSampler:
+        return RunSampler(self.work, self.run.sampler, self.space, self.images)
+
+    @cached_property
+    def searches(self) -> Searches:
+        fields = json.dumps(lasting(plain(self.run)), sort_keys=True)
+        return Searches(
+            self.work,
+            self.run.search,
+            self.space,
+            self.budget,
+            self.meters,
+            mark=hashlib.sha256(fields.encode()).hexdigest()[:12],
+        )
+
+    @cached_property
+    def models(self) -> Models:
+        return Models(
+            self.work,
+            self.images,
+            self.run.task,
+            self.run.retrain,
+            cells=lambda: self.space.largest().grids[-1],
+        )
+
+
+def make_space(config: SpaceConfig, data: Data, task: TaskConfig | None = None) -> Space:
+    """The Space for these images, with the heads that the task learns by.
+
+    Raises:
+        UserError: the Space's Archs have no such head, or what the Space refuses.
+    """
+    heads = task.heads if task else ()
+    has = [head for head in heads if head in SPACES[config.kind].space.__dataclass_fields__]
+    if task and task.needs_heads and len(has) < len(heads):
+        able = [word for word, kind in SPACES.items() if set(heads) <= set(kind.space.__dataclass_fields__)]
+        raise UserError(
+            f"task.kind is {task.kind!r}; it needs Archs with a {' and a '.join(heads)}, which space.kind "
+            f"{config.kind!r} has not. Use {', '.join(able)}, or task.kind 'classification'."
+        )
+    return config.build(
+        image_size=data.image_size,
+        in_chans=data.in_chans,
+        num_classes=data.num_classes,
+        **dict.fromkeys(has, True),
+    )

@@ -1,0 +1,140 @@
+"""Work and RunImages: what every stage is given beside its own parts of a Run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from vitnas.data import Data, DataConfig, EvalBatches, TrainBatches, open_data
+from vitnas.data.augment import seed_from
+from vitnas.errors import UserError
+from vitnas.grids import ImageSize
+from vitnas.records import Manifest
+from vitnas.runs import write_with
+from vitnas.train import Engine, Progress
+
+EVAL_BATCH = 512
+VERIFY_IMAGES = 64
+
+
+@dataclass(frozen=True)
+class Work:
+    """Where a stage works: the run folder, the processes, who is told how it goes, and the run's seed."""
+
+    folder: Path
+    engine: Engine
+    progress: Progress
+    seed: int
+
+    def once(self, path: Path, make: Callable[[], object]) -> None:
+        """Make a result unless it is there; other processes wait for the first."""
+        self.engine.from_first(lambda: None if path.exists() else make())
+
+    def generator(self, purpose: str) -> torch.Generator:
+        """A source of random weights that depends on the run's seed and `purpose` only."""
+        return torch.Generator().manual_seed(seed_from(self.seed, purpose))
+
+
+class RunImages:
+    """A run's images as its stages take them; opened when first looked at."""
+
+    def __init__(self, config: DataConfig, work: Work) -> None:
+        self.config, self.work = config, work
+
+    @cached_property
+    def data(self) -> Data:
+        """The images.
+
+        Raises:
+            UserError: they are not those that the run began with (manifest.json).
+        """
+        data, folder = open_data(self.config), self.work.folder
+        if Manifest.exists(folder) and Manifest.read(folder).data.sha256 != data.fingerprint().sha256:
+            raise UserError(
+                f"{self.config.dataset} has other images than when {folder} was begun (their sha256 differs from "
+                f"{Manifest.FILE}'s). Restore the images, or give another folder=PATH."
+            )
+        return data
+
+    def resized(self, image_size: ImageSize) -> RunImages:
+        """The same images at another size."""
+        resized = RunImages(replace(self.config, image_size=image_size), self.work)
+        assert self.data  # those that the run began with
+        resized.data = open_data(resized.config)
+        return resized
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return tuple(self.data.class_names)
+
+    @cached_property
+    def holdout(self) -> EvalBatches:
+        """What a search and a sampler look at."""
+        return self.batches(self.data.holdout)
+
+    def batches(self, images: Any) -> EvalBatches:
+        """`images` of this run, in order."""
+        return EvalBatches(images, batch_size=EVAL_BATCH, workers=self.config.workers)
+
+    def train_batches(self, stage: str) -> TrainBatches:
+        """Varied train images, in an order of the stage's own."""
+        return TrainBatches(
+            self.data.train,
+            self.data.augment,
+            batch_size=self.config.batch_size,
+            seed=seed_from(self.work.seed, stage),
+            rank=self.work.engine.rank,
+            world=self.work.engine.world,
+            workers=self.config.workers,
+        )
+
+    def some(self) -> Tensor:
+        """A few held-out images, as the models take them."""
+        found, count = [], 0
+        for images_BCHW, _ in self.holdout:
+            found.append(images_BCHW)
+            count += len(images_BCHW)
+            if count >= VERIFY_IMAGES:
+                break
+        return torch.cat(found)[:VERIFY_IMAGES]
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What is written beside a model: its classes, and what a user must do to an image."""
+        return {
+            "class_names": self.class_names,
+            "data_config": {
+                "mean": self.data.mean,
+                "std": self.data.std,
+                "interpolation": self.config.interpolation,
+                "crop_pct": self.data.holdout.form.crop_pct,
+            },
+        }
+
+
+def save_weights(network: nn.Module, path: Path) -> None:
+    """Write a network's weights as safetensors, in one step."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    write_with(path, lambda file: save_file(state, file))
+
+
+def load_weights(network: nn.Module, path: Path, command: str) -> None:
+    """Read weights that `save_weights` wrote.
+
+    Raises:
+        UserError: no such file (naming the command that writes it), a damaged one, or weights of another network.
+    """
+    if not path.exists():
+        raise UserError(f"{path} does not exist; `{command}` writes it. Run that first.")
+    try:
+        network.load_state_dict(load_file(path))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise UserError(f"{path} cannot be read ({error}); delete it and run `{command}` again.") from error
