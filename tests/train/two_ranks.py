@@ -263,7 +263,7 @@ def faults(engine: Engine, folder: Path) -> dict[str, list[object]]:
         "metrics": no_metrics,
         "other folder": other_folder,
         "from_first": partial(engine.from_first, first_fails),
-        "once": partial(Context(Run(device="cpu"), folder).once, folder / "never", first_fails),
+        "once": partial(Opened(Run(device="cpu"), folder).work.once, folder / "never", first_fails),
         "stage": in_a_stage,
     }  # fmt: skip
     heard: dict[str, list[object]] = {}
