@@ -31,6 +31,7 @@ def options(kind: type[Options], words: Sequence[str], usage: str) -> Options:
     hints = get_type_hints(kind)
     types = {item.name: hints[item.name] for item in items}
     placed = [item.name for item in items if item.default is MISSING and item.default_factory is MISSING]
+    words = _joined(words)
     named = [word for word in words if word.startswith("--") or "=" in word]
     for name in (word.removeprefix("--").partition("=")[0] for word in named):
         if name not in types:
@@ -48,10 +49,21 @@ def options(kind: type[Options], words: Sequence[str], usage: str) -> Options:
 
 def split(kind: type[Any], words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """The words for the options `kind`, and by name the texts of all other `name=value`."""
-    own = {item.name for item in fields(kind)}
+    own, words = {item.name for item in fields(kind)}, _joined(words)
     named = {word: word.removeprefix("--").partition("=") for word in words if "=" in word}
     others = {word: (name, text) for word, (name, _, text) in named.items() if name not in own}
     return [word for word in words if word not in others], dict(others.values())
+
+
+def _joined(words: Sequence[str]) -> list[str]:
+    """`--name value` as one word, since a value may hold a `=` of its own (`--budget macs<=1M`)."""
+    found: list[str] = []
+    for word in words:
+        if found and found[-1].startswith("--") and "=" not in found[-1]:
+            found[-1] += f"={word}"
+        else:
+            found.append(word)
+    return found
 
 
 class _WordsError(UserError):
