@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import nullcontext
 from math import prod
 from typing import ClassVar, Literal, NamedTuple
 
@@ -342,7 +343,8 @@ def in_full_precision(function: Callable[..., Tensor], *tensors: Tensor) -> Tens
     dtype = tensors[0].dtype
     if dtype not in (torch.float16, torch.bfloat16):
         return function(*tensors)
-    with torch.autocast(tensors[0].device.type, enabled=False):
+    kind = tensors[0].device.type
+    with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
         return function(*(tensor.float() for tensor in tensors)).to(dtype)
 
 

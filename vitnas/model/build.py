@@ -30,13 +30,15 @@ def build(
 
     Args:
         drop_path: rate of stochastic depth at the last block, or one rate per block.
-        device: where the parameters live; "meta" for counting without memory (nothing is initialised then).
+        device: where the parameters live (None: where torch makes tensors, as `with torch.device(...)` says); "meta"
+            for counting without memory (nothing is initialised then).
         generator: source of the random weights; torch's global one when None.
     """
-    if torch.device(device or "cpu").type == "meta":
+    where = torch.get_default_device() if device is None else torch.device(device)
+    if where.type == "meta":
         with storage_free():
             return Model(arch, drop_path=drop_path)
-    with torch.device(device or "cpu"):
+    with where:
         model = Model(arch, drop_path=drop_path)
         initialize(model, generator)
     return model

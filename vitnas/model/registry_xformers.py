@@ -7,10 +7,12 @@ timm's own PiT and LeViT with Nystrom (n) or Performer (p) in the place of atten
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
 import timm
+import torch
 from timm.models import (
     PretrainedCfg,
     build_model_with_cfg,
@@ -60,8 +62,14 @@ default_cfgs = generate_default_cfgs(
 def _entry(name: str, maker: Callable[..., Any]) -> Callable[..., Any]:
     """The function that timm calls for a name."""
 
+    def build(
+        device: torch.device | str | None = None, dtype: torch.dtype | None = None, **sizes: Any
+    ) -> Any:
+        with nullcontext() if device is None else torch.device(device):
+            return maker(**sizes).to(dtype=dtype)
+
     def make(pretrained: bool = False, **options: Any) -> Any:
-        return build_model_with_cfg(maker, name, pretrained, **options)
+        return build_model_with_cfg(build, name, pretrained, **options)
 
     make.__name__ = make.__qualname__ = name
     make.__doc__ = f"{name} of Vision X-formers (arXiv 2107.02239)."

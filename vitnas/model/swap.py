@@ -263,8 +263,11 @@ def _swapped(
     else:
         dim, like = old.qkv.in_features, old.qkv.weight
         head_dim, bias = old.qkv.out_features // (3 * old.num_heads), old.qkv.bias is not None
-    new: Mixer = kind(dim, old.num_heads, head_dim=head_dim, qkv_bias=bias, scale=float(old.scale), **options)
-    _start(new, generator)  # before it moves: a generator belongs to one device
+    with torch.device("meta" if like.is_meta else "cpu"):  # it moves later: a generator belongs to one device
+        new: Mixer = kind(
+            dim, old.num_heads, head_dim=head_dim, qkv_bias=bias, scale=float(old.scale), **options
+        )
+        _start(new, generator)
     new = new.to(like)
     if isinstance(old, levit.Attention):
         assert isinstance(new, HeadMixer)
