@@ -6,14 +6,18 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.data import DataLoader, TensorDataset
 
 from vitnas.arch import Arch
 from vitnas.data import Augment, Data, EvalBatches, TrainBatches, synthetic
 from vitnas.errors import UserError
+from vitnas.model import build
 from vitnas.sample import Draw, Fixed, Moment, Sandwich, Several, Uniform
 from vitnas.space import AutoFormerSpace, autoformer
 from vitnas.supernet import Supernet
@@ -27,9 +31,11 @@ from vitnas.train import (
     convergence_warning,
     evaluate,
     fit,
+    loop,
     metrics,
     step_rng,
 )
+from vitnas.train.checkpoint import load_checkpoint
 from vitnas.train.task import Outputs
 
 CONFIG = TrainConfig(
@@ -480,3 +486,128 @@ def test_a_hooks_state_is_in_the_checkpoint(data: Data, space: AutoFormerSpace, 
         if isinstance(line, metrics.Hooked)
     ]
     assert lines == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.fixture
+def accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Losses are read as seldom as on an accelerator."""
+    monkeypatch.setattr(loop, "steps_between_readings", lambda device: 4)
+
+
+def checkpoint_of(folder: Path) -> tuple[dict[str, Tensor], int]:
+    parts, meta = load_checkpoint(folder / "checkpoints" / "train.safetensors")
+    return parts["network"], meta["step"]
+
+
+@pytest.mark.parametrize(("minutes", "calls"), [(0, 2), (9, 4)])
+def test_an_accelerator_hears_of_it_steps_later_and_writes_nothing_between(
+    data: Data, space: AutoFormerSpace, tmp_path: Path, accelerator: None, minutes: float, calls: int
+) -> None:
+    task, config = Exploding(at=1), replace(CONFIG, checkpoint_minutes=minutes, log_every=100)
+    with pytest.raises(
+        NonFiniteLossError, match=r"is nan at step 1 .* What is on disk is from before this step"
+    ):
+        fit(make(space), task, Uniform(space), batches(data), config=config, folder=tmp_path)
+    assert task.calls == calls
+    if not minutes:
+        weights, step = checkpoint_of(tmp_path)
+        assert step == 1
+        assert all(bool(value.isfinite().all()) for value in weights.values())
+
+
+class Waits(TorchDispatchMode):
+    """Counts what a host waits for: numbers read from a tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("clip_grad", [None, 1.0])
+def test_no_step_waits_for_the_device(
+    data: Data, space: AutoFormerSpace, accelerator: None, clip_grad: float | None
+) -> None:
+    """The losses of 4 steps with 4 Archs each, and their gradients' norms, come in one transfer of their own."""
+    found = []
+    for steps in (4, 12):
+        epochs = steps / batches(data).steps_per_epoch
+        config = replace(CONFIG, epochs=epochs, log_every=100, checkpoint_minutes=9, clip_grad=clip_grad)
+        with Waits() as waits:
+            fit(make(space), Classification(), Sandwich(space), batches(data), config=config)
+        found.append(waits.count)
+    assert found[0] == found[1], "more steps, no more waiting"
+
+
+def test_weights_that_a_finite_gradient_ruins_are_not_kept(
+    data: Data, space: AutoFormerSpace, tmp_path: Path
+) -> None:
+    config = TrainConfig(
+        epochs=1e-9, optimizer="sgd", lr=1e38, weight_decay=1e6, warmup_epochs=0, schedule="none"
+    )
+    with pytest.raises(NonFiniteLossError, match=r"\w+ is not finite after step 1; training stops"):
+        fit(make(space), Classification(), Uniform(space), batches(data), config=config)
+    config = replace(config, epochs=1, checkpoint_minutes=0)
+    with pytest.raises(NonFiniteLossError, match="is not finite after step 1; training stops"):
+        fit(make(space), Classification(), Uniform(space), batches(data), config=config, folder=tmp_path)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_drop_path_is_set_by_the_training(data: Data, space: AutoFormerSpace) -> None:
+    config = replace(CONFIG, epochs=1e-9, drop_path=0.4)
+    net, model = Supernet(space, drop_path=0.1), build(space.largest())
+    for network, sampler in ((net, Uniform(space)), (model, Fixed())):
+        fit(network, Classification(), sampler, batches(data), config=config)
+    skeleton = net.subnet(space.largest()).skeleton
+    for network in (skeleton, model):
+        assert [getattr(block.drop_path2, "drop_prob", 0.0) for block in network.blocks] == [0.0, 0.4]
+    fit(model, Classification(), Fixed(), batches(data), config=replace(config, drop_path=None))
+    assert model.blocks[1].drop_path1.drop_prob == 0.4, "None leaves it"
+    fit(model, Classification(), Fixed(), batches(data), config=replace(config, drop_path=0.0))
+    assert not hasattr(model.blocks[1].drop_path1, "drop_prob")
+    with pytest.raises(UserError, match=r"drop_path is 0\.4; training sets it in a Model or a Supernet"):
+        fit(nn.Linear(2, 2), Classification(), Fixed(), batches(data), config=config)
+
+
+def test_a_model_is_monitored_by_itself(data: Data, space: AutoFormerSpace, tmp_path: Path) -> None:
+    model, holdout = build(space.largest()), EvalBatches(data.holdout, batch_size=64)
+    monitor = Monitor((("model", None),), holdout)
+    config = replace(CONFIG, monitor_every=1)
+    fitted = fit(
+        model, Classification(), Fixed(), batches(data), config=config, monitor=monitor, folder=tmp_path
+    )
+    lines = [line for line in metrics.read_lines(tmp_path) if isinstance(line, metrics.Monitored)]
+    assert [(line.epoch, line.archs[0].role, line.archs[0].arch_id) for line in lines] == [
+        (1.0, "model", model.arch.id),
+        (2.0, "model", model.arch.id),
+    ]
+    assert lines[-1].archs[0].accuracy == evaluate(model, holdout).accuracy
+    assert fitted.warning is None, "of a Supernet only"
+
+
+def test_mixing_leaves_an_odd_image_out(space: AutoFormerSpace) -> None:
+    torch.manual_seed(0)
+    images, targets = torch.randn(19, 3, 16, 16), torch.randint(0, 4, (19,))
+    sizes: list[int] = []
+
+    class Noting(Classification):
+        def __call__(self, outputs: Outputs, batch: Batch, taught: Outputs) -> dict[str, Tensor]:
+            sizes.append(len(batch))
+            return super().__call__(outputs, batch, taught)
+
+    def train(batch_size: int) -> None:
+        loader = DataLoader(TensorDataset(images, targets), batch_size=batch_size)
+        config = replace(CONFIG, epochs=1)
+        options: dict[str, Any] = {"augment": Augment(mixup=0.8), "num_classes": 4, "config": config}
+        fit(build(space.smallest()), Noting(), Fixed(), loader, **options)
+
+    train(8)
+    assert sizes == [8, 8, 2]
+    sizes.clear()
+    train(6)
+    assert sizes == [6, 6, 6, 1], "a single image stays as it is"
+    with pytest.raises(UserError, match=r"batch_size is 7; .* so it must be even\. Use 6"):
+        train(7)

@@ -75,6 +75,11 @@ class Fitted:
     warning: str | None
 
 
+def steps_between_readings(device: torch.device) -> int:
+    """How often losses are looked at; each time the host waits for the device."""
+    return 1 if device.type == "cpu" else READ_EVERY
+
+
 def step_rng(seed: int, step: int, rank: int = 0) -> random.Random:
     """The stream of Archs of a step: the same in every process of this rank, and after a resume."""
     return random.Random(f"{seed}/{step}/{rank}")
@@ -193,7 +198,7 @@ class _Training:
         self.schedule = make_schedule(self.optimizer, config, self.steps, self.steps_per_epoch)
         self.ema = make_ema(network, config)
         self.parameters = [p for p in network.parameters() if p.requires_grad]
-        self.read_every = 1 if engine.device.type == "cpu" else READ_EVERY
+        self.read_every = steps_between_readings(engine.device)
         self.log = Metrics(folder, stage, engine)
         self.checkpoint = folder and folder / "checkpoints" / f"{stage.replace('/', '-')}.safetensors"
         self.identity = {
