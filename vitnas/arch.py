@@ -338,8 +338,9 @@ class Arch:
     @property
     def grids(self) -> tuple[Grid, ...]:
         """Rows and columns of patches, per stage: each reduction halves them."""
-        rows, columns = (side // self.patch_size for side in sides_of(self.image_size))
-        return tuple((rows >> index, columns >> index) for index in range(len(self.stages)))
+        height, width = sides_of(self.image_size)
+        rows, columns = height // self.patch_size, width // self.patch_size
+        return tuple([(rows >> index, columns >> index) for index in range(len(self.stages))])
 
     def asked(self, index: int) -> Asked:
         """Whose attention block `index` tells the selection behind it."""
@@ -373,8 +374,10 @@ class Arch:
     @property
     def num_final_tokens(self) -> int:
         """Tokens that come to the end of the last stage, class token included."""
-        left = [block.keep for block in self.blocks if block.keep is not None]
-        return (left[-1] if left else prod(self.grids[-1])) + self.num_prefix_tokens
+        patches = prod(self.grids[-1])
+        if self.selector is not None:
+            patches = min(block.keep or patches for block in self.stages[-1].blocks)
+        return patches + self.num_prefix_tokens
 
     @property
     def id(self) -> str:

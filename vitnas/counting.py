@@ -20,9 +20,10 @@ without gradients; weights and the image itself are not in it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import repeat
 from math import prod
 from typing import NamedTuple
 
@@ -143,13 +144,17 @@ def parts(arch: Arch, *, convention: Convention = "executed") -> list[Part]:
     return [*found, head_part(arch, arch.embed_dim, convention)]
 
 
-def framed(arch: Arch, stage: int) -> Iterator[tuple[Block, Frame, Part | None]]:
+def framed(arch: Arch, stage: int) -> Iterable[tuple[Block, Frame, Part | None]]:
     """Each block of a stage with its frame, and with the selection in front of it."""
     frame, blocks = Frame.of(arch, stage), arch.stages[stage].blocks
-    if arch.selector is None:
-        for block in blocks:
-            yield block, frame, None
-        return
+    return (
+        zip(blocks, repeat(frame), repeat(None)) if arch.selector is None else _selecting(arch, stage, frame)
+    )
+
+
+def _selecting(arch: Arch, stage: int, frame: Frame) -> Iterator[tuple[Block, Frame, Part | None]]:
+    assert arch.selector is not None
+    blocks = arch.stages[stage].blocks
     first = sum(len(each.blocks) for each in arch.stages[:stage])
     for index, block in enumerate(blocks):
         part = None
@@ -247,7 +252,8 @@ def shape_of(block: Block, dim: int, frame: Frame) -> MixerShape:
 
 def stem_part(arch: Arch, dim: int) -> Part:
     """Patch embedding, class token and positions, for an embedding of width `dim`."""
-    tokens, places = arch.num_tokens * dim, prod(arch.grids[0]) + arch.num_prefix_positions
+    patches = prod(arch.grids[0])
+    tokens, places = (patches + arch.num_prefix_tokens) * dim, patches + arch.num_prefix_positions
     cost = STEMS[arch.stem].cost(
         sides_of(arch.image_size), arch.patch_size, arch.in_chans, dim, arch.stem_width
     )
@@ -277,9 +283,8 @@ def reduction_part(arch: Arch, index: int, dim: int, out_dim: int) -> Part:
 
 def head_part(arch: Arch, dim: int, convention: Convention = "executed") -> Part:
     """Final norm and classifiers, for features of width `dim`."""
-    tokens, classes = arch.num_final_tokens * dim, arch.num_classes
-    used = 1 + arch.distill_token
-    patches = arch.num_final_tokens - arch.num_prefix_tokens
+    left, classes = arch.num_final_tokens, arch.num_classes
+    tokens, patches, used = left * dim, left - arch.num_prefix_tokens, 1 + arch.distill_token
     macs, params, pooling = 0, 0, 0
     if arch.global_pool == "seq":
         macs, params = 2 * patches * dim, dim + 1
@@ -298,6 +303,6 @@ def head_part(arch: Arch, dim: int, convention: Convention = "executed") -> Part
         params=2 * dim + heads + params,
         # The tokens stay alive to the end.
         memory=tokens
-        + (2 * arch.num_final_tokens if arch.selector is not None else 0)
+        + (0 if arch.selector is None else 2 * left)
         + max(tokens, pooling, pooled + normed, (normed or pooled) + logits),
     )

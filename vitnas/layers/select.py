@@ -333,6 +333,15 @@ def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
     return (weights + MASK_EPS / scores.shape[-1]) / (weights.sum(-1, keepdim=True) + MASK_EPS)
 
 
+def masked_attention(scores_BANN: Tensor, mask_B1NN: Tensor, v_BANK: Tensor) -> Tensor:
+    """`masked_softmax(scores, mask) @ v`, divided behind the product: N x N numbers are gone through less often."""
+    wide_BANN = scores_BANN.float() if scores_BANN.dtype in (torch.float16, torch.bfloat16) else scores_BANN
+    weights_BANN = (wide_BANN - wide_BANN.detach().amax(-1, keepdim=True)).exp() * mask_B1NN
+    sums_BAN1 = weights_BANN.sum(-1, keepdim=True) + MASK_EPS
+    means_BA1K = MASK_EPS * v_BANK.mean(2, keepdim=True)
+    return ((weights_BANN.to(v_BANK.dtype) @ v_BANK + means_BA1K) / sums_BAN1).to(v_BANK.dtype)
+
+
 def sees(mask_BN: Tensor) -> Tensor:
     """(B, 1, N, N): how much token i (third axis) sees of token j: what is kept, and itself."""
     mask_B11N = mask_BN[:, None, None]

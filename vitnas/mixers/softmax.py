@@ -15,7 +15,7 @@ from vitnas.grids import Grid
 from vitnas.layers.axes import Axes
 from vitnas.layers.position_bias import BiasCost, PositionBias
 from vitnas.layers.relative_position import RelativePosition2d, line_features, of_rows
-from vitnas.layers.select import Asked, Kept, masked_mean, masked_softmax, sees
+from vitnas.layers.select import Asked, Kept, masked_attention, masked_mean, sees
 from vitnas.mixers.mixer import (
     Convention,
     HeadMixer,
@@ -168,7 +168,7 @@ class Softmax(HeadMixer):
                 q_BANK, k_BANK, v_BANK, attn_mask=sees(mask_BN), scale=self.scale
             )
         scores_BANN = (q_BANK * self.scale) @ k_BANK.transpose(2, 3)  # a mask with a gradient
-        return masked_softmax(scores_BANN, sees(mask_BN)).to(v_BANK.dtype) @ v_BANK
+        return masked_attention(scores_BANN, sees(mask_BN), v_BANK)
 
     def _relative(
         self,

@@ -189,11 +189,10 @@ class Model(nn.Module):
     def _features(self, images_BCHW: Tensor, trail: Trail, found: dict[str, Any] | None = None) -> Tensor:
         """The same; `found` takes what those blocks give whose names (`blocks.<i>`, `places.<i>`) are in it."""
         x_BND = self.embed(images_BCHW)
-        for index in range(
-            len(self.blocks)
-        ):  # calling `blocks` would keep the first block's input to the end
+        # Calling `blocks` would keep the first block's input to the end.
+        for index, block in enumerate(self.blocks):
             x_BND = self._enter(index, x_BND, trail)
-            x_BND = self._through(index, x_BND, trail)
+            x_BND = self._through(index, block, x_BND, trail)
             if found is not None:
                 if (name := f"blocks.{index}") in found:
                     found[name] = x_BND
@@ -218,9 +217,9 @@ class Model(nn.Module):
             trail.choices.append(Choice(scores_BP, before or Kept(), trail.kept))
         return x_BND
 
-    def _through(self, index: int, x_BND: Tensor, trail: Trail) -> Tensor:
-        """What block `index` makes of its input."""
-        block, asked = self.blocks[index], self._asked[index]
+    def _through(self, index: int, block: nn.Module, x_BND: Tensor, trail: Trail) -> Tensor:
+        """What `block`, of that number, makes of its input."""
+        asked = self._asked[index]
         given: tuple[object, ...] = () if trail.kept is None else (trail.kept,)
         if asked != "none":
             given = (trail.kept, asked)
@@ -324,9 +323,11 @@ class Model(nn.Module):
         kept: list[Tensor] = []
         places: list[Tensor] = []
         final = stage_starts(self.arch)[-1]
-        for index in range(last + 1 if stop_early else len(self.blocks)):
+        for index, block in enumerate(self.blocks):
+            if stop_early and index > last:
+                break
             tokens = self._enter(index, tokens, trail)
-            tokens = self._through(index, tokens, trail)
+            tokens = self._through(index, block, tokens, trail)
             if index in take:
                 kept.append(self.norm(tokens) if norm and index >= final else tokens)
                 if self._selecting:
