@@ -13,8 +13,6 @@ MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "mars
 
 # Looked at and found harmless, as (file, what).
 ALLOWED = {
-    ("model/official.py", "pickle"),  # for the name of an exception only
-    ("model/official.py", "torch.load"),  # with weights_only=True, checked below
     ("exporting/torch_export.py", "torch.export.load"),  # after a search of the archive for pickled records
 }
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -135,30 +137,101 @@ def test_files(state: dict[str, Tensor], tmp_path: Path) -> None:
         )
 
 
+def prefixed(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {prefix + name: tensor for name, tensor in state.items()}
+
+
+WRAPPINGS: dict[str, Callable[[dict[str, Tensor]], Any]] = {
+    "state_dict": lambda state: {"state_dict": state, "epoch": 3},
+    "DDP": lambda state: {"model": prefixed(state, "module.")},
+    "compiled, in DDP": lambda state: prefixed(state, "module._orig_mod."),
+    "a class around it": lambda state: {"state_dict": prefixed(state, "model.")},
+    "numbers of numpy": lambda state: {
+        "model": state,
+        "best": np.float64(0.7),
+        "epoch": np.int64(3),
+        "curve": np.zeros(3, np.float32),
+    },
+    "an average beside it": lambda state: {
+        "model": {name: torch.zeros_like(tensor) for name, tensor in state.items()},
+        "model_ema": prefixed(state, "module."),
+    },
+    "an average of torch": lambda state: {
+        "ema": {"n_averaged": torch.tensor(9), **prefixed(state, "module.")}
+    },
+    "in two": lambda state: {"model": {"state_dict": state, "step": 4}},
+}
+
+
+@pytest.mark.parametrize("name", WRAPPINGS)
+def test_what_training_code_wraps_weights_in(state: dict[str, Tensor], tmp_path: Path, name: str) -> None:
+    content = WRAPPINGS[name]({name: tensor.contiguous() for name, tensor in state.items()})
+    torch.save(content, tmp_path / "a.pth")
+    torch.save(content, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    for source in (tmp_path / "a.pth", tmp_path / "old.pth", content):
+        torch.testing.assert_close(read_checkpoint(source), dict(state), rtol=0, atol=0)
+    arch = SPACE.smallest()
+    want = autoformer_weights(state, arch)
+    torch.testing.assert_close(autoformer_weights(tmp_path / "a.pth", arch), want, rtol=0, atol=0)
+
+
+def test_numpy_1_wrote_its_numbers_under_another_name(state: dict[str, Tensor], tmp_path: Path) -> None:
+    torch.save(
+        {"model": dict(state), "best": np.float64(0.7)},
+        tmp_path / "a.pth",
+        _use_new_zipfile_serialization=False,
+    )
+    old = (tmp_path / "a.pth").read_bytes().replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+    assert b"numpy.core.multiarray" in old
+    (tmp_path / "a.pth").write_bytes(old)
+    assert read_checkpoint(tmp_path / "a.pth").keys() == state.keys()
+
+
 class Evil:
     def __reduce__(self) -> Any:
         return (exec, ("raise SystemExit('code from a checkpoint was run')",))
 
 
-def test_bad_files_are_refused(tmp_path: Path) -> None:
+def test_bad_files_are_refused(state: dict[str, Tensor], tmp_path: Path) -> None:
     torch.save({"model": Evil()}, tmp_path / "evil.pth")
     torch.save({"epoch": 3}, tmp_path / "empty.pth")
-    (tmp_path / "text.pth").write_text("no checkpoint")
-    (tmp_path / "text.safetensors").write_text("no checkpoint")
-    for name in ("evil.pth", "text.pth", "text.safetensors", "missing.pth", "missing.safetensors"):
+    torch.save({"model": {}}, tmp_path / "nothing.pth")
+    torch.save([1, 2], tmp_path / "list.pth")
+    torch.save(state, tmp_path / "cut.pth")
+    (tmp_path / "cut.pth").write_bytes((tmp_path / "cut.pth").read_bytes()[:5000])
+    (tmp_path / "folder.pth").mkdir()
+    bad = ("evil.pth", "cut.pth", "folder.pth", "missing.pth", "missing.safetensors")
+    garbage = {
+        "text.pth": b"no checkpoint",
+        "text.safetensors": b"no checkpoint",
+        "empty.bin": b"",
+        "pickle.pth": b"\x80garbage",
+        "frame.pth": b"\x80\x04\x95\xff\xff\xff\xff\xff\xff\xff\x7f.",
+        "stop.pth": b".",
+        "zip.pth": b"PK\x03\x04" + bytes(100),
+    }
+    for name, content in garbage.items():
+        (tmp_path / name).write_bytes(content)
+    for name in (*bad, *garbage):
         with pytest.raises(
-            UserError, match=rf"{name} cannot be read as a checkpoint .* safetensors or a torch file"
+            UserError,
+            match=rf"{name} cannot be read as a checkpoint \(.+\); it must be safetensors or a torch file",
         ):
             read_checkpoint(tmp_path / name)
-    with pytest.raises(UserError, match=r"empty\.pth holds no state dict"):
-        read_checkpoint(tmp_path / "empty.pth")
+    with pytest.raises(UserError, match=r"evil.* \(it holds .*exec besides tensors and plain values\)"):
+        read_checkpoint(tmp_path / "evil.pth")
+    for name in ("empty", "nothing", "list"):
+        with pytest.raises(
+            UserError, match=rf"{name}\.pth (holds no state dict|cannot be read as a checkpoint)"
+        ):
+            read_checkpoint(tmp_path / f"{name}.pth")
 
 
 def test_other_checkpoints_are_refused(state: dict[str, Tensor]) -> None:
     arch = SPACE.smallest()
     with pytest.raises(UserError, match=r"has 1 names that an AutoFormer lacks \(layer1\.0\.conv\)"):
         autoformer_weights({**state, "layer1.0.conv": torch.zeros(1)}, arch)
-    with pytest.raises(UserError, match=r"has 0 names that an AutoFormer lacks"):
+    with pytest.raises(UserError, match=r"what was given holds no state dict"):
         autoformer_weights({}, arch)
     with pytest.raises(UserError, match=r"is not a whole AutoFormer \('head\.weight'"):
         autoformer_weights({name: t for name, t in state.items() if name != "head.weight"}, arch)

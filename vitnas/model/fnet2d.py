@@ -8,6 +8,8 @@ Shapes: B images, CHW image or map, Y classes.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 
 from vitnas.mixers.fourier import real_transform
 from vitnas.mixers.mixer import in_full_precision
+from vitnas.model.official import read_checkpoint
 
 
 class FourierBlock(nn.Module):
@@ -92,10 +95,10 @@ class FNet2d(nn.Module):
 OFFICIAL = {"ff.0": "norm", "ff.1.net.0": "fc1", "ff.1.net.3": "fc2"}
 
 
-def load_fnet2d(state: dict[str, Tensor], **sizes: Any) -> FNet2d:
+def load_fnet2d(source: str | Path | Mapping[str, Tensor], **sizes: Any) -> FNet2d:
     """The network with the authors' weights, in evaluation mode."""
     weights = {}
-    for name, tensor in state.items():
+    for name, tensor in read_checkpoint(source).items():
         stem, _, leaf = name.rpartition(".")
         if stem.startswith("layers."):
             _, index, inner = stem.split(".", 2)

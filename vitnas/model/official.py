@@ -10,15 +10,16 @@ as it is, and `AUTOFORMER_OFFICIAL` sharing cuts it their way.
 
 from __future__ import annotations
 
-import argparse
-import pickle
+import codecs
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
-import safetensors.torch
+import numpy
 import torch
+from timm.models import load_state_dict
 from torch import Tensor
 
 from vitnas.arch import Arch, Block, Stage
@@ -39,6 +40,25 @@ NAMES = {  # theirs, ours; within a block
 TOP = {"patch_embed_super.proj": "patch_embed.proj", "norm": "norm", "head": "head"}
 WHOLE = ("cls_token", "pos_embed")
 HEAD_DIM = 64  # in all of their spaces
+WRAPPERS = (
+    *(
+        "state_dict_ema",
+        "model_ema",
+        "ema_state_dict",
+        "ema",
+        "model_state_dict",
+        "state_dict",
+        "model",
+        "module",
+    ),
+    *("network", "net"),
+)
+PREFIXES = (
+    "module.",
+    "_orig_mod.",
+    "model.",
+)  # of DDP and EMA, of torch.compile, of a class around the network
+NUMPY_TYPES = ("float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")
 
 
 def autoformer_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -105,30 +125,63 @@ def arch_of_autoformer(
     )
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
-    """A state dict from a safetensors file, or from a torch file of which only tensors and plain values are read.
+def read_checkpoint(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
+    """A state dict, out of what training code wraps it in; every loader of foreign weights asks here.
 
-    A torch file may hold the state dict itself or, as the authors' do, under "model".
+    A file is safetensors, or torch's, of which only tensors and plain values are read. The weights may lie under one
+    of `WRAPPERS` (an average comes first, as in timm), their names may all begin with one of `PREFIXES`.
+
+    Args:
+        source: a file, or what it held.
 
     Raises:
         UserError: no such file, or none that holds a state dict.
     """
-    path = Path(path)
-    try:
-        if path.suffix == ".safetensors":
-            return dict(safetensors.torch.load_file(path))
-        # Their files also keep the command line, a harmless Namespace.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, pickle.UnpicklingError, safetensors.SafetensorError) as error:
+    content = source if isinstance(source, Mapping) else _content(Path(source))
+    while isinstance(content, Mapping) and not all(isinstance(value, Tensor) for value in content.values()):
+        content = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
+    if not content:
         raise UserError(
-            f"{path} cannot be read as a checkpoint ({' '.join(str(error).split())[:120]}); it must be safetensors "
-            "or a torch file of tensors. Check the path, or convert it."
+            f"{'what was given' if isinstance(source, Mapping) else source} holds no state dict; a name must lead to a "
+            "tensor. Choose another file."
+        )
+    state = {name: tensor for name, tensor in content.items() if name != "n_averaged"}
+    while prefix := next((each for each in PREFIXES if all(name.startswith(each) for name in state)), ""):
+        state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    return state
+
+
+def _content(path: Path) -> Any:
+    """What a file holds, as timm reads it."""
+    number, array = (value.__reduce__()[0] for value in (numpy.float64(0), numpy.zeros(1)))
+    allowed: list[Any] = [
+        numpy.dtype,
+        numpy.ndarray,
+        codecs.encode,
+    ]  # scores beside the weights are often numpy's
+    allowed += [type(numpy.dtype(word)) for word in NUMPY_TYPES]
+    for package in ("numpy.core", "numpy._core"):  # before numpy 2 and since
+        allowed += [(number, f"{package}.multiarray.scalar"), (array, f"{package}.multiarray._reconstruct")]
+    try:
+        with torch.serialization.safe_globals(allowed):
+            return load_state_dict(str(path), use_ema=True)
+    except Exception as error:  # a damaged file fails in any way
+        words = " ".join(str(error).split()) or type(error).__name__
+        if "weights_only" in words:  # torch's advice is to run the file's code
+            words = f"it holds {_objects(path)} besides tensors and plain values"
+        elif isinstance(error, FileNotFoundError):
+            words = "there is no such file"
+        raise UserError(
+            f"{path} cannot be read as a checkpoint ({words[:160]}); it must be safetensors or a torch file of "
+            "tensors. Check the path, or save the state dict alone."
         ) from error
-    state = content.get("model", content) if isinstance(content, Mapping) else None
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"{path} holds no state dict; a name must lead to a tensor. Choose another file.")
-    return dict(state)
+
+
+def _objects(path: Path) -> str:
+    """The pickled things in a torch file, by name; nothing of it is run."""
+    with suppress(Exception):  # files of torch before 1.6 do not say
+        return ", ".join(torch.serialization.get_unsafe_globals_in_checkpoint(path)[:4]) or "other objects"
+    return "other objects"
 
 
 def _our_name(name: str) -> str | None:

@@ -68,7 +68,7 @@ def load_resnas_model(source: str | Path | Mapping[str, Tensor], arch: Arch) -> 
     Raises:
         UserError: the checkpoint cannot be read, is of another kind or does not hold `arch`; what differs is named.
     """
-    tensors = resnas_tensors(source if isinstance(source, Mapping) else read_checkpoint(source))
+    tensors = resnas_tensors(read_checkpoint(source))
     model = build(arch, device="meta").to_empty(device="cpu")
     if not arch.patch_head:
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("patch_head.")}

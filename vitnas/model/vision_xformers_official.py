@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from vitnas.errors import UserError
 from vitnas.mixers.nystrom import Nystrom
 from vitnas.mixers.performer import Performer
 from vitnas.model.build import build
+from vitnas.model.official import read_checkpoint
 from vitnas.model.vit import Model
 
 TOP = {  # theirs, ours
@@ -58,13 +60,13 @@ ATTENTION = {
 UNUSED = re.compile(r"layer_pos_emb\.emb")  # tables of angles
 
 
-def load_vision_xformer(state: Mapping[str, Tensor], arch: Arch) -> Model:
+def load_vision_xformer(source: str | Path | Mapping[str, Tensor], arch: Arch) -> Model:
     """The Model of `arch`, in evaluation mode and with `official` mixers, with the authors' weights.
 
     Raises:
         UserError: the weights are not those of `arch`; what is missing and unknown is named.
     """
-    weights = vision_xformer_weights(state, arch)
+    weights = vision_xformer_weights(read_checkpoint(source), arch)
     model = build(arch, device="meta").to_empty(device="cpu")
     wanted = model.state_dict()
     reasons = [f"{name} is missing" for name in wanted if name not in weights]

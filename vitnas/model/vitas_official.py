@@ -20,7 +20,7 @@ from vitnas.model.official import read_checkpoint
 from vitnas.model.vit import Model
 
 _NAME = re.compile(
-    r"(?:module\.)?(?:net\.)?backbone_\w+?_(?P<kind>Patch_init|Block|Norm|FC)_(?P<slot>\d+)\.0\.(?P<leaf>.+)"
+    r"(?:net\.)?backbone_\w+?_(?P<kind>Patch_init|Block|Norm|FC)_(?P<slot>\d+)\.0\.(?P<leaf>.+)"
 )
 
 
@@ -28,7 +28,7 @@ def load_vitas_model(source: str | Path | Mapping[str, Tensor], arch: Arch) -> M
     """The Model of `arch`, in evaluation mode, with the weights of the authors' retrained net.
 
     Args:
-        source: a file, or the state dict itself; keys may begin with `net.` or `module.net.`.
+        source: a file, or the state dict itself; keys may begin with `net.`.
 
     Raises:
         UserError: the checkpoint cannot be read, is no ViTAS net, or is one of another Arch (all reasons are given).
@@ -44,7 +44,7 @@ def vitas_weights(source: str | Path | Mapping[str, Tensor], arch: Arch) -> dict
     Raises:
         UserError: see `load_vitas_model`.
     """
-    tensors = source if isinstance(source, Mapping) else read_checkpoint(source)
+    tensors = read_checkpoint(source)
     found = {name: _NAME.fullmatch(name) for name in tensors}
     unknown = [name for name, match in found.items() if match is None]
     if unknown or not found:

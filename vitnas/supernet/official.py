@@ -64,7 +64,7 @@ def autoformer_weights(source: str | Path | Mapping[str, Tensor], arch: Arch) ->
     Raises:
         UserError: the checkpoint cannot be read, is no AutoFormer or does not hold `arch`; all reasons are given.
     """
-    tensors = autoformer_tensors(source if isinstance(source, Mapping) else read_checkpoint(source))
+    tensors = autoformer_tensors(read_checkpoint(source))
     whole = arch_of_autoformer(tensors, global_pool="token" if arch.global_pool == "token" else "avg")
     reasons = _reasons(arch, whole)
     missing = [name for name in build(whole, device="meta").state_dict() if name not in tensors]
