@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import replace
 from typing import Any, get_args
 
 import pytest
 import torch
 
-from vitnas.arch import Act
+from vitnas.arch import Act, Arch, Block, RelPosBias, Stage
 from vitnas.extraction import extract
-from vitnas.space import AutoFormerSpace, autoformer
+from vitnas.space.around import AroundSpace
 from vitnas.supernet import Supernet
 from vitnas.testing import SupernetContract, randomize_
 
@@ -43,38 +43,33 @@ PARTS: dict[str, dict[str, Any]] = {
 }
 
 
-@dataclass(frozen=True)
-class OtherParts(AutoFormerSpace):
-    """The AutoFormer space of Archs with other parts."""
-
-    parts: str = ""
-    act: str = "gelu"
-
-    def _fixed(self) -> dict[str, Any]:
-        return {**super()._fixed(), "relative_position": 0, "act": self.act, **PARTS[self.parts]}
+BLOCK = Block(num_heads=4, head_dim=8, mlp_hidden=40)
+ARCH = Arch(image_size=16, patch_size=4, num_classes=5, stages=(Stage(embed_dim=32, blocks=(BLOCK, BLOCK)),))
 
 
 class TestParts(SupernetContract):
     @pytest.fixture(params=[name for name in PARTS if name != "plain"])
     def supernet(self, request: pytest.FixtureRequest) -> Supernet:
-        like = autoformer("micro", image_size=16, patch_size=4, num_classes=5, depths=(1, 2))
-        given = {field.name: getattr(like, field.name) for field in fields(like)}
-        return Supernet(OtherParts(**given, parts=request.param)).eval()
+        arch = replace(ARCH, **PARTS[request.param])
+        options = {"heads": (0.5, 1.0), "hidden": (0.6, 1.0), "embed_dims": (0.5, 1.0), "blocks": (1,)}
+        return Supernet(AroundSpace(arch=arch, **options)).eval()
 
 
 @pytest.mark.parametrize("act", get_args(Act))
-def test_fewer_heads_and_hidden_units_are_the_whole_without_the_last(act: str) -> None:
+@pytest.mark.parametrize("bias", get_args(RelPosBias))
+def test_fewer_heads_and_hidden_units_are_the_whole_without_the_last(act: Any, bias: Any) -> None:
     """The axes' names mean what they say: a cut network is the largest one whose last heads and units add nothing."""
-    like = autoformer("micro", image_size=16, patch_size=4, num_classes=5, depths=(1,), embed_dims=(48,))
-    given = {field.name: getattr(like, field.name) for field in fields(like)}
-    supernet = Supernet(OtherParts(**given, parts="plain", act=act)).eval()
+    arch = replace(ARCH, act=act, rel_pos_bias=bias, qkv_bias="qv", qk_norm=True)
+    space = AroundSpace(arch=arch, heads=(0.5, 1.0), hidden=(0.6, 1.0))
+    supernet = Supernet(space).eval()
     generator = torch.Generator().manual_seed(0)
     randomize_(supernet, generator)
-    space, images = supernet.space, torch.randn(2, 3, 16, 16, generator=generator)
-    whole = extract(supernet, space.largest())
+    images = torch.randn(2, 3, 16, 16, generator=generator)
+    whole = extract(supernet, arch)
     smaller = space.smallest().blocks[0]
-    block = whole.blocks[0]
+    assert (smaller.num_heads, smaller.mlp_hidden) == (2, 24)
     with torch.no_grad():
-        block.attn.proj.weight[:, smaller.num_heads * smaller.head_dim :] = 0
-        block.mlp.fc2.weight[:, smaller.mlp_hidden :] = 0
+        for block in whole.blocks:
+            block.attn.proj.weight[:, smaller.inner_dim :] = 0
+            block.mlp.fc2.weight[:, smaller.mlp_hidden :] = 0
         torch.testing.assert_close(supernet(images, space.smallest()), whole(images), rtol=1e-4, atol=1e-5)

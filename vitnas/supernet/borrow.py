@@ -37,7 +37,8 @@ class Layout(NamedTuple):
 
     def cut(self, tensor: Tensor) -> Tensor:
         assert tensor.is_contiguous(), "a Supernet's tensors lie in rows; channels_last is for its Models"
-        return tensor.as_strided(*self)
+        # A gradient may be a part of a larger tensor: what a concatenation gives its inputs is.
+        return tensor.as_strided(self.size, self.stride, tensor.storage_offset() + self.offset)
 
 
 class Loan:
