@@ -41,3 +41,11 @@ def sides_of(size: ImageSize) -> tuple[int, int]:
 def size_text(size: ImageSize) -> str:
     """`224`, or `32 x 64` where height and width differ."""
     return str(size) if isinstance(size, int) else f"{size[0]} x {size[1]}"
+
+
+def side_of(name: str, size: int | Sequence[int]) -> int:
+    """The side of a size given as one number or as two equal ones."""
+    sides = (size,) if isinstance(size, int) else tuple(size)
+    if len(set(sides)) != 1 or len(sides) > 2:
+        raise UserError(f"{name} is {size}; both sides must be the same number of pixels. Give one number.")
+    return int(sides[0])

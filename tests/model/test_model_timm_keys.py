@@ -229,6 +229,20 @@ def test_networks_that_people_use(name: str, options: dict[str, int], generator:
     check_count(arch)
 
 
+@pytest.mark.filterwarnings("ignore:torch.searchsorted", "ignore:Using a non-tuple")  # timm's interpolation
+@pytest.mark.parametrize("name", [name for name, reason in NAMES.items() if reason is None])
+def test_other_image_sizes_are_timms(name: str, generator: torch.Generator) -> None:
+    theirs = small(name, num_classes=3).eval()
+    randomize_(theirs, generator)
+    ours, size = from_timm(theirs), (112, 112) if "patch14" in name else (128, 96)
+    for model in (theirs, ours):
+        model.set_input_size(img_size=size)
+    images = torch.randn(2, 3, *size, generator=generator)
+    with torch.no_grad():
+        want = theirs(images)
+        torch.testing.assert_close(ours(images), want, rtol=0, atol=1e-5 * float(want.abs().max()))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, reason in NAMES.items() if reason is None])
 def test_networks_that_people_use_at_their_own_size(name: str, generator: torch.Generator) -> None:

@@ -1,4 +1,4 @@
-"""What timm asks of a model besides its layers: feature maps, input, first and last layer; and how it writes sizes."""
+"""Features of blocks for dense tasks, as timm asks for them and gives them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vitnas.arch import Arch
 from vitnas.errors import UserError
-from vitnas.layers.stem import STEMS
+from vitnas.model.blocks import block_grids
 
 
 def take_indices(depth: int, indices: int | Sequence[int] | None) -> tuple[list[int], int]:
@@ -24,14 +24,6 @@ def take_indices(depth: int, indices: int | Sequence[int] | None) -> tuple[list[
             f"indices is {indices}; the model has blocks 0 to {depth - 1}. Ask for some of these."
         )
     return take, max(take)
-
-
-def square(name: str, size: int | Sequence[int]) -> int:
-    """The side of a size given as one number or as two equal ones."""
-    sides = (size,) if isinstance(size, int) else tuple(size)
-    if len(set(sides)) != 1 or len(sides) > 2:
-        raise UserError(f"{name} is {size}; both sides must be the same number of pixels. Give one number.")
-    return int(sides[0])
 
 
 def feature_info(arch: Arch) -> list[dict[str, Any]]:
@@ -59,32 +51,6 @@ def check_maps(arch: Arch, blocks: Sequence[int], features: Sequence[Tensor]) ->
             )
 
 
-def default_cfg(arch: Arch) -> dict[str, Any]:
-    """timm's description of a model: what makes it, the input that it expects, its first and last layer."""
-    heads = [
-        "head",
-        *(
-            name
-            for name, used in (("head_dist", arch.distill_token), ("patch_head", arch.patch_head))
-            if used
-        ),
-    ]
-    return {
-        "architecture": "vitnas_arch",
-        "url": "",
-        "num_classes": arch.num_classes,
-        "input_size": arch.input_size,
-        "pool_size": None,
-        "crop_pct": 0.9,
-        "interpolation": "bicubic",
-        "fixed_input_size": True,
-        "mean": (0.5,) * arch.in_chans,
-        "std": (0.5,) * arch.in_chans,
-        "first_conv": f"patch_embed.{STEMS[arch.stem].first_conv}",
-        "classifier": "head" if len(heads) == 1 else tuple(heads),
-    }
-
-
 def stage_starts(arch: Arch) -> list[int]:
     """Number of each stage's first block."""
     starts, count = [], 0
@@ -92,3 +58,42 @@ def stage_starts(arch: Arch) -> list[int]:
         starts.append(count)
         count += len(stage.blocks)
     return starts
+
+
+def as_features(
+    arch: Arch,
+    blocks: Sequence[int],
+    tokens: Sequence[Tensor],
+    places: Sequence[Tensor],
+    final_BND: Tensor | None,
+    *,
+    output_fmt: str,
+    with_prefix: bool,
+    by_name: bool,
+) -> Any:
+    """What timm's `forward_intermediates` gives of the (B, N, D) tokens of some blocks; see that of `Model`.
+
+    Args:
+        blocks: their numbers.
+        places: of the patches of each block, where an Arch keeps fewer.
+        final_BND: the last tokens, if they are asked for.
+    """
+    first = arch.num_prefix_tokens
+    prefix = [item[:, :first] for item in tokens] if first and with_prefix else []
+    maps = [item[:, first:] for item in tokens]
+    if output_fmt == "NCHW":
+        check_maps(arch, blocks, maps)
+        grids = [grid for index, grid in enumerate(block_grids(arch)) if index in blocks]
+        maps = [
+            item.transpose(1, 2).unflatten(2, grid).contiguous()
+            for item, grid in zip(maps, grids, strict=True)
+        ]
+    if by_name:
+        named: dict[str, Any] = {"image_intermediates": maps}
+        if arch.selector is not None:
+            named["image_intermediates_places"] = [*places]
+        if prefix:
+            named["image_intermediates_prefix"] = prefix
+        return named if final_BND is None else named | {"image_features": final_BND}
+    features = list(zip(maps, prefix, strict=True)) if prefix else maps
+    return features if final_BND is None else (final_BND, features)

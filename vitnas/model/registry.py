@@ -23,8 +23,8 @@ from vitnas.arch import Arch
 from vitnas.errors import UserError, nearest
 from vitnas.grids import as_image_size, size_text
 from vitnas.model.build import build
-from vitnas.model.described import default_cfg
 from vitnas.model.published import PUBLISHED
+from vitnas.model.timm_cfg import default_cfg
 from vitnas.model.vit import Model
 
 # Options that are fields of an Arch of the same name.

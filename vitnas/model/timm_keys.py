@@ -43,7 +43,7 @@ from vitnas.layers.mlp import ACTS, mlp_ratio
 from vitnas.layers.position_bias import MLP_HIDDEN
 from vitnas.layers.rotary import BASES, rotary_of
 from vitnas.model.build import build
-from vitnas.model.described import default_cfg
+from vitnas.model.timm_cfg import copy_data_cfg, default_cfg
 from vitnas.model.vit import Model
 
 ARCHITECTURES: dict[Any, str] = {
@@ -60,13 +60,6 @@ OTHER_NAMES = {  # of the same weights, in these two
     ".attn.relative_position_bias_table": ".attn.rel_pos.relative_position_bias_table",
 }
 LAYER_SCALE = 1e-5  # any number makes timm build it; the weights follow
-DATA_KEYS = (
-    "mean",
-    "std",
-    "interpolation",
-    "crop_pct",
-    "crop_mode",
-)  # how images are prepared, in timm's words
 
 
 def arch_of_timm(model: Any) -> Arch:
@@ -138,7 +131,7 @@ def from_timm(model: Any) -> Model:
     made = build(arch, drop_path=rates, device="meta").to(weight.dtype).to_empty(device=weight.device)
     names = OTHER_NAMES if isinstance(model, OF_BEIT) else {}
     made.load_state_dict({_renamed(name, names): value for name, value in model.state_dict().items()})
-    _copy_cfg(model, made)
+    copy_data_cfg(model, made)
     return made.train(model.training)
 
 
@@ -167,7 +160,7 @@ def to_timm(model: Model) -> Any:
     names = {ours: theirs for theirs, ours in OTHER_NAMES.items()} if isinstance(made, OF_BEIT) else {}
     made.load_state_dict({_renamed(name, names): value for name, value in model.state_dict().items()})
     made.pretrained_cfg = made.default_cfg = {**default_cfg(arch), "architecture": ARCHITECTURES[type(made)]}
-    _copy_cfg(model, made)
+    copy_data_cfg(model, made)
     return made.train(model.training)
 
 
@@ -465,10 +458,3 @@ def _renamed(name: str, names: dict[str, str]) -> str:
 
 def _is_identity(module: nn.Module | None) -> bool:
     return module is None or isinstance(module, nn.Identity)
-
-
-def _copy_cfg(source: Any, target: Any) -> None:
-    """Keep how images are prepared."""
-    cfg = getattr(source, "pretrained_cfg", None) or {}
-    kept = {key: cfg[key] for key in DATA_KEYS if cfg.get(key) is not None}
-    target.pretrained_cfg = target.default_cfg = {**target.pretrained_cfg, **kept}

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from vitnas.arch import Arch
 from vitnas.errors import UserError
-from vitnas.grids import as_image_size, sides_of
+from vitnas.grids import as_image_size, side_of, sides_of
 from vitnas.layers.axes import Axes
 from vitnas.layers.pool import AttentionPool, SequencePool
 from vitnas.layers.reduction import SpatialReduction
@@ -30,7 +30,6 @@ from vitnas.layers.select import Choice, Kept, Selection, Trail, masked_mean
 from vitnas.layers.stem import STEMS
 from vitnas.model.blocks import (
     TransformerBlock,
-    block_grids,
     check_mixer_sizes,
     drop_path_rates,
     make_block,
@@ -39,8 +38,9 @@ from vitnas.model.blocks import (
     resized,
     set_block_grids,
 )
-from vitnas.model.described import check_maps, default_cfg, feature_info, square, stage_starts, take_indices
+from vitnas.model.features import as_features, feature_info, stage_starts, take_indices
 from vitnas.model.outputs import wanted
+from vitnas.model.timm_cfg import default_cfg
 
 HEADS = ("head", "head_dist", "patch_head")
 
@@ -332,24 +332,16 @@ class Model(nn.Module):
                 kept.append(self.norm(tokens) if norm and index >= final else tokens)
                 if self._selecting:
                     places.append(trail.places(tokens, self.num_prefix_tokens))
-        prefix = [item[:, : self.num_prefix_tokens] for item in kept] if self.num_prefix_tokens else []
-        maps = [item[:, self.num_prefix_tokens :] for item in kept]
-        if output_fmt == "NCHW":
-            check_maps(self.arch, take, maps)
-            grids = [grid for index, grid in enumerate(block_grids(self.arch)) if index in take]
-            maps = [
-                item.transpose(1, 2).unflatten(2, grid).contiguous()
-                for item, grid in zip(maps, grids, strict=True)
-            ]
-        if output_dict:
-            named: dict[str, Any] = {"image_intermediates": maps}
-            if self._selecting:
-                named["image_intermediates_places"] = places
-            if prefix and return_prefix_tokens:
-                named["image_intermediates_prefix"] = prefix
-            return named if intermediates_only else named | {"image_features": self.norm(tokens)}
-        features = list(zip(maps, prefix, strict=True)) if prefix and return_prefix_tokens else maps
-        return features if intermediates_only else (self.norm(tokens), features)
+        return as_features(
+            self.arch,
+            take,
+            kept,
+            places,
+            None if intermediates_only else self.norm(tokens),
+            output_fmt=output_fmt,
+            with_prefix=return_prefix_tokens,
+            by_name=output_dict,
+        )
 
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
@@ -430,7 +422,7 @@ class Model(nn.Module):
         arch = resized(
             old,
             old.image_size if img_size is None else as_image_size("img_size", img_size),
-            old.patch_size if patch_size is None else square("patch_size", patch_size),
+            old.patch_size if patch_size is None else side_of("patch_size", patch_size),
         )
         check_mixer_sizes(arch)
         self.patch_embed.set_input_size(img_size=sides_of(arch.image_size), patch_size=arch.patch_size)

@@ -19,8 +19,8 @@ from torch.nn import functional
 
 from vitnas.arch import Arch
 from vitnas.errors import UserError
-from vitnas.model.described import default_cfg
 from vitnas.model.outputs import output_names, wanted
+from vitnas.model.timm_cfg import default_cfg
 from vitnas.train.task import Task, bare_names, read_views
 
 Momentum = Callable[[int, int], float]  # of (step, steps)

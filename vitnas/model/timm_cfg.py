@@ -1,0 +1,43 @@
+"""timm's description of a model: what makes it, the input that it expects, its first and last layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vitnas.arch import Arch
+from vitnas.layers.stem import STEMS
+
+DATA_KEYS = ("mean", "std", "interpolation", "crop_pct", "crop_mode")  # how images are prepared
+
+
+def default_cfg(arch: Arch) -> dict[str, Any]:
+    """The description of the Model of `arch`."""
+    heads = [
+        "head",
+        *(
+            name
+            for name, used in (("head_dist", arch.distill_token), ("patch_head", arch.patch_head))
+            if used
+        ),
+    ]
+    return {
+        "architecture": "vitnas_arch",
+        "url": "",
+        "num_classes": arch.num_classes,
+        "input_size": arch.input_size,
+        "pool_size": None,
+        "crop_pct": 0.9,
+        "interpolation": "bicubic",
+        "fixed_input_size": True,
+        "mean": (0.5,) * arch.in_chans,
+        "std": (0.5,) * arch.in_chans,
+        "first_conv": f"patch_embed.{STEMS[arch.stem].first_conv}",
+        "classifier": "head" if len(heads) == 1 else tuple(heads),
+    }
+
+
+def copy_data_cfg(source: Any, target: Any) -> None:
+    """Let `target` have its images prepared as those of `source` are."""
+    cfg = getattr(source, "pretrained_cfg", None) or {}
+    kept = {key: cfg[key] for key in DATA_KEYS if cfg.get(key) is not None}
+    target.pretrained_cfg = target.default_cfg = {**target.pretrained_cfg, **kept}
