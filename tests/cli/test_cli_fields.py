@@ -237,7 +237,7 @@ def test_the_options_are_frozen() -> None:
     assert len(names) == NUM_FIELDS, sorted(names)
 
 
-NUM_FIELDS = 148
+NUM_FIELDS = 151
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:

@@ -154,7 +154,7 @@ def test_teachers_that_cannot_be_loaded_are_refused(
 ) -> None:
     fields = {**RESNAS, "task__kind": "hard_distillation", "task__teacher": "no_such_model"}
     text = refused(words(tmp_path / "run", **fields), capsys)
-    assert "task.teacher 'no_such_model' cannot be loaded" in text
+    assert "task.teacher is 'no_such_model'; it must be a folder of a saved model or a name" in text
 
 
 def test_a_teacher_of_colour_images_is_refused_for_grey_ones(

@@ -126,12 +126,6 @@ def test_heads_of_another_width_are_refused() -> None:
         start(space(), vit(num_heads=2))
 
 
-def test_a_name_that_timm_does_not_know_is_refused() -> None:
-    supernet = Supernet(space(), generator=torch.Generator().manual_seed(1))
-    with pytest.raises(UserError, match="must be a timm name"):
-        start_from_timm(supernet, "vit_of_nobody")
-
-
 def test_a_network_that_is_no_plain_vit_is_refused() -> None:
     with pytest.raises(UserError, match="cannot be written as an Arch"):
         start(space(), vit(final_norm=False))

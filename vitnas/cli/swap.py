@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 from vitnas.cli.options import options
 from vitnas.data import AUGMENTS, DataConfig, EvalBatches, TrainBatches, open_data
 from vitnas.errors import UserError
-from vitnas.exporting import export_onnx, load_timm
+from vitnas.exporting import export_onnx
+from vitnas.exporting.networks import check_timm_name, load_network
 from vitnas.model.swap import swap_attention
 from vitnas.runs import write_json, write_with
 from vitnas.train import ConsoleProgress
@@ -74,19 +75,14 @@ def swap_command(words: list[str], console: Console) -> None:
 
 
 def _load(name: str, pretrained: bool) -> Any:
+    if pretrained:
+        return load_network(name, what="the model")
     if Path(name).is_dir():
-        if not pretrained:
-            raise UserError(
-                f"pretrained=false and {name} is a folder; a folder always brings its weights. Leave pretrained out."
-            )
-        return load_timm(name)
-    try:
-        return timm.create_model(name, pretrained=pretrained).eval()
-    except (RuntimeError, ValueError, OSError) as error:
         raise UserError(
-            f"{name} cannot be made ({' '.join(str(error).split())[:160]}); it must be a folder of a saved model or a "
-            "timm name whose weights are at hand. Use pretrained=false for a fresh one."
-        ) from error
+            f"pretrained=false and {name} is a folder; a folder always brings its weights. Leave pretrained out."
+        )
+    check_timm_name(name, what="the model")
+    return timm.create_model(name).eval()
 
 
 def _win_back(model: Any, teacher: Any, asked: SwapOptions, console: Console) -> dict[str, Any]:

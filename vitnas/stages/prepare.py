@@ -12,6 +12,7 @@ from vitnas.records import GeneRecord, Manifest, SpaceRecord
 from vitnas.runs import RunFile
 from vitnas.searching import SEARCHERS, Feasibility, feasibility
 from vitnas.stages.opened import Opened
+from vitnas.stages.supernet import start_from_pretrained
 from vitnas.stages.training import make_task
 from vitnas.train.optim import make_optimizer, make_schedule
 from vitnas.train.teacher import Pixels
@@ -35,6 +36,8 @@ def prepare(opened: Opened) -> Feasibility:
     data, space, budget = opened.images.data, opened.space, opened.budget
     for config in (run.supernet, run.retrain.train):  # what is unknown shows now, not in an hour
         make_schedule(make_optimizer(opened.new_supernet(), config), config, 100, 10)
+    if run.pretrained:
+        start_from_pretrained(opened.new_supernet(), run.pretrained)
     task, teacher = make_task(run.task, data, space.largest().grids[-1])
     if teacher is not None:
         teacher.check(task.wants_taught, Pixels(data.mean, data.std))

@@ -108,7 +108,8 @@ class ExportConfig:
 class Run:
     """A complete run. `budget` is text (`macs<=1.3G and params<=6M`); empty means no limit.
 
-    `pretrained` names a timm ViT that the supernet starts from. `threads` are CPU threads (None: torch's choice).
+    `pretrained` is the ViT that the supernet starts from: a timm name, a name and a file of weights (`NAME@FILE`), or a
+    folder of a saved model. `threads` are CPU threads (None: torch's choice).
     """
 
     recipe: str = "tour"

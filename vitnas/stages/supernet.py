@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vitnas.exporting.networks import load_network
 from vitnas.records import SamplerSummary
 from vitnas.sample import Focus
 from vitnas.stages.sampler import RunSampler, summarise
@@ -9,6 +10,7 @@ from vitnas.stages.searching import WEIGHTS, Inherited
 from vitnas.stages.training import train
 from vitnas.stages.work import RunImages, Work, save_weights
 from vitnas.supernet import Supernet
+from vitnas.supernet.pretrained import start_from_timm
 from vitnas.train import Monitor, Rewiring, TaskConfig, TrainConfig
 
 STAGE = "supernet"
@@ -25,9 +27,7 @@ def train_supernet(
 ) -> None:
     """Train `supernet`, continuing from its checkpoint, into supernet.safetensors, and the sampler where it learns."""
     if pretrained:
-        from vitnas.supernet.pretrained import start_from_timm
-
-        work.progress.note(start_from_timm(supernet, pretrained))
+        work.progress.note(start_from_pretrained(supernet, pretrained))
     epochs, made = sampler.config.rewire_epochs, sampler.make()
     fitted = train(
         work,
@@ -45,6 +45,15 @@ def train_supernet(
         work.once(sampler.path, lambda: sampler.save(made))
     target = work.folder / WEIGHTS
     work.once(target, lambda: save_weights(fitted.network, target))
+
+
+def start_from_pretrained(supernet: Supernet, pretrained: str) -> str:
+    """Begin from the network that a run names; one sentence says what was taken.
+
+    Raises:
+        UserError: that network cannot be loaded, or the space's Archs have other parts.
+    """
+    return start_from_timm(supernet, load_network(pretrained, what="pretrained"))
 
 
 def tell_sampler(work: Work, sampler: RunSampler, inherited: Inherited) -> None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
-import timm
 from torch import nn
 
 from vitnas.data import Data
 from vitnas.errors import UserError
-from vitnas.exporting import load_timm
+from vitnas.exporting.networks import load_network
 from vitnas.grids import Grid
 from vitnas.sample import Fixed, Hook, Sampler
 from vitnas.stages.work import RunImages, Work
@@ -82,20 +80,12 @@ def train(
 
 
 def load_teacher(name: str, num_classes: int) -> nn.Module:
-    """A network from a folder that `save_timm` wrote, or by timm's name with its published weights.
+    """A trained network with the same classes, by what `load_network` takes.
 
     Raises:
         UserError: it cannot be loaded, or has another number of classes.
     """
-    try:
-        teacher: nn.Module = (
-            load_timm(name) if Path(name).is_dir() else timm.create_model(name, pretrained=True)
-        )
-    except (RuntimeError, ValueError, OSError) as error:
-        raise UserError(
-            f"task.teacher {name!r} cannot be loaded ({' '.join(str(error).split())[:120]}); it must be a folder of a "
-            "trained model or a timm name whose weights are at hand. Train one first, or choose another."
-        ) from error
+    teacher = load_network(name, what="task.teacher")
     found = getattr(teacher, "num_classes", num_classes)
     if found != num_classes:
         raise UserError(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import timm
+import copy
+
 import torch
 from torch import Tensor, nn
 
 from vitnas.errors import UserError
 from vitnas.layers.axes import named_axes
+from vitnas.model import Model
 from vitnas.model.timm_keys import from_timm
 from vitnas.supernet.supernet import Supernet
 
@@ -21,7 +23,7 @@ SAME = (
 )  # fields of an Arch
 
 
-def start_from_timm(supernet: Supernet, source: str | nn.Module) -> str:
+def start_from_timm(supernet: Supernet, source: nn.Module) -> str:
     """Copy a plain timm ViT's weights into the shared tensors, as far as both have the same entries.
 
     On every axis the first entries are copied (heads, hidden units, blocks, channels), so each Arch gets a prefix of
@@ -29,7 +31,7 @@ def start_from_timm(supernet: Supernet, source: str | nn.Module) -> str:
     (relative positions, extra blocks, a classifier for other classes) keeps its initial weights.
 
     Args:
-        source: a name for `timm.create_model(..., pretrained=True)` or a timm VisionTransformer.
+        source: a timm ViT, or a Model.
 
     Returns:
         One sentence: what was copied and how much of the Supernet that is.
@@ -48,15 +50,7 @@ def start_from_timm(supernet: Supernet, source: str | nn.Module) -> str:
             f"{supernet.space.name} has {len(arch.stages)} stages and stem {arch.stem!r}; a plain ViT has one stage "
             "and stem 'linear', so its weights would mean something else. Leave `pretrained` out to start anew."
         )
-    if isinstance(source, str):
-        try:
-            source = timm.create_model(source, pretrained=True)
-        except (RuntimeError, ValueError, OSError) as error:
-            raise UserError(
-                f"the pretrained model cannot be loaded ({' '.join(str(error).split())[:200]}); it must be a timm name "
-                "whose weights are at hand or can be downloaded. Leave `pretrained` out to start anew."
-            ) from error
-    model = from_timm(source)
+    model = copy.deepcopy(source) if isinstance(source, Model) else from_timm(source)
     name, given = type(source).__name__, model.arch.blocks[0].head_dim
     if given != arch.blocks[0].head_dim:
         raise UserError(

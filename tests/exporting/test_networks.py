@@ -1,0 +1,65 @@
+"""Trained networks by what a user types."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+
+from vitnas.errors import UserError
+from vitnas.exporting import save_timm
+from vitnas.exporting.networks import load_network
+
+NAME = "test_vit"  # timm's smallest
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    torch.manual_seed(0)
+    return timm.create_model(NAME, num_classes=7, in_chans=1).eval()
+
+
+@pytest.mark.parametrize("kind", ["weights.safetensors", "plain.pt", "wrapped.pth"])
+def test_a_name_and_a_file(kind: str, model: Any, tmp_path: Path) -> None:
+    """Classes and channels are those of the file; what training scripts wrap weights in is taken off."""
+    path, state = tmp_path / kind, model.state_dict()
+    if kind == "weights.safetensors":
+        safetensors.torch.save_file(state, path)
+    elif kind == "plain.pt":
+        torch.save(state, path)
+    else:
+        torch.save({"epoch": 3, "state_dict": {f"module.{key}": value for key, value in state.items()}}, path)
+    found = load_network(f"{NAME}@{path}", what="pretrained")
+    assert not found.training
+    images = torch.randn(2, 1, 160, 160)
+    with torch.no_grad():
+        assert torch.equal(found(images), model(images))
+
+
+def test_a_folder(model: Any, tmp_path: Path) -> None:
+    save_timm(model, tmp_path / "saved")
+    found = load_network(str(tmp_path / "saved"), what="pretrained")
+    images = torch.randn(1, 1, 160, 160)
+    with torch.no_grad():
+        assert torch.equal(found(images), model(images))
+
+
+def test_what_cannot_be_loaded_is_told(model: Any, tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"pretrained is 'vit_tyny_patch16_224'; .* Nearest: 'vit_tiny_patch16_224'"
+    ):
+        load_network("vit_tyny_patch16_224", what="pretrained")
+    with pytest.raises(UserError, match=r"a.pth'; a file of weights does not say .* Write NAME@a.pth"):
+        load_network("a.pth", what="pretrained")
+    with pytest.raises(UserError, match=r"'test_vit@none.pth' cannot be loaded"):
+        load_network(f"{NAME}@none.pth", what="pretrained")
+    torch.save(
+        {name: value for name, value in model.state_dict().items() if "blocks.1" not in name},
+        tmp_path / "a.pt",
+    )
+    with pytest.raises(UserError, match="Missing key"):
+        load_network(f"{NAME}@{tmp_path / 'a.pt'}", what="pretrained")
