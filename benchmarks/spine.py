@@ -32,11 +32,12 @@ from vitnas.counting import count
 from vitnas.extraction import extract
 from vitnas.measure.environment import environment
 from vitnas.model import build
-from vitnas.space import autoformer
+from vitnas.space import AutoFormerSpace, Space, autoformer
 from vitnas.supernet import Supernet
 from vitnas.train import evaluate
 
 SPACE = autoformer("tiny")
+NARROW = autoformer("tiny", image_size=32)
 BATCH = 16
 
 
@@ -85,10 +86,10 @@ def paired(
 
 
 def step_of(
-    network: nn.Module, arch: Arch | Callable[[], Arch] | None, batch: int = BATCH
+    network: nn.Module, arch: Arch | Callable[[], Arch] | None, batch: int = BATCH, pixels: int = 224
 ) -> Callable[[], None]:
     """A training step: forward, loss, backward, AdamW."""
-    images, targets = torch.randn(batch, 3, 224, 224), torch.randint(0, 1000, (batch,))
+    images, targets = torch.randn(batch, 3, pixels, pixels), torch.randint(0, 1000, (batch,))
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=True)
     network.train()
 
@@ -116,6 +117,44 @@ def supernet_step(rounds: int) -> Row:
     )
 
 
+def host_step(rounds: int) -> Row:
+    """What a GPU waits for: 12 blocks of width 192 at batch 1, cut from a Supernet that is little wider, so that both
+    sides move about the same data."""
+    space = replace(NARROW, embed_dims=(192, 200), num_heads=(3,), mlp_ratios=(4.0,), depths=(12,))
+    return _host(space, "host time of a step (time)", "<= 1.25", rounds)
+
+
+def host_tiny(rounds: int) -> Row:
+    """The smallest Arch of AutoFormer's tiny space; gradients and moments of the Supernet are 1.7 times as large."""
+    return _host(NARROW, "the same, smallest of tiny (time)", "", rounds)
+
+
+def _host(space: AutoFormerSpace, name: str, target: str, rounds: int) -> Row:
+    arch, supernet = space.smallest(), Supernet(space)
+    model = extract(supernet, arch)
+    keep_freed_memory()
+    ours, other = (step_of(network, chosen, 1, 32) for network, chosen in ((supernet, arch), (model, None)))
+    return inverted(paired(name, "extracted Model", target, ours, other, 20 * rounds))
+
+
+def host_fresh(rounds: int) -> Row:
+    """The same with an Arch that was never seen before, whose skeleton is made too; against the same Arch again."""
+    keep_freed_memory()
+    row = fresh_arch(5 * rounds, NARROW, 1, 32)
+    return replace(inverted(row), name="host time, a fresh Arch (time)", target="")
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep up to 64 MB that were freed, as it does after any large tensor and a GPU's allocator
+    always does; else each step of so small a net gets its gradients from the kernel page by page."""
+    torch.empty(2**25 - 2**13, dtype=torch.uint8)
+
+
+def inverted(row: Row) -> Row:
+    """The row with times instead of rates in its ratio."""
+    return replace(row, ratio=1 / row.ratio, low=1 / row.high, high=1 / row.low)
+
+
 def relative_step(rounds: int) -> Row:
     arch = SPACE.middle()
     plain = replace(arch, relative_position=0)
@@ -129,16 +168,16 @@ def relative_step(rounds: int) -> Row:
     )
 
 
-def fresh_arch(rounds: int) -> Row:
+def fresh_arch(rounds: int, space: Space = SPACE, batch: int = BATCH, pixels: int = 224) -> Row:
     """Random Archs cost more or less than a fixed one, so each round runs a fresh one and then the same again."""
-    supernet = Supernet(SPACE)
+    supernet = Supernet(space)
     rng = random.Random(0)
-    current = [SPACE.middle()]
-    step = step_of(supernet, lambda: current[0])
+    current = [space.middle()]
+    step = step_of(supernet, lambda: current[0], batch, pixels)
     step()
     pairs = []
     for _ in range(rounds):
-        current[0] = SPACE.sample(rng)
+        current[0] = space.sample(rng)
         seconds = []
         for _ in range(3):  # fresh, then twice known: the second known run is the other side
             start = time.perf_counter()
@@ -191,7 +230,7 @@ def scoring(rounds: int) -> Row:
         lambda: evaluate(model, batches),
         rounds,
     )
-    return replace(row, ratio=1 / row.ratio, low=1 / row.high, high=1 / row.low)
+    return inverted(row)
 
 
 def counting(rounds: int) -> Row:
@@ -316,6 +355,9 @@ def memory(rounds: int) -> Row:
 
 ROWS: dict[str, Callable[[int], Row]] = {
     "supernet": supernet_step,
+    "host": host_step,
+    "host_tiny": host_tiny,
+    "host_fresh": host_fresh,
     "relative": relative_step,
     "fresh": fresh_arch,
     "several": several_archs,

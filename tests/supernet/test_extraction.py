@@ -21,6 +21,15 @@ SPACES: dict[str, Callable[[], Space]] = {
     "vit_resnas": lambda: vit_resnas("micro", patch_size=4, patch_head=True, **SIZES),
     "vit_resnas conv": lambda: vit_resnas("micro", patch_size=4, reduction="conv", **SIZES),
     "vitas": lambda: vitas("micro", **SIZES),
+    "vitas of odd widths": lambda: vitas(
+        "micro",
+        image_size=8,
+        num_classes=5,
+        in_chans=1,
+        num_slots=2,
+        ratios=(0.25, 0.5, 1.0),
+        widest=(12, 16, 20),
+    ),
 }
 SHARINGS: dict[str, Callable[[Space], Sharing]] = {
     "prefix": lambda space: Sharing(),
@@ -32,8 +41,7 @@ SHARINGS: dict[str, Callable[[Space], Sharing]] = {
 PAIRS = [
     *((space, sharing) for space in SPACES for sharing in ("prefix", "bilateral")),
     ("autoformer", "autoformer official"),
-    ("vitas", "cyclic"),
-    ("vitas", "private"),
+    *((space, sharing) for space in SPACES for sharing in ("cyclic", "private") if space.startswith("vitas")),
 ]
 
 
@@ -42,12 +50,14 @@ def differing(space: str, sharing: str, archs: int) -> list[str]:
     made = SPACES[space]()
     supernet = Supernet(made, sharing=SHARINGS[sharing](made)).eval()
     randomize_(supernet, torch.Generator().manual_seed(0))
-    images = torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    size = made.largest().input_size
+    batches = [torch.randn(n, *size, generator=torch.Generator().manual_seed(n)) for n in (1, 5)]
     rng, found = random.Random(0), []
     with torch.no_grad():
         for _ in range(archs):
             arch = made.sample(rng)
-            if not torch.equal(extract(supernet, arch)(images), supernet(images, arch)):
+            model = extract(supernet, arch)
+            if not all(torch.equal(model(images), supernet(images, arch)) for images in batches):
                 found.append(arch.id)
     return found
 

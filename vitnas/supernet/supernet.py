@@ -4,11 +4,11 @@
 
 The Arch is an argument, never a state. Nothing here knows what a layer computes.
 
-Gradients. The obvious way, autograd through views of the shared tensors, allocates and adds a full-size zero tensor
-per parameter and use. Instead each forward runs on detached views whose gradients go straight into the matching
-entries of the shared tensor's `.grad`, so that backward touches only what the Arch uses. Gradients therefore appear
-in `parameter.grad` after `backward()`, as usual, but `torch.autograd.grad` with respect to the shared tensors does
-not see them; use `select` for that.
+Without gradients an answer is bit for bit that of the extracted Model. With them it runs on views, for which libraries
+may choose other kernels, and may differ from it in the last bits (`supernet/borrow.py`).
+
+Gradients appear in `parameter.grad` after `backward()`, as usual, but `torch.autograd.grad` with respect to the shared
+tensors does not see them; use `select` for that.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Supernet(nn.Module):
             path, last = _home(self, name)
             path.register_buffer(last, buffer, persistent=is_persistent)
         self._homes = [home_of(self, name) for name in (*parameters, *buffers)]
-        self._storages: list[int] = []
+        self._storages = self._find_storages()
 
     @property
     def sides(self) -> int:
@@ -116,9 +116,12 @@ class Supernet(nn.Module):
 
     def _forget_if_moved(self) -> None:
         """What is kept holds views of the shared tensors; after `.to()` and the like these are others."""
-        storages = [tensors[name].data_ptr() for tensors, name in self._homes]
+        storages = self._find_storages()
         if storages != self._storages:
             self._storages, self._cache, self._blocks = storages, _Cache(), _Cache()
+
+    def _find_storages(self) -> list[int]:
+        return [tensors[name].data_ptr() for tensors, name in self._homes]
 
     def no_weight_decay(self) -> set[str]:
         """Parameters besides biases and norms that are not decayed; optimizers ask for it."""
