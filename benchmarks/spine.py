@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -36,6 +36,7 @@ from vitnas.space import AutoFormerSpace, Space, autoformer
 from vitnas.supernet import Supernet
 from vitnas.train import evaluate
 
+DEVICE = torch.device("cpu")  # set by the command line
 SPACE = autoformer("tiny")
 NARROW = autoformer("tiny", image_size=32)
 BATCH = 16
@@ -68,6 +69,7 @@ def paired(
         for side in sides:
             start = time.perf_counter()
             side()
+            wait()
             seconds[side] = time.perf_counter() - start
         pairs.append((seconds[ours], seconds[other]))
     ratios = sorted(b / a for a, b in pairs)
@@ -85,11 +87,24 @@ def paired(
     )
 
 
+def wait() -> None:
+    """Until the device has done what it was given."""
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def on_device(batch: int, pixels: int = 224, classes: int = 1000) -> tuple[Tensor, Tensor]:
+    """Images and class numbers."""
+    images, targets = torch.randn(batch, 3, pixels, pixels), torch.randint(0, classes, (batch,))
+    return images.to(DEVICE), targets.to(DEVICE)
+
+
 def step_of(
     network: nn.Module, arch: Arch | Callable[[], Arch] | None, batch: int = BATCH, pixels: int = 224
 ) -> Callable[[], None]:
     """A training step: forward, loss, backward, AdamW."""
-    images, targets = torch.randn(batch, 3, pixels, pixels), torch.randint(0, 1000, (batch,))
+    images, targets = on_device(batch, pixels)
+    network.to(DEVICE)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=True)
     network.train()
 
@@ -182,6 +197,7 @@ def fresh_arch(rounds: int, space: Space = SPACE, batch: int = BATCH, pixels: in
         for _ in range(3):  # fresh, then twice known: the second known run is the other side
             start = time.perf_counter()
             step()
+            wait()
             seconds.append(time.perf_counter() - start)
         pairs.append((seconds[0], statistics.mean(seconds[1:])))
     ratios = sorted(b / a for a, b in pairs)
@@ -194,10 +210,10 @@ def fresh_arch(rounds: int, space: Space = SPACE, batch: int = BATCH, pixels: in
 
 def several_archs(rounds: int, k: int = 4) -> Row:
     """k Archs on slices of one batch, against k steps of a k-th of the batch."""
-    supernet = Supernet(SPACE)
+    supernet = Supernet(SPACE).to(DEVICE)
     rng = random.Random(0)
     archs = [SPACE.sample(rng) for _ in range(k)]
-    images, targets = torch.randn(BATCH, 3, 224, 224), torch.randint(0, 1000, (BATCH,))
+    images, targets = on_device(BATCH)
     optimizer = torch.optim.AdamW(supernet.parameters(), lr=1e-4, fused=True)
     part = BATCH // k
 
@@ -219,9 +235,9 @@ def several_archs(rounds: int, k: int = 4) -> Row:
 
 def scoring(rounds: int) -> Row:
     arch = SPACE.middle()
-    supernet = Supernet(SPACE).eval()
+    supernet = Supernet(SPACE).to(DEVICE).eval()
     model = extract(supernet, arch)
-    batches = [(torch.randn(32, 3, 224, 224), torch.randint(0, 1000, (32,))) for _ in range(2)]
+    batches = [on_device(32) for _ in range(2)]
     row = paired(
         "scoring an Arch (time)",
         "validating its Model",
@@ -292,10 +308,10 @@ def masked(rounds: int) -> Row:
 
 def gathered(rounds: int) -> Row:
     """In evaluation the tokens are gone."""
-    images = torch.randn(BATCH, 3, 224, 224)
+    images, _ = on_device(BATCH)
 
     def pass_of(arch: Arch) -> Callable[[], None]:
-        model = build(arch).eval()
+        model = build(arch).to(DEVICE).eval()
 
         def forward() -> None:
             with torch.no_grad():
@@ -311,7 +327,7 @@ def gathered(rounds: int) -> Row:
         pass_of(WHOLE),
         rounds,
     )
-    return replace(row, ratio=1 / row.ratio, low=1 / row.high, high=1 / row.low)
+    return inverted(row)
 
 
 MEMORY = """
@@ -374,18 +390,23 @@ def main(
     rows: dict[str, Callable[[int], Row]] = ROWS, table: str = "spine", doc: str | None = __doc__
 ) -> None:
     """The command line of a table; other benchmarks bring their own rows."""
+    global DEVICE
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", choices=rows, default=list(rows))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--device", type=torch.device, default=DEVICE, help="of the networks; cpu or cuda")
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
+    DEVICE = options.device
     machine = environment()
     out = (
         options.out
-        or Path(__file__).parent / "results" / f"{table}_cpu_torch{torch.__version__.partition('+')[0]}.csv"
+        or Path(__file__).parent
+        / "results"
+        / f"{table}_{DEVICE.type}_torch{torch.__version__.partition('+')[0]}.csv"
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     fresh = not out.exists()
