@@ -7,10 +7,12 @@ import hashlib
 import json
 import logging
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 
@@ -28,6 +30,7 @@ from vitnas.data import (
 )
 from vitnas.data.splits import carve
 from vitnas.errors import MissingExtra, UserError
+from vitnas.exporting import save_timm
 from vitnas.runs import from_json, to_json
 
 
@@ -374,6 +377,28 @@ def test_arrays_that_do_not_fit() -> None:
     refused(r"There are 3 targets for 10 images", targets=[0, 1, 0])
     refused(r"class_names has 1 names; the targets go up to 1", class_names=["a"])
     refused(r"has one class only", targets=[0] * 10)
+
+
+def test_a_pretrained_model_says_how_images_are_normalised(tmp_path: Path) -> None:
+    write_images(tmp_path / "images", {"cat": 5, "dog": 5})
+    config = DataConfig(dataset=str(tmp_path / "images"), holdout=2)
+    name = "vit_tiny_patch16_224"
+    assert open_data(config).mean == (0.485, 0.456, 0.406)
+    assert (open_data(config, pretrained=name).mean, open_data(config, pretrained=name).std) == (
+        (0.5,) * 3,
+    ) * 2
+    said = open_data(replace(config, mean=(0.1, 0.2, 0.3)), pretrained=name)
+    assert (said.mean, said.std) == ((0.1, 0.2, 0.3), (0.5,) * 3)
+    model = timm.create_model(name, img_size=32, patch_size=8, depth=1, num_classes=2)
+    save_timm(model, tmp_path / "saved", data_config={"mean": (0.2, 0.3, 0.4), "std": (0.1, 0.2, 0.3)})
+    kept = open_data(config, pretrained=f"local-dir:{tmp_path / 'saved'}")
+    assert (kept.mean, kept.std) == ((0.2, 0.3, 0.4), (0.1, 0.2, 0.3))
+    assert open_data(replace(config, in_chans=1), pretrained=name).mean != (0.5,)  # grey images are measured
+    for wrong in ("vit_tinny_patch16_224", f"local-dir:{tmp_path / 'nowhere'}"):
+        with pytest.raises(
+            UserError, match=rf"pretrained is '{wrong}', which timm cannot make \(.*name of timm's"
+        ):
+            open_data(config, pretrained=wrong)
 
 
 def test_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,11 +17,13 @@ from stage_help import refused, words
 from vitnas.cli import main
 from vitnas.cli.fields import open_run
 from vitnas.counting import count
-from vitnas.data import EvalBatches, Readings, open_data
+from vitnas.data import DataConfig, EvalBatches, Readings, open_data
 from vitnas.model.named import ArchFile
 from vitnas.records import ExportRecord, Manifest, Result, Results
 from vitnas.searching import SearchRecord
 from vitnas.stages.models import evenly
+from vitnas.stages.opened import Opened
+from vitnas.stages.run import Run
 from vitnas.train import metrics
 
 FILES = """run.yaml manifest.json space.json feasibility.json metrics.jsonl supernet.safetensors study.db search.json
@@ -223,3 +225,14 @@ def test_ranked_archs_are_spread_from_best_to_worst() -> None:
     assert [t.number for t in evenly(trials, 3)] == [0, 4, 8]  # type: ignore[arg-type]
     assert len(evenly(trials[:2], 3)) == 2  # type: ignore[arg-type]
     assert len(evenly(trials, 1)) == 1  # type: ignore[arg-type]
+
+
+def test_images_of_a_run_are_normalised_as_its_pretrained_model_wants(tmp_path: Path) -> None:
+    data = DataConfig(dataset="digits", in_chans=3, image_size=16)
+    run = Run(recipe="images", data=data, pretrained="vit_tiny_patch16_224")
+    images = Opened(run, tmp_path / "run").images
+    assert (images.data.mean, images.data.std) == ((0.5,) * 3, (0.5,) * 3)
+    assert images.resized(32).data.mean == (0.5,) * 3
+    assert images.about["data_config"]["mean"] == (0.5,) * 3
+    other = replace(run, data=replace(data, mean=(0.1,) * 3))
+    assert Opened(other, tmp_path / "other").images.data.mean == (0.1,) * 3

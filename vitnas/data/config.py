@@ -110,8 +110,8 @@ class DataConfig:
     `dataset` is timm's dataset string (a folder of class folders, `torch/cifar10`, `hfds/<name or folder>`,
     `wds/` with `root`), or `digits`, scikit-learn's 1,797 handwritten digits, which need no download.
     `image_size` is one number, or (height, width). None: images of at most 64 pixels keep their size if all are
-    equal, else become squares that enlarge few; larger ones become 224. With `mean` and `std` None they are timm's
-    ImageNet constants for colour and measured on train for grey images.
+    equal, else become squares that enlarge few; larger ones become 224. Without `mean` and `std` they are timm's
+    ImageNet constants, or those of a run's pretrained model, for colour, and measured on train for grey images.
 
     Raises:
         UserError: a field is out of range; the message names the rule.

@@ -13,6 +13,7 @@ from statistics import median, median_low
 from typing import Any
 
 import numpy as np
+import timm
 import torch
 from torch import Tensor
 
@@ -21,7 +22,7 @@ from vitnas.data.dataset_strings import open_sources
 from vitnas.data.images import UNREADABLE, Form, Images, Split, Store, quiet_pillow
 from vitnas.data.sources import ArraySource, Pixels, Source, Subset
 from vitnas.data.splits import Opened, carve, match_classes
-from vitnas.errors import UserError
+from vitnas.errors import UserError, first_line, nearest
 from vitnas.grids import ImageSize, as_image_size, sides_of
 from vitnas.runs import RunFile
 
@@ -211,24 +212,49 @@ class Data:
         return _assemble(DataConfig(**fields), Opened(train=sources[0], test=sources[1]))
 
 
-def open_data(config: DataConfig) -> Data:
+def open_data(config: DataConfig, *, pretrained: str | None = None) -> Data:
     """Open the images that `config` names.
 
+    Args:
+        pretrained: a timm model that will see them; where `config` gives no mean or std, colour images get its.
+
     Raises:
-        UserError: the dataset cannot be used; one sentence says why, and what to do.
+        UserError: the dataset cannot be used, or no such model; one sentence says why, and what to do.
         MissingExtra: the dataset string needs a package that is not installed.
     """
-    return _assemble(config, open_sources(config))
+    colour = (IMAGENET_MEAN, IMAGENET_STD) if pretrained is None else constants_of(pretrained)
+    return _assemble(config, open_sources(config), colour)
 
 
-def _assemble(config: DataConfig, opened: Opened) -> Data:
+def constants_of(pretrained: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and std of the images that a model, by its name for timm, was trained on; no weights are loaded.
+
+    Raises:
+        UserError: timm knows no such model.
+    """
+    try:
+        with torch.device("meta"):
+            cfg = timm.create_model(pretrained).pretrained_cfg
+    except Exception as error:  # folders and the Hub fail in many ways
+        raise UserError(
+            f"pretrained is {pretrained!r}, which timm cannot make ({first_line(error)}); it must be a name of timm's, "
+            f"or local-dir:FOLDER. Correct it, or leave it out.{nearest(pretrained, timm.list_models())}"
+        ) from error
+    return tuple(cfg["mean"]), tuple(cfg["std"])
+
+
+def _assemble(
+    config: DataConfig,
+    opened: Opened,
+    colour: tuple[tuple[float, ...], tuple[float, ...]] = (IMAGENET_MEAN, IMAGENET_STD),
+) -> Data:
     match_classes(opened, config)
     train, test = _capped(opened.train, config, "train"), _capped(opened.test, config, "test")
     if config.on_corrupt == "raise" and opened.corrupt:
         raise UserError(
             f"{opened.corrupt[0]}; on_corrupt is 'raise'. Mend or remove the sample, or use on_corrupt=skip."
         )
-    form, area, is_native, notes = _form(config, train)
+    form, area, is_native, notes = _form(config, train, colour)
     opened = replace(opened, notes=(*opened.notes, *notes))
     augment = augment_for(config.augment, image_size=form.image_size, in_chans=form.in_chans)
     whole = augment.scale is not None and not is_native  # native images are stored as they are anyway
@@ -265,7 +291,9 @@ def _capped(source: Source, config: DataConfig, split: Split) -> Source:
     return Subset(source, some)
 
 
-def _form(config: DataConfig, source: Source) -> tuple[Form, float, bool, tuple[str, ...]]:
+def _form(
+    config: DataConfig, source: Source, colour: tuple[tuple[float, ...], tuple[float, ...]]
+) -> tuple[Form, float, bool, tuple[str, ...]]:
     """Return the form of all images, found by looking at a few, a kept image's mean area in pixels, whether all are of
     the final size, and what a person should know."""
     sizes: list[tuple[int, int]] = []  # height, width
@@ -286,7 +314,7 @@ def _form(config: DataConfig, source: Source) -> tuple[Form, float, bool, tuple[
     alike, small = len(set(sizes)) == 1, max(map(max, sizes)) <= SMALL_SIDE
     size = config.image_size or (_own_size(sizes) if small else 224)
     chans = config.in_chans or (1 if all(mode in ("1", "L") or mode.startswith("I") for mode in modes) else 3)
-    mean, std = config.mean or IMAGENET_MEAN, config.std or IMAGENET_STD
+    mean, std = config.mean or colour[0], config.std or colour[1]
     if chans == 1:
         mean, std = config.mean or (0.5,), config.std or (0.5,)
     for name, values in (("mean", mean), ("std", std)):

@@ -50,7 +50,7 @@ class Opened:
 
     @cached_property
     def images(self) -> RunImages:
-        return RunImages(self.run.data, self.work)
+        return RunImages(self.run.data, self.work, self.run.pretrained)
 
     @cached_property
     def space(self) -> Space:

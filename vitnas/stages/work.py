@@ -44,10 +44,13 @@ class Work:
 
 
 class RunImages:
-    """A run's images as its stages take them; opened when first looked at."""
+    """A run's images as its stages take them; opened when first looked at.
 
-    def __init__(self, config: DataConfig, work: Work) -> None:
-        self.config, self.work = config, work
+    `pretrained` names the model that the run starts from, whose mean and std they get unless `config` says others.
+    """
+
+    def __init__(self, config: DataConfig, work: Work, pretrained: str | None = None) -> None:
+        self.config, self.work, self.pretrained = config, work, pretrained
 
     @cached_property
     def data(self) -> Data:
@@ -56,7 +59,7 @@ class RunImages:
         Raises:
             UserError: they are not those that the run began with (manifest.json).
         """
-        data, folder = open_data(self.config), self.work.folder
+        data, folder = open_data(self.config, pretrained=self.pretrained), self.work.folder
         if Manifest.exists(folder) and Manifest.read(folder).data.sha256 != data.fingerprint().sha256:
             raise UserError(
                 f"{self.config.dataset} has other images than when {folder} was begun (their sha256 differs from "
@@ -66,9 +69,9 @@ class RunImages:
 
     def resized(self, image_size: ImageSize) -> RunImages:
         """The same images at another size."""
-        resized = RunImages(replace(self.config, image_size=image_size), self.work)
+        resized = RunImages(replace(self.config, image_size=image_size), self.work, self.pretrained)
         assert self.data  # those that the run began with
-        resized.data = open_data(resized.config)
+        resized.data = open_data(resized.config, pretrained=self.pretrained)
         return resized
 
     @property
