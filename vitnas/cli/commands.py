@@ -85,10 +85,11 @@ def run_command(words: list[str], console: Console) -> None:
     where = asked.folder or Path("runs") / name
     with ConsoleProgress(console) as progress:
         opened = Opened(run, where, progress)
-        table = prepare(opened) if not (where / "run.yaml").exists() else None
-        opened.engine.from_first(lambda: claim_folder(run, where))
-        claim_folder(run, where)
-        table = table or prepare(opened)
+        with opened.engine.together():
+            table = prepare(opened) if not (where / "run.yaml").exists() else None
+            opened.engine.from_first(lambda: claim_folder(run, where))
+            claim_folder(run, where)
+            table = table or prepare(opened)
         if opened.engine.is_main:
             console.print(f"[bold]{run.recipe}[/bold] into {where}")
             console.print(to_rich(feasibility(table), "Feasibility"))
