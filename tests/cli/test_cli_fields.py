@@ -18,7 +18,7 @@ from vitnas.errors import UserError
 from vitnas.recipes import RECIPES
 from vitnas.sample import SeveralConfig
 from vitnas.space import SPACES, VitasConfig
-from vitnas.stages.run import differences, field_names, plain, save_run
+from vitnas.stages.run import changes, field_names, in_words, plain, save_run
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -269,9 +269,9 @@ def test_looking_things_up(words: list[str], expected: str, capsys: pytest.Captu
 
 def test_differences_name_the_field() -> None:
     run = RECIPES["tour"]()
-    assert differences(plain(run), plain(replace(run, budget="macs<=9G"))) == [
-        f"budget: {run.budget!r} then, 'macs<=9G' now"
-    ]
+    changed = changes(plain(run), plain(replace(run, budget="macs<=9G", threads=3)))
+    assert changed == {"budget": (run.budget, "macs<=9G")}
+    assert in_words(changed) == f"budget: {run.budget!r} then, 'macs<=9G' now"
 
 
 def test_help_has_all_lines_of_a_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -307,6 +307,9 @@ def test_a_shared_storage_tells_runs_apart_but_not_resumptions() -> None:
     shared = name(search__storage="journal:x")
     assert shared.startswith("search-")
     assert shared == name(search__storage="journal:x", data__workers="3")
+    assert shared == name(search__storage="journal:x", search__num_trials="999"), (
+        "a longer search is the same"
+    )
     assert shared != name(search__storage="journal:x", supernet__epochs="9")
 
 

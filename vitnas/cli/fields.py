@@ -14,7 +14,8 @@ from vitnas.cli.options import parsed
 from vitnas.data import AUGMENTS
 from vitnas.errors import UserError, check_word, nearest
 from vitnas.recipes import RECIPES
-from vitnas.stages.run import KINDS, Run, differences, field_names, plain, save_run
+from vitnas.stages import go_on
+from vitnas.stages.run import GROWS, KINDS, Run, changes, field_names, in_words, plain, save_run
 
 
 def split_budgets(text: str) -> list[str]:
@@ -150,20 +151,23 @@ def _merge(
 
 
 def claim_folder(run: Run, folder: Path) -> None:
-    """Write run.yaml, or check that the folder's is the same run.
+    """Write run.yaml, or check that the folder's is the same run; where only what may grow has grown, let it go on.
 
     Raises:
         UserError: the folder holds another run (each differing field is named), or cannot be written.
     """
     path = folder / "run.yaml"
-    if path.exists():
-        changed = differences(read_yaml(path), plain(run))
-        if changed:
-            raise UserError(
-                f"{folder} holds another run ({'; '.join(changed)}). Repeat its command, or give another folder=PATH."
-            )
-        return
-    save_run(run, path)
+    changed = changes(read_yaml(path), plain(run)) if path.exists() else {}
+    other = {name: (old, new) for name, (old, new) in changed.items() if name not in GROWS or not new > old}
+    if other:
+        raise UserError(
+            f"{folder} holds another run ({in_words(other)}). Repeat its command, or give another folder=PATH to do "
+            f"all anew; only {', '.join(GROWS)} may grow in a folder."
+        )
+    for name in changed:
+        go_on(run, folder, GROWS[name])
+    if changed or not path.exists():
+        save_run(run, path)
 
 
 def open_run(folder: Path) -> Run:

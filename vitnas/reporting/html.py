@@ -170,7 +170,9 @@ def _correlation(run: RunFiles, figures: dict[str, plots.Figure]) -> dict[str, A
     if found is None:
         return {"correlation_text": "", "correlation_how": ""}
     _keep(figures, "correlation", plots.correlation(found.points, run.chosen_id))
-    if found.n < MIN_PAIRS:
+    if not found.n:
+        text = f"No Archs were trained to find out: {found.note}"
+    elif found.n < MIN_PAIRS:
         text = f"n = {found.n} Archs: too few to tell whether the Supernet ranks them right ({MIN_PAIRS} are needed)."
     elif found.kendall_tau is None or found.spearman is None:
         text = f"n = {found.n} Archs: {found.note}"

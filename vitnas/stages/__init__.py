@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from vitnas.records import Correlation, ExportRecord, LatencyRecord, Result, Results, SamplerSummary
 from vitnas.searching import SearchRecord
@@ -21,10 +22,15 @@ from vitnas.stages.supernet import tell_sampler, train_supernet
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage: what it does with which parts of a run, and the files in the run folder that it is done with."""
+    """A stage: what it does with which parts of a run, and the files in the run folder that it is done with.
+
+    Args:
+        again: those of them that are made anew when an earlier stage went on; the stage itself sees to the rest.
+    """
 
     do: Callable[[Opened], object]
     makes: Callable[[Run], tuple[str, ...]]
+    again: tuple[str, ...] = ()
 
     def __call__(self, opened: Opened) -> None:
         """Do it, unless all that it makes is there."""
@@ -35,6 +41,16 @@ class Stage:
         with opened.engine.together():
             if not opened.engine.from_first(is_done):  # all processes do it, or none
                 self.do(opened)
+
+
+def go_on(run: Run, folder: Path, name: str) -> None:
+    """Let a finished stage go on from what it has: it is no longer done, and what followed is looked at again."""
+    later = list(STAGES).index(name)
+    for file in (
+        *STAGES[name].makes(run),
+        *(file for stage in list(STAGES.values())[later:] for file in stage.again),
+    ):
+        (folder / file).unlink(missing_ok=True)
 
 
 def _train(opened: Opened) -> None:
@@ -65,23 +81,24 @@ def _search(opened: Opened) -> None:
 
 def _models(run: Run) -> tuple[str, ...]:
     roles = ("chosen", *run.retrain.baselines)
-    return (
-        *(f"models/{role}/{Result.FILE}" for role in roles),
-        *((Correlation.FILE,) if run.retrain.rank_archs else ()),
-    )
+    return (*(f"models/{role}/{Result.FILE}" for role in roles), Correlation.FILE)
 
 
 STAGES: dict[str, Stage] = {
     "train": Stage(_train, lambda run: (WEIGHTS, *((SamplerSummary.FILE,) if run.sampler.answers else ()))),
     "search": Stage(_search, lambda run: (SearchRecord.FILE,)),
-    "retrain": Stage(lambda run: train_models(run.models, run.searches, run.inherited), _models),
+    "retrain": Stage(
+        lambda run: train_models(run.models, run.searches, run.inherited), _models, again=(Correlation.FILE,)
+    ),
     "export": Stage(
         lambda run: export_chosen(run.models, run.run.export), lambda run: (f"export/{ExportRecord.FILE}",)
     ),
     "bench": Stage(
         lambda run: measure(run.models, run.run.export), lambda run: (f"export/{LatencyRecord.FILE}",)
     ),
-    "evaluate": Stage(lambda run: final_table(run.models), lambda run: (Results.FILE, "report.html")),
+    "evaluate": Stage(
+        lambda run: final_table(run.models), lambda run: (Results.FILE, "report.html"), again=("report.html",)
+    ),
 }
 
-__all__ = ["STAGES", "Opened", "Run", "Stage", "prepare"]
+__all__ = ["STAGES", "Opened", "Run", "Stage", "go_on", "prepare"]

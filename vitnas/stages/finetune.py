@@ -9,7 +9,7 @@ from vitnas.errors import UserError
 from vitnas.grids import ImageSize, size_text
 from vitnas.records import Result
 from vitnas.stages.models import Models
-from vitnas.stages.run import differences
+from vitnas.stages.run import changes, in_words
 from vitnas.train import TrainConfig, evaluate
 
 
@@ -30,17 +30,18 @@ def finetune(models: Models, role: str, image_size: ImageSize, config: TrainConf
     name = f"{role}-{size_text(image_size).replace(' ', '')}px"
     folder = models.folder(name)
     models.work.engine.wait()
+    model = models.load(role)
+    model.set_input_size(img_size=image_size)
     if Result.exists(folder):
-        changed = differences(dict(Result.read(folder).train), asdict(config))
+        known = Result.read(folder)
+        changed = changes({"arch": known.arch_id, **known.train}, {"arch": model.arch.id, **asdict(config)})
         if changed:
             raise UserError(
-                f"{folder} was trained in another way ({'; '.join(changed)}). Repeat its command, or delete that "
-                "folder to train anew."
+                f"{folder} was trained in another way ({in_words(changed)}). Repeat its command, or delete that folder "
+                "to train anew."
             )
         return folder
     larger = replace(models, images=models.images.resized(image_size))
-    model = models.load(role)
-    model.set_input_size(img_size=image_size)
     before = evaluate(model.to(models.work.engine.device), larger.images.holdout)
     larger.train_role(
         name,

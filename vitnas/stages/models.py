@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -16,7 +17,15 @@ from vitnas.extraction import extract
 from vitnas.grids import Grid
 from vitnas.model import Model, build
 from vitnas.model.named import ArchFile
-from vitnas.records import Correlation, RankedArch, Result
+from vitnas.records import (
+    Correlation,
+    ExportRecord,
+    FinalScores,
+    LatencyRecord,
+    RankedArch,
+    Result,
+    Results,
+)
 from vitnas.runs import writing
 from vitnas.searching import Trial, rank_correlation
 from vitnas.stages.hand_scaled import hand_scaled
@@ -53,6 +62,20 @@ class Models:
         }
         asked = [role for role, path in results.items() if role not in wanted and Result.load(path).asked]
         return [role for role in (*wanted, *asked) if role in results]
+
+    def forget(self, role: str) -> None:
+        """Take away a model, and first what was made from it: a kill in between leaves nothing that looks done."""
+        folder = self.work.folder
+        made = [Results.path(folder), FinalScores.path(folder), LatencyRecord.path(folder / "export")]
+        made += [ExportRecord.path(folder / "export")] if role == "chosen" else []
+        made += [folder / "checkpoints" / f"retrain-{role}.safetensors"]
+
+        def remove() -> None:
+            for path in (*made, Result.path(self.folder(role))):
+                path.unlink(missing_ok=True)
+            shutil.rmtree(self.folder(role))
+
+        self.work.engine.from_first(remove)
 
     def load(self, role: str) -> Model:
         """The trained Model of a role, on the CPU."""
@@ -130,9 +153,12 @@ def train_models(models: Models, searches: Searches, inherited: Inherited) -> No
             return best.arch, best.values["accuracy"]
 
     for role in ("chosen", *models.config.baselines):
-        if Result.exists(models.folder(role)):
-            continue
         arch, accuracy = pick(role)
+        if Result.exists(models.folder(role)):
+            if Result.read(models.folder(role)).arch_id == arch.id:
+                continue
+            models.work.progress.note(f"{role} is another Arch now, and is trained anew")
+            models.forget(role)
         stage, inherits = f"retrain/{role}", models.config.start == "inherited" and accuracy is not None
         models.train_role(
             role,
@@ -148,7 +174,7 @@ def train_models(models: Models, searches: Searches, inherited: Inherited) -> No
 def rank_archs(models: Models, searches: Searches) -> None:
     """Train a few Archs from scratch, briefly, and hold their accuracy against the supernet's (correlation.json)."""
     retrain, work = models.config, models.work
-    if Correlation.exists(work.folder) or not retrain.rank_archs:
+    if Correlation.exists(work.folder):
         return
     with searches.open() as study:
         trials = evenly(study.scored(), retrain.rank_archs)
@@ -168,7 +194,7 @@ def rank_archs(models: Models, searches: Searches) -> None:
         found = rank_correlation(*pairs)
         tau, rho = found["kendall_tau"], found["spearman"]
     except UserError as error:  # too few Archs, or all equally good: there is no order to compare
-        note = str(error)
+        note = str(error) if trials else "retrain.rank_archs is 0."
     how = (
         f"{len(points)} scored Archs spread over the supernet's ranking, each trained from scratch for "
         f"{retrain.rank_epochs:g} epochs (seed {work.seed}); both accuracies on the holdout split"
@@ -182,6 +208,6 @@ def rank_archs(models: Models, searches: Searches) -> None:
 def evenly(trials: list[Trial], n: int) -> list[Trial]:
     """`n` Trials evenly spaced over the ranking by accuracy, best and worst included."""
     ranked = sorted(trials, key=lambda trial: (trial.values["accuracy"], trial.number))
-    if len(ranked) <= n:
-        return ranked
+    if len(ranked) <= n or not n:
+        return ranked[:n]
     return [ranked[round(i * (len(ranked) - 1) / max(1, n - 1))] for i in range(n)]

@@ -22,6 +22,8 @@ from vitnas.train import TASKS, ClassificationConfig, TaskConfig, TrainConfig
 
 # Fields that may change when a run is resumed: they change how fast or how loud it is, not what comes out.
 FREE = {"threads", "workers", "trackers", "device", "log_every", "checkpoint_minutes"}
+# Fields that may become larger in a finished run: the stage then goes on from what it has, and later ones follow.
+GROWS = {"search.num_trials": "search"}
 BASELINES = ("hand_scaled", "random_search")
 
 
@@ -201,19 +203,27 @@ def plain(value: Any) -> Any:
     return [plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def lasting(value: Any) -> Any:
-    """A plain run without the fields that may change when it is resumed."""
+def lasting(value: Any, prefix: str = "") -> Any:
+    """A plain run without the fields that may change when it is resumed, or grow when it is finished."""
     if not isinstance(value, dict):
         return value
-    return {key: lasting(item) for key, item in value.items() if key not in FREE}
+    return {
+        key: lasting(item, f"{prefix}{key}.")
+        for key, item in value.items()
+        if key not in FREE and f"{prefix}{key}" not in GROWS
+    }
 
 
-def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
-    """What changed between two plain runs: `supernet.epochs: 30 then, 40 now`."""
+def changes(old: Any, new: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """What differs between two plain runs, by dotted name, but for what is free to change."""
     if isinstance(old, dict) and isinstance(new, dict):
-        return [
-            text
-            for key in dict.fromkeys((*old, *new))
-            for text in differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)
-        ]
-    return [] if old == new or prefix.split(".")[-1] in FREE else [f"{prefix}: {old!r} then, {new!r} now"]
+        found: dict[str, tuple[Any, Any]] = {}
+        for key in dict.fromkeys((*old, *new)):
+            found |= changes(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)
+        return found
+    return {} if old == new or prefix.rpartition(".")[2] in FREE else {prefix: (old, new)}
+
+
+def in_words(changed: Mapping[str, tuple[Any, Any]]) -> str:
+    """`supernet.epochs: 30 then, 40 now; ...`"""
+    return "; ".join(f"{name}: {old!r} then, {new!r} now" for name, (old, new) in changed.items())
