@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from vitnas.extraction import extract
-from vitnas.space import Space, autoformer
-from vitnas.supernet import Bilateral, Sharing, Supernet
+from vitnas.space import Space, autoformer, vitas
+from vitnas.supernet import Bilateral, Sharing, Supernet, select
 from vitnas.testing import SupernetContract, randomize_
 
 
@@ -69,3 +69,21 @@ def test_training_draws_and_shares_gradients_by_slot() -> None:
     names = [name for name, _ in supernet.named_parameters() if name.startswith("selections.")]
     assert {name.split(".")[1] for name in names} == {"1", "2"}
     assert all(bool(supernet.get_parameter(name).grad.any()) for name in names)  # type: ignore[union-attr]
+
+
+def test_a_selection_has_the_weights_of_its_slot_where_blocks_are_left_out() -> None:
+    space = vitas(
+        "micro", image_size=16, num_classes=5, shifted=False, num_slots=4, keep=(0.5,), keep_places=(1, 2)
+    )
+    supernet, rng = Supernet(space), random.Random(0)
+    randomize_(supernet, torch.Generator().manual_seed(0))
+    tried = 0
+    for arch in (space.sample(rng) for _ in range(200)):
+        for index, (block, slot) in enumerate(zip(arch.blocks, space.slots(arch), strict=True)):
+            if block.keep is not None and slot != index:
+                bias = select(supernet, arch)[f"selections.{index}.decision.bias"]
+                torch.testing.assert_close(
+                    bias, supernet.get_parameter(f"selections.{slot}.decision.bias"), rtol=0, atol=0
+                )
+                tried += 1
+    assert tried > 10

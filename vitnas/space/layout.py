@@ -296,11 +296,13 @@ class Layout:
     def selecting(self, last: Sequence[int]) -> Iterator[list[int]]:
         """Genes like `last` with a selection in front of every slot where there may be one."""
         for stretch in self._stretches:
+            # With one share, patches fall where nothing kept fewer before.
+            start = self._stretches[0].start if self.keeps and len(self.keeps.shares) == 1 else stretch.start
             for slot in range(stretch.start, stretch.stop):
                 genes = list(last)
                 for other in self._stretches:
                     genes[other.gene] = 0 if other.gene >= stretch.gene else last[other.gene]
-                for before in range(stretch.start, slot):
+                for before in range(start, slot):
                     if (exists := self.stages[-1].slots[before].exists) is None:
                         break
                     genes[exists] = 0
