@@ -13,6 +13,7 @@ from torch import nn
 from vitnas.arch import Arch
 from vitnas.errors import UserError
 from vitnas.searching import Feasibility, feasibility
+from vitnas.space import mixer_space
 
 
 class Stub(nn.Module):
@@ -40,6 +41,15 @@ def test_rows_ranges_and_shares(tmp_path: Path) -> None:
     assert rows["macs"].requested == "500K<=macs<=700K"
     table.write(tmp_path)
     assert Feasibility.read(tmp_path) == table
+
+
+def test_the_range_is_that_of_all_archs_not_of_the_largest() -> None:
+    """The mixer with the most multiply-accumulates is not the one with the most weights."""
+    space = mixer_space("micro")
+    row = feasibility(space, "params>=520K", n=2000).rows[0]
+    assert row.space_max == 533_426
+    with pytest.raises(UserError, match=r"params>=534K cannot be met; mixers_micro ranges from .* to 533\.4"):
+        feasibility(space, "params>=534K", n=100)
 
 
 def _row(arch: Arch) -> np.ndarray:

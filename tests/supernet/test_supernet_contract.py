@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from vitnas.space import autoformer, mixer_space
 from vitnas.supernet import AUTOFORMER_OFFICIAL, Supernet
@@ -57,3 +58,22 @@ class TestMixers(SupernetContract):
             stems=("linear", "hybrid", "cct"),
         )
         return Supernet(space).eval()
+
+
+@pytest.mark.parametrize("positions", [("none", "learned"), ("rotary", "learned", "rotary_2d")])
+def test_every_kind_of_positions_has_its_parts(positions: tuple[str, ...]) -> None:
+    """Wherever in the list learned positions stand, the Supernet has a table of them."""
+    space = mixer_space(
+        "micro",
+        image_size=16,
+        num_classes=3,
+        mixers=("softmax", "fourier"),
+        depths=(1, 2),
+        stems=("linear",),
+        positions=positions,
+    )
+    supernet = Supernet(space).eval()
+    for option in range(len(positions)):
+        genes = [n - 1 for n in space.num_options]
+        genes[1] = option
+        assert supernet(torch.zeros(1, 3, 16, 16), space.decode(genes)).shape == (1, 3)

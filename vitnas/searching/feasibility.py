@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vitnas.arch import Arch
 from vitnas.budget import Budget, Limit, format_quantity
 from vitnas.errors import UserError
 from vitnas.runs import RunFile
@@ -28,7 +27,7 @@ class FeasibilityRow:
     Args:
         quantity: what is limited (`latency on <target>` for latency, `all limits` for the last row).
         unit: of `space_min` and `space_max`.
-        space_min, space_max: the range found in the Space; None in the last row.
+        space_min, space_max: the range of all Archs of the Space (of those timed, for latency); None in the last row.
         requested: the limit's text.
         share_feasible: of the `n` Archs drawn (measured, for latency) that meet it.
         n: how many were drawn or measured.
@@ -82,8 +81,7 @@ def feasibility(
     budget = Budget.parse(budget) if isinstance(budget, str) else budget
     problem = Problem(space, budget)
     drawn = _drawn_costs(space, n, seed)
-    known = problem.costs([space.encode(arch) for arch in _landmarks(space)])
-    rows = [_counted_row(space, limit, drawn, known) for limit in budget.counted.limits]
+    rows = [_counted_row(space, limit, drawn) for limit in budget.counted.limits]
     if budget.latency_targets:
         meters = meters_of(latency_meter, budget.latency_targets) if latency_meter else {}
         rows += _latency_rows(problem, meters, build, random.Random(f"{seed}/latency"), num_timed)
@@ -115,16 +113,9 @@ def _drawn_costs(space: Space, n: int, seed: int) -> dict[str, np.ndarray]:
     return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
 
-def _landmarks(space: Space) -> list[Arch]:
-    return list(dict.fromkeys([space.smallest(), space.middle(), space.largest(), *space.corners()]))
-
-
-def _counted_row(
-    space: Space, limit: Limit, drawn: Mapping[str, np.ndarray], known: Mapping[str, np.ndarray]
-) -> FeasibilityRow:
-    """One row; refuses a limit outside the range that the extremes and the draws span."""
-    values = np.concatenate([drawn[limit.quantity], known[limit.quantity]])
-    low, high = float(values.min()), float(values.max())
+def _counted_row(space: Space, limit: Limit, drawn: Mapping[str, np.ndarray]) -> FeasibilityRow:
+    """One row; refuses a limit outside the range of the Space."""
+    low, high = (float(end) for end in space.cost_span(limit.quantity))
     _refuse_outside(space, limit, low, high)
     share = float(Budget.of((limit,)).mask(drawn).mean())
     note = "none of the Archs drawn meets it" if share == 0 else ""

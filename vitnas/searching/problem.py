@@ -97,7 +97,10 @@ class Problem:
         return total
 
     def draw(self, rng: random.Random, seen: Collection[Genes], *, num_draws: int = 100_000) -> Genes | None:
-        """An Arch that meets the counted limits and is not in `seen`: uniform over them, by rejection.
+        """An Arch that meets the counted limits and is not in `seen`, as likely as its genes are, by rejection.
+
+        That is not uniform over Archs, as equally likely depths have unequally many. In Spaces of at most `LISTED_SIZE`
+        Archs it is.
 
         Where `num_draws` draws hold none, single genes are moved toward the Budget instead. None when nothing is
         left: certain for Spaces of at most `LISTED_SIZE` Archs, else "not found".

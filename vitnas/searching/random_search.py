@@ -1,4 +1,8 @@
-"""Random search: every Arch that meets the Budget is equally likely, none twice. The baseline to beat."""
+"""Random search: genes drawn by their chances among the Archs that meet the Budget, none twice. The baseline to beat.
+
+Where genes are dead in some Archs (blocks that the depth leaves out) that is not uniform over Archs: all depths are
+drawn alike, although deep Archs are many more. Only in Spaces small enough to list is every Arch equally likely.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ from vitnas.space import Genes
 
 @dataclass(frozen=True)
 class RandomSearch(NamedSearcher):
-    """Uniform over the Archs that meet the counted limits."""
+    """See `Problem.draw`."""
 
     word = "random"
 

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -53,7 +53,8 @@ class CostTable:
 
     def __init__(self, layout: Layout) -> None:
         self._layout, self._num_options = layout, _num_options(layout)
-        self.terms = tuple(_terms(layout))
+        self.parts = parts_of(layout)
+        self._terms = _terms(layout, self.parts)
 
     def costs(self, genes: Matrix) -> dict[str, Matrix]:
         """Costs of canonical genes.
@@ -68,7 +69,7 @@ class CostTable:
         columns = np.ascontiguousarray(np.asarray(genes).T)
         if self._layout.keeps:
             columns = np.concatenate([columns, self._layout.columns(np.asarray(genes)).T])
-        for term in self.terms:
+        for term in self._terms:
             index = np.zeros(len(genes), dtype=np.int64)
             for gene in term.genes:
                 index = index * self._num_options[gene] + columns[gene]
@@ -82,48 +83,64 @@ Table = tuple[tuple[int, ...], npt.NDArray[np.int64]]
 """Genes, and what they cost: an axis per gene, then (macs, params, elements alive)."""
 
 
-def _terms(layout: Layout) -> list[Term]:
-    """The cost of the Archs that the genes of `layout` say, as a sum over few genes at a time."""
-    found: dict[tuple[int, ...], npt.NDArray[np.int64]] = {}
-    for genes, table in _parts(layout):
-        if genes in found:
-            sums = found[genes] + table
-            sums[..., 2] = np.maximum(found[genes][..., 2], table[..., 2])
-            table = sums
-        found[genes] = table
-    columns = {genes: np.ascontiguousarray(np.moveaxis(table, -1, 0)) for genes, table in found.items()}
-    return [Term(genes, macs, params, memory * BYTES) for genes, (macs, params, memory) in columns.items()]
+class Parts(NamedTuple):
+    """Every part's cost, by the genes it depends on; of a block there are several tables."""
+
+    stem: Table
+    head: Table
+    reductions: list[Table]
+    selections: list[Table]
+    blocks: list[list[list[Table]]]  # by stage and slot, where there is a block
 
 
-def _parts(layout: Layout) -> Iterator[Table]:
-    """The cost of every part, by the genes it depends on."""
-    last = len(layout.stages) - 1
-    yield _part(layout, (0,), stem_part)
-    if layout.keeps:
-        yield _kept_head(layout, layout.keeps)
-        yield from _selections(layout, layout.keeps)
-    else:
-        yield _part(layout, (last,), head_part)
-    for number in range(last):
-        yield _part(layout, (number, number + 1), partial(_reduction, number))
+def parts_of(layout: Layout) -> Parts:
+    """The costs of the Archs that the genes of `layout` say."""
+    last, keeps = len(layout.stages) - 1, layout.keeps
     known: dict[Hashable, tuple[tuple[int, ...], list[Table]]] = {}
-    for number, (stage, blocks) in enumerate(zip(layout.stages, layout.blocks, strict=True)):
-        for place, (slot, fixed) in enumerate(zip(stage.slots, blocks, strict=True)):
+    blocks: list[list[list[Table]]] = []
+    for number, (stage, all_fixed) in enumerate(zip(layout.stages, layout.blocks, strict=True)):
+        blocks.append([])
+        for place, (slot, fixed) in enumerate(zip(stage.slots, all_fixed, strict=True)):
             like = tuple(replace(layout.genes[index], name="", slot=0) for index in slot.genes)
-            kept = _kept_columns(layout, number, place)
+            kept = kept_columns(layout, number, place)
             key = (number, tuple(fixed.items()), like, *(column is None for column in kept))
             own = (*slot.genes, *(column for column in kept if column is not None))
             if key not in known:
                 known[key] = own, list(_block_parts(layout, number, slot, fixed, kept))
             moved = dict(zip(known[key][0], own, strict=True))
-            for genes, costs in known[key][1]:
-                table = tuple(moved.get(gene, gene) for gene in genes), costs
+            blocks[-1].append(
+                [(tuple(moved.get(gene, gene) for gene in genes), costs) for genes, costs in known[key][1]]
+            )
+    return Parts(
+        stem=_part(layout, (0,), stem_part),
+        head=_kept_head(layout, keeps) if keeps else _part(layout, (last,), head_part),
+        reductions=[_part(layout, (n, n + 1), partial(_reduction, n)) for n in range(last)],
+        selections=list(_selections(layout, keeps)) if keeps else [],
+        blocks=blocks,
+    )
+
+
+def _terms(layout: Layout, parts: Parts) -> list[Term]:
+    """The cost as a sum over few genes at a time."""
+    tables = [parts.stem, parts.head, *parts.reductions, *parts.selections]
+    for stage, slots in zip(layout.stages, parts.blocks, strict=True):
+        for place, (slot, of_block) in enumerate(zip(stage.slots, slots, strict=True)):
+            for table in of_block:
                 if slot.exists is not None:
                     table = _alive(table, slot.exists, (False, True))
                 elif stage.depth is not None:
                     depths = layout.genes[stage.depth].options
                     table = _alive(table, stage.depth, [place < depth for depth in depths])
-                yield table
+                tables.append(table)
+    found: dict[tuple[int, ...], npt.NDArray[np.int64]] = {}
+    for genes, costs in tables:
+        if genes in found:
+            sums = found[genes] + costs
+            sums[..., 2] = np.maximum(found[genes][..., 2], costs[..., 2])
+            costs = sums
+        found[genes] = costs
+    columns = {genes: np.ascontiguousarray(np.moveaxis(costs, -1, 0)) for genes, costs in found.items()}
+    return [Term(genes, macs, params, memory * BYTES) for genes, (macs, params, memory) in columns.items()]
 
 
 def _part(layout: Layout, stages: tuple[int, ...], part: Callable[..., Part]) -> Table:
@@ -181,7 +198,7 @@ def _by_level(layout: Layout, columns: tuple[int, ...], cost: Callable[..., tupl
     return _tabulate(layout, (*layout.of_arch, width, *columns), by_options)
 
 
-def _kept_columns(layout: Layout, number: int, place: int) -> tuple[int | None, int | None]:
+def kept_columns(layout: Layout, number: int, place: int) -> tuple[int | None, int | None]:
     """Which columns say how many patches a slot's block has, and whether it must tell what it looked at."""
     keeps = layout.keeps
     if keeps is None or number < len(layout.stages) - 1:

@@ -62,6 +62,10 @@ class Keeps:
         """The number of the stretch that a slot lies in; None before the first place."""
         return next((k for k, s in enumerate(self.stretches) if s.start <= slot < s.stop), None)
 
+    def lower(self, level: int) -> range:
+        """The levels that a stretch can settle on behind that one."""
+        return range(min(level, len(self.shares) - 1) + 1)
+
     def write(self, blocks: Mapping[int, dict[str, Any]], genes: Sequence[int], patches: int) -> str | None:
         """Let the blocks (by slot) keep what canonical genes say; returns the selector if there is one."""
         left, selector = patches, None

@@ -4,10 +4,10 @@ are, and which genes an Arch has."""
 from __future__ import annotations
 
 import math
-from collections import Counter
+import operator
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ from vitnas.space.keeps import Keeps, Stretch
 
 Fields = dict[str, Any]
 Mask = npt.NDArray[np.bool_]
+T = TypeVar("T")
 
 
 class Slot(NamedTuple):
@@ -345,44 +346,91 @@ class Layout:
 
     def size(self) -> int:
         """Number of different Archs."""
-        ends = math.prod(len(self.genes[index].options) for index in self.of_arch)
-        return ends * math.prod(
-            len(self.genes[stage.width].options) * self._fillings(stage) for stage in self.stages
-        )
+        total = math.prod(len(self.genes[index].options) for index in self.of_arch)
+        for number, stage in enumerate(self.stages):
+            ways = [choices([self.genes[index] for index in slot.genes]) for slot in stage.slots]
+            fillings = self.fold(
+                number,
+                1,
+                fill=lambda place, level, tells, ways=ways: ways[place],  # type: ignore[misc]
+                select=lambda stretch, before, behind: 1,
+                both=operator.mul,
+                either=operator.add,
+            )
+            total *= len(self.genes[stage.width].options) * sum(fillings.values())
+        return total
 
-    def _fillings(self, stage: StageGenes) -> int:
-        """In how many ways the slots of a stage can be filled."""
+    def fold(
+        self,
+        number: int,
+        start: T,
+        *,
+        fill: Callable[[int, int, bool], T],
+        select: Callable[[int, int, int], T],
+        both: Callable[[T, T], T],
+        either: Callable[[T, T], T],
+    ) -> dict[int, T]:
+        """Go through all ways to fill the slots of a stage, once each, from the first slot to the last.
+
+        Args:
+            start: the value of nothing.
+            fill: of a block in a slot, by the level of patches kept and whether it tells a selection its attention.
+            select: of the selection in front of a stretch, by the level before and behind.
+            both: joins what a way has.
+            either: joins ways.
+
+        Returns:
+            The value of all ways, by the level at the end.
+        """
+        stage, keeps = self.stages[number], self.keeps if number == len(self.stages) - 1 else None
         depths = (len(stage.slots),) if stage.depth is None else self.genes[stage.depth].options
-        keeps = self.keeps if stage is self.stages[-1] else None
-        total = 0
+        asks = keeps is not None and keeps.gives_attention
+        total: dict[Any, T] = {}
+
+        def put(ways: dict[Any, T], way: Any, value: T) -> None:
+            ways[way] = either(ways[way], value) if way in ways else value
+
         for depth in depths:
-            ways = {_Way(True, keeps.full if keeps else 0, True): 1}
+            ways = {_Way(True, keeps.full if keeps else 0, True, False, False): start}
             for place, slot in enumerate(stage.slots[:depth]):
-                begins = any(place == stretch.start for stretch in (keeps.stretches if keeps else ()))
-                filled, found = choices([self.genes[index] for index in slot.genes]), Counter[_Way]()
-                for way, n in ways.items():
-                    settled = way.is_settled and not begins
+                k, found = keeps.stretch(place) if keeps else None, dict[_Way, T]()
+                begins = keeps is not None and k is not None and keeps.stretches[k].start == place
+                for before, value in ways.items():
+                    way = before._replace(is_settled=before.is_settled and not begins)
                     if slot.exists is not None:
-                        found[_Way(False, way.level, settled)] += n
-                    if way.is_filled or not slot.follows:
-                        lower = (
-                            range(min(way.level, len(keeps.shares) - 1) + 1)
-                            if keeps and not settled
-                            else [way.level]
-                        )
-                        for level in lower:
-                            found[_Way(True, level, True)] += n * filled
+                        put(found, way._replace(is_filled=False), value)
+                    if slot.follows and not way.is_filled:
+                        continue
+                    lower = keeps.lower(way.level) if keeps and not way.is_settled else [way.level]
+                    for level in lower:
+                        if asks and way.tells != (level < way.level):
+                            continue
+                        if k is not None and level < way.level:
+                            gone = both(value, select(k, way.level, level))
+                        else:
+                            gone = value
+                        for tells in (False, True) if asks else (False,):
+                            put(
+                                found,
+                                _Way(True, level, True, tells, True),
+                                both(gone, fill(place, level, tells)),
+                            )
                 ways = found
-            total += sum(ways.values())
-        return total - stage.may_be_empty
+            for way, value in ways.items():
+                if way.has_block and not way.tells:
+                    put(total, way.level, value)
+        return total
 
 
 class _Way(NamedTuple):
-    """How the slots before one are filled: whether the last is, and what level of patches kept has been settled."""
+    """How the slots before one are filled: whether the last is, the level of patches kept, whether the stretch has
+    settled it, whether the last block tells a selection behind it its attention, and whether there is any block."""
 
     is_filled: bool
     level: int
     is_settled: bool
+    tells: bool
+    has_block: bool
 
 
 def _by_slot(stage: Stage) -> dict[int, Block]:

@@ -30,6 +30,7 @@ from vitnas.space.gene import Gene, Genes, Matrix, kind_of
 from vitnas.space.keeps import FIELD as KEEP
 from vitnas.space.keeps import share_of
 from vitnas.space.layout import Layout
+from vitnas.space.span import span
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,6 +195,10 @@ class Space(ABC):
     @cached_property
     def _cost_table(self) -> CostTable:
         return CostTable(self.layout)
+
+    def cost_span(self, quantity: str) -> tuple[int, int]:
+        """The least and the most `macs`, `params` or `memory` (bytes) that any Arch costs."""
+        return span(self.layout, self.cost_table().parts, quantity)
 
     def to_json(self) -> dict[str, Any]:
         """`{"kind": ..., "options": {...}}`, from which `space_from_json` makes an equal Space."""

@@ -205,6 +205,16 @@ class SpaceContract:
             got = tuple(int(costs[key][row]) for key in ("macs", "params", "memory"))
             assert got == (cost.macs, cost.params, cost.memory_bytes)
 
+    def test_the_span_of_costs_is_that_of_all_archs(self, space: Space) -> None:
+        if is_all := math.prod(space.num_options) <= BRUTE_FORCE:
+            drawn = np.array(list(itertools.product(*(range(n) for n in space.num_options))))
+        else:
+            drawn = space.random_matrix(1000, np.random.default_rng(8))
+        for quantity, values in space.cost_table().costs(space.canonical_matrix(drawn)).items():
+            low, high = space.cost_span(quantity)
+            assert low <= values.min() <= values.max() <= high
+            assert not is_all or (low, high) == (values.min(), values.max())
+
     def test_json_round_trip(self, space: Space) -> None:
         again = space_from_json(json.loads(json.dumps(space.to_json())))
         assert again == space
