@@ -40,6 +40,20 @@ RelPosBias = Literal["none", "table", "mlp"]
 MlpNorm = Literal["branch", "stream"]
 Act = Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "swiglu", "swiglu_packed"]
 AttnScale = Literal["head_dim", "embed_dim"]
+WORDS: dict[str, tuple[str, ...]] = {
+    name: get_args(kind)
+    for name, kind in {
+        "stem": Stem,
+        "reduction": Reduction,
+        "position": Position,
+        "global_pool": Pool,
+        "mlp_norm": MlpNorm,
+        "act": Act,
+        "rel_pos_bias": RelPosBias,
+        "attn_scale": AttnScale,
+    }.items()
+}
+"""Fields of an Arch that are one of a few words."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -166,23 +180,14 @@ class Arch:
         _positive(self, "patch_size", "in_chans")
         _not_negative(self, "num_classes", "relative_position", "stem_width", "reg_tokens")
         _not_negative(self, "pool_num_heads", "pool_mlp_hidden", "rotary_grid")
-        head = self.norm_eps if self.head_norm_eps is None else self.head_norm_eps
-        base = 1.0 if self.rotary_base is None else self.rotary_base
-        for name, eps in (("norm_eps", self.norm_eps), ("head_norm_eps", head), ("rotary_base", base)):
-            if not isinstance(eps, int | float) or not eps > 0:
-                raise UserError(f"{name} is {eps!r}; it must be a number above 0, for example 1e-6.")
+        for name in ("norm_eps", "head_norm_eps", "rotary_base"):
+            if (n := getattr(self, name)) is not None and (not isinstance(n, int | float) or not n > 0):
+                raise UserError(f"{name} is {n!r}; it must be a number above 0, for example 1e-6.")
         if self.qkv_bias not in (True, False, "qv"):
             raise UserError(f"qkv_bias is {self.qkv_bias!r}; it must be True, False or 'qv'. Choose one.")
-        kinds: dict[str, Any] = {"stem": Stem, "reduction": Reduction, "position": Position}
-        for name, kind in {
-            **kinds,
-            "global_pool": Pool,
-            "mlp_norm": MlpNorm,
-            "act": Act,
-            "rel_pos_bias": RelPosBias,
-            "attn_scale": AttnScale,
-        }.items():
-            check_word(name, getattr(self, name), get_args(kind))
+        for name, words in WORDS.items():
+            if getattr(self, name) not in words:  # Archs are made by the hundred thousand
+                check_word(name, getattr(self, name), words)
         self._check_sizes()
         self._check_tokens()
         self._check_mixers()
@@ -292,8 +297,11 @@ class Arch:
             "qkv_bias 'qv'": self.qkv_bias == "qv",
             "rel_pos_bias": self.rel_pos_bias != "none",
         }
+        firsts: dict[tuple[str, int], int] = {}
+        for index, block in enumerate(self.blocks):
+            firsts.setdefault((block.mixer, block.head_dim), index)
         check_mixers(
-            [(block.mixer, block.head_dim) for block in self.blocks],
+            firsts,
             position=self.position,
             relative_position=self.relative_position,
             rel_pos_bias=self.rel_pos_bias,
@@ -302,6 +310,8 @@ class Arch:
         )
 
     def _check_selections(self) -> None:
+        if self.selector is None and all(block.keep is None for block in self.blocks):
+            return
         keeps = [(block.mixer, block.keep) for block in self.blocks]
         first = self.depth - len(self.stages[-1].blocks)
         check_selections(self.selector, keeps, first=first, patches=prod(self.grids[-1]))

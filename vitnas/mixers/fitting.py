@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 
 from vitnas.errors import UserError
 from vitnas.layers.rotary import STEPS, rotary_of
@@ -10,7 +10,7 @@ from vitnas.mixers import MIXERS, Mixer
 
 
 def check_mixers(
-    blocks: Iterable[tuple[str, int]],
+    blocks: Mapping[tuple[str, int], int],
     *,
     position: str,
     relative_position: int,
@@ -21,11 +21,11 @@ def check_mixers(
     """Raise UserError where a mixer lacks what it is asked for, or one kind of positions excludes another.
 
     Args:
-        blocks: mixer and head_dim of every block.
+        blocks: every mixer and head_dim, and the first block that has them.
         parts: what only attention in its plain form has, as a user would call it.
     """
     step = STEPS[rotary_of(position)]
-    for index, (word, head_dim) in enumerate(blocks):
+    for (word, head_dim), index in blocks.items():
         where, mixer = f"block {index}: ", MIXERS[word]
         if relative_position and not mixer.takes_relative_position:
             raise UserError(

@@ -20,6 +20,8 @@ SAME = (
     "layer_scale",
     "act",
     "scale_mlp_norm",
+    "qk_norm",
+    "rel_pos_bias",
 )  # fields of an Arch
 
 
