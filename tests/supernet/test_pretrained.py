@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
@@ -12,9 +13,11 @@ from torch import nn
 from vitnas.arch import Arch
 from vitnas.errors import UserError
 from vitnas.extraction import extract
-from vitnas.space import AutoFormerSpace, autoformer, vit_resnas
+from vitnas.model import from_timm
+from vitnas.space import AutoFormerSpace, around, autoformer, vit_resnas
 from vitnas.supernet import Supernet
-from vitnas.supernet.pretrained import start_from_timm
+from vitnas.supernet.pretrained import start_from
+from vitnas.testing import randomize_
 
 
 def vit(**options: object) -> VisionTransformer:
@@ -42,7 +45,7 @@ def space(**options: object) -> AutoFormerSpace:
 
 def start(space: AutoFormerSpace, source: nn.Module) -> tuple[Supernet, str]:
     supernet = Supernet(space, generator=torch.Generator().manual_seed(1))
-    return supernet.eval(), start_from_timm(supernet, source)
+    return supernet.eval(), start_from(supernet, source)
 
 
 def share(said: str) -> int:
@@ -146,5 +149,47 @@ def test_another_patch_and_image_size_are_resampled() -> None:
 
 def test_several_stages_do_not_start_from_a_plain_vit() -> None:
     supernet = Supernet(vit_resnas("micro", image_size=16, patch_size=4, num_classes=5, depths=(2, 2)))
-    with pytest.raises(UserError, match=r"has 2 stages and stem 'conv'; a plain ViT has one stage"):
-        start_from_timm(supernet, vit())
+    with pytest.raises(
+        UserError, match=r"has 2 stages and stem 'conv'; the pretrained model has 1 and stem 'linear'"
+    ):
+        start_from(supernet, vit())
+
+
+@torch.no_grad()
+def test_a_kind_of_its_own_is_told(images: torch.Tensor) -> None:
+    source = vit(global_pool="token", qkv_bias=False)
+    supernet, said = start(space(), source)
+    assert "differ in kind" in said
+    assert "global_pool 'avg' (was 'token')" in said
+    assert "qkv_bias True (was False)" in said
+    assert not torch.allclose(supernet(images, supernet.space.largest()), source(images), atol=1e-3)
+
+
+NETWORKS = {
+    "deit": {},
+    "deit distilled": {"kind": "deit_tiny_distilled_patch16_224"},
+    "deit3": {"kind": "deit3_small_patch16_224"},
+    "registers": {"kind": "vit_small_patch14_reg4_dinov2"},
+    "clip": {"kind": "vit_base_patch16_clip_224"},
+    "siglip": {"kind": "vit_base_patch16_siglip_224"},
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_around_a_network_the_largest_is_that_network(kind: str) -> None:
+    name = NETWORKS[kind].get("kind", "deit_tiny_patch16_224")
+    network = timm.create_model(name, img_size=28 if "14" in name else 32, depth=2, num_classes=5).eval()
+    randomize_(network, torch.Generator().manual_seed(0))
+    made = around(network)
+    supernet = Supernet(made).eval()
+    said = start_from(supernet, network)
+    assert "100% of the supernet's weights" in said
+    assert "differ" not in said
+    model = from_timm(network)
+    images = torch.randn(2, *model.arch.input_size, generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(supernet(images, made.largest()), model(images), rtol=0, atol=0)
+    torch.testing.assert_close(supernet(images, made.largest()), network(images), rtol=1e-5, atol=1e-5)
+    again = Supernet(made).eval()
+    start_from(again, model)
+    torch.testing.assert_close(again(images, made.largest()), model(images), rtol=0, atol=0)

@@ -1,5 +1,6 @@
 """One set of weights for a whole Space: shared tensors, and one rule that says whose weights an Arch uses."""
 
+from vitnas.supernet.pretrained import start_from
 from vitnas.supernet.schemes import Coupled, cyclic_axes, make_sharing
 from vitnas.supernet.sharing import (
     AUTOFORMER_OFFICIAL,
@@ -31,4 +32,5 @@ __all__ = [
     "cyclic_axes",
     "make_sharing",
     "select",
+    "start_from",
 ]

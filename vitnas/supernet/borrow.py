@@ -12,6 +12,7 @@ answers are that Model's bit for bit.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -93,14 +94,13 @@ class Loan:
             return view
         return view.clone(memory_format=torch.contiguous_format)
 
-    def places(self, sources: Sequence[Tensor], grad: Tensor) -> Iterator[tuple[Tensor, Layout, Tensor]]:
-        """What a gradient of the entries means: (shared tensor, where in it, gradient there)."""
+    def parts_of(self, grad: Tensor) -> Iterator[tuple[int, Layout, Tensor]]:
+        """What a gradient of the entries is to the sources: (number of the source, where in it, gradient there)."""
         if self.layout is not None:
-            yield sources[0], self.layout, grad
-            return
+            return iter(((0, self.layout, grad),))
         whole = grad.reshape(self.piece.sizes)
-        for source, layout, part in zip(sources, self.parts, self.piece.parts, strict=True):
-            yield source, layout, whole[part.at]
+        cut = (whole[part.at] for part in self.piece.parts)
+        return zip(itertools.count(), self.parts, cut, strict=False)
 
     def lend(self, tensor: Tensor) -> None:
         self._into[self._key] = tensor
@@ -132,18 +132,19 @@ def lend_when_run(network: nn.Module, loans: Collection[Loan]) -> None:
 def _lend_views(loans: Collection[Loan]) -> None:
     cut: list[Loan] = []
     sources: list[list[Tensor]] = []
+    made: list[Tensor] = []
     for loan in loans:
         found = loan.sources()
         if loan.is_whole:
             # Not the parameter itself: what a forward pass makes of it is summed up before it meets another pass's.
             loan.lend(found[0].view(loan.piece.shape))
-        elif not any(tensor.requires_grad for tensor in found):
-            loan.lend(loan.view(found))
-        else:
+        elif found[0].requires_grad or any(tensor.requires_grad for tensor in found):
             cut.append(loan)
             sources.append(found)
+            made.append(loan.view(found))
+        else:
+            loan.lend(loan.view(found))
     if cut:
-        made = [loan.view(found) for loan, found in zip(cut, sources, strict=True)]
         views = _Views.apply(torch.empty(0, requires_grad=True), cut, sources, made)
         for loan, view in zip(cut, views, strict=True):
             loan.lend(view)
@@ -167,24 +168,23 @@ class _Views(torch.autograd.Function):
             raise RuntimeError(
                 "a Supernet's forward cannot be differentiated twice; call its Model on select(...) instead"
             )
-        places = [
-            place
-            for loan, found, grad in zip(ctx.loans, ctx.sources, grads, strict=True)
-            if grad is not None
-            for place in loan.places(found, grad)
-            if place[0].requires_grad
-        ]
-        fresh = []
-        for source, _, _ in places:
-            if source.grad is None:
-                source.grad = torch.empty_like(source)
-                fresh.append(source.grad)
+        fresh: list[Tensor] = []
+        places: list[Tensor] = []
+        given: list[Tensor] = []
+        for loan, sources, grad in zip(ctx.loans, ctx.sources, grads, strict=True):
+            for number, layout, part in () if grad is None else loan.parts_of(grad):
+                source = sources[number]
+                if not source.requires_grad:
+                    continue
+                if (whole := source.grad) is None:
+                    source.grad = whole = torch.empty_like(source)
+                    fresh.append(whole)
+                places.append(layout.cut(whole))
+                given.append(part)
         if fresh:
             torch._foreach_zero_(fresh)
         if places:
-            torch._foreach_add_(
-                [layout.cut(source.grad) for source, layout, _ in places], [grad for _, _, grad in places]
-            )
+            torch._foreach_add_(places, given)
         return None, None, None, None
 
 

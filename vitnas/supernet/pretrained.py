@@ -1,19 +1,24 @@
-"""Start a Supernet from a pretrained timm ViT: a good beginning when images are few or time is short."""
+"""Start a Supernet from a trained network: a good beginning when images are few or time is short."""
 
 from __future__ import annotations
 
 import copy
+from dataclasses import fields
 
 import torch
 from torch import Tensor, nn
 
+from vitnas.arch import Arch
 from vitnas.errors import UserError
-from vitnas.layers.axes import named_axes
+from vitnas.layers.axes import merge_axes, named_axes
 from vitnas.model import Model
 from vitnas.model.timm_keys import from_timm
+from vitnas.supernet.shared import shared_name
 from vitnas.supernet.supernet import Supernet
 
-SAME = (
+# What weights of another kind would make no sense without, and what is resampled or cut to size.
+MUST_AGREE = (
+    "stem",
     "reg_tokens",
     "no_embed_class",
     "pre_norm",
@@ -22,64 +27,116 @@ SAME = (
     "scale_mlp_norm",
     "qk_norm",
     "rel_pos_bias",
-)  # fields of an Arch
+)
+FITTED = ("image_size", "patch_size", "in_chans", "num_classes", "stages", "stem_width")
 
 
-def start_from_timm(supernet: Supernet, source: nn.Module) -> str:
-    """Copy a plain timm ViT's weights into the shared tensors, as far as both have the same entries.
+def start_from(supernet: Supernet, network: nn.Module) -> str:
+    """Copy a network's weights into the shared tensors, as far as both have the same entries.
 
-    On every axis the first entries are copied (heads, hidden units, blocks, channels), so each Arch gets a prefix of
-    the pretrained network. Positions and patch weights are resampled to the Space's grid; what the ViT lacks
-    (relative positions, extra blocks, a classifier for other classes) keeps its initial weights.
+    A Supernet of the Space around the network is then the network, bit for bit, at its largest. For another Space the
+    first entries on every axis are copied (heads, hidden units, blocks, channels), so that each Arch gets a prefix of
+    the network. Positions and patch weights are resampled to the Space's grid; what the network lacks (relative
+    positions, extra blocks, a classifier for other classes) keeps its initial weights.
 
     Args:
-        source: a timm ViT, or a Model.
+        network: a Model, or a timm ViT that an Arch can say.
 
     Returns:
-        One sentence: what was copied and how much of the Supernet that is.
+        One sentence: how much of the Supernet was copied, and in what the Space's Archs differ in kind.
 
     Raises:
-        UserError: a model that is no plain ViT, or whose heads are of another width; private sharing.
+        UserError: a network that no Arch can say or whose weights would mean something else here; private sharing.
     """
-    arch = supernet.space.largest()
-    if supernet.space.merged or supernet.sharing.private:
+    largest, name = supernet.space.largest(), type(network).__name__
+    if supernet.sharing.private or (supernet.space.merged and not isinstance(network, Model)):
         raise UserError(
             f"{supernet.space.name} cannot start from a pretrained model; its heads divide widths anew or its tensors "
             "are private, and a ViT's are neither. Leave `pretrained` out, or use the autoformer space."
         )
-    if arch.stem != "linear" or len(arch.stages) > 1:
+    model = network if isinstance(network, Model) else from_timm(network)
+    _refuse_other_parts(model.arch, largest)
+    told = _differences(model.arch, largest)
+    if (model.arch.image_size, model.arch.patch_size) != (largest.image_size, largest.patch_size):
+        model = copy.deepcopy(model) if model is network else model
+        model.set_input_size(img_size=largest.image_size, patch_size=largest.patch_size)
+    copied = _copy(model, supernet, largest)
+    total = sum(parameter.numel() for parameter in supernet.parameters())
+    said = f"started from a pretrained {name}: {copied / total:.0%} of the supernet's weights are copied"
+    return f"{said}, but its Archs differ in kind, so answers do: {told}" if told else said
+
+
+# Its name before any network could be given.
+start_from_timm = start_from
+
+
+def _refuse_other_parts(given: Arch, largest: Arch) -> None:
+    if given.stem != largest.stem or len(given.stages) != len(largest.stages):
         raise UserError(
-            f"{supernet.space.name} has {len(arch.stages)} stages and stem {arch.stem!r}; a plain ViT has one stage "
-            "and stem 'linear', so its weights would mean something else. Leave `pretrained` out to start anew."
+            f"the space has {len(largest.stages)} stages and stem {largest.stem!r}; the pretrained model has "
+            f"{len(given.stages)} and stem {given.stem!r}, so its weights would mean something else. Leave "
+            "`pretrained` out to start anew."
         )
-    model = copy.deepcopy(source) if isinstance(source, Model) else from_timm(source)
-    name, given = type(source).__name__, model.arch.blocks[0].head_dim
-    if given != arch.blocks[0].head_dim:
+    widths = given.blocks[0].head_dim, largest.blocks[0].head_dim
+    if widths[0] != widths[1]:
         raise UserError(
-            f"the pretrained model's heads are {given} wide; the space's are {arch.blocks[0].head_dim}. Set the "
-            f"space's head_dim to {given}, or start from another model."
+            f"the pretrained model's heads are {widths[0]} wide; the space's are {widths[1]}. Set the "
+            f"space's head_dim to {widths[0]}, or start from another model."
         )
-    other = [name for name in SAME if getattr(model.arch, name) != getattr(arch, name)]
+    other = [name for name in MUST_AGREE if getattr(given, name) != getattr(largest, name)]
     if other:
-        told = ", ".join(f"{name} {getattr(model.arch, name)!r}" for name in other)
+        told = ", ".join(f"{name} {getattr(given, name)!r}" for name in other)
         raise UserError(
             f"the pretrained model has {told}; the space's Archs have "
-            f"{', '.join(repr(getattr(arch, name)) for name in other)}, so its weights would mean something else. "
+            f"{', '.join(repr(getattr(largest, name)) for name in other)}, so its weights would mean something else. "
             "Start from a model that has the space's."
         )
-    model.set_input_size(img_size=arch.image_size, patch_size=arch.patch_size)
-    weights: dict[str, Tensor] = dict(model.named_parameters())
-    weights["patch_embed.proj.weight"] = _adapt_channels(weights["patch_embed.proj.weight"], arch.in_chans)
-    if model.num_classes != arch.num_classes:
-        weights = {key: value for key, value in weights.items() if not key.startswith("head.")}
-    axes = named_axes(model)
-    copied = 0
-    with torch.no_grad():
-        for key, shared in supernet.named_parameters():
-            if key in weights:
-                copied += _copy_overlap(shared.data, supernet.axes[key], weights[key], axes[key])
-    total = sum(p.numel() for p in supernet.parameters())
-    return f"started from a pretrained {name}: {copied / total:.0%} of the supernet's weights are copied"
+
+
+def _differences(given: Arch, largest: Arch) -> str:
+    """What is no matter of size: `global_pool 'avg' (was 'token')` and so on."""
+    names = [field.name for field in fields(Arch) if field.name not in (*FITTED, *MUST_AGREE)]
+    told = [
+        f"{name} {getattr(largest, name)!r} (was {getattr(given, name)!r})"
+        for name in names
+        if getattr(given, name) != getattr(largest, name)
+    ]
+    mixers = [sorted({block.mixer for block in arch.blocks}) for arch in (largest, given)]
+    if mixers[0] != mixers[1]:
+        told.append(f"mixers {', '.join(mixers[0])} (was {', '.join(mixers[1])})")
+    return "; ".join(told)
+
+
+@torch.no_grad()
+def _copy(model: Model, supernet: Supernet, largest: Arch) -> int:
+    """Copy what both have; returns how many numbers of parameters that were."""
+    weights: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    patches = "patch_embed.proj.weight"
+    if patches in weights:
+        weights[patches] = _adapt_channels(weights[patches], largest.in_chans)
+    elif model.arch.in_chans != largest.in_chans:
+        raise UserError(
+            f"the pretrained model sees {model.arch.in_chans} channels through stem {model.arch.stem!r}; the space's "
+            f"{largest.in_chans} cannot be made of them. Leave `pretrained` out, or use such images."
+        )
+    axes, slots, copied = named_axes(model), supernet.space.slots(largest), 0
+    shared: dict[str, Tensor] = {**dict(supernet.named_parameters()), **dict(supernet.named_buffers())}
+    for name, value in weights.items():
+        if name.startswith("head") and model.num_classes != largest.num_classes:
+            continue
+        if name.startswith(("blocks.", "selections.")) and int(name.split(".")[1]) >= len(slots):
+            continue  # a block more than the Space has
+        home = shared_name(name, slots)[0]
+        target = shared.get(home)
+        if target is None:
+            continue
+        if name in axes:
+            own = supernet.sharing.taken(home, merge_axes(axes[name], supernet.space.merged))
+            number = _copy_overlap(target.data, supernet.axes[home], value, own)
+            copied += number if isinstance(target, nn.Parameter) else 0
+        elif target.shape == value.shape:
+            target.copy_(value)
+    return copied
 
 
 def _copy_overlap(
@@ -89,9 +146,10 @@ def _copy_overlap(
     source_axes: tuple[tuple[str, int], ...],
 ) -> int:
     """Copy the first entries on every axis; returns how many numbers were copied."""
-    sizes = [
-        source.shape[1] if name == "in_chans" else size for name, size in source_axes
-    ]  # channels were adapted
+    if [name for name, _ in target_axes] != [name for name, _ in source_axes]:
+        return 0  # another mixer's tensor of the same name
+    # Channels were adapted.
+    sizes = [source.shape[1] if name == "in_chans" else size for name, size in source_axes]
     region = tuple(slice(0, min(a, b)) for (_, a), b in zip(target_axes, sizes, strict=True))
     part = source.reshape(sizes)[region]
     target.view([size for _, size in target_axes])[region].copy_(part)
