@@ -146,7 +146,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vitnas.searching.problem import Problem
+from vitnas.searching.goal import Goal
 from vitnas.searching.trial import NamedSearcher, Trial
 from vitnas.space import Genes
 
@@ -156,11 +156,11 @@ class Corners(NamedSearcher):
     word = "corners"
 
     def propose(
-        self, problem: Problem, history: Sequence[Trial], index: int, rng: random.Random
+        self, goal: Goal, history: Sequence[Trial], index: int, rng: random.Random
     ) -> Genes | None:
         seen = {trial.genes for trial in history}
-        left = (problem.space.encode(arch) for arch in problem.space.corners())
-        return next((genes for genes in left if genes not in seen and problem.meets([genes])[0]), None)
+        left = (goal.space.encode(arch) for arch in goal.space.corners())
+        return next((genes for genes in left if genes not in seen and goal.meets([genes])[0]), None)
 '''
 
 TASK = '''

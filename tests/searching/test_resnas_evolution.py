@@ -9,7 +9,7 @@ import numpy as np
 from search_help import MICRO, score
 
 from vitnas.budget import Budget
-from vitnas.searching import SEARCHERS, Evolution, Problem, Trial, ViTResNASEvolution
+from vitnas.searching import SEARCHERS, Evolution, Goal, Trial, ViTResNASEvolution
 from vitnas.searching.shrinking import shrunk
 from vitnas.searching.study import proposal_rng
 from vitnas.space import Genes, vit_resnas
@@ -41,33 +41,33 @@ def mean_place(rows: list[Genes]) -> float:
 
 
 def test_shrinking_fills_the_window_and_loses_little_everywhere() -> None:
-    problem = Problem(SPACE, WINDOW)
+    goal = Goal(SPACE, WINDOW)
     seen: set[Genes] = set()
     drawn: list[Genes] = []
     for index in range(40):
-        genes = shrunk(problem, proposal_rng(0, index), seen)
+        genes = shrunk(goal, proposal_rng(0, index), seen)
         assert genes is not None
         assert genes not in seen
         assert SPACE.canonical(genes) == genes
         seen.add(genes)
-        uniform = problem.draw(proposal_rng(1, index), ())
+        uniform = goal.draw(proposal_rng(1, index), ())
         assert uniform is not None
         drawn.append(uniform)
-    assert problem.meets(sorted(seen)).all()
+    assert goal.meets(sorted(seen)).all()
     assert mean_place(sorted(seen)) > mean_place(drawn) + 0.02
 
 
 def test_shrinking_is_a_function_of_its_generator() -> None:
-    problem = Problem(SPACE, WINDOW)
-    assert shrunk(problem, random.Random(3), ()) == shrunk(problem, random.Random(3), ())
+    goal = Goal(SPACE, WINDOW)
+    assert shrunk(goal, random.Random(3), ()) == shrunk(goal, random.Random(3), ())
 
 
 def test_narrow_budgets_shrink_the_structure_too() -> None:
-    problem = Problem(SPACE, Budget.parse("macs<=1.0G"))
-    found = [shrunk(problem, random.Random(seed), ()) for seed in range(5)]
+    goal = Goal(SPACE, Budget.parse("macs<=1.0G"))
+    found = [shrunk(goal, random.Random(seed), ()) for seed in range(5)]
     assert all(genes is not None for genes in found)
-    assert shrunk(Problem(SPACE, Budget.parse("macs<=0.1G")), random.Random(0), (), attempts=3) is None
-    assert shrunk(Problem(SPACE, Budget.parse("9G<=macs")), random.Random(0), (), attempts=3) is None
+    assert shrunk(Goal(SPACE, Budget.parse("macs<=0.1G")), random.Random(0), (), attempts=3) is None
+    assert shrunk(Goal(SPACE, Budget.parse("9G<=macs")), random.Random(0), (), attempts=3) is None
 
 
 def test_children_descend_from_the_best_of_all_generations() -> None:
@@ -82,16 +82,16 @@ def test_children_descend_from_the_best_of_all_generations() -> None:
         attempts=20,
     )
     assert searcher.num_trials == 24
-    problem, trials = Problem(MICRO, Budget.parse("600K<=macs<=704K")), list[Trial]()
+    goal, trials = Goal(MICRO, Budget.parse("600K<=macs<=704K")), list[Trial]()
     for index in range(searcher.num_trials):
-        genes = searcher.propose(problem, trials, index, proposal_rng(0, index))
+        genes = searcher.propose(goal, trials, index, proposal_rng(0, index))
         assert genes is not None
-        values = score(problem.space.decode(genes))
-        trials.append(Trial(index, index, genes, problem.space, "scored", problem.cost(genes), values))
+        values = score(goal.space.decode(genes))
+        trials.append(Trial(index, index, genes, goal.space, "scored", goal.cost(genes), values))
     genes = [trial.genes for trial in trials]
     assert len(set(genes)) == 24
-    assert problem.meets(genes).all()
+    assert goal.meets(genes).all()
     accuracies = [trial.values["accuracy"] for trial in trials]
     assert np.mean(accuracies[12:]) > np.mean(accuracies[:12])
-    again = searcher.propose(problem, trials[:15], 15, proposal_rng(0, 15))
+    again = searcher.propose(goal, trials[:15], 15, proposal_rng(0, 15))
     assert again == genes[15]

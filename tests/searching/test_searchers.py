@@ -14,10 +14,10 @@ from vitnas.searching import (
     SEARCHERS,
     AutoFormerEvolution,
     Evolution,
+    Goal,
     Nsga2,
     Objective,
     OptunaSearch,
-    Problem,
     RandomSearch,
     Searcher,
     Study,
@@ -37,48 +37,48 @@ SOME = [
 ]
 
 
-def play(searcher: Searcher, problem: Problem, num: int, history: list[Trial] | None = None) -> list[Trial]:
+def play(searcher: Searcher, goal: Goal, num: int, history: list[Trial] | None = None) -> list[Trial]:
     """Ask and score without a Study."""
     trials = list(history or [])
     while len(trials) < num:
         index = len(trials)
-        genes = searcher.propose(problem, trials, index, proposal_rng(0, index))
+        genes = searcher.propose(goal, trials, index, proposal_rng(0, index))
         if genes is None:
             break
-        values = score(problem.space.decode(genes))
-        cost = problem.cost(genes)
-        trials.append(Trial(index, index, genes, problem.space, "scored", cost, values))
+        values = score(goal.space.decode(genes))
+        cost = goal.cost(genes)
+        trials.append(Trial(index, index, genes, goal.space, "scored", cost, values))
     return trials
 
 
 @pytest.mark.parametrize("searcher", SOME, ids=repr)
 def test_contract(searcher: Searcher) -> None:
     """A 2 % window, canonical genes, no duplicates, and a pure function of the history."""
-    problem = Problem(MICRO, Budget.parse("690K<=macs<=704K"))
-    trials = play(searcher, problem, 24)
+    goal = Goal(MICRO, Budget.parse("690K<=macs<=704K"))
+    trials = play(searcher, goal, 24)
     genes = [trial.genes for trial in trials]
     assert len(set(genes)) == len(genes) == 24
-    assert problem.meets(genes).all()
+    assert goal.meets(genes).all()
     assert all(MICRO.canonical(g) == g for g in genes)
     fresh = type(searcher)(**{"sampler": searcher.sampler} if isinstance(searcher, OptunaSearch) else {})
     again = searcher if not isinstance(searcher, OptunaSearch) else fresh
-    assert play(again, problem, 24, trials[:13]) == trials
+    assert play(again, goal, 24, trials[:13]) == trials
 
 
 @pytest.mark.parametrize("searcher", SOME, ids=repr)
 def test_a_small_space_is_tried_out_and_then_ends(searcher: Searcher) -> None:
-    problem = Problem(DOZEN)
-    trials = play(searcher, problem, 100)
+    goal = Goal(DOZEN)
+    trials = play(searcher, goal, 100)
     assert len(trials) == DOZEN.size()
 
 
 def test_draw_is_uniform_over_what_is_feasible() -> None:
-    problem = Problem(DOZEN, Budget.parse("params<=20K"))
-    feasible = [genes for genes in Problem(DOZEN)._listed or () if problem.meets([genes])[0]]
+    goal = Goal(DOZEN, Budget.parse("params<=20K"))
+    feasible = [genes for genes in Goal(DOZEN)._listed or () if goal.meets([genes])[0]]
     assert 2 < len(feasible) < DOZEN.size()
     counts = dict.fromkeys(feasible, 0)
     for index in range(1000):
-        genes = problem.draw(proposal_rng(1, index), ())
+        genes = goal.draw(proposal_rng(1, index), ())
         assert genes is not None
         counts[genes] += 1
     expected = 1000 / len(feasible)
@@ -86,38 +86,38 @@ def test_draw_is_uniform_over_what_is_feasible() -> None:
 
 
 def test_one_percent_window_of_the_published_space_is_filled() -> None:
-    problem = Problem(autoformer("tiny"), Budget.parse("1.40G<=macs<=1.41G and params<=6M"))
+    goal = Goal(autoformer("tiny"), Budget.parse("1.40G<=macs<=1.41G and params<=6M"))
     seen: set[Genes] = set()
     for index in range(20):
-        genes = problem.draw(proposal_rng(0, index), seen)
+        genes = goal.draw(proposal_rng(0, index), seen)
         assert genes is not None
         seen.add(genes)
     assert len(seen) == 20
-    assert problem.meets(sorted(seen)).all()
+    assert goal.meets(sorted(seen)).all()
 
 
 def test_repair_moves_one_gene_at_a_time_into_the_window() -> None:
-    problem = Problem(autoformer("tiny"), Budget.parse("1.60G<=macs<=1.61G"))
-    for end in (problem.space.largest(), problem.space.smallest()):
-        start = problem.space.encode(end)
+    goal = Goal(autoformer("tiny"), Budget.parse("1.60G<=macs<=1.61G"))
+    for end in (goal.space.largest(), goal.space.smallest()):
+        start = goal.space.encode(end)
         for seed in range(5):
-            genes = problem.repair(start, random.Random(seed), ())
+            genes = goal.repair(start, random.Random(seed), ())
             assert genes is not None
-            assert problem.meets([genes])[0]
-            other = problem.repair(start, random.Random(seed), {genes})
+            assert goal.meets([genes])[0]
+            other = goal.repair(start, random.Random(seed), {genes})
             assert other is not None
             assert other != genes
-    impossible = Problem(autoformer("tiny"), Budget.parse("macs<=0.1G"))
+    impossible = Goal(autoformer("tiny"), Budget.parse("macs<=0.1G"))
     assert impossible.repair(start, random.Random(0), ()) is None
 
 
 def test_costs_and_violation_agree_with_the_budget() -> None:
-    problem = Problem(MICRO, Budget.parse("500K<=macs<=600K and params<=40K"))
+    goal = Goal(MICRO, Budget.parse("500K<=macs<=600K and params<=40K"))
     rows = MICRO.random_matrix(200, np.random.default_rng(0))
     genes = [tuple(row.tolist()) for row in rows]
-    expected = [problem.budget.violation(problem.cost(g)) for g in genes]
-    np.testing.assert_allclose(problem.violation(genes), expected)
-    assert ((problem.violation(genes) == 0) == problem.meets(genes)).all()
+    expected = [goal.budget.violation(goal.cost(g)) for g in genes]
+    np.testing.assert_allclose(goal.violation(genes), expected)
+    assert ((goal.violation(genes) == 0) == goal.meets(genes)).all()
 
 
 def test_autoformer_preset() -> None:
@@ -135,18 +135,18 @@ def test_sized_evolution_fits_the_number_of_trials() -> None:
 
 def test_parents_are_the_best_of_all_earlier_generations() -> None:
     """Single objective: AutoFormer's top k. With prob 0 and crossovers only, children mix parents' genes."""
-    problem = Problem(MICRO, objectives=ACCURACY)
+    goal = Goal(MICRO, objectives=ACCURACY)
     searcher = Evolution(population=10, parents=3, mutants=0, crossovers=10)
-    trials = play(searcher, problem, 10)
+    trials = play(searcher, goal, 10)
     best = sorted(trials, key=lambda trial: -trial.values["accuracy"])[:3]
-    assert searcher._parents(problem, trials) == [trial.genes for trial in best]
+    assert searcher._parents(goal, trials) == [trial.genes for trial in best]
 
 
 def test_several_objectives_take_parents_from_the_front() -> None:
-    problem = Problem(MICRO)
+    goal = Goal(MICRO)
     searcher = Evolution(population=30, parents=4, mutants=0, crossovers=10)
-    trials = play(searcher, problem, 30)
-    parents = searcher._parents(problem, trials)
+    trials = play(searcher, goal, 30)
+    parents = searcher._parents(goal, trials)
     by_genes = {trial.genes: trial for trial in trials}
     chosen = [by_genes[genes] for genes in parents]
     for one in chosen:
@@ -157,9 +157,9 @@ def test_several_objectives_take_parents_from_the_front() -> None:
 
 
 def test_evolution_beats_random_search() -> None:
-    problem = Problem(MICRO, Budget.parse("macs<=700K"), ACCURACY)
-    evolved = play(Evolution.sized(80), problem, 80)
-    drawn = play(RandomSearch(), problem, 80)
+    goal = Goal(MICRO, Budget.parse("macs<=700K"), ACCURACY)
+    evolved = play(Evolution.sized(80), goal, 80)
+    drawn = play(RandomSearch(), goal, 80)
     assert max(t.values["accuracy"] for t in evolved) > max(t.values["accuracy"] for t in drawn)
 
 
@@ -190,9 +190,9 @@ def test_genetic_samplers_see_the_history_as_generations() -> None:
     """Optuna's NSGA-II picks parents by a generation written into the trials; ours must carry it."""
     import optuna
 
-    problem = Problem(MICRO)
+    goal = Goal(MICRO)
     searcher = OptunaSearch(lambda seed: optuna.samplers.NSGAIISampler(population_size=5, seed=seed))
-    play(searcher, problem, 16)
+    play(searcher, goal, 16)
     assert searcher._copy is not None
     complete = searcher._copy.get_trials(states=[optuna.trial.TrialState.COMPLETE])
     assert [t.system_attrs["NSGAIISampler:generation"] for t in complete] == [0] * 5 + [1] * 5 + [2] * 5
@@ -201,7 +201,7 @@ def test_genetic_samplers_see_the_history_as_generations() -> None:
 def test_every_named_searcher_proposes() -> None:
     answers = [MICRO.encode(MICRO.smallest())]
     for name, kind in SEARCHERS.items():
-        genes = kind.sized(20, lambda: answers).propose(Problem(MICRO), [], 0, proposal_rng(0, 0))
+        genes = kind.sized(20, lambda: answers).propose(Goal(MICRO), [], 0, proposal_rng(0, 0))
         assert genes is not None, name
 
 
@@ -210,6 +210,6 @@ def test_objectives_refuse() -> None:
         Objective("accuracy", "up")
     with pytest.raises(UserError, match="macs is to be maximised; a cost is minimised"):
         Objective("macs")
-    cost = Problem(MICRO).cost(MICRO.encode(MICRO.smallest()))
+    cost = Goal(MICRO).cost(MICRO.encode(MICRO.smallest()))
     with pytest.raises(UserError, match=r"objective 'acc' is not given; the evaluator gives accuracy"):
         Objective("acc").value({"accuracy": 1.0}, cost)

@@ -63,7 +63,7 @@ def test_what_counting_rejects_needs_no_latency_in_the_summary() -> None:
     trial = study.ask(RandomSearch())
     assert trial is not None
     big = replace(trial.cost, macs=800_000)
-    study.reject(trial, study.problem.budget.counted.misses(big), big)
+    study.reject(trial, study.goal.budget.counted.misses(big), big)
     assert study.summary().rejections == {"macs<=700K": 1}
 
 
@@ -223,13 +223,13 @@ def test_the_same_arch_asked_by_two_workers_goes_to_the_first() -> None:
     stale = two._stored()
     first = one.ask(RandomSearch())
     assert first is not None
-    real, calls = two._rows, []
+    real, calls = two._stored, []
 
     def rows() -> list[optuna.trial.FrozenTrial]:
         calls.append(1)
         return stale if len(calls) == 1 else real()
 
-    two._rows = rows  # type: ignore[method-assign]
+    two._stored = rows  # type: ignore[method-assign]
     second = two.ask(RandomSearch())
     assert second is not None
     assert second.genes != first.genes
@@ -243,19 +243,19 @@ def test_the_last_place_goes_to_one_worker() -> None:
     run(one, 2)
     stale = two._stored()
     assert one.ask(RandomSearch(), limit=3) is not None
-    real, calls = two._rows, []
+    real, calls = two._stored, []
 
     def rows() -> list[optuna.trial.FrozenTrial]:
         calls.append(1)
         return stale if len(calls) == 1 else real()
 
-    two._rows = rows  # type: ignore[method-assign]
+    two._stored = rows  # type: ignore[method-assign]
 
     class Other(RandomSearch):
         """Proposes another Arch than the first worker got, so that only the limit is in the way."""
 
-        def propose(self, problem, history, index, rng):  # type: ignore[no-untyped-def]
-            return super().propose(problem, history, index + 1, proposal_rng(5, index))
+        def propose(self, goal, history, index, rng):  # type: ignore[no-untyped-def]
+            return super().propose(goal, history, index + 1, proposal_rng(5, index))
 
     assert two.ask(Other(), limit=3) is None
     assert one.num_running() == 1

@@ -28,13 +28,13 @@ def test_a_mutation_redraws_about_one_gene() -> None:
         changed.append(sum(a != b for a, b in zip(parent, child, strict=True)))
     # a redrawn gene is another in half to nine tenths of the cases; one that goes takes its slot's three along
     assert 0.5 < sum(changed) / len(changed) < 1.5
-    crossed = evolution._draw("crossover", _Problem(), [parent, parent], rng)  # type: ignore[arg-type]
-    drawn = [evolution._draw("crossover", _Problem(), [parent, parent], rng) for _ in range(20)]  # type: ignore[arg-type]
+    crossed = evolution._draw("crossover", _Goal(), [parent, parent], rng)  # type: ignore[arg-type]
+    drawn = [evolution._draw("crossover", _Goal(), [parent, parent], rng) for _ in range(20)]  # type: ignore[arg-type]
     assert len(crossed) == len(parent)
     assert len(set(drawn)) > 5, "children of equal parents differ by mutation"
 
 
-class _Problem:
+class _Goal:
     space = SPACE
 
 

@@ -20,8 +20,8 @@ from vitnas.reporting.files import read_run
 from vitnas.reporting.sampler_plots import preferences
 from vitnas.sample import Focus
 from vitnas.searching import SearchRecord
+from vitnas.searching.goal import Goal
 from vitnas.searching.latency import LatencyModel
-from vitnas.searching.problem import Problem
 from vitnas.space import Space
 from vitnas.stages import Opened
 from vitnas.stages.sampler import answers, is_quantity
@@ -122,11 +122,11 @@ def test_a_window_that_no_draw_meets_is_reached_by_moving_genes(copy: Path) -> N
         for genes in focus.space.random_matrix(2000, np.random.default_rng(0)).tolist()
         if tuple(genes) not in draws and 100_000 < focus.cost_of(np.array([genes]))[0] < 150_000
     )
-    cost = Problem(focus.space, Budget()).cost(tuple(rare))
+    cost = Goal(focus.space, Budget()).cost(tuple(rare))
     window = Budget(macs=(cost.macs, cost.macs), params=(cost.params, cost.params))
     found = answers(focus, window, num_draws=1)
     assert found
-    assert all(not window.misses(Problem(focus.space, window).cost(genes)) for genes in found)
+    assert all(not window.misses(Goal(focus.space, window).cost(genes)) for genes in found)
 
 
 def test_what_a_kill_left_out_is_written(copy: Path) -> None:

@@ -2,10 +2,10 @@
 
 from vitnas.searching.evolution import AutoFormerEvolution, Evolution, VitasEvolution, ViTResNASEvolution
 from vitnas.searching.feasibility import Feasibility, FeasibilityRow, feasibility
+from vitnas.searching.goal import DEFAULT_OBJECTIVES, Goal, Objective
 from vitnas.searching.latency import LatencyMeter
 from vitnas.searching.optuna_search import Nsga2, OptunaSearch, Tpe
 from vitnas.searching.pareto import hypervolume, rank_correlation
-from vitnas.searching.problem import DEFAULT_OBJECTIVES, Objective, Problem
 from vitnas.searching.random_search import RandomSearch
 from vitnas.searching.search import Evaluator, search
 from vitnas.searching.searchers import SEARCHERS
@@ -20,12 +20,12 @@ __all__ = [
     "Evolution",
     "Feasibility",
     "FeasibilityRow",
+    "Goal",
     "LatencyMeter",
     "NothingLeftError",
     "Nsga2",
     "Objective",
     "OptunaSearch",
-    "Problem",
     "RandomSearch",
     "SearchRecord",
     "Searcher",

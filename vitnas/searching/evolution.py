@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Literal, Self
 
 from vitnas.errors import UserError
+from vitnas.searching.goal import Goal, oriented
 from vitnas.searching.pareto import best_first
-from vitnas.searching.problem import Problem, oriented
 from vitnas.searching.shrinking import shrunk
 from vitnas.searching.trial import NamedSearcher, Trial
 from vitnas.space import Genes, Space
@@ -99,59 +99,57 @@ class Evolution(NamedSearcher):
         """Proposals count off generations: `first` Archs, then `population` each."""
         return 0 if index < self._first else 1 + (index - self._first) // self.population
 
-    def propose(
-        self, problem: Problem, history: Sequence[Trial], index: int, rng: random.Random
-    ) -> Genes | None:
+    def propose(self, goal: Goal, history: Sequence[Trial], index: int, rng: random.Random) -> Genes | None:
         """See `Searcher.propose`."""
         seen = {trial.genes for trial in history}
         slot, generation = (index - self._first) % self.population, self.generation(index)
         start = index - slot if generation else 0  # the generation's first proposal
         earlier = [t for t in history if t.state == "scored" and t.proposal < start]
-        parents = self._parents(problem, earlier)
+        parents = self._parents(goal, earlier)
         if slot < self.mutants and parents:
-            child = self._child("mutant", problem, parents, seen, rng)
+            child = self._child("mutant", goal, parents, seen, rng)
         elif slot < self.mutants + self.crossovers and len(parents) > 1:
-            child = self._child("crossover", problem, parents, seen, rng)
+            child = self._child("crossover", goal, parents, seen, rng)
         else:
-            child = shrunk(problem, rng, seen) if self.shrink else None
-        return child if child is not None else problem.draw(rng, seen)
+            child = shrunk(goal, rng, seen) if self.shrink else None
+        return child if child is not None else goal.draw(rng, seen)
 
-    def _parents(self, problem: Problem, scored: Sequence[Trial]) -> list[Genes]:
+    def _parents(self, goal: Goal, scored: Sequence[Trial]) -> list[Genes]:
         """The genes of the best `parents` Trials, best first."""
         if not scored:
             return []
-        values = [[o.value(trial.values, trial.cost) for o in problem.objectives] for trial in scored]
-        order = best_first(oriented(values, problem.objectives))
+        values = [[o.value(trial.values, trial.cost) for o in goal.objectives] for trial in scored]
+        order = best_first(oriented(values, goal.objectives))
         return [scored[place].genes for place in order[: self.parents]]
 
     def _child(
         self,
         kind: Literal["mutant", "crossover"],
-        problem: Problem,
+        goal: Goal,
         parents: Sequence[Genes],
         seen: Collection[Genes],
         rng: random.Random,
     ) -> Genes | None:
         """A new child within the Budget: the first of `attempts` draws that is, else one of them repaired."""
-        drawn = [self._draw(kind, problem, parents, rng) for _ in range(self.attempts)]
+        drawn = [self._draw(kind, goal, parents, rng) for _ in range(self.attempts)]
         new = [genes for genes in dict.fromkeys(drawn) if genes not in seen]
         if not new:
             return None
-        inside = problem.meets(new)
+        inside = goal.meets(new)
         for genes, is_inside in zip(new, inside, strict=True):
             if is_inside:
                 return genes
-        misses = problem.violation(new)
-        return problem.repair(new[int(misses.argmin())], rng, seen)
+        misses = goal.violation(new)
+        return goal.repair(new[int(misses.argmin())], rng, seen)
 
     def _draw(
         self,
         kind: Literal["mutant", "crossover"],
-        problem: Problem,
+        goal: Goal,
         parents: Sequence[Genes],
         rng: random.Random,
     ) -> Genes:
-        space = problem.space
+        space = goal.space
         if kind == "crossover":
             first, second = rng.sample(list(parents), 2)
             child = space.cross_genes(first, second, rng)

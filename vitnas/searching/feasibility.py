@@ -11,8 +11,8 @@ import numpy as np
 from vitnas.budget import Budget, Limit, format_quantity
 from vitnas.errors import UserError
 from vitnas.runs import RunFile
+from vitnas.searching.goal import Goal
 from vitnas.searching.latency import Build, LatencyMeter, measure_ms, meters_of
-from vitnas.searching.problem import Problem
 from vitnas.space import Genes, Space
 
 UNITS = {"macs": "MACs", "params": "parameters", "memory": "bytes", "latency": "ms"}
@@ -79,16 +79,16 @@ def feasibility(
             was found to meet together.
     """
     budget = Budget.parse(budget) if isinstance(budget, str) else budget
-    problem = Problem(space, budget)
+    goal = Goal(space, budget)
     drawn = _drawn_costs(space, n, seed)
     rows = [_counted_row(space, limit, drawn) for limit in budget.counted.limits]
     if budget.latency_targets:
         meters = meters_of(latency_meter, budget.latency_targets) if latency_meter else {}
-        rows += _latency_rows(problem, meters, build, random.Random(f"{seed}/latency"), num_timed)
+        rows += _latency_rows(goal, meters, build, random.Random(f"{seed}/latency"), num_timed)
     share = float(budget.mask(drawn).mean())
     note = ""
     if share == 0:
-        found = problem.draw(random.Random(f"{seed}/all"), ())
+        found = goal.draw(random.Random(f"{seed}/all"), ())
         if found is None:
             ranges = "; ".join(
                 f"{row.quantity} from {_show(row.space_min, limit)} to {_show(row.space_max, limit)}"
@@ -124,21 +124,21 @@ def _counted_row(space: Space, limit: Limit, drawn: Mapping[str, np.ndarray]) ->
 
 
 def _latency_rows(
-    problem: Problem,
+    goal: Goal,
     meters: Mapping[str, LatencyMeter],
     build: Build | None,
     rng: random.Random,
     num_timed: int,
 ) -> list[FeasibilityRow]:
     """Time the extremes and a few Archs that meet the counted limits; a limit below all of them is refused."""
-    limits = [limit for limit in problem.budget.limits if limit.quantity == "latency"]
+    limits = [limit for limit in goal.budget.limits if limit.quantity == "latency"]
     if not meters:
         note = "not measured: no latency meter"
         return [FeasibilityRow(li.name, "ms", None, None, str(li), 0.0, 0, note) for li in limits]
-    space = problem.space
+    space = goal.space
     picked: list[Genes] = []
     for _ in range(num_timed):
-        if (genes := problem.draw(rng, picked)) is not None:
+        if (genes := goal.draw(rng, picked)) is not None:
             picked.append(genes)
     archs = [space.smallest(), space.middle(), space.largest(), *(space.decode(genes) for genes in picked)]
     archs = list(dict.fromkeys(archs))

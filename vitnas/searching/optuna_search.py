@@ -19,7 +19,7 @@ from optuna.samplers import BaseSampler, GPSampler, NSGAIIISampler, NSGAIISample
 from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
 
-from vitnas.searching.problem import Problem
+from vitnas.searching.goal import Goal
 from vitnas.searching.storage import quiet
 from vitnas.searching.trial import NamedSearcher, Trial
 from vitnas.space import Genes, Space
@@ -41,32 +41,30 @@ class OptunaSearch(NamedSearcher):
     _copy: optuna.Study | None = field(default=None, init=False, repr=False, compare=False)
     _copied: list[int] = field(default_factory=list, init=False, repr=False, compare=False)
 
-    def propose(
-        self, problem: Problem, history: Sequence[Trial], index: int, rng: random.Random
-    ) -> Genes | None:
+    def propose(self, goal: Goal, history: Sequence[Trial], index: int, rng: random.Random) -> Genes | None:
         """See `Searcher.propose`."""
         seen = {trial.genes for trial in history}
-        distributions = _distributions(problem.space)
+        distributions = _distributions(goal.space)
         with quiet():
             sampler = self._make(rng.getrandbits(31))
-            study = self._mirror(problem, history, distributions, sampler)
+            study = self._mirror(goal, history, distributions, sampler)
             last: Genes | None = None
             for _ in range(self.attempts):
                 asked = study.ask(distributions)
-                genes = problem.space.canonical(_genes(problem.space, asked.params))
+                genes = goal.space.canonical(_genes(goal.space, asked.params))
                 study.tell(asked, state=TrialState.FAIL)  # samplers leave failed trials out
-                if genes not in seen and problem.meets([genes])[0]:
+                if genes not in seen and goal.meets([genes])[0]:
                     return genes
                 last = genes
-        repaired = problem.repair(last, rng, seen) if last is not None else None
-        return repaired if repaired is not None else problem.draw(rng, seen)
+        repaired = goal.repair(last, rng, seen) if last is not None else None
+        return repaired if repaired is not None else goal.draw(rng, seen)
 
     def _make(self, seed: int) -> BaseSampler:
         return self.sampler if isinstance(self.sampler, BaseSampler) else self.sampler(seed=seed)
 
     def _mirror(
         self,
-        problem: Problem,
+        goal: Goal,
         history: Sequence[Trial],
         distributions: dict[str, BaseDistribution],
         sampler: BaseSampler,
@@ -75,12 +73,12 @@ class OptunaSearch(NamedSearcher):
         scored = [trial for trial in history if trial.state == "scored"]
         numbers = [trial.number for trial in scored]
         if self._copy is None or self._copied != numbers[: len(self._copied)]:
-            directions = [StudyDirection[o.direction.upper()] for o in problem.objectives]
+            directions = [StudyDirection[o.direction.upper()] for o in goal.objectives]
             self._copy, self._copied = optuna.create_study(directions=directions), []
         study = self._copy
         study.sampler = sampler
         for trial in scored[len(self._copied) :]:
-            _add(study, sampler, problem, trial, distributions)
+            _add(study, sampler, goal, trial, distributions)
         self._copied = numbers
         return study
 
@@ -120,7 +118,7 @@ class GaussianProcess(OptunaSearch):
 def _add(
     study: optuna.Study,
     sampler: BaseSampler,
-    problem: Problem,
+    goal: Goal,
     trial: Trial,
     distributions: dict[str, BaseDistribution],
 ) -> None:
@@ -135,8 +133,8 @@ def _add(
     study.add_trial(
         create_trial(
             state=TrialState.COMPLETE,
-            values=[objective.value(trial.values, trial.cost) for objective in problem.objectives],
-            params=_params(problem.space, trial.genes),
+            values=[objective.value(trial.values, trial.cost) for objective in goal.objectives],
+            params=_params(goal.space, trial.genes),
             distributions=distributions,
             system_attrs=attrs,
         )

@@ -1,7 +1,8 @@
 """Which Archs are not beaten by another: dominance, fronts, crowding, hypervolume.
 
 Points are float arrays (num_points, num_objectives) in which **larger is better** in every column;
-`oriented` of `vitnas.searching.problem` turns minimised objectives around.
+`oriented` of `vitnas.searching.goal` turns minimised objectives around. Optuna has these sums too, but in private
+modules, and its `best_trials` reads a Study anew; scipy's correlations would be a dependency for ten lines.
 """
 
 from __future__ import annotations
@@ -59,11 +60,11 @@ def crowding(points: np.ndarray) -> np.ndarray:
 def best_first(points: np.ndarray) -> list[int]:
     """All indices, best first: by rank, then the less crowded, then as given (NSGA-II's order)."""
     rank = ranks(points)
-    spread = np.zeros(len(points))
+    distance = np.zeros(len(points))
     for value in set(rank.tolist()):
         members = np.flatnonzero(rank == value)
-        spread[members] = crowding(points[members])
-    return sorted(range(len(points)), key=lambda index: (int(rank[index]), -float(spread[index]), index))
+        distance[members] = crowding(points[members])
+    return sorted(range(len(points)), key=lambda index: (int(rank[index]), -float(distance[index]), index))
 
 
 def hypervolume(points: np.ndarray, reference: np.ndarray) -> float:

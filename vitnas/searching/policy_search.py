@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from vitnas.errors import UserError
-from vitnas.searching.problem import Problem
+from vitnas.searching.goal import Goal
 from vitnas.searching.trial import NamedSearcher, Trial
 from vitnas.space import Genes
 
@@ -34,10 +34,8 @@ class PolicySearch(NamedSearcher):
             )
         return cls(tuple(answers()))
 
-    def propose(
-        self, problem: Problem, history: Sequence[Trial], index: int, rng: random.Random
-    ) -> Genes | None:
+    def propose(self, goal: Goal, history: Sequence[Trial], index: int, rng: random.Random) -> Genes | None:
         """See `Searcher.propose`."""
         tried = {trial.genes for trial in history}
-        left = (genes for genes in self.ranked if genes not in tried and bool(problem.meets([genes])[0]))
+        left = (genes for genes in self.ranked if genes not in tried and bool(goal.meets([genes])[0]))
         return next(left, None)

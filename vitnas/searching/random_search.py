@@ -10,19 +10,17 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vitnas.searching.problem import Problem
+from vitnas.searching.goal import Goal
 from vitnas.searching.trial import NamedSearcher, Trial
 from vitnas.space import Genes
 
 
 @dataclass(frozen=True)
 class RandomSearch(NamedSearcher):
-    """See `Problem.draw`."""
+    """See `Goal.draw`."""
 
     word = "random"
 
-    def propose(
-        self, problem: Problem, history: Sequence[Trial], index: int, rng: random.Random
-    ) -> Genes | None:
+    def propose(self, goal: Goal, history: Sequence[Trial], index: int, rng: random.Random) -> Genes | None:
         """See `Searcher.propose`."""
-        return problem.draw(rng, {trial.genes for trial in history})
+        return goal.draw(rng, {trial.genes for trial in history})

@@ -69,11 +69,11 @@ def search(
             "Score on a held-out part of the training images."
         )
     chosen, wanted = _searcher(searcher, num_trials)
-    limits = study.problem.budget
-    timed = [o.name.partition("@")[2] for o in study.problem.objectives if o.quantity == "latency"]
+    limits = study.goal.budget
+    timed = [o.name.partition("@")[2] for o in study.goal.objectives if o.quantity == "latency"]
     meters = meters_of(latency_meter, list(dict.fromkeys((*limits.latency_targets, *timed))))
     if limits.counted and not study.trials():
-        feasibility(study.problem.space, limits.counted, n=10_000, seed=study.seed)
+        feasibility(study.goal.space, limits.counted, n=10_000, seed=study.seed)
     allowed = 10 * wanted if max_rejections is None else max_rejections
     while (trial := _ask(study, chosen, wanted)) is not None:
         done = _run(study, trial, evaluator, meters, build)
@@ -89,7 +89,7 @@ def _run(
     study: Study, trial: Trial, evaluator: Evaluator, meters: Mapping[str, LatencyMeter], build: Build | None
 ) -> Trial:
     """Score or reject one running Trial; given back to the Study if anything raises."""
-    budget, cost = study.problem.budget, trial.cost
+    budget, cost = study.goal.budget, trial.cost
     try:
         with _kept(study, trial):
             reasons = budget.counted.misses(cost)

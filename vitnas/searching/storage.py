@@ -20,7 +20,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
 
 from vitnas.errors import MissingExtra, UserError
-from vitnas.searching.problem import Objective
+from vitnas.searching.goal import Objective
 
 # What databases say when another process makes the same tables or the same Study at the same moment.
 _RACE_WORDS = ("locked", "already exists", "unique constraint", "duplicate")

@@ -30,8 +30,8 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from vitnas.budget import Budget, Cost, Limit
 from vitnas.errors import UserError
+from vitnas.searching.goal import DEFAULT_OBJECTIVES, Goal, Objective, oriented
 from vitnas.searching.pareto import front, hypervolume_history
-from vitnas.searching.problem import DEFAULT_OBJECTIVES, Objective, Problem, oriented
 from vitnas.searching.storage import is_alive, open_study, started, this_host
 from vitnas.searching.trial import NothingLeftError, Searcher, SearchRecord, State, Trial
 from vitnas.space import Genes, Space
@@ -55,9 +55,9 @@ class Study:
     """Trials of one search. Make it with `Study.open`; close it, or use it as a context manager."""
 
     def __init__(
-        self, study: optuna.Study, storage: BaseStorage, problem: Problem, seed: int, lease_s: float
+        self, study: optuna.Study, storage: BaseStorage, goal: Goal, seed: int, lease_s: float
     ) -> None:
-        self.problem, self.seed, self.lease_s = problem, seed, lease_s
+        self.goal, self.seed, self.lease_s = goal, seed, lease_s
         self.worker = uuid.uuid4().hex[:12]
         self._study, self._storage = study, storage
         self._study_id = storage.get_study_id_from_name(study.study_name)
@@ -93,14 +93,12 @@ class Study:
                 or seed.
         """
         budget = Budget.parse(budget) if isinstance(budget, str) else (budget or Budget())
-        problem = Problem(space, budget, tuple(objectives))
+        goal = Goal(space, budget, tuple(objectives))
         if len({o.name for o in objectives}) != len(objectives) or not objectives:
             raise UserError(f"objectives are {[o.name for o in objectives]}; give one or more, each once.")
-        opened, study = open_study(
-            InMemoryStorage() if storage is None else storage, name, problem.objectives
-        )
-        check_identity(study, problem, seed)
-        return cls(study, opened, problem, seed, lease_s)
+        opened, study = open_study(InMemoryStorage() if storage is None else storage, name, goal.objectives)
+        check_identity(study, goal, seed)
+        return cls(study, opened, goal, seed, lease_s)
 
     def ask(self, searcher: Searcher, *, limit: int | None = None) -> Trial | None:
         """The next Trial, running and leased to this worker: first what dead workers left, then a new one.
@@ -121,14 +119,14 @@ class Study:
                 return None
             history = self._history(stored)
             index = 1 + max((trial.proposal for trial in history), default=-1)
-            genes = searcher.propose(self.problem, history, index, proposal_rng(self.seed, index))
+            genes = searcher.propose(self.goal, history, index, proposal_rng(self.seed, index))
             if genes is None:
                 raise NothingLeftError(
                     f"the search has tried {len(history)} Archs; no other was found that meets "
-                    f"{self.problem.budget.counted.text or 'an empty budget'}. Widen the budget or the space."
+                    f"{self.goal.budget.counted.text or 'an empty budget'}. Widen the budget or the space."
                 )
             attrs = {"proposal": index, "generation": searcher.generation(index), "attempt": 1}
-            claimed = self._claim(self.problem.space.canonical(genes), attrs, limit)
+            claimed = self._claim(self.goal.space.canonical(genes), attrs, limit)
             if claimed is not None:
                 return claimed
 
@@ -149,7 +147,7 @@ class Study:
                 raise UserError(
                     f"{name} of Arch {trial.arch.id} is {value}; a score must be a finite number."
                 )
-        numbers = [objective.value(scores, cost) for objective in self.problem.objectives]
+        numbers = [objective.value(scores, cost) for objective in self.goal.objectives]
         return self._finish(trial, TrialState.COMPLETE, cost, {"values": scores}, numbers)
 
     def reject(self, trial: Trial, reasons: Sequence[str], cost: Cost | None = None) -> bool:
@@ -199,7 +197,7 @@ class Study:
         Raises:
             UserError: no scored Trial meets the budget.
         """
-        within = Budget.parse(budget) if isinstance(budget, str) else (budget or self.problem.budget)
+        within = Budget.parse(budget) if isinstance(budget, str) else (budget or self.goal.budget)
         scored = self.scored()
         met = [trial for trial in scored if not within.misses(trial.cost)]
         if not met:
@@ -220,14 +218,14 @@ class Study:
         trials = [trial for trial in self._history(stored) if trial.state != "running"]
         rejections: dict[str, int] = {}
         for trial in trials:
-            for limit in missed(trial, self.problem.budget):
+            for limit in missed(trial, self.goal.budget):
                 rejections[limit] = rejections.get(limit, 0) + 1
         scored = [trial for trial in trials if trial.state == "scored"]
         starts = [frozen.datetime_start for frozen in stored if frozen.datetime_start]
         ends = [frozen.datetime_complete for frozen in stored if frozen.datetime_complete]
         return SearchRecord(
-            objectives=self.problem.objectives,
-            budget=self.problem.budget.text,
+            objectives=self.goal.objectives,
+            budget=self.goal.budget.text,
             seed=self.seed,
             num_scored=len(scored),
             num_rejected=sum(trial.state == "rejected" for trial in trials),
@@ -273,7 +271,7 @@ class Study:
             number=frozen.number,
             proposal=attrs["proposal"],
             genes=tuple(attrs["genes"]),
-            space=self.problem.space,
+            space=self.goal.space,
             state=_STATES.get(frozen.state, "running"),
             cost=Cost(**result.get("cost", attrs["cost"])),
             values=result.get("values", {}),
@@ -285,14 +283,14 @@ class Study:
         return trial
 
     def _points(self, trials: Sequence[Trial]) -> Any:
-        values = [[o.value(trial.values, trial.cost) for o in self.problem.objectives] for trial in trials]
-        return oriented(values, self.problem.objectives)
+        values = [[o.value(trial.values, trial.cost) for o in self.goal.objectives] for trial in trials]
+        return oriented(values, self.goal.objectives)
 
     def _claim(self, genes: Genes, attrs: Mapping[str, Any], limit: int | None) -> Trial | None:
         """Create a running Trial; None where another worker was first with these genes, or took the last place."""
         token = uuid.uuid4().hex
-        cost = self.problem.cost(genes)
-        shares = self.problem.budget.counted.violations(cost)
+        cost = self.goal.cost(genes)
+        shares = self.goal.budget.counted.violations(cost)
         self._study.add_trial(
             create_trial(
                 state=TrialState.RUNNING,
@@ -300,7 +298,7 @@ class Study:
                 user_attrs={
                     "trial": {
                         **attrs,
-                        "arch": self.problem.space.decode(genes).id,
+                        "arch": self.goal.space.decode(genes).id,
                         "genes": list(genes),
                         "cost": counted(cost),
                         "token": token,
@@ -366,9 +364,9 @@ class Study:
         trial_id = self._id(trial.number)
         try:
             self._storage.set_trial_user_attr(trial_id, "result", outcome)
-            if cost.latency_ms and self.problem.budget.latency_targets:
+            if cost.latency_ms and self.goal.budget.latency_targets:
                 handle = optuna.Trial(self._study, trial_id)
-                for limit in self.problem.budget.limits:
+                for limit in self.goal.budget.limits:
                     if limit.quantity == "latency":
                         value = cost.value(limit.quantity, limit.target)
                         handle.set_constraint(str(limit), limit.violation(value))
@@ -455,13 +453,13 @@ def is_dead(frozen: FrozenTrial) -> bool:
     return lease["host"] == this_host() and not is_alive(lease["pid"], lease.get("start", ""))
 
 
-def check_identity(study: optuna.Study, problem: Problem, seed: int) -> None:
+def check_identity(study: optuna.Study, goal: Goal, seed: int) -> None:
     """Write down what a new Study searches; refuse to go on with an old one that searched something else."""
-    space_json = json.dumps(problem.space.to_json(), sort_keys=True)
+    space_json = json.dumps(goal.space.to_json(), sort_keys=True)
     mine = {
-        "space": f"{problem.space.name}-{hashlib.sha256(space_json.encode()).hexdigest()[:12]}",
-        "budget": problem.budget.text,
-        "objectives": ", ".join(f"{o.name} ({o.direction})" for o in problem.objectives),
+        "space": f"{goal.space.name}-{hashlib.sha256(space_json.encode()).hexdigest()[:12]}",
+        "budget": goal.budget.text,
+        "objectives": ", ".join(f"{o.name} ({o.direction})" for o in goal.objectives),
         "seed": seed,
     }
     stored = study.user_attrs.get("vitnas")

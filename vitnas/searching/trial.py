@@ -13,7 +13,7 @@ from vitnas.arch import Arch
 from vitnas.budget import Cost
 from vitnas.errors import UserError
 from vitnas.runs import RunFile
-from vitnas.searching.problem import Objective, Problem
+from vitnas.searching.goal import Goal, Objective
 from vitnas.space import Genes, Space
 
 State = Literal["running", "scored", "rejected", "failed"]
@@ -111,13 +111,11 @@ class Searcher(Protocol):
     that was killed goes on as if it had not been.
     """
 
-    def propose(
-        self, problem: Problem, history: Sequence[Trial], index: int, rng: random.Random
-    ) -> Genes | None:
+    def propose(self, goal: Goal, history: Sequence[Trial], index: int, rng: random.Random) -> Genes | None:
         """Canonical genes that meet the counted limits and are in no Trial of `history`; None if nothing is left.
 
         Args:
-            problem: Space, Budget and objectives.
+            goal: Space, Budget and objectives.
             history: all Trials so far, of every state, by proposal.
             index: the number of this proposal, from 0.
             rng: made from the Study's seed and `index`.
@@ -145,9 +143,7 @@ class NamedSearcher(ABC):
         return cls()
 
     @abstractmethod
-    def propose(
-        self, problem: Problem, history: Sequence[Trial], index: int, rng: random.Random
-    ) -> Genes | None:
+    def propose(self, goal: Goal, history: Sequence[Trial], index: int, rng: random.Random) -> Genes | None:
         """See `Searcher.propose`."""
 
     def generation(self, index: int) -> int | None:

@@ -22,8 +22,8 @@ from vitnas.records import Compared, Sample, SamplerLatency, SamplerSummary
 from vitnas.runs import RunFile, to_json, write_with
 from vitnas.sample import Focus, Given, Sampler, SamplerConfig
 from vitnas.searching import Evaluator
+from vitnas.searching.goal import Goal
 from vitnas.searching.latency import LatencyModel, measure_ms
-from vitnas.searching.problem import Problem
 from vitnas.space import Genes, Space
 from vitnas.stages.work import RunImages, Work
 from vitnas.train.checkpoint import load_checkpoint
@@ -207,27 +207,25 @@ def answers(focus: Focus, budget: Budget, *, num_draws: int = NUM_DRAWS, seed: i
     order = np.argsort(-guess, kind="stable")
     ranked = [tuple(row) for row in np.concatenate([greedy, drawn[order]]).tolist()]
     unique = list(dict.fromkeys(ranked))
-    problem = Problem(focus.space, budget)
-    return _within(focus, problem, unique, high) or _within(
-        focus, problem, _moved(focus, problem, unique, seed), high
-    )
+    goal = Goal(focus.space, budget)
+    return _within(focus, goal, unique, high) or _within(focus, goal, _moved(focus, goal, unique, seed), high)
 
 
-def _within(focus: Focus, problem: Problem, ranked: list[Genes], high: float) -> list[Genes]:
+def _within(focus: Focus, goal: Goal, ranked: list[Genes], high: float) -> list[Genes]:
     if not ranked:
         return []
     costs = focus.cost_of(np.asarray(ranked))
-    met = problem.meets(ranked)
+    met = goal.meets(ranked)
     return [genes for genes, inside, cost in zip(ranked, met, costs, strict=True) if inside and cost <= high]
 
 
-def _moved(focus: Focus, problem: Problem, drawn: list[Genes], seed: int) -> list[Genes]:
+def _moved(focus: Focus, goal: Goal, drawn: list[Genes], seed: int) -> list[Genes]:
     """Archs within the counted limits, reached from those of `drawn` that miss them least, best guess first."""
-    if not problem.budget.counted:
+    if not goal.budget.counted:
         return []
     rng, moved = random.Random(f"answers/{seed}"), list[Genes]()
-    for place in np.argsort(problem.violation(drawn), kind="stable")[:NUM_MOVED].tolist():
-        found = problem.repair(drawn[place], rng, moved)
+    for place in np.argsort(goal.violation(drawn), kind="stable")[:NUM_MOVED].tolist():
+        found = goal.repair(drawn[place], rng, moved)
         moved += [] if found is None else [found]
     guess = focus.quality(np.asarray(moved)) if moved else np.zeros(0)
     return [moved[place] for place in np.argsort(-guess, kind="stable").tolist()]

@@ -13,8 +13,8 @@ from vitnas.exporting import load_timm
 from vitnas.measure.latency import LatencyMeter
 from vitnas.records import Answer, ExportRecord, Family
 from vitnas.searching import SEARCHERS, SearchRecord
+from vitnas.searching.goal import Goal
 from vitnas.searching.latency import measure_ms
-from vitnas.searching.problem import Problem
 from vitnas.space import Genes
 from vitnas.stages.finish import export_files
 from vitnas.stages.run import SearchConfig
@@ -96,10 +96,10 @@ def _by_sampler(
         )
     num_looks = num_looks_of(searches.config)
     ranked = answers(focus, budget, seed=searches.work.seed)
-    problem = Problem(focus.space, budget)
+    goal = Goal(focus.space, budget)
     scored: list[tuple[Mapping[str, float], Genes, Cost]] = []
     for genes in ranked:
-        cost = measured(problem, genes)
+        cost = measured(goal, genes)
         if not budget.misses(cost):
             scored.append((inherited.evaluator(focus.space.arch_of(genes)), genes, cost))
         if len(scored) == num_looks:
@@ -122,12 +122,12 @@ def num_looks_of(search: SearchConfig) -> int:
     return search.num_trials if own else max(1, search.num_trials // LOOKS_SHARE)
 
 
-def measured(problem: Problem, genes: Genes) -> Cost:
+def measured(goal: Goal, genes: Genes) -> Cost:
     """The counted Cost, with latency measured where the budget limits it: the policy only has a model of it."""
-    cost = problem.cost(genes)
-    targets = problem.budget.latency_targets
+    cost = goal.cost(genes)
+    targets = goal.budget.latency_targets
     if not targets:
         return cost
-    arch = problem.space.arch_of(genes)
+    arch = goal.space.arch_of(genes)
     meters = {target: LatencyMeter(target, runs=30, seconds=0.5, cache={}) for target in targets}
     return replace(cost, latency_ms={name: measure_ms(meter, arch, None) for name, meter in meters.items()})

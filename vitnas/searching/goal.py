@@ -63,7 +63,7 @@ def oriented(values: Sequence[Sequence[float]], objectives: Sequence[Objective])
 
 
 @dataclass(frozen=True)
-class Problem:
+class Goal:
     """A Space, a Budget and objectives. Methods look at the counted limits only; latency has no table."""
 
     space: Space
