@@ -20,7 +20,7 @@ from vitnas.errors import UserError
 from vitnas.sample import BestUp, Focus, FocusConfig, Hook, Moment
 from vitnas.sample.focus import table_cost
 from vitnas.sample.policy import Policy
-from vitnas.sample.quality import Quality
+from vitnas.sample.score_model import ScoreModel
 from vitnas.searching.latency import LatencyModel
 from vitnas.space import SPACES, AutoFormerSpace, Space, VitasSpace
 from vitnas.supernet import Supernet
@@ -93,7 +93,7 @@ def test_budgets_between_anchors_are_interpolated() -> None:
 
 
 def test_quality_finds_an_additive_truth_although_every_group_is_shifted() -> None:
-    rng, quality = np.random.default_rng(0), Quality(MICRO, ridge=1e-3, decay=1.0)
+    rng, quality = np.random.default_rng(0), ScoreModel(MICRO, ridge=1e-3, decay=1.0)
     worth = rng.normal(size=sum(MICRO.num_options))
     for _ in range(60):
         genes = MICRO.random_matrix(4, rng)

@@ -1,6 +1,6 @@
 """FocusFormer (Liu et al., arXiv 2208.10861): a sampler learned beside the Supernet, asked for each budget directly.
 
-Its parts: `sample/focus.py` (learning), `sample/policy.py` (the policy), `sample/quality.py` (a model of scores),
+Its parts: `sample/focus.py` (learning), `sample/policy.py` (the policy), `sample/score_model.py` (a model of scores),
 `searching/policy_search.py` and `stages/specialize.py` (asking). The space is AutoFormer's. Choices: PAPERS.md.
 """
 

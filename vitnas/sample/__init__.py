@@ -23,8 +23,8 @@ from vitnas.sample.sampler import Sampler as Sampler
 from vitnas.sample.sampler import SamplerConfig as SamplerConfig
 from vitnas.sample.sandwich import Sandwich as Sandwich
 from vitnas.sample.sandwich import SandwichConfig as SandwichConfig
-from vitnas.sample.several import Several as Several
-from vitnas.sample.several import SeveralConfig as SeveralConfig
+from vitnas.sample.slices import Several as Several
+from vitnas.sample.slices import SeveralConfig as SeveralConfig
 from vitnas.sample.spread import Spread as Spread
 from vitnas.sample.spread import SpreadConfig as SpreadConfig
 from vitnas.sample.uniform import Uniform as Uniform

@@ -22,11 +22,11 @@ from torch.nn import functional
 from vitnas.arch import Arch
 from vitnas.budget import QUANTITIES
 from vitnas.errors import UserError, nearest
+from vitnas.sample.held_out import HeldOut, Rounds
 from vitnas.sample.hook import Moment
-from vitnas.sample.looks import Looks, Rounds
 from vitnas.sample.policy import Drawn, Policy
-from vitnas.sample.quality import Floats, Quality
 from vitnas.sample.sampler import Draw, Given, SamplerConfig
+from vitnas.sample.score_model import Floats, ScoreModel
 from vitnas.space import Matrix, Space, kind_of
 
 WATCH_EVERY = 4  # looks between two records of what the policy would draw
@@ -141,7 +141,7 @@ class Focus:
     def __init__(
         self,
         space: Space,
-        looks: Looks | None = None,
+        looks: HeldOut | None = None,
         *,
         cost_of: CostOf | None = None,
         config: LookingConfig | None = None,
@@ -157,7 +157,7 @@ class Focus:
         )
         rate = self.config.lr if isinstance(self.config, FocusConfig) else 0.0
         self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=rate, fused=True)
-        self.quality = Quality(space)
+        self.quality = ScoreModel(space)
         self.queue: Matrix = np.zeros((0, len(space.genes)), dtype=np.int64)
         self._rounds = Rounds(looks, self.config.images)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vitnas.errors import UserError
-from vitnas.sample.looks import Rounds
+from vitnas.sample.held_out import Rounds
 
 
 class Numbers:

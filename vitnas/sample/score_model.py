@@ -1,4 +1,4 @@
-"""Quality: how good Archs are relative to each other, learned from the few that were looked at.
+"""ScoreModel: how good Archs are relative to each other, learned from the few that were looked at.
 
 Scores on one small batch of images are noisy, and a Supernet moves while it trains. Both cancel when only Archs
 that were scored on the same images at the same time are compared. So the model is additive over genes and sees
@@ -21,7 +21,7 @@ from vitnas.space import Matrix, Space
 Floats = npt.NDArray[np.float64]
 
 
-class Quality:
+class ScoreModel:
     """Additive model of the score of canonical genes, up to a constant.
 
     Args:

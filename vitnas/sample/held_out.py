@@ -11,7 +11,7 @@ from torch import Tensor
 from vitnas.errors import UserError
 
 
-class Looks(Protocol):
+class HeldOut(Protocol):
     """Held-out batches to look at (`vitnas.data.EvalBatches`)."""
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
@@ -27,7 +27,7 @@ class Rounds:
             is not looked at.
     """
 
-    def __init__(self, looks: Looks | None, size: int) -> None:
+    def __init__(self, looks: HeldOut | None, size: int) -> None:
         self._looks, self._size = looks, size
         self._count = 0
         self._next = -1
