@@ -45,7 +45,7 @@ def stage(name: str) -> str | None:
 
 def test_the_flow_names_every_stage() -> None:
     found = {name.split(".")[1] for name, _ in modules() if "." in name}
-    assert found == set(FLOW)
+    assert found - {"__main__"} == set(FLOW)
 
 
 def test_imports_point_left() -> None:

@@ -33,7 +33,7 @@ RANK = 64
 
 
 class Linformer(HeadMixer):
-    """Linformer attention. `size` is the rank R, 64 by default; it needs `grid`."""
+    """Linformer attention. `size` is the rank R, at most as many as tokens and 64 by default; it needs `grid`."""
 
     word = "linformer"
     size_means = "rank"
@@ -115,7 +115,8 @@ class Linformer(HeadMixer):
 
 
 class LinformerShared(HeadMixer):
-    """Vision X-formers' Linformer: values are the keys, one mixture for both. Weights: `q`, `k`, `proj_k`, `proj`."""
+    """Vision X-formers' Linformer: values are the keys, one mixture for both. Weights: `q`, `k`, `proj_k`, `proj`. Its
+    default rank of 64 needs as many tokens."""
 
     word = "linformer_shared"
     variant_of = "linformer"

@@ -84,7 +84,7 @@ def _create(name: str, arch: Arch, pretrained: bool, options: dict[str, Any]) ->
         partial(_build, name, arch),
         name,
         pretrained,
-        pretrained_filter_fn=fit_weights,
+        pretrained_filter_fn=partial(fit_weights, made_for=arch),
         feature_cfg={"out_indices": min(3, arch.depth), "feature_cls": "getter"},
         **options,
     )
@@ -121,13 +121,25 @@ def _build(name: str, arch: Arch, **options: Any) -> Model:
     return model.to(dtype=options.get("dtype"))
 
 
-def fit_weights(state: dict[str, Tensor], model: Model) -> dict[str, Tensor]:
+def fit_weights(state: dict[str, Tensor], model: Model, made_for: Arch | None = None) -> dict[str, Tensor]:
     """Resample positions and patches of weights that were made for another image or patch size, as timm does.
+
+    Args:
+        made_for: the Arch that the weights are likely of. If they are, all that a size changes is resampled, as
+            `set_input_size` does; else positions are taken to be of square images.
 
     Raises:
         UserError: positions are to be resampled, and a stage has none.
     """
-    state = dict(state)
+    state, arch = dict(state), model.arch
+    if made_for and (made_for.image_size, made_for.patch_size) != (arch.image_size, arch.patch_size):
+        old = build(made_for, device="meta")
+        if {key: t.shape for key, t in state.items()} == {
+            key: t.shape for key, t in old.state_dict().items()
+        }:
+            old.load_state_dict(state, assign=True)
+            old.set_input_size(arch.image_size, arch.patch_size)
+            return old.state_dict()
     patch, proj = state.get("patch_embed.proj.weight"), getattr(model.patch_embed, "proj", None)
     size = list(proj.kernel_size) if isinstance(proj, nn.Conv2d) else []
     if patch is not None and size and list(patch.shape[-2:]) != size:

@@ -343,6 +343,18 @@ class Model(nn.Module):
             by_name=output_dict,
         )
 
+    def get_intermediate_layers(
+        self,
+        x: Tensor,
+        n: int | Sequence[int] = 1,
+        reshape: bool = False,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+    ) -> Any:
+        """`forward_intermediates` by the name and with the arguments that DINO's users know."""
+        fmt = "NCHW" if reshape else "NLC"
+        return self.forward_intermediates(x, n, return_prefix_tokens, norm, False, fmt, True)
+
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
@@ -393,11 +405,10 @@ class Model(nn.Module):
         self.global_pool = self.global_pool if global_pool is None else global_pool
         self.record_arch(arch)
         self._make_heads()
-        like = self.head_like
         score = None if self.seq_pool is None else self.seq_pool.score
         for head in (self.head, self.head_dist, self.patch_head, score):
             if isinstance(head, nn.Linear):
-                head.to(like)
+                head.to(self.head_like)
                 nn.init.trunc_normal_(head.weight, std=0.02)
                 nn.init.zeros_(head.bias)
 
@@ -448,12 +459,9 @@ class Model(nn.Module):
     def record_arch(self, arch: Arch) -> None:
         """Take `arch` as what this Model now is, in timm's description of it too."""
         self._take_arch(arch)
-        cfg = {**self.pretrained_cfg}
-        cfg |= {key: default_cfg(arch)[key] for key in ("num_classes", "input_size")}
-        for key in ("mean", "std"):
-            if (
-                len(cfg[key]) != arch.in_chans
-            ):  # other channels than the published ones: their mean, as timm does
+        cfg = {**self.pretrained_cfg, "num_classes": arch.num_classes, "input_size": arch.input_size}
+        for key in ("mean", "std"):  # of other channels than the published ones: their mean, as timm does
+            if len(cfg[key]) != arch.in_chans:
                 cfg[key] = (sum(cfg[key]) / len(cfg[key]),) * arch.in_chans
         self.pretrained_cfg = self.default_cfg = cfg
 
