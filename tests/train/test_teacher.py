@@ -34,7 +34,7 @@ from vitnas.train import (
     cosine,
     fit,
 )
-from vitnas.train.task import Outputs
+from vitnas.train.task import Outputs, read_views
 
 SPACE = autoformer(
     "micro", image_size=16, patch_size=8, num_classes=4, embed_dims=(16, 32), depths=(1, 2), head_dim=8
@@ -315,6 +315,26 @@ def test_several_views_of_a_batch_train_together(tmp_path: Path) -> None:
     assert len(given) == 32, "only the first view's logits were wanted as a whole"
     images, targets = next(Crops().from_step(100))
     assert float((learner.eval()(images[0]).argmax(-1) == targets).float().mean()) > 0.9
+
+
+def test_outputs_of_views_are_those_of_each_alone() -> None:
+    views, network = next(Crops().from_step(0))[0], convnext().eval()
+    pairs = [
+        (view, name) for view in (1, 2) for name in ("logits", "tokens")
+    ]  # alike, so that they run together
+    want = [
+        "logits",
+        *(f"views.{view}.{name}" for view, name in pairs),
+        "views.0.pooled",
+        "views.0.head_dist?",
+    ]
+    found = read_views(network, views, want)
+    assert {*found} == {name.removesuffix("?") for name in want[:-1]}
+    alone = [read_views(network, [view], ("logits", "tokens", "pooled")) for view in views]
+    torch.testing.assert_close(found["logits"], alone[0]["logits"])
+    torch.testing.assert_close(found["views.0.pooled"], alone[0]["pooled"])
+    for view, name in pairs:
+        torch.testing.assert_close(found[f"views.{view}.{name}"], alone[view][name])
 
 
 def test_views_that_are_not_there_are_refused(data: Data) -> None:
