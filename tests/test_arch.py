@@ -153,6 +153,7 @@ def test_description_for_a_person() -> None:
         ({"num_classes": -1}, r"num_classes is -1; it must be a whole number, and 0 means none"),
         ({"num_classes": 1.5}, r"num_classes is 1\.5; it must be a whole number, and 0 means none"),
         ({"relative_position": -1}, r"relative_position is -1; it must be a whole number, and 0 means none"),
+        ({"norm_eps": None}, r"norm_eps is None; it must be a number above 0"),
         ({"norm_eps": 0.0}, r"norm_eps is 0\.0; it must be a number above 0"),
         ({"head_norm_eps": -1.0}, r"head_norm_eps is -1\.0; it must be a number above 0"),
         (

@@ -181,7 +181,8 @@ class Arch:
         _not_negative(self, "num_classes", "relative_position", "stem_width", "reg_tokens")
         _not_negative(self, "pool_num_heads", "pool_mlp_hidden", "rotary_grid")
         for name in ("norm_eps", "head_norm_eps", "rotary_base"):
-            if (n := getattr(self, name)) is not None and (not isinstance(n, int | float) or not n > 0):
+            n = getattr(self, name)
+            if (n is not None or name == "norm_eps") and (not isinstance(n, int | float) or not n > 0):
                 raise UserError(f"{name} is {n!r}; it must be a number above 0, for example 1e-6.")
         if self.qkv_bias not in (True, False, "qv"):
             raise UserError(f"qkv_bias is {self.qkv_bias!r}; it must be True, False or 'qv'. Choose one.")
