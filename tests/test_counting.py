@@ -127,7 +127,7 @@ def wild_selections(rng: random.Random) -> Arch:
     last = replace(arch.stages[-1], blocks=tuple(blocks))
     return replace(
         arch,
-        reg_tokens=0 if arch.distill_token else rng.choice([0, 0, 2]),
+        reg_tokens=arch.reg_tokens or (0 if arch.distill_token else rng.choice([0, 0, 2])),
         stages=(*arch.stages[:-1], last),
         position=rng.choice(["rotary", "rotary_2d"]) if rotary else arch.position,
         selector=selector if left < patches else None,
@@ -143,7 +143,7 @@ def with_parts(arch: Arch, rng: random.Random) -> Arch:
         act = rng.choice(list(ACTS))
         arch = replace(arch, global_pool="map", act=act, **sizes)
     reg_tokens = 0 if arch.rel_pos_bias == "table" else rng.choice([0, 1, 4])
-    prefix = arch.num_prefix_tokens + reg_tokens
+    prefix = arch.num_prefix_tokens - arch.reg_tokens + reg_tokens
     return replace(
         arch,
         reg_tokens=reg_tokens,
