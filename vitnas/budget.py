@@ -395,6 +395,16 @@ def _parse_number(number: str, unit: str, quantity: str, clause: str) -> float:
         ) from error
 
 
+def split_target(text: str) -> tuple[str, str]:
+    """A quantity and what its latency is measured on, "" where nothing is said.
+
+    >>> split_target("latency@onnxruntime, batch=1")
+    ('latency', 'onnxruntime,batch=1')
+    """
+    quantity, _, target = text.partition("@")
+    return quantity.strip(), _clean_target(target)
+
+
 def _clean_target(target: str) -> str:
     """One spelling per target: no spaces around its commas and equals signs."""
     return re.sub(r"\s*([,=])\s*", r"\1", target.strip())

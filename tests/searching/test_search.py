@@ -14,7 +14,9 @@ from torch import nn
 from vitnas.arch import Arch
 from vitnas.budget import Budget
 from vitnas.errors import UserError
+from vitnas.measure import LatencyMeter
 from vitnas.searching import Objective, RandomSearch, Study, Trial, search
+from vitnas.searching.latency import meters_of
 
 TARGET = "onnxruntime,batch=1"
 
@@ -149,6 +151,20 @@ def test_a_latency_limit_without_a_meter_is_refused() -> None:
     two = "latency<=6ms and latency<=9ms@torch,batch=1"
     with pytest.raises(UserError, match="as a mapping from target to meter"):
         search(Study.open(MICRO, two), score, latency_meter=DepthMeter())
+
+
+def test_a_meter_answers_for_its_own_target_only() -> None:
+    """Seconds of 64 images were taken for those of one."""
+    other = LatencyMeter("torch,batch=64")
+    with pytest.raises(
+        UserError, match=r"onnxruntime,batch=1 has a meter of torch,batch=64; a meter answers"
+    ):
+        search(Study.open(MICRO, "latency<=5s@onnxruntime,batch=1"), score, latency_meter=other)
+    wrong = {"torch,batch=1": other}
+    with pytest.raises(UserError, match=r"torch,batch=1 has a meter of torch,batch=64"):
+        search(Study.open(MICRO, "latency<=5s@torch,batch=1"), score, latency_meter=wrong)
+    own = meters_of(LatencyMeter("torch,batch=8"), ["torch, threads=1, batch=8"])
+    assert list(own) == ["torch, threads=1, batch=8"]
 
 
 def test_a_search_that_only_rejects_stops(caplog: pytest.LogCaptureFixture) -> None:

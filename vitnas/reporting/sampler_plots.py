@@ -7,7 +7,7 @@ from html import escape
 from itertools import cycle
 from typing import Any
 
-from vitnas.budget import format_quantity
+from vitnas.budget import format_quantity, split_target
 from vitnas.records import Family, FocusLook, Sample, SamplerSummary
 from vitnas.reporting.plots import COLOURS, Figure, axis, figure, line, thin
 from vitnas.reporting.tables import Table, percent
@@ -88,7 +88,7 @@ def _shares(options: Sequence[Any], row: Sequence[float]) -> str:
 
 def text_of(budget: float, quantity: str) -> str:
     """A budget as it would be typed."""
-    return format_quantity(budget, quantity.partition("@")[0])
+    return format_quantity(budget, split_target(quantity)[0])
 
 
 def compared(summary: SamplerSummary) -> Table:

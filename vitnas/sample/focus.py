@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vitnas.arch import Arch
-from vitnas.budget import QUANTITIES
+from vitnas.budget import QUANTITIES, split_target
 from vitnas.errors import UserError, nearest
 from vitnas.sample.held_out import HeldOut, Rounds
 from vitnas.sample.hook import Moment
@@ -61,7 +61,7 @@ class LookingConfig(SamplerConfig):
     floor: float = 0.2
 
     def __post_init__(self) -> None:
-        quantity, _, target = self.quantity.partition("@")
+        quantity, target = split_target(self.quantity)
         if quantity not in QUANTITIES or (quantity == "latency") != bool(target):
             raise UserError(
                 f"sampler.quantity is {self.quantity!r}; known are macs, params, memory and latency@TARGET, for "
@@ -85,7 +85,7 @@ class LookingConfig(SamplerConfig):
 
     @property
     def latency_target(self) -> str:
-        return self.quantity.partition("@")[2]
+        return split_target(self.quantity)[1]
 
 
 @dataclass(frozen=True, kw_only=True)

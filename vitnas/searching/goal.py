@@ -10,7 +10,7 @@ from functools import cached_property
 
 import numpy as np
 
-from vitnas.budget import QUANTITIES, Budget, Cost
+from vitnas.budget import QUANTITIES, Budget, Cost, split_target
 from vitnas.errors import UserError
 from vitnas.space import Genes, Space
 
@@ -35,7 +35,12 @@ class Objective:
     @property
     def quantity(self) -> str:
         """The name without the target: `latency` of `latency@onnxruntime,batch=1`."""
-        return self.name.partition("@")[0]
+        return split_target(self.name)[0]
+
+    @property
+    def target(self) -> str:
+        """What its latency is measured on."""
+        return split_target(self.name)[1]
 
     def value(self, values: Mapping[str, float], cost: Cost) -> float:
         """This objective's number, from the evaluator's `values` or from the Cost.
@@ -46,7 +51,7 @@ class Objective:
         if self.name in values:
             return float(values[self.name])
         if self.quantity in QUANTITIES:
-            return cost.value(self.quantity, self.name.partition("@")[2])
+            return cost.value(self.quantity, self.target)
         raise UserError(
             f"objective {self.name!r} is not given; the evaluator gives {', '.join(values) or 'nothing'} and the "
             f"Cost {', '.join(QUANTITIES)}. Use one of these."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import numpy as np
 from torch import nn
@@ -12,6 +12,9 @@ from torch import nn
 from vitnas.arch import Arch
 from vitnas.errors import UserError
 from vitnas.space import Matrix, Space
+
+if TYPE_CHECKING:
+    from vitnas.measure.target import LatencyTarget
 
 Build: TypeAlias = Callable[[Arch], nn.Module]
 
@@ -39,16 +42,40 @@ def meters_of(
     Raises:
         UserError: a target has no meter. A limit that is never measured would be a promise that nobody keeps.
     """
-    if given is None or isinstance(given, Mapping):
-        meters = dict(given or {})
+    if isinstance(given, Mapping):
+        meters = dict(given)
     else:
-        meters = {targets[0]: given} if len(targets) == 1 else {}
+        meters = {
+            target: given for target in targets if given is not None and (len(targets) == 1 or _says(given))
+        }
     if missing := [target for target in targets if target not in meters]:
         raise UserError(
             f"latency on {', '.join(missing)} has no meter; a limit or objective on latency is measured, never "
             "guessed. Pass latency_meter, as a mapping from target to meter if there are several."
         )
+    for target in targets:
+        own = _says(meters[target])
+        if own is not None and own != _parsed(target):
+            raise UserError(
+                f"latency on {target} has a meter of {own}; a meter answers for its own target only. Pass "
+                f"LatencyMeter({target!r})."
+            )
     return {target: meters[target] for target in targets}
+
+
+def _says(meter: LatencyMeter) -> LatencyTarget | None:
+    """What a meter measures on, if it says so."""
+    # Here and not at the top, as in `measure_ms`.
+    from vitnas.measure.target import LatencyTarget
+
+    own = getattr(meter, "target", None)
+    return own if isinstance(own, LatencyTarget) else None
+
+
+def _parsed(target: str) -> LatencyTarget:
+    from vitnas.measure.target import parse_target
+
+    return parse_target(target)
 
 
 def measure_ms(meter: LatencyMeter, arch: Arch, build: Build | None) -> float:

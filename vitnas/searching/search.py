@@ -70,7 +70,7 @@ def search(
         )
     chosen, wanted = _searcher(searcher, num_trials)
     limits = study.goal.budget
-    timed = [o.name.partition("@")[2] for o in study.goal.objectives if o.quantity == "latency"]
+    timed = [o.target for o in study.goal.objectives if o.quantity == "latency"]
     meters = meters_of(latency_meter, list(dict.fromkeys((*limits.latency_targets, *timed))))
     if limits.counted and not study.trials():
         feasibility(study.goal.space, limits.counted, n=10_000, seed=study.seed)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from vitnas.budget import Budget
+from vitnas.budget import Budget, split_target
 from vitnas.data import Data
 from vitnas.errors import UserError
 from vitnas.measure.latency import LatencyMeter
@@ -63,8 +63,8 @@ class Opened:
     @cached_property
     def meters(self) -> dict[str, LatencyMeter]:
         """One meter per latency target that the budget or the objectives name, quick enough for a search."""
-        named = [name.partition("@")[2] for name in self.run.search.objectives if name.startswith("latency")]
-        targets = dict.fromkeys((*self.budget.latency_targets, *filter(None, named)))
+        named = [target for _, target in map(split_target, self.run.search.objectives) if target]
+        targets = dict.fromkeys((*self.budget.latency_targets, *named))
         return {target: LatencyMeter(target, runs=30, seconds=0.5, cache={}) for target in targets}
 
     def new_supernet(self) -> Supernet:

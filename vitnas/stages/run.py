@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args, get_type_hints
 
 import yaml
 
-from vitnas.budget import QUANTITIES, Budget
+from vitnas.budget import QUANTITIES, Budget, split_target
 from vitnas.data import DataConfig
 from vitnas.errors import UserError, check_word, check_words
 from vitnas.measure.target import parse_target
@@ -61,7 +61,7 @@ class SearchConfig:
                 f"search.objectives is {self.objectives}; the first must be accuracy. Put it first."
             )
         for name in self.objectives:
-            quantity, _, target = name.partition("@")
+            quantity, target = split_target(name)
             if quantity not in ("accuracy", *QUANTITIES) or (quantity == "latency") != bool(target):
                 raise UserError(
                     f"search.objectives has {name!r}; known are accuracy, macs, params, memory and latency@TARGET, "

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from vitnas.budget import Budget, Limit, format_quantity
+from vitnas.budget import Budget, Limit, format_quantity, split_target
 from vitnas.errors import UserError
 from vitnas.measure.latency import LatencyMeter
 from vitnas.measure.target import parse_target
@@ -169,7 +169,7 @@ def limit_of(focus: Focus, budget: Budget) -> float:
     Raises:
         UserError: the budget does not bound the quantity that the sampler was trained for, or outside what it learned.
     """
-    quantity = focus.config.quantity.partition("@")[0]
+    quantity, _ = split_target(focus.config.quantity)
     bounds = [limit.high for limit in budget.limits if is_quantity(limit, focus.config.quantity)]
     high = next((value for value in bounds if value is not None), None)
     if high is None:
@@ -189,7 +189,7 @@ def limit_of(focus: Focus, budget: Budget) -> float:
 
 def is_quantity(limit: Limit, text: str) -> bool:
     """Whether `limit` is on the quantity `text`, such as `macs` or `latency@onnxruntime,batch=1`."""
-    quantity, _, target = text.partition("@")
+    quantity, target = split_target(text)
     return limit.quantity == quantity and (not target or parse_target(limit.target) == parse_target(target))
 
 
