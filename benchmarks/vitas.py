@@ -21,7 +21,7 @@ from vitnas.arch import Arch
 from vitnas.sample import identity_probability
 from vitnas.space import vitas
 from vitnas.supernet import Supernet, make_sharing
-from vitnas.supernet.schemes import Coupled
+from vitnas.supernet.sharing import Coupled
 from vitnas.train import Batch, Classification, CombinedSides
 from vitnas.train.task import read_views
 

@@ -1,18 +1,20 @@
 """One set of weights for a whole Space: shared tensors, and one rule that says whose weights an Arch uses."""
 
 from vitnas.supernet.pretrained import start_from
-from vitnas.supernet.schemes import Coupled, cyclic_axes, make_sharing
 from vitnas.supernet.sharing import (
     AUTOFORMER_OFFICIAL,
     PRIVATE_HEADS,
     PRIVATE_TOKENS,
     Bilateral,
+    Coupled,
     Coupling,
     Cyclic,
     Place,
     Prefix,
     Private,
     Sharing,
+    cyclic_axes,
+    make_sharing,
 )
 from vitnas.supernet.supernet import Supernet, select
 

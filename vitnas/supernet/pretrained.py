@@ -13,8 +13,8 @@ from vitnas.errors import UserError
 from vitnas.layers.axes import merge_axes, named_axes
 from vitnas.model import Model
 from vitnas.model.timm_keys import from_timm
-from vitnas.supernet.shared import shared_name
 from vitnas.supernet.supernet import Supernet
+from vitnas.supernet.tensors import shared_name
 
 # What weights of another kind would make no sense without, and what is resampled or cut to size.
 MUST_AGREE = (

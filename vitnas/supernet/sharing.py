@@ -15,14 +15,15 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar, Literal, NamedTuple, Protocol, get_args
 
 import torch
 from torch import Tensor
 
 from vitnas.arch import Arch
-from vitnas.errors import UserError
+from vitnas.errors import UserError, nearest
 from vitnas.layers.axes import Axes
+from vitnas.space import Space, VitasSpace
 
 
 class Place(NamedTuple):
@@ -223,7 +224,7 @@ class Sharing:
             name, tuple(max(part.at[i].stop for part in parts) for i in range(len(parts[0].at))), shape, parts
         )
 
-    def _parts(self, home: Home, largest: Axes, place: Place) -> list[Part]:
+    def _parts(self, home: Home, largest: Axes, place: Place) -> list[Entries]:
         if [axis for axis, _ in home.axes] != [axis for axis, _ in largest]:
             raise LookupError(f"axes {home.axes} do not match {largest} of {home.name}")
         runs = [
@@ -232,11 +233,11 @@ class Sharing:
         ]
         view = tuple(limit for _, limit in largest)
         if all(len(found) == 1 for found in runs):
-            return [Part(home.name, view, tuple(found[0] for found in runs), home.at)]
+            return [Entries(home.name, view, tuple(found[0] for found in runs), home.at)]
         targets = [_targets(found, at.start) for found, at in zip(runs, home.at, strict=True)]
         sources = itertools.product(*runs)
         return [
-            Part(home.name, view, index, at)
+            Entries(home.name, view, index, at)
             for index, at in zip(sources, itertools.product(*targets), strict=True)
         ]
 
@@ -249,7 +250,7 @@ AUTOFORMER_OFFICIAL = Sharing(flat=("qkv.bias",))
 Only needed to reproduce their numbers from their supernet checkpoints; see PAPERS.md."""
 
 
-class Part(NamedTuple):
+class Entries(NamedTuple):
     """`view` the shared tensor by axes and cut it by `source`: the entries `at` of the parameter."""
 
     shared: str
@@ -272,7 +273,7 @@ class Piece:
     name: str
     sizes: tuple[int, ...]
     shape: tuple[int, ...]
-    parts: tuple[Part, ...]
+    parts: tuple[Entries, ...]
 
     def take(self, table: Mapping[str, Tensor]) -> Tensor:
         """The entries in use, in the parameter's shape: a view where strides allow it, else a copy."""
@@ -305,3 +306,56 @@ def _targets(runs: Runs, start: int) -> Runs:
 
 def _flatten(axes: Axes) -> Axes:
     return (("flat", math.prod(length for _, length in axes)),)
+
+
+Coupled = Literal["prefix", "bilateral", "cyclic"]
+
+
+def make_sharing(
+    space: Space,
+    coupling: Coupled = "prefix",
+    *,
+    private_tokens: bool = False,
+    private_heads: bool = False,
+) -> Sharing:
+    """The Sharing of these words for `space`.
+
+    Args:
+        coupling: `prefix`, `bilateral` (two weight sets per Arch, trained together; any Space) or `cyclic`.
+        private_tokens: patch embedding, class token and positions per patch size.
+        private_heads: q and k per head count.
+
+    Raises:
+        UserError: an unknown coupling; anything but prefix and bilateral on a Space that is not ViTAS's.
+    """
+    known = get_args(Coupled)
+    if coupling not in known:
+        raise UserError(
+            f"coupling is {coupling!r}; it must be one of {', '.join(known)}.{nearest(coupling, known)}"
+        )
+    wanted = {
+        "coupling cyclic": coupling == "cyclic",
+        "private_tokens": private_tokens,
+        "private_heads": private_heads,
+    }
+    asked = [name for name, is_on in wanted.items() if is_on]
+    if asked and not isinstance(space, VitasSpace):
+        raise UserError(
+            f"{space.name} is no vitas space; {' and '.join(asked)} of sharing need its options. Use a space of kind "
+            "vitas, or coupling prefix or bilateral without private tensors."
+        )
+    private = tuple(
+        rule for rule, is_on in ((PRIVATE_TOKENS, private_tokens), (PRIVATE_HEADS, private_heads)) if is_on
+    )
+    if coupling == "cyclic" and isinstance(space, VitasSpace):
+        return Sharing(per_axis=cyclic_axes(space), private=private)
+    return Sharing(Bilateral(), private=private) if coupling == "bilateral" else Sharing(private=private)
+
+
+def cyclic_axes(space: VitasSpace) -> dict[str, Cyclic]:
+    """Cyclic rules for all axes whose widths `space` varies."""
+    return {
+        "dim": Cyclic(space.embed_dims),
+        "inner": Cyclic(space.inner_dims),
+        "hidden": Cyclic(space.mlp_hiddens),
+    }

@@ -29,8 +29,8 @@ from vitnas.model.blocks import drop_path_rates, make_block
 from vitnas.model.build import storage_free
 from vitnas.space import Space
 from vitnas.supernet.borrow import Loan, home_of, lend_when_run
-from vitnas.supernet.shared import base_name, fill, option_of, shared_axes, shared_name
-from vitnas.supernet.sharing import Part, Piece, Place, Sharing
+from vitnas.supernet.sharing import Entries, Piece, Place, Sharing
+from vitnas.supernet.tensors import base_name, fill, option_of, shared_axes, shared_name
 
 CACHE_SIZE = 1024  # skeletons and blocks kept; each is some hundred small Python objects and no storage
 FIXED = tuple(
@@ -211,7 +211,7 @@ class Supernet(nn.Module):
             raise LookupError(
                 f"buffer {name} is {shape}, {shared} is {given}; its module must list it in axes()"
             )
-        return Piece(name, shape, shape, (Part(shared, shape, (), ()),))
+        return Piece(name, shape, shape, (Entries(shared, shape, (), ()),))
 
 
 def select(supernet: Supernet, arch: Arch, side: int = 0) -> dict[str, Tensor]:

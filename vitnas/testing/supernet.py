@@ -13,7 +13,7 @@ from vitnas.arch import Arch
 from vitnas.extraction import extract
 from vitnas.model import build
 from vitnas.supernet import Supernet, select
-from vitnas.supernet.shared import base_name
+from vitnas.supernet.tensors import base_name
 from vitnas.testing.model import HEADS_WANTED
 from vitnas.testing.random import randomize_
 

@@ -6,7 +6,16 @@ import pytest
 
 from vitnas.errors import UserError
 from vitnas.space import autoformer, vitas
-from vitnas.supernet import PRIVATE_HEADS, PRIVATE_TOKENS, Bilateral, Cyclic, Prefix, Supernet, make_sharing
+from vitnas.supernet import (
+    PRIVATE_HEADS,
+    PRIVATE_TOKENS,
+    Bilateral,
+    Cyclic,
+    Prefix,
+    Sharing,
+    Supernet,
+    make_sharing,
+)
 
 SPACE = vitas("micro", image_size=8, num_classes=5, in_chans=1, num_slots=2)
 
@@ -41,3 +50,10 @@ def test_words_that_a_space_cannot_follow() -> None:
         UserError, match=r"coupling is 'cylic'; it must be one of prefix, bilateral, cyclic\."
     ):
         make_sharing(SPACE, "cylic")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("size", ["micro", "tiny"])
+def test_private_heads_of_a_space_that_does_not_list_them(size: str) -> None:
+    space = autoformer(size, image_size=8, patch_size=4)
+    with pytest.raises(UserError, match=r"does not list its options for 'private\.num_heads_"):
+        Supernet(space, sharing=Sharing(private=(PRIVATE_HEADS,)))

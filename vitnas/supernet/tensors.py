@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vitnas.arch import Arch, Block
+from vitnas.errors import UserError
 from vitnas.layers.axes import Axes, merge_axes, named_axes
 from vitnas.model import Model, build
 from vitnas.space import Space
@@ -31,7 +32,19 @@ def shared_axes(space: Space, sharing: Sharing) -> dict[str, Axes]:
                 known = found.get(home.name, home.axes)
                 pairs = zip(known, home.axes, strict=True)
                 found[home.name] = tuple((axis, max(a, b)) for (axis, a), (_, b) in pairs)
+    if sharing.private:
+        _check_options(space, sharing, found)
     return found
+
+
+def _check_options(space: Space, sharing: Sharing, axes: dict[str, Axes]) -> None:
+    for arch in space.corners():
+        for _, _, homes in _homes(space, sharing, arch, build(arch, device="meta")):
+            if lost := [home.name for home in homes if home.name not in axes]:
+                raise UserError(
+                    f"{space.name} does not list its options for {lost[0]!r}, which private sharing keeps a tensor for "
+                    "each of; a Space of kind vitas does. Leave `private` out, or use such a Space."
+                )
 
 
 def fill(
