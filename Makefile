@@ -1,10 +1,11 @@
 # Everything here needs only python3 (3.11 or newer), pip and make. The virtual environment is made on first use.
 PYTHON ?= python3
 VENV   ?= .venv
+LOWEST ?= .venv-lowest
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: quickstart test test-all check lint format types setup bench clean help
+.PHONY: quickstart test test-slow test-all test-lowest check lint format types setup bench clean help
 
 help:           ## show this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -23,6 +24,14 @@ quickstart: $(READY) ## the main job: handwritten digits in, a searched, trained
 
 test: $(READY)  ## the default tests (under 5 minutes on two cores)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not gpu"
+
+test-slow: $(READY) ## what takes longer: kills in each stage, several processes, each mixer's default export
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist load -m "slow and not gpu" -o timeout=900
+
+test-lowest: $(READY) ## the default tests on the lowest supported versions, in a virtual environment of their own
+	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
+	$(BIN)/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct -e '.[test]'
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -q -n 2 --dist loadfile -m "not slow and not gpu"
 
 test-all: $(READY) ## all tests that this machine can run
 	$(BIN)/python -m pytest -q
@@ -44,4 +53,4 @@ bench: $(READY) ## the speed table, as ratios measured side by side
 	$(BIN)/python benchmarks/spine.py
 
 clean:          ## remove the virtual environment and caches (not runs/)
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build *.egg-info
+	rm -rf $(VENV) $(LOWEST) .pytest_cache .mypy_cache .ruff_cache build *.egg-info

@@ -24,12 +24,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder that holds `golden/`, from VITNAS_SHARED or beside the repository. Skips when there is none."""
+    """The folder that holds `golden/`, from VITNAS_SHARED or beside the repository.
+
+    Without such a folder the test skips, loudly; with one that lacks what the test needs it fails, as a check that
+    silently no longer runs is none.
+    """
     folder = Path(os.environ.get("VITNAS_SHARED", REPO.parent / "shared"))
+    if not folder.is_dir():
+        pytest.skip(f"NOT CHECKED against the authors' numbers: {folder} is missing; set VITNAS_SHARED.")
     if not (folder / "golden").is_dir():
-        pytest.skip(
-            f"NOT CHECKED against the authors' numbers: {folder / 'golden'} is missing; set VITNAS_SHARED."
-        )
+        pytest.fail(f"{folder} is there but has no golden/; the authors' numbers cannot be met.")
     return folder
 
 
