@@ -297,11 +297,11 @@ def test_one_precision_serves_the_whole_run() -> None:
 
 
 def test_a_shared_storage_tells_runs_apart_but_not_resumptions() -> None:
-    from vitnas.stages import Opened
+    from vitnas.stages import Context
 
     def name(**pairs: str) -> str:
         fields = {key.replace("__", "."): value for key, value in pairs.items()}
-        return Opened(make_run("tour", fields), Path("nowhere")).searches.name_of("search")
+        return Context(make_run("tour", fields), Path("nowhere")).searches.name_of("search")
 
     assert name() == "search"
     shared = name(search__storage="journal:x")

@@ -23,7 +23,7 @@ from vitnas.searching import SearchRecord
 from vitnas.searching.goal import Goal
 from vitnas.searching.latency import LatencyModel
 from vitnas.space import Space
-from vitnas.stages import Opened
+from vitnas.stages import Context
 from vitnas.stages.sampler import answers, is_quantity
 
 
@@ -115,7 +115,7 @@ def test_a_sampler_of_another_quantity_is_refused(copy: Path, capsys: pytest.Cap
 
 
 def test_a_window_that_no_draw_meets_is_reached_by_moving_genes(copy: Path) -> None:
-    focus = Opened(open_run(copy), copy).sampler.load()
+    focus = Context(open_run(copy), copy).sampler.load()
     draws = {tuple(row) for row in focus.ask(torch.linspace(focus.low, focus.high, 2000)).tolist()}
     rare = next(
         genes
@@ -177,7 +177,7 @@ def test_times_of_another_space_are_not_used(tmp_path: Path, monkeypatch: pytest
     }
     for depths in ("[1,2]", "[1,2]", "[2,3]"):
         run = make_run("tour", {**tiny, "space.depths": depths})
-        focus = Opened(run, tmp_path).sampler.make(learns=False)
+        focus = Context(run, tmp_path).sampler.make(learns=False)
         assert isinstance(focus, Focus)
     assert len(timed) == 2
     assert is_quantity(Budget.parse(run.budget).limits[0], run.sampler.quantity), "one target, two spellings"

@@ -18,7 +18,7 @@ from vitnas.model.named import ArchFile
 from vitnas.recipes import RECIPES
 from vitnas.records import Result, Results
 from vitnas.sample import Given, Spread
-from vitnas.stages.opened import make_space
+from vitnas.stages.context import make_space
 from vitnas.train import metrics
 
 RESNAS = {

@@ -18,7 +18,7 @@ from vitnas.model.named import ArchFile, Chosen
 from vitnas.records import Result, Results
 from vitnas.reporting import report
 from vitnas.runs import write_json
-from vitnas.stages import Opened
+from vitnas.stages import Context
 from vitnas.stages.hand_scaled import plain_vit
 from vitnas.stages.retrain import retrain
 
@@ -82,12 +82,12 @@ def test_the_winner_of_another_run_gets_a_row_in_the_table(
 
 def test_in_python_with_an_arch(run: Path) -> None:
     arch = plain_vit(chosen(run), 16, 2)
-    folder = retrain(Opened(open_run(run), run).models, arch)
+    folder = retrain(Context(open_run(run), run).models, arch)
     assert folder == run / "models" / arch.id
     assert ArchFile.read(folder).arch == arch
     wide = plain_vit(chosen(run), 24, 2)
     with pytest.raises(UserError, match=rf"role '{arch.id}' is taken"):
-        retrain(Opened(open_run(run), run).models, wide, arch.id)
+        retrain(Context(open_run(run), run).models, wide, arch.id)
     assert Result.read(folder).arch_id == arch.id
 
 
@@ -96,8 +96,8 @@ def test_two_archs_do_not_mix_under_one_role(run: Path) -> None:
     first, second = plain_vit(chosen(run), 16, 2), plain_vit(chosen(run), 24, 2)
     ArchFile(first).write(run / "models" / "mine")
     with pytest.raises(UserError, match=r"role 'mine' is taken"):
-        retrain(Opened(open_run(run), run).models, second, "mine")
-    retrain(Opened(open_run(run), run).models, first, "mine")
+        retrain(Context(open_run(run), run).models, second, "mine")
+    retrain(Context(open_run(run), run).models, first, "mine")
     assert Result.read(run / "models" / "mine").arch_id == first.id
 
 
@@ -110,13 +110,13 @@ def test_killed_and_repeated_it_gives_the_same_weights(run: Path, warm: Warm) ->
     weights = (run / "models" / "killed" / "model.safetensors").read_bytes()
     shutil.rmtree(run / "models" / "killed")
     (run / "checkpoints" / "retrain-killed.safetensors").unlink()
-    retrain(Opened(open_run(run), run).models, str(chosen_json), "killed")
+    retrain(Context(open_run(run), run).models, str(chosen_json), "killed")
     assert (run / "models" / "killed" / "model.safetensors").read_bytes() == weights
 
 
 def test_heads_are_those_that_the_task_trains(run: Path, tmp_path: Path) -> None:
     headed = Arch.from_json({**plain_vit(chosen(run), 16, 2).to_json(), "distill_token": True})
-    folder = retrain(Opened(open_run(run), run).models, headed, "headless")
+    folder = retrain(Context(open_run(run), run).models, headed, "headless")
     assert not ArchFile.read(folder).arch.distill_token
 
 

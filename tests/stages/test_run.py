@@ -21,8 +21,8 @@ from vitnas.data import DataConfig, EvalBatches, Readings, open_data
 from vitnas.model.named import ArchFile
 from vitnas.records import ExportRecord, Manifest, Result, Results
 from vitnas.searching import SearchRecord
+from vitnas.stages import Context
 from vitnas.stages.models import evenly
-from vitnas.stages.opened import Opened
 from vitnas.stages.run import Run
 from vitnas.train import metrics
 
@@ -230,9 +230,9 @@ def test_ranked_archs_are_spread_from_best_to_worst() -> None:
 def test_images_of_a_run_are_normalised_as_its_pretrained_model_wants(tmp_path: Path) -> None:
     data = DataConfig(dataset="digits", in_chans=3, image_size=16)
     run = Run(recipe="images", data=data, pretrained="vit_tiny_patch16_224")
-    images = Opened(run, tmp_path / "run").images
+    images = Context(run, tmp_path / "run").images
     assert (images.data.mean, images.data.std) == ((0.5,) * 3, (0.5,) * 3)
     assert images.resized(32).data.mean == (0.5,) * 3
     assert images.about["data_config"]["mean"] == (0.5,) * 3
     other = replace(run, data=replace(data, mean=(0.1,) * 3))
-    assert Opened(other, tmp_path / "other").images.data.mean == (0.1,) * 3
+    assert Context(other, tmp_path / "other").data.mean == (0.1,) * 3

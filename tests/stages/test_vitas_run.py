@@ -20,7 +20,7 @@ from vitnas.records import Results
 from vitnas.sample import Found
 from vitnas.searching import feasibility
 from vitnas.space import VitasSpace
-from vitnas.stages.opened import Opened, make_space
+from vitnas.stages.context import Context, make_space
 from vitnas.supernet import Supernet
 
 VITAS: dict[str, str | None] = {
@@ -97,9 +97,9 @@ def test_the_supernet_has_the_private_tensors(finished: Path) -> None:
 
 def test_both_sides_were_trained_with_the_probability_found(finished: Path) -> None:
     assert SIDES == {0, 1}
-    opened = Opened(make_run(str(finished / "run.yaml"), {}), finished)
-    assert opened.inherited.supernet.sides == 2
-    assert getattr(opened.sampler.make(), "prob", None) == Found.read(finished).prob
+    context = Context(make_run(str(finished / "run.yaml"), {}), finished)
+    assert context.inherited.supernet.sides == 2
+    assert getattr(context.sampler.make(), "prob", None) == Found.read(finished).prob
 
 
 def test_a_second_run_of_the_same_does_nothing(finished: Path) -> None:

@@ -21,7 +21,7 @@ from vitnas.errors import UserError
 from vitnas.sample import Draw, Moment, Uniform
 from vitnas.searching import Study, search
 from vitnas.space import autoformer
-from vitnas.stages import Opened, Run
+from vitnas.stages import Context, Run
 from vitnas.supernet import Supernet
 from vitnas.train import Batch, Classification, Engine, TrainConfig, fit, step_rng
 from vitnas.train.metrics import MonitoredArch
@@ -140,7 +140,7 @@ def searching(engine: Engine, folder: Path) -> dict[str, object]:
 
 def once(folder: Path) -> dict[str, object]:
     """Only the first process makes a file; the other sees it when `once` returns."""
-    work, made = Opened(Run(device="cpu"), folder).work, []
+    work, made = Context(Run(device="cpu"), folder).work, []
     path = folder / "once.txt"
 
     def make() -> None:
@@ -263,7 +263,7 @@ def faults(engine: Engine, folder: Path) -> dict[str, list[object]]:
         "metrics": no_metrics,
         "other folder": other_folder,
         "from_first": partial(engine.from_first, first_fails),
-        "once": partial(Opened(Run(device="cpu"), folder).work.once, folder / "never", first_fails),
+        "once": partial(Context(Run(device="cpu"), folder).work.once, folder / "never", first_fails),
         "stage": in_a_stage,
     }  # fmt: skip
     heard: dict[str, list[object]] = {}

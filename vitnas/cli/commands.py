@@ -23,7 +23,7 @@ from vitnas.records import Family, FinalScores, Result, Results
 from vitnas.reporting import front_table, report
 from vitnas.reporting.sampler_plots import family
 from vitnas.reporting.tables import feasibility, to_rich
-from vitnas.stages import STAGES, Opened, prepare
+from vitnas.stages import STAGES, Context, prepare
 from vitnas.stages.run import KINDS, Run
 from vitnas.stages.specialize import specialize
 from vitnas.train import ConsoleProgress
@@ -84,20 +84,20 @@ def run_command(words: list[str], console: Console) -> None:
     name = asked.recipe if asked.recipe == run.recipe else Path(asked.recipe).stem
     where = asked.folder or Path("runs") / name
     with ConsoleProgress(console) as progress:
-        opened = Opened(run, where, progress)
-        with opened.engine.together():
-            table = prepare(opened) if not (where / "run.yaml").exists() else None
-            opened.engine.from_first(lambda: claim_folder(run, where))
+        context = Context(run, where, progress)
+        with context.engine.together():
+            table = prepare(context) if not (where / "run.yaml").exists() else None
+            context.engine.from_first(lambda: claim_folder(run, where))
             claim_folder(run, where)
-            table = table or prepare(opened)
-        if opened.engine.is_main:
+            table = table or prepare(context)
+        if context.engine.is_main:
             console.print(f"[bold]{run.recipe}[/bold] into {where}")
             console.print(to_rich(feasibility(table), "Feasibility"))
         for stage in STAGES.values():
-            stage(opened)
-        if opened.engine.is_main:
+            stage(context)
+        if context.engine.is_main:
             finale(where, console)
-        opened.engine.close()
+        context.engine.close()
 
 
 def stage_command(name: str) -> Command:
@@ -106,13 +106,13 @@ def stage_command(name: str) -> Command:
     def command(words: list[str], console: Console) -> None:
         folder = one_folder(words, name)
         with ConsoleProgress(console) as progress:
-            opened = Opened(open_run(folder), folder, progress)
-            STAGES[name](opened)
-            if opened.engine.is_main:
+            context = Context(open_run(folder), folder, progress)
+            STAGES[name](context)
+            if context.engine.is_main:
                 if name == "evaluate":
                     finale(folder, console)
                 console.print(f"{name}: done ({folder})")
-            opened.engine.close()
+            context.engine.close()
 
     return command
 
@@ -136,9 +136,9 @@ def specialize_command(words: list[str], console: Console) -> None:
         raise UserError(usage)
     folder, budgets = asked.folder, split_budgets(asked.budget)
     with ConsoleProgress(console) as progress:
-        opened = Opened(open_run(folder), folder, progress)
-        formats = opened.run.export.formats
-        found = specialize(opened.searches, opened.sampler, opened.inherited, formats, budgets)
+        context = Context(open_run(folder), folder, progress)
+        formats = context.run.export.formats
+        found = specialize(context.searches, context.sampler, context.inherited, formats, budgets)
     console.print(to_rich(family(Family(tuple(answer for _, answer in found)))))
     for arch, answer in found:
         console.print(f"{arch.id}: {arch.describe()}\n  {folder / answer.path}")
@@ -160,15 +160,15 @@ def retrain_command(words: list[str], console: Console) -> None:
         stage_command("retrain")(words, console)
         return
     with ConsoleProgress(console) as progress:
-        opened = Opened(open_run(folder), folder, progress)
-        where = retrain(opened.models, asked.arch, asked.role)
-        if opened.engine.is_main:
+        context = Context(open_run(folder), folder, progress)
+        where = retrain(context.models, asked.arch, asked.role)
+        if context.engine.is_main:
             result = Result.read(where)
             score = f"{result.holdout_accuracy:.1%} of {result.n_holdout} held-out images"
             console.print(f"{where.name}: {score}, {format_quantity(result.macs, 'macs')} MACs\n  {where}")
             if FinalScores.exists(folder) and where.name not in FinalScores.read(folder).scores:
                 console.print("  not in the final table, for which the test split was read once before")
-        opened.engine.close()
+        context.engine.close()
 
 
 def finetune_command(words: list[str], console: Console) -> None:
@@ -187,16 +187,16 @@ def finetune_command(words: list[str], console: Console) -> None:
     open_run(folder)
     fields = {f"retrain.train.{name}": text for name, text in texts.items()}
     with ConsoleProgress(console) as progress:
-        opened = Opened(make_run(str(folder / "run.yaml"), fields), folder, progress)
-        where = finetune(opened.models, role, size, opened.run.retrain.train)
-        if opened.engine.is_main:
+        context = Context(make_run(str(folder / "run.yaml"), fields), folder, progress)
+        where = finetune(context.models, role, size, context.run.retrain.train)
+        if context.engine.is_main:
             result = Result.read(where)
             console.print(
                 f"{role} at {size_text(size)} pixels: {result.holdout_accuracy_before:.1%} before and "
                 f"{result.holdout_accuracy:.1%} after {result.epochs:g} epochs, on {result.n_holdout} "
                 f"held-out images\n  {where}"
             )
-        opened.engine.close()
+        context.engine.close()
 
 
 def report_command(words: list[str], console: Console) -> None:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from vitnas.records import Correlation, ExportRecord, LatencyRecord, Result, Results, SamplerSummary
 from vitnas.searching import SearchRecord
+from vitnas.stages.context import Context
 from vitnas.stages.finish import export_chosen, final_table, measure
 from vitnas.stages.models import train_models
-from vitnas.stages.opened import Opened
 from vitnas.stages.prepare import prepare
 from vitnas.stages.run import Run
 from vitnas.stages.searching import WEIGHTS, search_archs
@@ -28,19 +28,19 @@ class Stage:
         again: those of them that are made anew when an earlier stage went on; the stage itself sees to the rest.
     """
 
-    do: Callable[[Opened], object]
+    do: Callable[[Context], object]
     makes: Callable[[Run], tuple[str, ...]]
     again: tuple[str, ...] = ()
 
-    def __call__(self, opened: Opened) -> None:
+    def __call__(self, context: Context) -> None:
         """Do it, unless all that it makes is there."""
 
         def is_done() -> bool:
-            return all((opened.folder / name).exists() for name in self.makes(opened.run))
+            return all((context.folder / name).exists() for name in self.makes(context.run))
 
-        with opened.engine.together():
-            if not opened.engine.from_first(is_done):  # all processes do it, or none
-                self.do(opened)
+        with context.engine.together():
+            if not context.engine.from_first(is_done):  # all processes do it, or none
+                self.do(context)
 
 
 def go_on(run: Run, folder: Path, name: str) -> None:
@@ -53,29 +53,29 @@ def go_on(run: Run, folder: Path, name: str) -> None:
         (folder / file).unlink(missing_ok=True)
 
 
-def _train(opened: Opened) -> None:
-    run = opened.run
-    if not opened.engine.from_first((opened.folder / WEIGHTS).exists):
+def _train(context: Context) -> None:
+    run = context.run
+    if not context.engine.from_first((context.folder / WEIGHTS).exists):
         train_supernet(
-            opened.work,
-            opened.images,
-            opened.new_supernet(),
-            opened.sampler,
+            context.work,
+            context.images,
+            context.new_supernet(),
+            context.sampler,
             run.task,
             run.supernet,
             run.pretrained,
         )
     if run.sampler.answers:
-        tell_sampler(opened.work, opened.sampler, opened.inherited)
+        tell_sampler(context.work, context.sampler, context.inherited)
 
 
-def _search(opened: Opened) -> None:
+def _search(context: Context) -> None:
     search_archs(
-        opened.searches,
-        opened.inherited,
-        lambda: opened.sampler.answers(opened.budget),
-        kind=opened.run.space.kind,
-        recipe=opened.run.recipe,
+        context.searches,
+        context.inherited,
+        lambda: context.sampler.answers(context.budget),
+        kind=context.run.space.kind,
+        recipe=context.run.recipe,
     )
 
 
@@ -101,4 +101,4 @@ STAGES: dict[str, Stage] = {
     ),
 }
 
-__all__ = ["STAGES", "Opened", "Run", "Stage", "go_on", "prepare"]
+__all__ = ["STAGES", "Context", "Run", "Stage", "go_on", "prepare"]

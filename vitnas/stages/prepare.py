@@ -11,14 +11,14 @@ from vitnas.measure.environment import environment, git_commit
 from vitnas.records import GeneRecord, Manifest, SpaceRecord
 from vitnas.runs import RunFile
 from vitnas.searching import SEARCHERS, Feasibility, feasibility
-from vitnas.stages.opened import Opened
+from vitnas.stages.context import Context
 from vitnas.stages.supernet import start_from_pretrained
 from vitnas.stages.training import make_task
 from vitnas.train.optim import make_optimizer, make_schedule
 from vitnas.train.teacher import Pixels
 
 
-def prepare(opened: Opened) -> Feasibility:
+def prepare(context: Context) -> Feasibility:
     """Check the data, the Space and the Budget before any expensive work; write manifest, space and feasibility.
 
     Returns:
@@ -27,29 +27,29 @@ def prepare(opened: Opened) -> Feasibility:
     Raises:
         UserError: whatever is wrong, in one sentence; an impossible budget comes with the feasible range.
     """
-    run, folder = opened.run, opened.folder
+    run, folder = context.run, context.folder
     files: list[type[RunFile]] = [Manifest, SpaceRecord, Feasibility]
     if run.sampler.settles and not run.sampler.is_settled:
         files.append(run.sampler.settles)
     if (folder / "run.yaml").exists() and all(file.exists(folder) for file in files):
         return Feasibility.read(folder)
-    data, space, budget = opened.images.data, opened.space, opened.budget
+    data, space, budget = context.data, context.space, context.budget
     for config in (run.supernet, run.retrain.train):  # what is unknown shows now, not in an hour
-        make_schedule(make_optimizer(opened.new_supernet(), config), config, 100, 10)
+        make_schedule(make_optimizer(context.new_supernet(), config), config, 100, 10)
     if run.pretrained:
-        start_from_pretrained(opened.new_supernet(), run.pretrained)
+        start_from_pretrained(context.new_supernet(), run.pretrained)
     task, teacher = make_task(run.task, data, space.largest().grids[-1])
     if teacher is not None:
         teacher.check(task.wants_taught, Pixels(data.mean, data.std))
     if run.search.storage is not None:
-        with opened.searches.open():
+        with context.searches.open():
             pass
     # One process, so that clocks are not disturbed by the others'.
-    table: Feasibility = opened.engine.from_first(
-        lambda: feasibility(space, budget, seed=run.seed, latency_meter=opened.meters or None)
+    table: Feasibility = context.engine.from_first(
+        lambda: feasibility(space, budget, seed=run.seed, latency_meter=context.meters or None)
     )
-    opened.sampler.settle(budget, opened.meters)
-    opened.sampler.check(budget if SEARCHERS[run.search.searcher].asks_sampler else None)
+    context.sampler.settle(budget, context.meters)
+    context.sampler.check(budget if SEARCHERS[run.search.searcher].asks_sampler else None)
 
     def write() -> None:
         SpaceRecord(
@@ -60,21 +60,21 @@ def prepare(opened: Opened) -> Feasibility:
         ).write(folder)
         table.write(folder)
         if not Manifest.exists(folder):
-            manifest(opened).write(folder)
+            manifest(context).write(folder)
 
-    opened.engine.from_first(write)
+    context.engine.from_first(write)
     return table
 
 
-def manifest(opened: Opened) -> Manifest:
+def manifest(context: Context) -> Manifest:
     """Versions, host, seed, data, command."""
     return Manifest(
         command=shlex.join(["vitnas", *sys.argv[1:]]),
         started=datetime.now(UTC).isoformat(timespec="seconds"),
-        seed=opened.run.seed,
-        processes=opened.engine.world,
-        device=str(opened.engine.device),
+        seed=context.run.seed,
+        processes=context.engine.world,
+        device=str(context.engine.device),
         git=git_commit(Path.cwd()),
-        data=opened.images.data.fingerprint(),
+        data=context.data.fingerprint(),
         environment=environment(),
     )

@@ -1,4 +1,4 @@
-"""Opened: a run opened for work. Each part is made once, when first asked for; stages are given parts of it."""
+"""Context: a run opened for work. Each part is made once, when first asked for; stages are given parts of it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from vitnas.supernet import Supernet, make_sharing
 from vitnas.train import Engine, Progress, Silent, TaskConfig
 
 
-class Opened:
+class Context:
     """A Run and its folder. `run` in the command line, and the table of stages, are what holds one."""
 
     def __init__(self, run: Run, folder: Path, progress: Progress | None = None) -> None:
@@ -52,9 +52,14 @@ class Opened:
     def images(self) -> RunImages:
         return RunImages(self.run.data, self.work, self.run.pretrained)
 
+    @property
+    def data(self) -> Data:
+        """The images' data, opened when first asked for."""
+        return self.images.data
+
     @cached_property
     def space(self) -> Space:
-        return make_space(self.run.space, self.images.data, self.run.task)
+        return make_space(self.run.space, self.data, self.run.task)
 
     @cached_property
     def budget(self) -> Budget:
