@@ -20,7 +20,8 @@ from vitnas.errors import UserError
 from vitnas.exporting import ExportError, export_model, export_onnx, unsupported, verify
 from vitnas.exporting.onnx import onnx_runner
 from vitnas.measure.convert import convert
-from vitnas.model import Model
+from vitnas.model import Model, build
+from vitnas.space import autoformer
 
 CLASSES = ["ant", "bee", "cat", "dog"]
 
@@ -224,3 +225,15 @@ def test_several_stages_and_a_convolutional_stem(tmp_path: Path) -> None:
     assert record["passed"]
     assert record["max_abs_diff"] < 1e-4
     assert record["top1_agreement"] == 1
+
+
+def test_relative_positions_with_the_legacy_exporter(tmp_path: Path) -> None:
+    """Its files ran at the batch that was traced, and failed in a Concat at any other."""
+    space = autoformer("micro", image_size=16, patch_size=8, num_classes=5, relative_position=3)
+    model, pixels = build(space.smallest()).eval(), torch.randn(3, 3, 16, 16)
+    with pytest.raises(
+        ExportError, match=r"The legacy exporter failed: it fixes the batch of relative positions"
+    ):
+        export_onnx(model, tmp_path / "a.onnx", pixels, exporter="legacy")
+    record = export_onnx(model, tmp_path / "b.onnx", pixels, exporter="legacy", dynamic_batch=False)
+    assert record["max_abs_diff"] < 1e-4

@@ -21,6 +21,7 @@ from vitnas.errors import UserError
 from vitnas.exporting.describe import describe, first_line
 from vitnas.exporting.params import match_params
 from vitnas.exporting.verify import Agreement, ExportError, Run, example_images, traced_images, verify
+from vitnas.layers.relative_position import RelativePosition2d
 from vitnas.measure.convert import LEGACY_MAX_OPSET, Exporter, convert
 from vitnas.runs import write_with
 from vitnas.version import VERSION
@@ -102,6 +103,10 @@ def export_onnx(
         for number, name in enumerate(tried):
             file = Path(folder) / f"{name}.onnx"
             try:
+                if name == "legacy" and dynamic_batch and _has_relative_positions(model):
+                    raise ExportError(
+                        "it fixes the batch of relative positions; dynamo or dynamic_batch=False can."
+                    )
                 convert(
                     model,
                     file,
@@ -133,6 +138,10 @@ def export_onnx(
         "seconds": round(time.perf_counter() - started, 3),
         "versions": _versions(),
     }
+
+
+def _has_relative_positions(model: nn.Module) -> bool:
+    return any(isinstance(module, RelativePosition2d) for module in model.modules())
 
 
 def onnx_runner(file: Path | str) -> Run:
