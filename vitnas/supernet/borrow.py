@@ -1,7 +1,7 @@
 """Lending: how a network without storage gets the entries of shared tensors that its Arch uses, and returns gradients.
 
 In training the network runs on views of the shared tensors. The obvious way, autograd through such views, allocates
-and adds a full-size zero tensor per parameter and use. Instead the views of a block leave one autograd node, whose
+and adds a full-size zero tensor per parameter and use. Instead all views leave one autograd node, whose
 backward adds all their gradients at once where the entries lie in the shared tensors' `.grad`. A parameter that is a
 whole shared tensor is lent as it is.
 

@@ -160,6 +160,7 @@ class Supernet(nn.Module):
         loans = self._loans(skeleton, axes, inner, lambda name: shared_name(name, slots)[0], option, place)
         for index, block in enumerate(blocks):
             loans |= {f"blocks.{index}.{name}": loan for name, loan in block.loans.items()}
+        lend_when_run(skeleton, tuple(loans.values()))
         return _Subnet(skeleton.train(self.training), loans)
 
     def _block(
@@ -202,7 +203,6 @@ class Supernet(nn.Module):
             else:
                 piece = self._whole(name, called(name), shape)
             loans[name] = Loan(module, self, piece)
-        lend_when_run(module, tuple(loans.values()))
         return loans
 
     def _whole(self, name: str, shared: str, shape: tuple[int, ...]) -> Piece:
