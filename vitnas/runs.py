@@ -44,7 +44,7 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def write_with(path: Path, write: Callable[[Path], None]) -> None:
+def write_with(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, then put it in place in one step.
 
     The file is flushed to disk before the rename, so `path` holds either the old content or the new, never a mix,
@@ -81,11 +81,7 @@ def _remove_stale(path: Path) -> None:
 def write_atomic(path: Path, data: bytes | str) -> None:
     """Write `data` to `path` in one step (see `write_with`)."""
     content = data.encode() if isinstance(data, str) else data
-    write_with(path, lambda temporary: _fill(temporary, content))
-
-
-def _fill(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
+    write_with(path, lambda temporary: temporary.write_bytes(content))
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -72,6 +73,15 @@ class FinetuneOptions:
     role: str = "chosen"
 
 
+@contextmanager
+def at_work(run: Run, folder: Path, console: Console) -> Iterator[Context]:
+    """A run and its folder for a command, which tells on the console how it goes."""
+    with ConsoleProgress(console) as progress:
+        context = Context(run, folder, progress)
+        yield context
+        context.engine.close()
+
+
 def run_command(words: list[str], console: Console) -> None:
     """All stages of a recipe into one run folder."""
     own, texts = split(RunOptions, words)
@@ -83,8 +93,7 @@ def run_command(words: list[str], console: Console) -> None:
     run = make_run(asked.recipe, texts)
     name = asked.recipe if asked.recipe == run.recipe else Path(asked.recipe).stem
     where = asked.folder or Path("runs") / name
-    with ConsoleProgress(console) as progress:
-        context = Context(run, where, progress)
+    with at_work(run, where, console) as context:
         with context.engine.together():
             table = prepare(context) if not (where / "run.yaml").exists() else None
             context.engine.from_first(lambda: claim_folder(run, where))
@@ -97,7 +106,6 @@ def run_command(words: list[str], console: Console) -> None:
             stage(context)
         if context.engine.is_main:
             finale(where, console)
-        context.engine.close()
 
 
 def stage_command(name: str) -> Command:
@@ -105,14 +113,12 @@ def stage_command(name: str) -> Command:
 
     def command(words: list[str], console: Console) -> None:
         folder = one_folder(words, name)
-        with ConsoleProgress(console) as progress:
-            context = Context(open_run(folder), folder, progress)
+        with at_work(open_run(folder), folder, console) as context:
             STAGES[name](context)
             if context.engine.is_main:
                 if name == "evaluate":
                     finale(folder, console)
                 console.print(f"{name}: done ({folder})")
-            context.engine.close()
 
     return command
 
@@ -135,8 +141,7 @@ def specialize_command(words: list[str], console: Console) -> None:
     if not asked.budget:
         raise UserError(usage)
     folder, budgets = asked.folder, split_budgets(asked.budget)
-    with ConsoleProgress(console) as progress:
-        context = Context(open_run(folder), folder, progress)
+    with at_work(open_run(folder), folder, console) as context:
         formats = context.run.export.formats
         found = specialize(context.searches, context.sampler, context.inherited, formats, budgets)
     console.print(to_rich(family(Family(tuple(answer for _, answer in found)))))
@@ -159,8 +164,7 @@ def retrain_command(words: list[str], console: Console) -> None:
             raise UserError(usage)
         stage_command("retrain")(words, console)
         return
-    with ConsoleProgress(console) as progress:
-        context = Context(open_run(folder), folder, progress)
+    with at_work(open_run(folder), folder, console) as context:
         where = retrain(context.models, asked.arch, asked.role)
         if context.engine.is_main:
             result = Result.read(where)
@@ -168,7 +172,6 @@ def retrain_command(words: list[str], console: Console) -> None:
             console.print(f"{where.name}: {score}, {format_quantity(result.macs, 'macs')} MACs\n  {where}")
             if FinalScores.exists(folder) and where.name not in FinalScores.read(folder).scores:
                 console.print("  not in the final table, for which the test split was read once before")
-        context.engine.close()
 
 
 def finetune_command(words: list[str], console: Console) -> None:
@@ -186,8 +189,7 @@ def finetune_command(words: list[str], console: Console) -> None:
         raise UserError(usage)
     open_run(folder)
     fields = {f"retrain.train.{name}": text for name, text in texts.items()}
-    with ConsoleProgress(console) as progress:
-        context = Context(make_run(str(folder / "run.yaml"), fields), folder, progress)
+    with at_work(make_run(str(folder / "run.yaml"), fields), folder, console) as context:
         where = finetune(context.models, role, size, context.run.retrain.train)
         if context.engine.is_main:
             result = Result.read(where)
@@ -196,7 +198,6 @@ def finetune_command(words: list[str], console: Console) -> None:
                 f"{result.holdout_accuracy:.1%} after {result.epochs:g} epochs, on {result.n_holdout} "
                 f"held-out images\n  {where}"
             )
-        context.engine.close()
 
 
 def report_command(words: list[str], console: Console) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 import timm
 from jsonargparse.typing import PositiveFloat, PositiveInt
 from rich.console import Console
-from safetensors.torch import save_file
 
 from vitnas.cli.options import options
 from vitnas.data import AUGMENTS, DataConfig, EvalBatches, TrainBatches, open_data
@@ -18,7 +17,8 @@ from vitnas.errors import UserError
 from vitnas.exporting import export_onnx
 from vitnas.exporting.networks import check_timm_name, load_network
 from vitnas.model.swap import swap_attention
-from vitnas.runs import write_json, write_with
+from vitnas.runs import write_json
+from vitnas.stages.work import save_weights
 from vitnas.train import ConsoleProgress
 from vitnas.train.imitate import SHORT, agreement, imitate
 
@@ -67,8 +67,7 @@ def swap_command(words: list[str], console: Console) -> None:
     if asked.dataset is not None:
         record |= _win_back(model, teacher, asked, console)
     folder.mkdir(parents=True, exist_ok=True)
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    write_with(folder / "model.safetensors", lambda file: save_file(state, file))
+    save_weights(model, folder / "model.safetensors")
     record["onnx"] = export_onnx(model.eval(), folder / "model.onnx")
     write_json(folder / "swap.json", record)
     console.print(f"  {folder / 'model.onnx'}\n  {folder / 'model.safetensors'}\n  {folder / 'swap.json'}")

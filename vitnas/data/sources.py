@@ -28,43 +28,42 @@ class Source(Protocol):
     def read(self, index: int) -> Image.Image: ...
 
 
-class ArraySource:
+class _Numbered:
+    """Images that are called by their place."""
+
+    def __init__(self, targets: Sequence[int], class_names: Sequence[str], prefix: str) -> None:
+        self.targets = list(targets)
+        self.class_names = tuple(class_names)
+        self.prefix = prefix
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def name(self, index: int) -> str:
+        return f"{self.prefix}/{index}"
+
+
+class ArraySource(_Numbered):
     """Images that are already in memory, as uint8 NHWC."""
 
     def __init__(
         self, pixels_NHWC: Pixels, targets: Sequence[int], class_names: Sequence[str], prefix: str
     ) -> None:
+        super().__init__(targets, class_names, prefix)
         self.pixels_NHWC = pixels_NHWC
-        self.targets = list(targets)
-        self.class_names = tuple(class_names)
-        self.prefix = prefix
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def name(self, index: int) -> str:
-        return f"{self.prefix}/{index}"
 
     def read(self, index: int) -> Image.Image:
         return to_pil(self.pixels_NHWC[index])
 
 
-class ListSource:
+class ListSource(_Numbered):
     """Pictures that were streamed into memory; sizes and modes may differ."""
 
     def __init__(
         self, pictures: Sequence[Image.Image], targets: Sequence[int], class_names: Sequence[str], prefix: str
     ) -> None:
+        super().__init__(targets, class_names, prefix)
         self.pictures = list(pictures)
-        self.targets = list(targets)
-        self.class_names = tuple(class_names)
-        self.prefix = prefix
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def name(self, index: int) -> str:
-        return f"{self.prefix}/{index}"
 
     def read(self, index: int) -> Image.Image:
         return self.pictures[index]

@@ -122,7 +122,7 @@ def export_onnx(
                 if number + 1 < len(tried):
                     continue
                 raise ExportError(f"{path.name} cannot be exported. {' '.join(problems)}") from error
-            write_with(path, partial(_copy, file))
+            write_with(path, partial(shutil.copyfile, file))
             break
     if not params["params_equal"]:
         problems.append(_params_problem(params))
@@ -203,10 +203,6 @@ def _params_problem(params: dict[str, Any]) -> str:
     missing = params["missing_params"]
     shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
     return f"The file does not hold these parameters as they are (unused or folded into others): {shown}."
-
-
-def _copy(source: Path, target: Path) -> None:
-    shutil.copyfile(source, target)
 
 
 def _versions() -> dict[str, str]:

@@ -29,7 +29,8 @@ from vitnas.arch import Arch
 from vitnas.errors import UserError
 from vitnas.exporting.describe import check_class_names, first_line
 from vitnas.exporting.verify import ExportError, example_images
-from vitnas.measure.convert import evaluating, model_device, quiet
+from vitnas.measure.convert import model_device, quiet
+from vitnas.model.modes import evaluating
 from vitnas.runs import read_json, write_with
 from vitnas.version import VERSION
 
@@ -181,11 +182,7 @@ def _move(new: Path, folder: Path) -> None:
         os.replace(new, folder)
         return
     for name in (WEIGHTS, "README.md", "config.json"):
-        write_with(folder / name, partial(_copy, new / name))
-
-
-def _copy(source: Path, target: Path) -> None:
-    shutil.copyfile(source, target)
+        write_with(folder / name, partial(shutil.copyfile, new / name))
 
 
 def _arch_of(model: nn.Module) -> Arch | None:

@@ -8,10 +8,12 @@ files written here hold raw tensors and JSON only. Files from elsewhere are neve
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 import time
 import zipfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,8 @@ from torch import Tensor, nn
 
 from vitnas.exporting.describe import describe, first_line
 from vitnas.exporting.verify import ExportError, example_images, traced_images, verify
-from vitnas.measure.convert import BATCH_NAME, evaluating, quiet
+from vitnas.measure.convert import BATCH_NAME, quiet
+from vitnas.model.modes import evaluating
 from vitnas.runs import write_with
 from vitnas.version import VERSION
 
@@ -75,7 +78,7 @@ def export_program(
             tolerance=tolerance,
             dynamic_batch=dynamic_batch,
         )
-        write_with(path, lambda temporary: _fill(temporary, file))
+        write_with(path, partial(shutil.copyfile, file))
     params = sum(parameter.numel() for parameter in model.parameters())
     exported = sum(parameter.numel() for parameter in program.parameters())
     if exported != params:
@@ -119,7 +122,3 @@ def _trace(model: nn.Module, images: Tensor, dynamic_batch: bool) -> torch.expor
         ) from error
     program.example_inputs = None  # or else the file would hold them as a pickle
     return program
-
-
-def _fill(target: Path, source: Path) -> None:
-    target.write_bytes(source.read_bytes())

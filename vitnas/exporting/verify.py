@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from vitnas.errors import UserError
-from vitnas.measure.convert import evaluating, input_shape, model_device, model_dtype, random_images
+from vitnas.measure.convert import input_shape, model_device, model_dtype, random_images
+from vitnas.model.modes import evaluating
 
 TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 RANDOM_IMAGES = 8

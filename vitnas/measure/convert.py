@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from vitnas.arch import Arch
 from vitnas.errors import UserError
 from vitnas.measure.traceable import Traceable
+from vitnas.model.modes import evaluating
 
 Exporter = Literal["dynamo", "legacy"]
 INPUT_NAME, OUTPUT_NAME, BATCH_NAME = "input", "logits", "batch"
@@ -119,18 +120,6 @@ def _optimize(graph: Any, parameters: set[str]) -> None:
         passes.NameFixPass(),
     ):
         simplify(graph)
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put `model` in evaluation mode, and afterwards each module back in the mode that it had."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 @contextlib.contextmanager

@@ -22,7 +22,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from vitnas.errors import UserError
-from vitnas.measure.convert import evaluating, model_device, model_dtype
+from vitnas.measure.convert import model_device, model_dtype
+from vitnas.model.modes import evaluating
 
 
 def peak_activation_bytes(

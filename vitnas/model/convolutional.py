@@ -24,6 +24,7 @@ from vitnas.layers.axes import Axes
 from vitnas.mixers import MIXERS
 from vitnas.model.build import initialize
 from vitnas.model.conv_projection import Projection, mixed, projected
+from vitnas.model.map_network import MapNetwork
 
 
 class ChannelNorm(nn.Module):
@@ -61,8 +62,8 @@ class MapBlock(nn.Module):
         return x_BCHW + self.fc2(self.act(self.fc1(self.norm2(x_BCHW))))
 
 
-class ConvXformer(nn.Module):
-    """Convolutions, blocks, more convolutions and blocks; with timm's interface as far as it goes.
+class ConvXformer(MapNetwork):
+    """Convolutions, blocks, more convolutions and blocks.
 
     Args:
         stages: per stage the (channels, stride) of its convolutions and its number of blocks.
@@ -87,7 +88,6 @@ class ConvXformer(nn.Module):
         img_size: int = 64,
     ) -> None:
         super().__init__()
-        self.num_classes = num_classes
         kind: Any = MIXERS[mixer]
         dim, layers = in_chans, list[nn.Module]()
         for convs, depth in stages:
@@ -99,43 +99,13 @@ class ConvXformer(nn.Module):
                 made = kind(dim, heads, size=size, qkv_bias=mixer == "performer", num_prefix_tokens=0)
                 layers.append(MapBlock(dim, projected(made, projection, kv_stride), hidden, norms))
         self.layers = nn.Sequential(*layers)
-        self.num_features = dim
-        self.head: nn.Module = nn.Linear(dim, num_classes) if num_classes else nn.Identity()
-        self.pretrained_cfg: dict[str, Any] = {
-            "architecture": name,
-            "num_classes": num_classes,
-            "input_size": (in_chans, img_size, img_size),
-            "mean": (0.5,) * in_chans,
-            "std": (0.5,) * in_chans,
-            "first_conv": "layers.0",
-            "classifier": "head",
-        }
-        self.default_cfg = self.pretrained_cfg
+        self.end(name, dim, num_classes, (in_chans, img_size, img_size), first_conv="layers.0")
         if not next(self.parameters()).is_meta:
             initialize(self)
 
-    def forward(self, images_BCHW: Tensor) -> Tensor:
-        """(B, C, H, W) images to (B, Y) logits."""
-        return self.forward_head(self.forward_features(images_BCHW))
-
     def forward_features(self, images_BCHW: Tensor) -> Tensor:
-        """(B, C, H, W) images to a (B, D, H, W) map."""
         features: Tensor = self.layers(images_BCHW)
         return features
-
-    def forward_head(self, x_BDHW: Tensor, pre_logits: bool = False) -> Tensor:
-        """A map to (B, Y) logits, or to (B, D) pooled features."""
-        pooled = x_BDHW.mean((2, 3))
-        return pooled if pre_logits else self.head(pooled)
-
-    def get_classifier(self) -> nn.Module:
-        return self.head
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A fresh head for `num_classes` (0: none)."""
-        like = next(self.parameters())
-        self.num_classes = num_classes
-        self.head = nn.Linear(self.num_features, num_classes).to(like) if num_classes else nn.Identity()
 
 
 LETTERS: dict[str, tuple[str, int | None]] = {

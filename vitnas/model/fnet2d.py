@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from vitnas.mixers.fourier import real_transform
 from vitnas.mixers.mixer import in_full_precision
+from vitnas.model.map_network import MapNetwork
 from vitnas.model.official import read_checkpoint
 
 
@@ -36,7 +37,7 @@ class FourierBlock(nn.Module):
         return x_BCHW + self.drop(self.fc2(self.drop(self.act(out_BCHW))))
 
 
-class FNet2d(nn.Module):
+class FNet2d(MapNetwork):
     """The network. It takes images of any size."""
 
     def __init__(
@@ -51,45 +52,16 @@ class FNet2d(nn.Module):
         img_size: int = 32,
     ) -> None:
         super().__init__()
-        self.num_classes, self.num_features = num_classes, dim
         self.patch_embed = nn.Sequential(
             nn.Conv2d(in_chans, dim // 2, 3, padding=1), nn.Conv2d(dim // 2, dim, 3, padding=1)
         )
         self.blocks = nn.Sequential(*(FourierBlock(dim, hidden, dropout) for _ in range(depth)))
-        self.head: nn.Module = nn.Linear(dim, num_classes) if num_classes else nn.Identity()
-        self.pretrained_cfg: dict[str, Any] = {
-            "architecture": "vix_fnet2d",
-            "num_classes": num_classes,
-            "input_size": (in_chans, img_size, img_size),
-            "mean": (0.5,) * in_chans,
-            "std": (0.5,) * in_chans,
-            "first_conv": "patch_embed.0",
-            "classifier": "head",
-        }
-        self.default_cfg = self.pretrained_cfg
-
-    def forward(self, images_BCHW: Tensor) -> Tensor:
-        """(B, C, H, W) images to (B, Y) logits."""
-        return self.forward_head(self.forward_features(images_BCHW))
+        size = (in_chans, img_size, img_size)
+        self.end("vix_fnet2d", dim, num_classes, size, first_conv="patch_embed.0")
 
     def forward_features(self, images_BCHW: Tensor) -> Tensor:
-        """(B, C, H, W) images to a (B, D, H, W) map."""
         features: Tensor = self.blocks(self.patch_embed(images_BCHW))
         return features
-
-    def forward_head(self, x_BDHW: Tensor, pre_logits: bool = False) -> Tensor:
-        """A map to (B, Y) logits, or to (B, D) pooled features."""
-        pooled = x_BDHW.mean((2, 3))
-        return pooled if pre_logits else self.head(pooled)
-
-    def get_classifier(self) -> nn.Module:
-        return self.head
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A fresh head for `num_classes` (0: none)."""
-        like = next(self.parameters())
-        self.num_classes = num_classes
-        self.head = nn.Linear(self.num_features, num_classes).to(like) if num_classes else nn.Identity()
 
 
 OFFICIAL = {"ff.0": "norm", "ff.1.net.0": "fc1", "ff.1.net.3": "fc2"}

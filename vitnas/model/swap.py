@@ -26,6 +26,7 @@ from vitnas.errors import UserError, check_word
 from vitnas.mixers import MIXERS, HeadMixer, Mixer, Softmax
 from vitnas.model.blocks import check_mixer_sizes
 from vitnas.model.conv_projection import ConvProjection
+from vitnas.model.modes import evaluating
 from vitnas.model.vit import Model
 
 # Layers that attend, and why no mixer takes their place.
@@ -216,15 +217,12 @@ def _grids(model: nn.Module, names: Sequence[str], mixer: str) -> dict[str, dict
     # What the first convolution takes, as timm's configurations do not follow in_chans.
     convs = (module for module in model.modules() if isinstance(module, nn.Conv2d))
     channels = next((conv.in_channels for conv in convs), given[0] if given else 3)
-    modes = [(module, module.training) for module in model.modules()]
     try:
-        with torch.no_grad():
-            model.eval()(torch.zeros(1, channels, *sides, device=like.device, dtype=like.dtype))
+        with torch.no_grad(), evaluating(model):
+            model(torch.zeros(1, channels, *sides, device=like.device, dtype=like.dtype))
     finally:
         for hook in hooks:
             hook.remove()
-        for module, training in modes:
-            module.training = training
     known = getattr(model, "num_prefix_tokens", None)
     return {
         name: _grid_of(name, mixer, tokens, sides, [*([known] if isinstance(known, int) else []), 0, 1, 2])

@@ -22,6 +22,7 @@ from torch.nn import functional
 from vitnas.arch import Arch
 from vitnas.budget import QUANTITIES, split_target
 from vitnas.errors import UserError, nearest
+from vitnas.model.modes import evaluating
 from vitnas.sample.held_out import HeldOut, Rounds
 from vitnas.sample.hook import Moment
 from vitnas.sample.policy import Drawn, Policy
@@ -218,14 +219,11 @@ class Focus:
         images, targets = self._rounds.at(moment.step // self.config.every)
         device = next(moment.network.parameters()).device
         images, targets = images.to(device), targets.to(device)
-        training = moment.network.training
-        moment.network.eval()
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(moment.network):
             losses = [
                 _loss(moment.network, images, targets, self.space.arch_of(tuple(row)))
                 for row in genes_NG.tolist()
             ]
-        moment.network.train(training)
         scores = -torch.stack(losses)
         moment.share(scores)
         found: Floats = scores.double().cpu().numpy()

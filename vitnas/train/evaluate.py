@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vitnas.arch import Arch
+from vitnas.model.modes import evaluating
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +43,8 @@ def evaluate(
     """
     target_device = torch.device(device) if device is not None else next(network.parameters()).device
     sides = 1 if arch is None else int(getattr(network, "sides", 1))
-    was_training = network.training
-    network.eval()
     totals = torch.zeros(4, dtype=torch.float64)
-    try:
+    with evaluating(network):
         for images_BCHW, targets_B in batches:
             images_BCHW, targets_B = images_BCHW.to(target_device), targets_B.to(target_device)
             for side in range(sides):
@@ -55,7 +54,5 @@ def evaluate(
                 loss = functional.cross_entropy(logits_BY, targets_B, reduction="sum")
                 sums = torch.stack([best[:, 0].sum(), best.sum(), loss, loss.new_tensor(len(targets_B))])
                 totals += sums.double().cpu()
-    finally:
-        network.train(was_training)
     top1, top5, total_loss, n = totals.tolist()
     return Score(accuracy=top1 / n, top5=top5 / n, loss=total_loss / n, n=int(n) // sides)

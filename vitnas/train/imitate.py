@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vitnas.model.modes import evaluating
 from vitnas.sample import Fixed
 from vitnas.train.config import TrainConfig
 from vitnas.train.loop import Fitted, fit
@@ -51,14 +52,10 @@ def agreement(
     model: nn.Module, teacher: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]
 ) -> tuple[float, int]:
     """Share of images that both networks give the same best class, and how many images that is of."""
-    modes = [(module, module.training) for net in (model, teacher) for module in net.modules()]
-    device = next(model.parameters()).device
-    model.eval(), teacher.to(device).eval()
-    same = total = 0
-    for images_BCHW, _ in batches:
-        images_BCHW = images_BCHW.to(device)
-        same += int((model(images_BCHW).argmax(-1) == teacher(images_BCHW).argmax(-1)).sum())
-        total += len(images_BCHW)
-    for module, training in modes:
-        module.training = training
+    device, same, total = next(model.parameters()).device, 0, 0
+    with evaluating(model, teacher.to(device)):
+        for images_BCHW, _ in batches:
+            images_BCHW = images_BCHW.to(device)
+            same += int((model(images_BCHW).argmax(-1) == teacher(images_BCHW).argmax(-1)).sum())
+            total += len(images_BCHW)
     return same / max(1, total), total

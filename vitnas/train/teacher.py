@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from vitnas.arch import Arch
 from vitnas.errors import UserError
+from vitnas.model.modes import evaluating
 from vitnas.model.outputs import output_names, wanted
 from vitnas.model.timm_cfg import default_cfg
 from vitnas.train.task import Task, bare_names, read_views
@@ -117,13 +118,8 @@ class Teacher:
     @contextmanager
     def teaching(self, device: torch.device) -> Iterator[None]:
         """On `device` and in evaluation mode inside; the modes that it had come back."""
-        modes = [(module, module.training) for module in self.network.modules()]
-        self.network.to(device).eval()
-        try:
+        with evaluating(self.network.to(device)):
             yield
-        finally:
-            for module, training in modes:
-                module.training = training
 
     def before(self, step: int, steps: int) -> None:
         """Called before every step."""
