@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import timm
 import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 from vitnas.data.config import Augment, DataConfig, augment_for
@@ -28,8 +29,7 @@ from vitnas.runs import RunFile
 
 logger = logging.getLogger(__name__)
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+IMAGENET = (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
 MUCH_CUT = 0.7  # share left by the centre crop, below which a note says so; photographs of 4:3 keep 0.75
 SMALL_SIDE = 64  # pixels; images up to this keep their own size
 NUM_PROBED = 32
@@ -222,7 +222,7 @@ def open_data(config: DataConfig, *, pretrained: str | None = None) -> Data:
         UserError: the dataset cannot be used, or no such model; one sentence says why, and what to do.
         MissingExtra: the dataset string needs a package that is not installed.
     """
-    colour = (IMAGENET_MEAN, IMAGENET_STD) if pretrained is None else constants_of(pretrained)
+    colour = IMAGENET if pretrained is None else constants_of(pretrained)
     return _assemble(config, open_sources(config), colour)
 
 
@@ -246,7 +246,7 @@ def constants_of(pretrained: str) -> tuple[tuple[float, ...], tuple[float, ...]]
 def _assemble(
     config: DataConfig,
     opened: Opened,
-    colour: tuple[tuple[float, ...], tuple[float, ...]] = (IMAGENET_MEAN, IMAGENET_STD),
+    colour: tuple[tuple[float, ...], tuple[float, ...]] = IMAGENET,
 ) -> Data:
     match_classes(opened, config)
     train, test = _capped(opened.train, config, "train"), _capped(opened.test, config, "test")

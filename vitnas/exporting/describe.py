@@ -48,9 +48,3 @@ def check_class_names(model: nn.Module, class_names: Sequence[str]) -> None:
         raise UserError(
             f"{len(class_names)} class names are given; the model has {num_classes} classes. Give one name per class."
         )
-
-
-def first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[0] if lines else type(error).__name__
-    return text if text.endswith(".") else f"{text}."

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitnas.errors import UserError
-from vitnas.exporting.describe import describe, first_line
+from vitnas.errors import UserError, first_line
+from vitnas.exporting.describe import describe
 from vitnas.exporting.params import match_params
 from vitnas.exporting.verify import Agreement, ExportError, Run, example_images, traced_images, verify
 from vitnas.layers.relative_position import RelativePosition2d
@@ -118,7 +118,7 @@ def export_onnx(
                 params = _finish(model, file, properties)
                 agreement = _verify(model, file, examples, real, tolerance, dynamic_batch)
             except Exception as error:  # exporters raise anything; the next one may do better
-                problems.append(f"The {name} exporter failed: {first_line(error)}")
+                problems.append(f"The {name} exporter failed: {first_line(error)}.")
                 if number + 1 < len(tried):
                     continue
                 raise ExportError(f"{path.name} cannot be exported. {' '.join(problems)}") from error

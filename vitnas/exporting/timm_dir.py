@@ -26,8 +26,8 @@ from timm.models import save_for_hf
 from torch import nn
 
 from vitnas.arch import Arch
-from vitnas.errors import UserError
-from vitnas.exporting.describe import check_class_names, first_line
+from vitnas.errors import UserError, first_line
+from vitnas.exporting.describe import check_class_names
 from vitnas.exporting.verify import ExportError, example_images
 from vitnas.measure.convert import model_device, quiet
 from vitnas.model.modes import evaluating

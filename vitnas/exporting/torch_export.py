@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitnas.exporting.describe import describe, first_line
+from vitnas.errors import first_line
+from vitnas.exporting.describe import describe
 from vitnas.exporting.verify import ExportError, example_images, traced_images, verify
 from vitnas.measure.convert import BATCH_NAME, quiet
 from vitnas.model.modes import evaluating
@@ -118,7 +119,7 @@ def _trace(model: nn.Module, images: Tensor, dynamic_batch: bool) -> torch.expor
             program = torch.export.export(model, (images,), dynamic_shapes=shapes)
     except Exception as error:
         raise ExportError(
-            f"torch.export cannot take this {type(model).__name__}: {first_line(error)}"
+            f"torch.export cannot take this {type(model).__name__}: {first_line(error)}."
         ) from error
     program.example_inputs = None  # or else the file would hold them as a pickle
     return program

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +24,8 @@ from torch import Tensor
 
 from vitnas.arch import Arch, Block, Stage
 from vitnas.errors import UserError
+from vitnas.model.build import build
+from vitnas.model.vit import Model
 
 NAMES = {  # theirs, ours; within a block
     "attn_layer_norm": "norm1",
@@ -76,11 +78,38 @@ def autoformer_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             weight = ours.endswith("attn.qkv.weight")
             tensors[ours] = torch.cat([tensor[part::3] for part in range(3)]) if weight else tensor
     if unknown or not tensors:
-        raise UserError(
-            f"the checkpoint has {len(unknown)} names that an AutoFormer lacks ({', '.join(unknown[:4])}); it must "
-            "be a state dict of the authors' AutoFormer code. Choose another file."
-        )
+        raise foreign(unknown, "an AutoFormer", "AutoFormer code")
     return tensors
+
+
+def foreign(unknown: Sequence[str], kind: str, work: str) -> UserError:
+    """The refusal of a checkpoint with names that `kind` lacks; `work` of its authors writes the right ones."""
+    return UserError(
+        f"the checkpoint has {len(unknown)} names that {kind} lacks ({', '.join(unknown[:4])}); it must be a state "
+        f"dict of the authors' {work}. Choose another file."
+    )
+
+
+def model_with(weights: Mapping[str, Tensor], arch: Arch, source: str) -> Model:
+    """The Model of `arch`, in evaluation mode, with exactly these weights; `source` says where its Arch is found.
+
+    Raises:
+        UserError: names or shapes differ; the first few are named.
+    """
+    model = build(arch, device="meta").to_empty(device="cpu")
+    wanted = model.state_dict()
+    reasons = [f"{name} is missing" for name in wanted if name not in weights]
+    reasons += [f"{name} is unknown" for name in weights if name not in wanted]
+    reasons += [
+        f"{name} is {tuple(weights[name].shape)}, needed {tuple(tensor.shape)}"
+        for name, tensor in wanted.items()
+        if name in weights and weights[name].shape != tensor.shape
+    ]
+    if reasons:
+        told = "; ".join(reasons[:4]) + (f"; and {len(reasons) - 4} more" if len(reasons) > 4 else "")
+        raise UserError(f"the checkpoint is not of {arch.id}: {told}. Give the Arch of {source}.")
+    model.load_state_dict(weights)
+    return model.eval()
 
 
 def arch_of_autoformer(

@@ -14,9 +14,8 @@ from pathlib import Path
 from torch import Tensor
 
 from vitnas.arch import Arch
-from vitnas.errors import UserError
 from vitnas.model.build import build
-from vitnas.model.official import read_checkpoint
+from vitnas.model.official import foreign, model_with, read_checkpoint
 from vitnas.model.registry import fit_weights
 from vitnas.model.vit import Model
 
@@ -53,10 +52,7 @@ def resnas_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         else:
             unknown.append(name)
     if unknown or not tensors:
-        raise UserError(
-            f"the checkpoint has {len(unknown)} names that a ViT-ResNAS lacks ({', '.join(unknown[:4])}); it must be a "
-            "state dict of the authors' code. Choose another file."
-        )
+        raise foreign(unknown, "a ViT-ResNAS", "code")
     return tensors
 
 
@@ -69,25 +65,9 @@ def load_resnas_model(source: str | Path | Mapping[str, Tensor], arch: Arch) -> 
         UserError: the checkpoint cannot be read, is of another kind or does not hold `arch`; what differs is named.
     """
     tensors = resnas_tensors(read_checkpoint(source))
-    model = build(arch, device="meta").to_empty(device="cpu")
     if not arch.patch_head:
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("patch_head.")}
-    tensors = fit_weights(tensors, model)
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    reasons = [f"it lacks {name}" for name in wanted if name not in tensors]
-    reasons += [f"it has {name}, which the Arch lacks" for name in tensors if name not in wanted]
-    reasons += [
-        f"{name} is {tuple(tensors[name].shape)}, the Arch's {shape}"
-        for name, shape in wanted.items()
-        if name in tensors and tuple(tensors[name].shape) != shape
-    ]
-    if reasons:
-        raise UserError(
-            f"{arch.id} is not what this checkpoint holds: {'; '.join(reasons[:4])} ({len(reasons)} in all). Give the "
-            "Arch of its network_def."
-        )
-    model.load_state_dict(tensors)
-    return model.eval()
+    return model_with(fit_weights(tensors, build(arch, device="meta")), arch, "its network_def")
 
 
 def _our_name(name: str, places: Mapping[int, str]) -> str | None:

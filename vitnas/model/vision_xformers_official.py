@@ -14,11 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from vitnas.arch import Arch
-from vitnas.errors import UserError
 from vitnas.mixers.nystrom import Nystrom
 from vitnas.mixers.performer import Performer
-from vitnas.model.build import build
-from vitnas.model.official import read_checkpoint
+from vitnas.model.official import model_with, read_checkpoint
 from vitnas.model.vit import Model
 
 TOP = {  # theirs, ours
@@ -67,22 +65,9 @@ def load_vision_xformer(source: str | Path | Mapping[str, Tensor], arch: Arch) -
         UserError: the weights are not those of `arch`; what is missing and unknown is named.
     """
     weights = vision_xformer_weights(read_checkpoint(source), arch)
-    model = build(arch, device="meta").to_empty(device="cpu")
-    wanted = model.state_dict()
-    reasons = [f"{name} is missing" for name in wanted if name not in weights]
-    reasons += [f"{name} is unknown" for name in weights if name not in wanted]
-    reasons += [
-        f"{name} is {tuple(weights[name].shape)}, needed {tuple(wanted[name].shape)}"
-        for name in wanted
-        if name in weights and weights[name].shape != wanted[name].shape
-    ]
-    if reasons:
-        raise UserError(
-            f"the checkpoint is not of {arch.id}: {'; '.join(reasons[:4])}. Give the Arch of its network."
-        )
-    model.load_state_dict(weights)
+    model = model_with(weights, arch, "its network")
     set_official(model)
-    return model.eval()
+    return model
 
 
 def set_official(model: nn.Module, official: bool = True) -> None:

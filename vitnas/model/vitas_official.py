@@ -15,8 +15,7 @@ from torch import Tensor
 
 from vitnas.arch import Arch
 from vitnas.errors import UserError
-from vitnas.model.build import build
-from vitnas.model.official import read_checkpoint
+from vitnas.model.official import foreign, model_with, read_checkpoint
 from vitnas.model.vit import Model
 
 _NAME = re.compile(
@@ -33,25 +32,11 @@ def load_vitas_model(source: str | Path | Mapping[str, Tensor], arch: Arch) -> M
     Raises:
         UserError: the checkpoint cannot be read, is no ViTAS net, or is one of another Arch (all reasons are given).
     """
-    model = build(arch, device="meta").to_empty(device="cpu")
-    model.load_state_dict(vitas_weights(source, arch))
-    return model.eval()
-
-
-def vitas_weights(source: str | Path | Mapping[str, Tensor], arch: Arch) -> dict[str, Tensor]:
-    """The authors' tensors under the names of `build(arch)`.
-
-    Raises:
-        UserError: see `load_vitas_model`.
-    """
     tensors = read_checkpoint(source)
     found = {name: _NAME.fullmatch(name) for name in tensors}
     unknown = [name for name, match in found.items() if match is None]
     if unknown or not found:
-        raise UserError(
-            f"the checkpoint has {len(unknown)} names that a retrained ViTAS net lacks ({', '.join(unknown[:4])}); it "
-            "must be a state dict of the authors' retraining. Choose another file."
-        )
+        raise foreign(unknown, "a retrained ViTAS net", "retraining")
     matches = {name: match for name, match in found.items() if match is not None}
     theirs = sorted({int(match["slot"]) for match in matches.values() if match["kind"] == "Block"})
     ours = [index if block.slot is None else block.slot for index, block in enumerate(arch.blocks)]
@@ -62,20 +47,7 @@ def vitas_weights(source: str | Path | Mapping[str, Tensor], arch: Arch) -> dict
         )
     place = {slot: index for index, slot in enumerate(theirs)}
     weights = {_our_name(match, place): tensors[name] for name, match in matches.items()}
-    wanted = {name: tuple(p.shape) for name, p in build(arch, device="meta").named_parameters()}
-    reasons = [f"{name} is missing" for name in wanted if name not in weights]
-    reasons += [f"{name} is unknown" for name in weights if name not in wanted]
-    reasons += [
-        f"{name} is {tuple(weights[name].shape)}, needed {shape}"
-        for name, shape in wanted.items()
-        if name in weights and tuple(weights[name].shape) != shape
-    ]
-    if reasons:
-        told = "; ".join(reasons[:4]) + (f"; and {len(reasons) - 4} more" if len(reasons) > 4 else "")
-        raise UserError(
-            f"the checkpoint is not of {arch.id}: {told}. Give the Arch of the checkpoint's net_id."
-        )
-    return weights
+    return model_with(weights, arch, "the checkpoint's net_id")
 
 
 def _our_name(match: re.Match[str], place: Mapping[int, int]) -> str:

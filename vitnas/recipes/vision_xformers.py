@@ -7,7 +7,10 @@ networks by name). The paper itself searches nothing. Deviations: PAPERS.md.
 
 from __future__ import annotations
 
-from vitnas.data import AUGMENTS, Augment, DataConfig
+from dataclasses import replace
+
+from vitnas.data import AUGMENTS, DataConfig
+from vitnas.recipes.tour import tour
 from vitnas.sample import UniformConfig
 from vitnas.space import MixerConfig
 from vitnas.stages.run import RetrainConfig, Run, SearchConfig
@@ -33,13 +36,11 @@ def vision_xformers() -> Run:
 
 def vision_xformers_tour() -> Run:
     """The same in minutes on the handwritten digits: 64 tokens of one pixel, five mixers."""
-    supernet = TrainConfig(epochs=20, lr=4e-3, warmup_epochs=2, monitor_every=10, log_every=10)
-    return Run(
+    base = tour()
+    return replace(
+        base,
         recipe="vision_xformers_tour",
         budget="latency<=2ms@onnxruntime,batch=1",
-        data=DataConfig(
-            dataset="digits", holdout=0.15, batch_size=64, augment=Augment(rotate=10, zoom=(0.9, 1.1))
-        ),
         space=MixerConfig(
             size="micro",
             patch_size=1,
@@ -49,12 +50,9 @@ def vision_xformers_tour() -> Run:
             mlp_ratios=(1.0, 2.0),
             mixers=("fourier", "linformer", "nystrom", "performer", "softmax"),
         ),
-        supernet=supernet,
+        supernet=replace(base.supernet, epochs=20, warmup_epochs=2),
         search=SearchConfig(
             searcher="evolution", num_trials=24, objectives=("accuracy", "latency@onnxruntime,batch=1")
         ),
-        retrain=RetrainConfig(
-            train=TrainConfig(epochs=20, lr=4e-3, warmup_epochs=2, monitor_every=0, log_every=10),
-            rank_archs=0,
-        ),
+        retrain=RetrainConfig(train=replace(base.retrain.train, epochs=20, warmup_epochs=2), rank_archs=0),
     )

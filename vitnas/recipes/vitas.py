@@ -11,15 +11,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from vitnas.data import AUGMENTS, Augment, DataConfig
+from vitnas.data import AUGMENTS, DataConfig
+from vitnas.recipes.tour import tour
 from vitnas.sample import IdentityConfig
 from vitnas.space import VitasConfig
-from vitnas.stages.run import (
-    RetrainConfig,
-    Run,
-    SearchConfig,
-    SharingConfig,
-)
+from vitnas.stages.run import RetrainConfig, Run, SearchConfig, SharingConfig
 from vitnas.train import TrainConfig
 
 SHARING = SharingConfig(coupling="bilateral", private_tokens=True, private_heads=True)
@@ -59,22 +55,15 @@ def vitas() -> Run:
 
 def vitas_tour() -> Run:
     """The same in miniature: handwritten digits, patches of 2 and 4 pixels, minutes on two CPU cores."""
-    supernet = TrainConfig(epochs=30, lr=3e-3, warmup_epochs=3, monitor_every=10, log_every=10)
-    return Run(
+    base = tour()
+    return replace(
+        base,
         recipe="vitas_tour",
         budget="300K<=macs<=450K",
-        # The digits are centred in their 8x8 pixels: turning and zooming helps, shifting by a whole pixel hurts.
-        data=DataConfig(
-            dataset="digits", holdout=0.15, batch_size=64, augment=Augment(rotate=10, zoom=(0.9, 1.1))
-        ),
         space=VitasConfig(size="micro", patch_sizes=(2, 4)),
         sampler=IdentityConfig(),
         sharing=SHARING,
-        supernet=supernet,
-        search=SearchConfig(searcher="evolution", num_trials=48),
-        retrain=RetrainConfig(
-            train=TrainConfig(epochs=40, lr=3e-3, warmup_epochs=4, monitor_every=0, log_every=10),
-            rank_archs=4,
-            rank_epochs=6,
-        ),
+        supernet=replace(base.supernet, epochs=30, lr=3e-3, warmup_epochs=3),
+        search=replace(base.search, num_trials=48),
+        retrain=replace(base.retrain, train=replace(base.retrain.train, epochs=40, lr=3e-3)),
     )
