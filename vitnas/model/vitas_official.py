@@ -35,7 +35,7 @@ def load_vitas_model(source: str | Path | Mapping[str, Tensor], arch: Arch) -> M
     tensors = read_checkpoint(source)
     found = {name: _NAME.fullmatch(name) for name in tensors}
     unknown = [name for name, match in found.items() if match is None]
-    if unknown or not found:
+    if unknown:
         raise foreign(unknown, "a retrained ViTAS net", "retraining")
     matches = {name: match for name, match in found.items() if match is not None}
     theirs = sorted({int(match["slot"]) for match in matches.values() if match["kind"] == "Block"})
