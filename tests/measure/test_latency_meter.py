@@ -6,6 +6,7 @@ import logging
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from vitnas.runs import from_json, to_json
 QUICK = {"warmup": 1, "runs": 10, "seconds": 0.5, "attempts": 1}
 
 
-def vit(depth: int = 1, **kwargs: int) -> VisionTransformer:
+def vit(depth: int = 1, **kwargs: Any) -> VisionTransformer:
     sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "num_heads": 3, "num_classes": 10, **kwargs}
     return VisionTransformer(depth=depth, **sizes)
 
@@ -182,10 +183,20 @@ def test_a_reference_model_can_be_given() -> None:
     assert found.ratio_to_reference == pytest.approx(1.0, abs=0.3)
 
 
+def test_both_sides_of_the_images_stand_beside_the_time() -> None:
+    found = LatencyMeter("torch", **QUICK).measure(vit(img_size=(32, 64)))
+    assert found.image_size == (32, 64)
+    assert from_json(Latency, json.loads(json.dumps(to_json(found)))) == found
+
+
 def test_what_makes_no_sense_is_refused() -> None:
     with pytest.raises(UserError, match=r"measuring 0 calls .* at least one call"):
         measure_latency({}, LatencyTarget(), image_size=1)
     with pytest.raises(UserError, match=r"image sizes are .*; Models timed together need one size"):
         LatencyMeter("torch").compare({"a": vit(), "b": vit(img_size=16)})
+    with pytest.raises(
+        UserError, match=r"image sizes are .*\(32, 64\).*; Models timed together need one size"
+    ):
+        LatencyMeter("torch").compare({"a": vit(), "b": vit(img_size=(32, 64))})
     with pytest.raises(UserError, match=r"Linear does not say which images it takes"):
         LatencyMeter("torch").measure(nn.Linear(1, 1))

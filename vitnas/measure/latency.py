@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from vitnas.errors import UserError
-from vitnas.grids import ImageSize
+from vitnas.grids import ImageSize, as_image_size
 from vitnas.measure.convert import convert, input_shape, model_device, model_dtype, random_images
 from vitnas.measure.environment import environment
 from vitnas.measure.runtimes import (
@@ -260,9 +260,9 @@ class LatencyMeter:
         """Latencies of several Models timed in the same rounds, so that drift cannot favour one. No cache.
 
         Raises:
-            UserError: the Models take images of different heights (their Latencies could not be told apart).
+            UserError: the Models take images of different sizes (their Latencies could not be told apart).
         """
-        sizes = {name: input_shape(model)[1] for name, model in models.items()}
+        sizes = {name: as_image_size("size", input_shape(model)[1:]) for name, model in models.items()}
         if len(set(sizes.values())) > 1:
             raise UserError(
                 f"image sizes are {sizes}; Models timed together need one size. Measure them one by one."
@@ -290,7 +290,8 @@ class LatencyMeter:
         if not Path(path).is_file():
             raise UserError(f"{path} does not exist; it should be an ONNX file. Export it first.")
         shape = tuple(onnx_session(path, self.target).get_inputs()[0].shape[1:])
-        return self._measure({"file": onnx_call(path, self.target, shape)}, shape[1], None)["file"]
+        size = as_image_size("size", shape[1:])
+        return self._measure({"file": onnx_call(path, self.target, shape)}, size, None)["file"]
 
     def _call(self, model: nn.Module, path: Path) -> Call:
         shape = input_shape(model)
