@@ -31,13 +31,14 @@ if TYPE_CHECKING:
     from vitnas.extraction import extract
     from vitnas.measure.latency import LatencyMeter
     from vitnas.model import Model, build
+    from vitnas.model.outputs import read_outputs
     from vitnas.model.swap import swap_attention
     from vitnas.reporting import report
     from vitnas.sample import Fixed, Sandwich, Several, Spread, Uniform
     from vitnas.searching import Study, search
     from vitnas.stages.searching import SupernetEvaluator
     from vitnas.supernet import Supernet, select
-    from vitnas.train import Classification, Engine, Monitor, TrainConfig, evaluate, fit
+    from vitnas.train import Classification, Engine, Monitor, Teacher, TrainConfig, evaluate, fit
 
 # Where each public name lives: modules load when a name is first used, so that deployment stays light.
 _HOME = {
@@ -48,13 +49,16 @@ _HOME = {
     **dict.fromkeys(("Fixed", "Sandwich", "Several", "Spread", "Uniform"), "sample"),
     **dict.fromkeys(("Study", "search"), "searching"),
     **dict.fromkeys(("Supernet", "select"), "supernet"),
-    **dict.fromkeys(("Classification", "Engine", "Monitor", "TrainConfig", "evaluate", "fit"), "train"),
+    **dict.fromkeys(
+        ("Classification", "Engine", "Monitor", "Teacher", "TrainConfig", "evaluate", "fit"), "train"
+    ),
     "LatencyMeter": "measure.latency",
     "SupernetEvaluator": "stages.searching",
     "UserError": "errors",
     "count": "counting",
     "export": "exporting",
     "extract": "extraction",
+    "read_outputs": "model.outputs",
     "report": "reporting",
     "swap_attention": "model.swap",
     "spaces": "space",

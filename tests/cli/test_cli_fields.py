@@ -185,6 +185,8 @@ class Some:
     words: tuple[str, ...] = ()
     on: bool = False
     mode: Literal["a", "b"] = "a"
+    modes: tuple[Literal["a", "b"], ...] = ()
+    pair: tuple[PositiveInt, PositiveInt] | None = None
 
 
 def test_words_become_options() -> None:
@@ -215,12 +217,19 @@ def test_words_become_options() -> None:
         (["a", "on=maybe"], "on is 'maybe'; it must be true or false"),
         (["a", "mode=c"], "mode is 'c'; it must be one of a, b"),
         (["a", "words={"], "words is '{'; it must be a list of texts"),
+        (["a", "pair=[1]"], "it must be a list of 2 whole numbers of at least 1 or null"),
+        (["a", "modes=[c]"], "it must be a list of one of a, b. "),
     ],
     ids=str,
 )
 def test_words_that_are_no_options(words: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         options(Some, words, "`vitnas x` takes a place.")
+
+
+def test_a_field_is_given_once() -> None:
+    with pytest.raises(UserError, match=r"^seed is given twice, as '1' and '2'\. Leave one out\.$"):
+        split(Some, ["a", "seed=1", "seed=2"])
 
 
 def test_the_options_are_frozen() -> None:

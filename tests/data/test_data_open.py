@@ -391,8 +391,13 @@ def test_a_pretrained_model_says_how_images_are_normalised(tmp_path: Path) -> No
     assert (said.mean, said.std) == ((0.1, 0.2, 0.3), (0.5,) * 3)
     model = timm.create_model(name, img_size=32, patch_size=8, depth=1, num_classes=2)
     save_timm(model, tmp_path / "saved", data_config={"mean": (0.2, 0.3, 0.4), "std": (0.1, 0.2, 0.3)})
-    kept = open_data(config, pretrained=f"local-dir:{tmp_path / 'saved'}")
-    assert (kept.mean, kept.std) == ((0.2, 0.3, 0.4), (0.1, 0.2, 0.3))
+    for folder in (f"local-dir:{tmp_path / 'saved'}", str(tmp_path / "saved")):
+        kept = open_data(config, pretrained=folder)
+        assert (kept.mean, kept.std) == ((0.2, 0.3, 0.4), (0.1, 0.2, 0.3))
+    weights = tmp_path / "saved" / "model.safetensors"
+    assert open_data(config, pretrained=f"{name}@{weights}").mean == (0.5,) * 3
+    with pytest.raises(UserError, match=r"there is no file 'nowhere\.pth'"):
+        open_data(config, pretrained=f"{name}@nowhere.pth")
     assert open_data(replace(config, in_chans=1), pretrained=name).mean != (0.5,)  # grey images are measured
     for wrong in ("vit_tinny_patch16_224", f"local-dir:{tmp_path / 'nowhere'}"):
         with pytest.raises(

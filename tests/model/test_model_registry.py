@@ -228,3 +228,16 @@ def test_training_heads_are_an_option() -> None:
     model = timm.create_model("vit_resnas_tiny", patch_head=True, num_classes=3, img_size=56)
     assert model(torch.randn(1, 3, 56, 56), want=["patch_head"])["patch_head"].shape == (1, 1, 3)
     assert model.pretrained_cfg["classifier"] == "head" or "patch_head" in model.pretrained_cfg["classifier"]
+
+
+def test_another_image_size_keeps_the_share_of_the_patches() -> None:
+    """As `set_input_size` does: a net that was searched with fewer patches loads at other sizes."""
+    small = replace(PUBLISHED["autoformer_tiny"], image_size=(32, 48))
+    blocks = tuple(replace(b, keep=3) if i == 2 else b for i, b in enumerate(small.stages[0].blocks))
+    arch = replace(small, stages=(replace(small.stages[0], blocks=blocks),), selector="fixed")
+    for size in ((64, 96), (32, 32)):
+        made = timm.create_model("vitnas_arch", arch=arch, img_size=size)
+        same = build(arch)
+        same.set_input_size(img_size=size)
+        assert made.arch == same.arch
+    assert [block.keep for block in made.arch.blocks if block.keep] == [2]

@@ -92,7 +92,7 @@ def test_names_follow_the_images_and_files_do_not(tmp_path: Path) -> None:
         ("vitas:1 2 x", None, r"position 2 is 'x'"),
         ("1 2 x", None, r"position 2 is 'x'"),
         ("1, two, 3", None, r"position 1 is 'two'"),
-        ("gone.json", None, r"gone\.json does not exist"),
+        ("gone.json", None, r"gone\.json does not exist; it must be a file with an Arch"),
         ("bad.json", "{", r"bad\.json cannot be read"),
         ("bad.json", "[1]", r"bad\.json cannot be read \(the Arch's schema is None"),
         (

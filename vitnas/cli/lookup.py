@@ -89,6 +89,8 @@ def count_command(words: list[str], console: Console) -> None:
 
 def doctor_command(words: list[str], console: Console) -> None:
     """Versions, devices and extras; says what is missing and how to get it."""
+    if words:
+        raise UserError(f"`vitnas doctor` takes nothing, but {words[0]!r} was given. Leave it out.")
     found = environment()
     for key, value in found.items():
         if isinstance(value, dict):

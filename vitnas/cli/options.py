@@ -48,11 +48,20 @@ def options(kind: type[Options], words: Sequence[str], usage: str) -> Options:
 
 
 def split(kind: type[Any], words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """The words for the options `kind`, and by name the texts of all other `name=value`."""
+    """The words for the options `kind`, and by name the texts of all other `name=value`.
+
+    Raises:
+        UserError: a name that is given two values.
+    """
     own, words = {item.name for item in fields(kind)}, _joined(words)
     named = {word: word.removeprefix("--").partition("=") for word in words if "=" in word}
     others = {word: (name, text) for word, (name, _, text) in named.items() if name not in own}
-    return [word for word in words if word not in others], dict(others.values())
+    texts: dict[str, str] = {}
+    for name, text in others.values():
+        if name in texts:
+            raise UserError(f"{name} is given twice, as {texts[name]!r} and {text!r}. Leave one out.")
+        texts[name] = text
+    return [word for word in words if word not in others], texts
 
 
 def _joined(words: Sequence[str]) -> list[str]:
@@ -159,7 +168,10 @@ def _told(hint: Any) -> str:
     if get_origin(hint) is Literal:
         return f"one of {', '.join(map(str, parts))}"
     if get_origin(hint) is tuple:
-        return f"a list of {' and '.join(dict.fromkeys(_told(part).removeprefix('a ') for part in parts))}s"
+        words = dict.fromkeys(_told(part).removeprefix("a ") for part in parts)
+        several = (re.sub(r"^(whole number|number|text|path)\b", r"\1s", word) for word in words)
+        count = "" if Ellipsis in get_args(hint) else f"{len(parts)} "
+        return f"a list of {count}{' and '.join(several)}"
     return (
         " or ".join(map(_told, parts)) if parts else "text" if hint is str else f"fields of {hint.__name__}"
     )

@@ -13,9 +13,10 @@ from rich.console import Console
 
 from vitnas.cli.options import options
 from vitnas.data import AUGMENTS, DataConfig, EvalBatches, TrainBatches, open_data
-from vitnas.errors import UserError
+from vitnas.errors import UserError, check_word
 from vitnas.exporting import export_onnx
 from vitnas.exporting.networks import check_timm_name, load_network
+from vitnas.mixers import MIXERS
 from vitnas.model.swap import swap_attention
 from vitnas.runs import write_json
 from vitnas.stages.work import save_weights
@@ -50,6 +51,7 @@ def swap_command(words: list[str], console: Console) -> None:
     asked = options(SwapOptions, words, USAGE)
     if not asked.mixer:
         raise UserError(USAGE)
+    check_word("mixer", asked.mixer, MIXERS)  # before a model is fetched
     folder = asked.folder or Path(f"runs/swap_{Path(asked.model).name}_{asked.mixer}")
     model = _load(asked.model, asked.pretrained)
     teacher = copy.deepcopy(model).eval()

@@ -216,7 +216,8 @@ def open_data(config: DataConfig, *, pretrained: str | None = None) -> Data:
     """Open the images that `config` names.
 
     Args:
-        pretrained: a timm model that will see them; where `config` gives no mean or std, colour images get its.
+        pretrained: the model that will see them (a folder, a timm name, or `NAME@FILE`); where `config` gives no mean
+            or std, colour images get its.
 
     Raises:
         UserError: the dataset cannot be used, or no such model; one sentence says why, and what to do.
@@ -227,18 +228,25 @@ def open_data(config: DataConfig, *, pretrained: str | None = None) -> Data:
 
 
 def constants_of(pretrained: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and std of the images that a model, by its name for timm, was trained on; no weights are loaded.
+    """Mean and std of the images that a model was trained on, by its folder, its name for timm, or `NAME@FILE`; no
+    weights are loaded.
 
     Raises:
-        UserError: timm knows no such model.
+        UserError: there is no such folder, file or model.
     """
+    name, _, file = pretrained.partition("@")
+    if file and not Path(file).is_file():
+        raise UserError(f"pretrained is {pretrained!r}, but there is no file {file!r}. Correct the path.")
     try:
         with torch.device("meta"):
-            cfg = timm.create_model(pretrained).pretrained_cfg
+            cfg = timm.create_model(
+                f"local-dir:{pretrained}" if Path(pretrained).is_dir() else name
+            ).pretrained_cfg
     except Exception as error:  # folders and the Hub fail in many ways
         raise UserError(
-            f"pretrained is {pretrained!r}, which timm cannot make ({first_line(error)}); it must be a name of timm's, "
-            f"or local-dir:FOLDER. Correct it, or leave it out.{nearest(pretrained, timm.list_models())}"
+            f"pretrained is {pretrained!r}, which timm cannot make ({first_line(error)}); it must be a folder "
+            f"of a saved model, a name of timm's, or NAME@FILE. Correct it, or leave it out."
+            f"{nearest(name, timm.list_models())}"
         ) from error
     return tuple(cfg["mean"]), tuple(cfg["std"])
 

@@ -68,6 +68,8 @@ def find_arch(name: str, also: Iterable[str] = ()) -> Named:
         return Named(name, PUBLISHED[name], is_file=False)
     path = Path(name) / "arch.json" if Path(name).is_dir() else Path(name)
     if path.suffix == ".json":
+        if not path.exists():
+            raise UserError(f"{path} does not exist; it must be a file with an Arch in it. Correct the path.")
         found = ArchFile.load(path)
         return Named(found.name or found.arch.id, found.arch, is_file=True)
     known = (*PUBLISHED, *also)

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from vitnas.arch import Arch
 from vitnas.errors import UserError, nearest
-from vitnas.grids import as_image_size, size_text
+from vitnas.grids import as_image_size, side_of, size_text
+from vitnas.model.blocks import resized
 from vitnas.model.build import build
 from vitnas.model.published import PUBLISHED
 from vitnas.model.timm_cfg import default_cfg
@@ -109,7 +110,8 @@ def _build(name: str, arch: Arch, **options: Any) -> Model:
         )
     changed = {key: options[key] for key in ARCH_OPTIONS if key in options}
     if "img_size" in options:
-        changed["image_size"] = as_image_size("img_size", options["img_size"])
+        patch_size = side_of("patch_size", changed.get("patch_size", arch.patch_size))
+        arch = resized(arch, as_image_size("img_size", options["img_size"]), patch_size)
     pool = options.get("global_pool")
     model = build(
         replace(arch, **changed, global_pool=pool or arch.global_pool),

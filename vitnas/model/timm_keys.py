@@ -301,7 +301,8 @@ def _not_plain(model: Any) -> Iterator[str]:
     elif len({*stem.patch_size}) > 1:
         yield f"its patches {stem.patch_size} are not square"
     elif any(side % stem.patch_size[0] for side in stem.img_size) or stem.dynamic_img_pad:
-        yield "its patches do not divide its images"
+        sides = " x ".join(map(str, stem.img_size))
+        yield f"its patches of {stem.patch_size[0]} pixels do not divide images of {sides}"
     if isinstance(model, Eva):
         yield from _not_rotary(model)
         prefixed = model.global_pool == "map" and model.num_prefix_tokens > 0

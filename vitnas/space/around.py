@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import timm
@@ -238,26 +239,26 @@ def around_named(
     in_chans: int = 3,
     **options: Any,
 ) -> AroundSpace:
-    """The Space around a timm ViT, for any images.
+    """The Space around a timm ViT, by name or from a folder, for any images.
 
     Args:
         size: how small a net may become, `half` or `quarter`.
-        network: its name in timm.
+        network: its name in timm, or the folder of a saved model.
         options: as in `around`.
 
     Raises:
         UserError: an unknown network, or one that cannot be written as an Arch.
     """
     made = from_preset(AroundSpace, SIZES, size, options, also=("embed_dim",))
-    made["name"] = f"around_{network}"
+    made["name"] = f"around_{Path(network).name}"
     data = {"img_size": image_size, "num_classes": num_classes, "in_chans": in_chans}
     try:
         with torch.device("meta"):
-            model = timm.create_model(network, **data)
+            model = timm.create_model(f"local-dir:{network}" if Path(network).is_dir() else network, **data)
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
         raise UserError(
-            f"network {network!r} cannot be made ({' '.join(str(error).split())[:200]}); it must be a ViT of timm. Use "
-            "deit_tiny_patch16_224."
+            f"network {network!r} cannot be made ({' '.join(str(error).split())[:200]}); it must be a ViT of timm, "
+            "or the folder of a saved one. Use deit_tiny_patch16_224."
         ) from error
     return around(model, **made)
 
@@ -270,7 +271,8 @@ SIZES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class AroundConfig(SpaceConfig):
-    """The space around a timm ViT, from which a run starts by `pretrained`; options left at None are the preset's."""
+    """The space around a timm ViT, by name or from a folder, whose weights `pretrained` gives; options left at
+    None are the preset's."""
 
     kind = AroundSpace.kind
     space = AroundSpace
