@@ -25,7 +25,7 @@ def nearest(word: str, options: Iterable[str]) -> str:
 
 def check_word(name: str, value: object, options: Collection[str]) -> None:
     """Raise UserError where `value`, which the user calls `name`, is none of `options`."""
-    if value not in options:
+    if value not in tuple(options):  # a list out of a YAML file has no hash
         raise UserError(
             f"{name} is {value!r}; it must be one of {', '.join(options)}.{nearest(str(value), options)}"
         )

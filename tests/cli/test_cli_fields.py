@@ -160,6 +160,24 @@ def test_no_default_of_a_space_overrides_its_preset(kind: str) -> None:
         assert made.build(**images) == config.make(size, **images)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("space: 3", r"mine\.yaml: space is 3; it must be fields, of which kind is one of around"),
+        ("space: {kind: [vitas]}", r"space\.kind is \['vitas'\]; it must be one of"),
+        ("recipe: [tour]", r"recipe is \['tour'\]; it must be one of"),
+        (
+            "data: {image_size: 2020-01-01}",
+            r"data\.image_size is '\"2020-01-01\"'; it must be a whole number or",
+        ),
+    ],
+)
+def test_a_yaml_with_values_of_other_types_is_refused(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(UserError, match=message):
+        make_run(str(tmp_path / "mine.yaml"), {})
+
+
 def test_a_yaml_that_is_none_is_named(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("a: [")
     with pytest.raises(UserError, match="cannot be read as YAML"):

@@ -86,7 +86,8 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
         if isinstance(value, dict) and value:
             yield from _leaves(value, f"{prefix}{name}.")
         elif not isinstance(value, dict):
-            yield f"{prefix}{name}", value if isinstance(value, str) else json.dumps(value)
+            # YAML knows dates and sets, which no field takes.
+            yield f"{prefix}{name}", value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def _choose(base: dict[str, Any], group: str, kind: Any) -> None:
@@ -108,7 +109,13 @@ def _base(name: str, known: Collection[str]) -> dict[str, Any]:
     check_word(f"{path}: recipe", recipe, RECIPES)
     base: dict[str, Any] = plain(RECIPES[recipe]())
     for group in KINDS:
-        if isinstance(given := values.get(group), dict) and "kind" in given:
+        given = values.get(group, {})
+        if not isinstance(given, dict):
+            raise UserError(
+                f"{path}: {group} is {given!r}; it must be fields, of which kind is one of {', '.join(KINDS[group])}. "
+                "Indent them below it."
+            )
+        if "kind" in given:
             _choose(base, group, given["kind"])
     _merge(base, values, known, path)
     return base

@@ -168,8 +168,8 @@ def _told(hint: Any) -> str:
     if get_origin(hint) is Literal:
         return f"one of {', '.join(map(str, parts))}"
     if get_origin(hint) is tuple:
-        words = dict.fromkeys(_told(part).removeprefix("a ") for part in parts)
-        several = (re.sub(r"^(whole number|number|text|path)\b", r"\1s", word) for word in words)
+        kinds = dict.fromkeys(_told(part).removeprefix("a ") for part in parts)
+        several = (re.sub(r"^(whole number|number|text|path)\b", r"\1s", kind) for kind in kinds)
         count = "" if Ellipsis in get_args(hint) else f"{len(parts)} "
         return f"a list of {count}{' and '.join(several)}"
     return (

@@ -178,7 +178,7 @@ def _correlation(run: RunFiles, figures: dict[str, plots.Figure]) -> dict[str, A
         text = f"n = {found.n} Archs: {found.note}"
     else:
         text = f"Kendall's tau {found.kendall_tau:.2f}, Spearman's rho {found.spearman:.2f}, n = {found.n} Archs."
-    return {"correlation_text": text, "correlation_how": found.how}
+    return {"correlation_text": text, "correlation_how": found.how if found.n else ""}
 
 
 def _test_reads(run: RunFiles) -> str:
