@@ -224,6 +224,39 @@ def test_count_equals_torch_for_any_selections(number: int) -> None:
     assert min(tried.values()) >= number // 6
 
 
+def test_attention_of_all_tokens_is_counted_beside_its_mean() -> None:
+    plain = {"head_dim": 2, "mlp_hidden": 3}
+    blocks = (Block(num_heads=3, **plain), Block(num_heads=3, **plain), Block(num_heads=1, keep=2, **plain))
+    check(
+        Arch(
+            image_size=12,
+            patch_size=4,
+            stages=(Stage(embed_dim=8, blocks=blocks),),
+            num_classes=2,
+            class_token=False,
+            global_pool="avg",
+            selector="attention",
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    "parts_of_stem",
+    [
+        {"position": "none"},
+        {"position": "none", "class_token": False},
+        {"no_embed_class": True},
+        {"pre_norm": True},
+    ],
+    ids=str,
+)
+def test_what_is_before_the_blocks_is_the_peak_where_few_patches_go_on(parts_of_stem: dict[str, Any]) -> None:
+    blocks = (Block(num_heads=1, head_dim=4, mlp_hidden=1, keep=1),)
+    common = {"image_size": 18, "patch_size": 6, "num_classes": 2, "global_pool": "avg", "selector": "fixed"}
+    arch = Arch(stages=(Stage(embed_dim=96, blocks=blocks),), **{**common, **parts_of_stem})
+    check(arch)
+
+
 @pytest.mark.parametrize("name", ["micro", "micro_grey_8px"])
 def test_memory_is_what_a_pass_on_the_cpu_holds(name: str) -> None:
     for arch in (SHALLOW[name].smallest(), SHALLOW[name].largest(), SPACES[name].middle()):

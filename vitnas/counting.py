@@ -253,7 +253,11 @@ def shape_of(block: Block, dim: int, frame: Frame) -> MixerShape:
 def stem_part(arch: Arch, dim: int) -> Part:
     """Patch embedding, class token and positions, for an embedding of width `dim`."""
     patches = prod(arch.grids[0])
-    tokens, places = (patches + arch.num_prefix_tokens) * dim, patches + arch.num_prefix_positions
+    tokens, places = patches + arch.num_prefix_tokens, patches + arch.num_prefix_positions
+    # Patches beside all tokens as they are joined, then each sum or norm beside what it is made of.
+    joining = (patches + tokens) * dim if arch.num_prefix_tokens else 0
+    adding = 2 * places * dim if arch.has_positions else 0
+    norming = 2 * tokens * dim + 2 * tokens if arch.pre_norm else 0
     cost = STEMS[arch.stem].cost(
         sides_of(arch.image_size), arch.patch_size, arch.in_chans, dim, arch.stem_width
     )
@@ -264,7 +268,7 @@ def stem_part(arch: Arch, dim: int) -> Part:
         + arch.num_prefix_tokens * dim
         + (places * dim if arch.has_positions else 0)
         + (dim if arch.pre_norm else 0),  # a norm, and no bias of the stem
-        memory=max(cost.memory, 2 * tokens),
+        memory=max(cost.memory, joining, adding, norming),
     )
 
 

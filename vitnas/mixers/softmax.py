@@ -217,10 +217,10 @@ class Softmax(HeadMixer):
     def memory(shape: MixerShape) -> int:
         tokens, heads, inner = shape.tokens, shape.num_heads, shape.inner
         looking = beside = 0
-        if shape.asked != "none":  # attention of some queries to all keys, twice, then its mean
+        if shape.asked != "none":  # attention of some queries to all keys, twice, beside its mean
             queries, beside = 1 if shape.asked == "class" else tokens, tokens
             scores = queries * heads * tokens
-            looking = scores + max(queries * inner, scores, tokens)
+            looking = scores + max(queries * inner, scores + tokens)
         core = _relative_memory(shape) if shape.relative_position else tokens * (inner + heads)
         if shape.rel_pos_bias != "none":
             bias = _bias_cost(shape)
