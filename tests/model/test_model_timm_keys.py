@@ -146,6 +146,10 @@ BAD: dict[str, tuple[Any, str]] = {
         lambda: RELPOS(rel_pos_type="mlp_swin"),
         r"its relative position bias is of mode 'swin'",
     ),
+    "registers that are not used": (
+        lambda: VisionTransformerDistilled(**SMALL, reg_tokens=2),
+        r"a distillation token beside reg_tokens or no_embed_class",
+    ),
     "queries apart": (lambda: EVA(qkv_fused=False), r"have projections of their own \(qkv_fused\)"),
     "norm behind": (lambda: EVA(use_post_norm=True), r"it is a EvaBlockPostNorm"),
     "learned frequencies": (

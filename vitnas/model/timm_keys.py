@@ -303,6 +303,10 @@ def _not_plain(model: Any) -> Iterator[str]:
     elif any(side % stem.patch_size[0] for side in stem.img_size) or stem.dynamic_img_pad:
         sides = " x ".join(map(str, stem.img_size))
         yield f"its patches of {stem.patch_size[0]} pixels do not divide images of {sides}"
+    if isinstance(model, VisionTransformerDistilled) and (
+        model.reg_token is not None or model.no_embed_class
+    ):
+        yield "it has a distillation token beside reg_tokens or no_embed_class, which timm's class does not heed"
     if isinstance(model, Eva):
         yield from _not_rotary(model)
         prefixed = model.global_pool == "map" and model.num_prefix_tokens > 0
