@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 import timm
 import torch
+from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from vitnas.arch import Arch
 from vitnas.errors import UserError
 from vitnas.extraction import extract
-from vitnas.model import from_timm
+from vitnas.model import build, from_timm
 from vitnas.space import AutoFormerSpace, around, autoformer, vit_resnas
 from vitnas.supernet import Supernet
 from vitnas.supernet.pretrained import start_from
@@ -163,6 +165,34 @@ def test_a_kind_of_its_own_is_told(images: torch.Tensor) -> None:
     assert "global_pool 'avg' (was 'token')" in said
     assert "qkv_bias True (was False)" in said
     assert not torch.allclose(supernet(images, supernet.space.largest()), source(images), atol=1e-3)
+
+
+@torch.no_grad()
+def test_tokens_that_one_side_lacks_move_no_positions() -> None:
+    """DeiT's distillation token has a place that AutoFormer's nets lack; the patches keep theirs."""
+    options = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 3, "num_heads": 4, "mlp_ratio": 2.0}
+    source = VisionTransformerDistilled(**options, num_classes=5)
+    randomize_(source, torch.Generator().manual_seed(0))
+    supernet, _ = start(space(), source)
+    there, here = source.pos_embed, supernet.get_parameter("pos_embed")
+    torch.testing.assert_close(here, torch.cat([there[:, :1], there[:, 2:]], dim=1), rtol=0, atol=0)
+
+    back = Supernet(around(from_timm(source)), generator=torch.Generator().manual_seed(1))
+    first = back.get_parameter("pos_embed").clone()
+    start_from(back, extract(supernet, supernet.space.largest()))
+    found = back.get_parameter("pos_embed")
+    want = torch.cat([here[:, :1], first[:, 1:2], here[:, 1:]], dim=1)
+    torch.testing.assert_close(found, want, rtol=0, atol=0)
+
+
+@torch.no_grad()
+def test_no_classifier_for_other_classes_is_copied() -> None:
+    arch = replace(from_timm(vit()).arch, patch_head=True)
+    made = Supernet(around(replace(arch, num_classes=7)), generator=torch.Generator().manual_seed(1))
+    before = {name: made.get_parameter(f"{name}.weight").clone() for name in ("head", "patch_head")}
+    start_from(made, build(arch))
+    for name, weight in before.items():
+        torch.testing.assert_close(made.get_parameter(f"{name}.weight"), weight, rtol=0, atol=0)
 
 
 NETWORKS = {

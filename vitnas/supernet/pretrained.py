@@ -7,12 +7,14 @@ from dataclasses import fields
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from vitnas.arch import Arch
 from vitnas.errors import UserError
 from vitnas.layers.axes import merge_axes, named_axes
 from vitnas.model import Model
 from vitnas.model.timm_keys import from_timm
+from vitnas.model.vit import HEADS
 from vitnas.supernet.supernet import Supernet
 from vitnas.supernet.tensors import shared_name
 
@@ -122,7 +124,7 @@ def _copy(model: Model, supernet: Supernet, largest: Arch) -> int:
     axes, slots, copied = named_axes(model), supernet.space.slots(largest), 0
     shared: dict[str, Tensor] = {**dict(supernet.named_parameters()), **dict(supernet.named_buffers())}
     for name, value in weights.items():
-        if name.startswith("head") and model.num_classes != largest.num_classes:
+        if name.partition(".")[0] in HEADS and model.num_classes != largest.num_classes:
             continue
         if name.startswith(("blocks.", "selections.")) and int(name.split(".")[1]) >= len(slots):
             continue  # a block more than the Space has
@@ -130,6 +132,10 @@ def _copy(model: Model, supernet: Supernet, largest: Arch) -> int:
         target = shared.get(home)
         if target is None:
             continue
+        if name == "pos_embed":
+            value = _realigned(value, _first_places(model.arch), target, _first_places(largest))
+            one, (tokens, _), dim = axes[name]
+            axes[name] = (one, (tokens, value.shape[1]), dim)
         if name in axes:
             own = supernet.sharing.taken(home, merge_axes(axes[name], supernet.space.merged))
             number = _copy_overlap(target.data, supernet.axes[home], value, own)
@@ -154,6 +160,19 @@ def _copy_overlap(
     part = source.reshape(sizes)[region]
     target.view([size for _, size in target_axes])[region].copy_(part)
     return part.numel()
+
+
+def _first_places(arch: Arch) -> int:
+    """Positions of class and distillation token; those of registers and patches follow."""
+    return 0 if arch.no_embed_class else arch.class_token + arch.distill_token
+
+
+def _realigned(given_1ND: Tensor, given: int, target_1ND: Tensor, wanted: int) -> Tensor:
+    """Positions with `wanted` instead of `given` ones before those of registers and patches; the target's where some
+    are missing."""
+    missing_1ND = target_1ND[:, given:wanted, : given_1ND.shape[2]]
+    missing_1ND = functional.pad(missing_1ND, (0, given_1ND.shape[2] - missing_1ND.shape[2]))
+    return torch.cat([given_1ND[:, : min(given, wanted)], missing_1ND, given_1ND[:, given:]], dim=1)
 
 
 def _adapt_channels(weight_DCPP: Tensor, in_chans: int) -> Tensor:
