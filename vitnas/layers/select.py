@@ -113,6 +113,7 @@ class Selection(nn.Module, ABC):
 
     word: ClassVar[str]  # an Arch's word for it
     needs_attention: ClassVar[bool] = False  # goes by that of the block before
+    has_scores: ClassVar[bool] = False  # of the whole grid, before any image
 
     def __init__(self, dim: int, keep: int, *, grid: Grid, num_prefix_tokens: int) -> None:
         super().__init__()
@@ -173,7 +174,8 @@ class Selection(nn.Module, ABC):
         tokens, left = before + num_prefix_tokens, keep + num_prefix_tokens
         rows = 2 * tokens if again else 0  # 64-bit integers
         # Places, sorted places with their order, and tokens' numbers are 64-bit integers.
-        picking = before + max(7 * keep, 4 * keep + 2 * left, 2 * left + left * dim)
+        scores = before if again or not cls.has_scores else 0
+        picking = scores + max(7 * keep, 4 * keep + 2 * left, 2 * left + left * dim)
         return SelectionCost(macs, params, tokens * dim + rows + max(scoring, picking))
 
     @staticmethod
@@ -261,6 +263,7 @@ class FixedSelection(Selection):
     """
 
     word = "fixed"
+    has_scores = True
     worth: Tensor
 
     def __init__(self, dim: int, keep: int, *, grid: Grid, num_prefix_tokens: int) -> None:
