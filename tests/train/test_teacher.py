@@ -35,6 +35,7 @@ from vitnas.train import (
     fit,
 )
 from vitnas.train.task import Outputs, read_views
+from vitnas.train.teacher import Pixels
 
 SPACE = autoformer(
     "micro", image_size=16, patch_size=8, num_classes=4, embed_dims=(16, 32), depths=(1, 2), head_dim=8
@@ -190,6 +191,17 @@ class Stopping(Fixed):
 
 
 LEFT: list[None] = []
+
+
+def test_a_supernet_teaches_as_an_arch_that_is_given() -> None:
+    largest = SPACE.largest()
+    for teacher, want, message in [
+        (Teacher(Supernet(SPACE)), "logits", "Supernet teaches as one of its Archs.*Give arch"),
+        (Teacher(build(largest), arch=largest), "logits", "Leave out arch"),
+        (AverageTeacher(Supernet(SPACE), arch=largest), "token", "'token' is wanted.*Nearest: 'tokens'"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            teacher.check([want], Pixels())
 
 
 def test_an_averaging_teacher_follows_its_schedule(data: Data) -> None:

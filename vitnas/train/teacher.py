@@ -83,8 +83,14 @@ class Teacher:
         Raises:
             UserError: outputs that the network has not, or images of another number of channels.
         """
-        if self.arch is None:
-            wanted(bare_names(want), output_names(self.network))
+        network: Any = self.network
+        is_supernet = getattr(network, "space", None) is not None
+        if is_supernet != (self.arch is not None):
+            raise UserError(
+                f"the teacher is a {type(network).__name__} and its arch {self.arch and self.arch.id}; a Supernet "
+                f"teaches as one of its Archs, and only a Supernet. {'Give' if is_supernet else 'Leave out'} arch."
+            )
+        wanted(bare_names(want), output_names(network.subnet(self.arch).skeleton if is_supernet else network))
         self._seen = seen
         if seen.mean is not None and self.pixels.mean is not None and len(seen.mean) != len(self.pixels.mean):
             raise UserError(
