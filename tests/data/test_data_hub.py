@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import socket
 import tarfile
 from pathlib import Path
@@ -100,11 +99,9 @@ def test_corrupt_rows_are_named(tmp_path: Path) -> None:
     assert len(data.train) == 15
 
 
-def test_shared_cifar10() -> None:
-    shared = Path(os.environ.get("VITNAS_SHARED", Path(__file__).parents[2].parent / "shared"))
+def test_shared_cifar10(shared: Path) -> None:
     folder = shared / "data" / "cifar10-jpeg"
-    if not folder.is_dir():
-        pytest.skip("CIFAR-10 is not at hand: set VITNAS_SHARED to the folder that holds data/cifar10-jpeg")
+    assert folder.is_dir(), f"{shared} is there but has no data/cifar10-jpeg"
     data = open_data(DataConfig(dataset=f"hfds/{folder.resolve()}", max_images=500, holdout=50))
     assert (data.num_classes, data.image_size, data.in_chans) == (10, 32, 3)
     assert data.fingerprint().counts == {"train": (45,) * 10, "holdout": (5,) * 10, "test": (50,) * 10}
