@@ -23,7 +23,7 @@ def model() -> Any:
     return timm.create_model(NAME, num_classes=7, in_chans=1).eval()
 
 
-@pytest.mark.parametrize("kind", ["weights.safetensors", "plain.pt", "wrapped.pth"])
+@pytest.mark.parametrize("kind", ["weights.safetensors", "plain.pt", "wrapped.pth", "average.ckpt"])
 def test_a_name_and_a_file(kind: str, model: Any, tmp_path: Path) -> None:
     """Classes and channels are those of the file; what training scripts wrap weights in is taken off."""
     path, state = tmp_path / kind, model.state_dict()
@@ -32,7 +32,8 @@ def test_a_name_and_a_file(kind: str, model: Any, tmp_path: Path) -> None:
     elif kind == "plain.pt":
         torch.save(state, path)
     else:
-        torch.save({"epoch": 3, "state_dict": {f"module.{key}": value for key, value in state.items()}}, path)
+        name = "state_dict" if kind == "wrapped.pth" else "ema"
+        torch.save({"epoch": 3, name: {f"module.{key}": value for key, value in state.items()}}, path)
     found = load_network(f"{NAME}@{path}", what="pretrained")
     assert not found.training
     images = torch.randn(2, 1, 160, 160)
@@ -49,14 +50,9 @@ def test_a_folder(model: Any, tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_loaded_is_told(model: Any, tmp_path: Path) -> None:
-    with pytest.raises(
-        UserError, match=r"pretrained is 'vit_tyny_patch16_224'; .* Nearest: 'vit_tiny_patch16_224'"
-    ):
-        load_network("vit_tyny_patch16_224", what="pretrained")
-    with pytest.raises(UserError, match=r"a.pth'; a file of weights does not say .* Write NAME@a.pth"):
-        load_network("a.pth", what="pretrained")
-    with pytest.raises(UserError, match=r"'test_vit@none.pth' cannot be loaded"):
-        load_network(f"{NAME}@none.pth", what="pretrained")
+    (tmp_path / "text.pth").write_text("no weights")
+    with pytest.raises(UserError, match=r"text.pth cannot be read as a checkpoint"):
+        load_network(f"{NAME}@{tmp_path / 'text.pth'}", what="pretrained")
     torch.save(
         {name: value for name, value in model.state_dict().items() if "blocks.1" not in name},
         tmp_path / "a.pt",

@@ -196,5 +196,7 @@ def test_by_name_for_other_images() -> None:
     assert (arch.image_size, arch.in_chans, arch.num_classes, arch.embed_dim) == (64, 1, 7, 192)
     assert space.smallest().blocks[0].mlp_hidden == 192
     assert space.name == "around_deit_tiny_patch16_224"
-    with pytest.raises(UserError, match=r"network 'deit' cannot be made .* Use deit_tiny_patch16_224"):
+    with pytest.raises(UserError, match=r"network is 'deit'; it must be a folder .* NAME@FILE"):
         AroundConfig(network="deit").build()
+    with pytest.raises(UserError, match=r"network 'resnet18' cannot be made .* Use deit_tiny_patch16_224"):
+        AroundConfig(network="resnet18").build()

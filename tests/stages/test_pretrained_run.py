@@ -25,8 +25,8 @@ SMALL = {
 @pytest.mark.parametrize(
     ("pretrained", "message"),
     [
-        ("vit_tyny_patch16_224", "pretrained is 'vit_tyny_patch16_224', .* Nearest: 'vit_tiny_patch16_224'"),
-        ("weights.pth", "pretrained is 'weights.pth', which timm cannot make .* or NAME@FILE"),
+        ("vit_tyny_patch16_224", "pretrained is 'vit_tyny_patch16_224'; .* Nearest: 'vit_tiny_patch16_224'"),
+        ("weights.pth", "pretrained is 'weights.pth'; a file of weights .* Write NAME@weights.pth"),
         ("test_vit@weights.pth", "there is no file 'weights.pth'. Correct the path"),
         ("resnet10t", "pretrained 'resnet10t' cannot be loaded|cannot be written as an Arch"),
     ],

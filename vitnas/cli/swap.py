@@ -15,9 +15,10 @@ from vitnas.cli.options import options
 from vitnas.data import AUGMENTS, DataConfig, EvalBatches, TrainBatches, open_data
 from vitnas.errors import UserError, check_word
 from vitnas.exporting import export_onnx
-from vitnas.exporting.networks import check_timm_name, load_network
+from vitnas.exporting.networks import load_network
 from vitnas.mixers import MIXERS
 from vitnas.model.swap import swap_attention
+from vitnas.model.trained import find_trained
 from vitnas.runs import write_json
 from vitnas.stages.work import save_weights
 from vitnas.train import ConsoleProgress
@@ -31,8 +32,8 @@ USAGE = (
 
 @dataclass(frozen=True, kw_only=True)
 class SwapOptions:
-    """`model` is a timm name or a folder of ours; `dataset`, `epochs`, `lr` and `batch_size` are for winning back;
-    `folder` gets the weights, swap.json and model.onnx."""
+    """`model` is a timm name, NAME@FILE or a folder of ours; `dataset`, `epochs`, `lr` and `batch_size` are for winning
+    back; `folder` gets the weights, swap.json and model.onnx."""
 
     model: str
     mixer: str = ""
@@ -78,12 +79,12 @@ def swap_command(words: list[str], console: Console) -> None:
 def _load(name: str, pretrained: bool) -> Any:
     if pretrained:
         return load_network(name, what="the model")
-    if Path(name).is_dir():
+    given = find_trained(name, what="the model")
+    if kind := "folder" if given.folder else "file" if given.file else "":
         raise UserError(
-            f"pretrained=false and {name} is a folder; a folder always brings its weights. Leave pretrained out."
+            f"pretrained=false and {name} is a {kind}; a {kind} always brings its weights. Leave pretrained out."
         )
-    check_timm_name(name, what="the model")
-    return timm.create_model(name).eval()
+    return timm.create_model(given.name).eval()
 
 
 def _win_back(model: Any, teacher: Any, asked: SwapOptions, console: Console) -> dict[str, Any]:

@@ -23,8 +23,9 @@ from vitnas.data.dataset_strings import open_sources
 from vitnas.data.images import UNREADABLE, Form, Images, Split, Store, quiet_pillow
 from vitnas.data.sources import ArraySource, Pixels, Source, Subset
 from vitnas.data.splits import Opened, carve, match_classes
-from vitnas.errors import UserError, first_line, nearest
+from vitnas.errors import UserError, first_line
 from vitnas.grids import ImageSize, as_image_size, sides_of
+from vitnas.model.trained import find_trained
 from vitnas.runs import RunFile
 
 logger = logging.getLogger(__name__)
@@ -228,25 +229,19 @@ def open_data(config: DataConfig, *, pretrained: str | None = None) -> Data:
 
 
 def constants_of(pretrained: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and std of the images that a model was trained on, by its folder, its name for timm, or `NAME@FILE`; no
-    weights are loaded.
+    """Mean and std of the images that a model was trained on, by what `find_trained` takes; no weights are loaded.
 
     Raises:
         UserError: there is no such folder, file or model.
     """
-    name, _, file = pretrained.partition("@")
-    if file and not Path(file).is_file():
-        raise UserError(f"pretrained is {pretrained!r}, but there is no file {file!r}. Correct the path.")
+    name = find_trained(pretrained, what="pretrained").name
     try:
         with torch.device("meta"):
-            cfg = timm.create_model(
-                f"local-dir:{pretrained}" if Path(pretrained).is_dir() else name
-            ).pretrained_cfg
+            cfg = timm.create_model(name).pretrained_cfg
     except Exception as error:  # folders and the Hub fail in many ways
         raise UserError(
             f"pretrained is {pretrained!r}, which timm cannot make ({first_line(error)}); it must be a folder "
             f"of a saved model, a name of timm's, or NAME@FILE. Correct it, or leave it out."
-            f"{nearest(name, timm.list_models())}"
         ) from error
     return tuple(cfg["mean"]), tuple(cfg["std"])
 

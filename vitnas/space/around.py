@@ -20,6 +20,7 @@ from vitnas.errors import UserError
 from vitnas.grids import ImageSize
 from vitnas.mixers import MIXERS
 from vitnas.model import Model, arch_of_timm
+from vitnas.model.trained import find_trained
 from vitnas.space.config import SpaceConfig, from_preset
 from vitnas.space.gene import Gene
 from vitnas.space.space import Space
@@ -243,18 +244,19 @@ def around_named(
 
     Args:
         size: how small a net may become, `half` or `quarter`.
-        network: its name in timm, or the folder of a saved model.
+        network: what `find_trained` takes; no weights are loaded.
         options: as in `around`.
 
     Raises:
         UserError: an unknown network, or one that cannot be written as an Arch.
     """
     made = from_preset(AroundSpace, SIZES, size, options, also=("embed_dim",))
-    made["name"] = f"around_{Path(network).name}"
+    given = find_trained(network, what="network")
+    made["name"] = f"around_{Path(given.folder or given.name).name}"
     data = {"img_size": image_size, "num_classes": num_classes, "in_chans": in_chans}
     try:
         with torch.device("meta"):
-            model = timm.create_model(f"local-dir:{network}" if Path(network).is_dir() else network, **data)
+            model = timm.create_model(given.name, **data)
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
         raise UserError(
             f"network {network!r} cannot be made ({' '.join(str(error).split())[:200]}); it must be a ViT of timm, "

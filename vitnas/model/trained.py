@@ -1,0 +1,50 @@
+"""Where a trained network is, by what a user types: a folder of a saved model, a timm name, or NAME@FILE."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import timm
+
+from vitnas.errors import UserError, nearest
+
+SUFFIXES = (".pth", ".pt", ".tar", ".ckpt", ".bin", ".safetensors")  # of files of weights
+
+
+class Trained(NamedTuple):
+    """`name` is what timm makes the network by; its weights lie in `folder` or `file`, else timm knows where."""
+
+    name: str
+    folder: Path | None = None
+    file: Path | None = None
+
+
+def find_trained(text: str, *, what: str) -> Trained:
+    """The network that `text` stands for; nothing is loaded.
+
+    Args:
+        what: the field that `text` stands in, for errors.
+
+    Raises:
+        UserError: no such folder, name or file.
+    """
+    path = Path(text)
+    if path.is_dir():
+        return Trained(f"local-dir:{text}", folder=path)
+    name, _, file = text.partition("@")
+    if not file and (path.suffix in SUFFIXES or path.is_file()):
+        raise UserError(
+            f"{what} is {text!r}; a file of weights does not say what they are of. Write NAME@{text}, for example "
+            f"vit_tiny_patch16_224@{text}."
+        )
+    known, _, _ = name.partition(".")  # of the weights' tag
+    if ":" not in name and not timm.is_model(known):  # hf-hub: and the like
+        near = "" if len(Path(name).parts) > 1 else nearest(known, timm.list_models())
+        raise UserError(
+            f"{what} is {text!r}; it must be a folder of a saved model or a name that timm knows, alone or as "
+            f"NAME@FILE.{near or ' Correct it.'}"
+        )
+    if file and not Path(file).is_file():
+        raise UserError(f"{what} is {text!r}, but there is no file {file!r}. Correct the path.")
+    return Trained(name, file=Path(file) if file else None)
