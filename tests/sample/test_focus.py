@@ -343,7 +343,7 @@ class Clock:
 
 
 def test_latency_of_archs_that_were_not_timed() -> None:
-    model = LatencyModel.fit(MICRO, Clock(), None, n=24)
+    model = LatencyModel.fit(MICRO, Clock(), n=24)
     assert model.error < 0.02
     genes = MICRO.random_matrix(20, np.random.default_rng(5))
     want = 0.5 + 1e-5 * MICRO.cost_table().costs(genes)["params"]

@@ -163,6 +163,10 @@ def test_specialize_and_report(finished: Path, tmp_path: Path, capsys: pytest.Ca
     assert "none of 6 scored Archs meets the budget" in refused(
         ["specialize", str(folder), "budget=params<=1"], capsys
     )
+    assert (
+        "limits latency on torch,batch=1, which the search did not measure (it measured: none). Limit"
+        in refused(["specialize", str(folder), "budget=latency<=9ms@torch,batch=1"], capsys)
+    )
     (folder / "report.html").unlink()
     assert main(["report", str(folder)]) == 0
     assert (folder / "report.html").stat().st_size > 10_000
@@ -235,4 +239,4 @@ def test_images_of_a_run_are_normalised_as_its_pretrained_model_wants(tmp_path: 
     assert images.resized(32).data.mean == (0.5,) * 3
     assert images.about["data_config"]["mean"] == (0.5,) * 3
     other = replace(run, data=replace(data, mean=(0.1,) * 3))
-    assert Context(other, tmp_path / "other").data.mean == (0.1,) * 3
+    assert Context(other, tmp_path / "other").images.data.mean == (0.1,) * 3

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 import numpy as np
 from torch import nn
 
 from vitnas.arch import Arch
 from vitnas.errors import UserError
+from vitnas.measure.target import LatencyTarget, parse_target
+from vitnas.model import build as build_model
 from vitnas.space import Matrix, Space
-
-if TYPE_CHECKING:
-    from vitnas.measure.target import LatencyTarget
 
 Build: TypeAlias = Callable[[Arch], nn.Module]
 
@@ -55,7 +54,7 @@ def meters_of(
         )
     for target in targets:
         own = _says(meters[target])
-        if own is not None and own != _parsed(target):
+        if own is not None and own != parse_target(target):
             raise UserError(
                 f"latency on {target} has a meter of {own}; a meter answers for its own target only. Pass "
                 f"LatencyMeter({target!r})."
@@ -65,27 +64,13 @@ def meters_of(
 
 def _says(meter: LatencyMeter) -> LatencyTarget | None:
     """What a meter measures on, if it says so."""
-    # Here and not at the top, as in `measure_ms`.
-    from vitnas.measure.target import LatencyTarget
-
     own = getattr(meter, "target", None)
     return own if isinstance(own, LatencyTarget) else None
 
 
-def _parsed(target: str) -> LatencyTarget:
-    from vitnas.measure.target import parse_target
-
-    return parse_target(target)
-
-
-def measure_ms(meter: LatencyMeter, arch: Arch, build: Build | None) -> float:
+def measure_ms(meter: LatencyMeter, arch: Arch, build: Build | None = None) -> float:
     """Median milliseconds of the Model of `arch`."""
-    if build is None:
-        # Here and not at the top: a search without latency needs no network code, which takes seconds to import.
-        from vitnas.model import build as build_model
-
-        build = build_model
-    timing = meter.measure(build(arch))
+    timing = meter.measure((build or build_model)(arch))
     return float(timing) if isinstance(timing, float | int) else float(timing.median_ms)
 
 
@@ -107,13 +92,11 @@ class LatencyModel:
     n: int
 
     @classmethod
-    def fit(
-        cls, space: Space, meter: LatencyMeter, build: Build | None, *, n: int = 24, seed: int = 0
-    ) -> LatencyModel:
+    def fit(cls, space: Space, meter: LatencyMeter, *, n: int = 24, seed: int = 0) -> LatencyModel:
         """Time the smallest, the largest and random Archs of `space`, `n` in all."""
         ends = np.array([space.encode(space.smallest()), space.encode(space.largest())])
         genes = np.concatenate([ends, space.random_matrix(n - 2, np.random.default_rng(seed))])
-        times = np.array([measure_ms(meter, space.arch_of(tuple(row)), build) for row in genes.tolist()])
+        times = np.array([measure_ms(meter, space.arch_of(tuple(row))) for row in genes.tolist()])
         raw = _latency_features(space, genes)
         scales = raw.max(0)
         features = raw / scales

@@ -18,7 +18,7 @@ from vitnas.stages.models import Models
 from vitnas.stages.run import Run, lasting, plain
 from vitnas.stages.sampler import RunSampler
 from vitnas.stages.searching import Inherited, Searches
-from vitnas.stages.work import RunImages, Work
+from vitnas.stages.work import RunImages, Work, quick_meter
 from vitnas.supernet import Supernet, make_sharing
 from vitnas.train import Engine, Progress, Silent, TaskConfig
 
@@ -52,14 +52,9 @@ class Context:
     def images(self) -> RunImages:
         return RunImages(self.run.data, self.work, self.run.pretrained)
 
-    @property
-    def data(self) -> Data:
-        """The images' data, opened when first asked for."""
-        return self.images.data
-
     @cached_property
     def space(self) -> Space:
-        return make_space(self.run.space, self.data, self.run.task)
+        return make_space(self.run.space, self.images.data, self.run.task)
 
     @cached_property
     def budget(self) -> Budget:
@@ -70,7 +65,7 @@ class Context:
         """One meter per latency target that the budget or the objectives name, quick enough for a search."""
         named = [target for _, target in map(split_target, self.run.search.objectives) if target]
         targets = dict.fromkeys((*self.budget.latency_targets, *named))
-        return {target: LatencyMeter(target, runs=30, seconds=0.5, cache={}) for target in targets}
+        return {target: quick_meter(target) for target in targets}
 
     def new_supernet(self) -> Supernet:
         sharing = make_sharing(

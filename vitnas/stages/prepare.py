@@ -33,11 +33,12 @@ def prepare(context: Context) -> Feasibility:
         files.append(run.sampler.settles)
     if (folder / "run.yaml").exists() and all(file.exists(folder) for file in files):
         return Feasibility.read(folder)
-    data, space, budget = context.data, context.space, context.budget
+    data, space, budget = context.images.data, context.space, context.budget
+    supernet = context.new_supernet()
     for config in (run.supernet, run.retrain.train):  # what is unknown shows now, not in an hour
-        make_schedule(make_optimizer(context.new_supernet(), config), config, 100, 10)
+        make_schedule(make_optimizer(supernet, config), config, 100, 10)
     if run.pretrained:
-        start_from_pretrained(context.new_supernet(), run.pretrained)
+        start_from_pretrained(supernet, run.pretrained)
     task, teacher = make_task(run.task, data, space.largest().grids[-1])
     if teacher is not None:
         teacher.check(task.wants_taught, Pixels(data.mean, data.std))
@@ -46,7 +47,7 @@ def prepare(context: Context) -> Feasibility:
             pass
     # One process, so that clocks are not disturbed by the others'.
     table: Feasibility = context.engine.from_first(
-        lambda: feasibility(space, budget, seed=run.seed, latency_meter=context.meters or None)
+        lambda: feasibility(space, budget, seed=run.seed, latency_meter=context.meters)
     )
     context.sampler.settle(budget, context.meters)
     context.sampler.check(budget if SEARCHERS[run.search.searcher].asks_sampler else None)
@@ -75,6 +76,6 @@ def manifest(context: Context) -> Manifest:
         processes=context.engine.world,
         device=str(context.engine.device),
         git=git_commit(Path.cwd()),
-        data=context.data.fingerprint(),
+        data=context.images.data.fingerprint(),
         environment=environment(),
     )

@@ -25,7 +25,7 @@ from vitnas.searching import Evaluator
 from vitnas.searching.goal import Goal
 from vitnas.searching.latency import LatencyModel, measure_ms
 from vitnas.space import Genes, Space
-from vitnas.stages.work import RunImages, Work
+from vitnas.stages.work import RunImages, Work, quick_meter
 from vitnas.train.checkpoint import load_checkpoint
 
 NUM_DRAWS = 512  # of the policy per answer; free, as costs are a table and scores a model
@@ -82,9 +82,7 @@ class RunSampler:
 
         def find() -> RunFile:
             if not file.exists(folder):
-                measures = {
-                    target: partial(measure_ms, meter, build=None) for target, meter in meters.items()
-                }
+                measures = {target: partial(measure_ms, meter) for target, meter in meters.items()}
                 self.config.settle(self.space, budget, seed=self.work.seed, measures=measures).write(folder)
             return file.read(folder)
 
@@ -147,8 +145,7 @@ class RunSampler:
             known = SamplerLatency.read(folder) if SamplerLatency.exists(folder) else None
             # A run that was refused leaves its times behind; those of another target or space would be wrong.
             if known is None or (known.target, known.space) != (target, space):
-                meter = LatencyMeter(target, runs=30, seconds=0.5, cache={})
-                model = LatencyModel.fit(self.space, meter, None, seed=self.work.seed)
+                model = LatencyModel.fit(self.space, quick_meter(target), seed=self.work.seed)
                 known = SamplerLatency(target, space, model)
                 known.write(folder)
             return known.model
@@ -171,7 +168,7 @@ def limit_of(focus: Focus, budget: Budget) -> float:
     """
     quantity, _ = split_target(focus.config.quantity)
     bounds = [limit.high for limit in budget.limits if is_quantity(limit, focus.config.quantity)]
-    high = next((value for value in bounds if value is not None), None)
+    high = next(filter(None, bounds), None)
     if high is None:
         raise UserError(
             f"the budget {budget.text!r} has no upper bound on {focus.config.quantity}, which is what the sampler was "
@@ -180,9 +177,8 @@ def limit_of(focus: Focus, budget: Budget) -> float:
     if not focus.low <= high <= focus.high:
         low, most = (format_quantity(value, quantity) for value in (focus.low, focus.high))
         raise UserError(
-            f"the budget {budget.text!r} is outside what the sampler learned: {focus.config.quantity} from "
-            f"{low} to {most}. "
-            "Give one within."
+            f"the budget {budget.text!r} is outside what the sampler learned: {focus.config.quantity} from {low} to "
+            f"{most}. Give one within."
         )
     return float(high)
 

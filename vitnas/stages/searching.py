@@ -141,7 +141,7 @@ class Searches:
                     evaluator,
                     searcher=SEARCHERS[searcher].sized(wanted, answers),
                     num_trials=wanted,
-                    latency_meter=self.meters or None,
+                    latency_meter=self.meters,
                     on_trial=report,
                 )
             yield study

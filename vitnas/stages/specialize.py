@@ -5,22 +5,23 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import TypeAlias
 
 from vitnas.arch import Arch
 from vitnas.budget import Budget, Cost
 from vitnas.errors import UserError
 from vitnas.exporting import load_timm
-from vitnas.measure.latency import LatencyMeter
 from vitnas.records import Answer, ExportRecord, Family
 from vitnas.searching import SEARCHERS, SearchRecord
 from vitnas.searching.goal import Goal
 from vitnas.searching.latency import measure_ms
-from vitnas.space import Genes
 from vitnas.stages.finish import export_files
 from vitnas.stages.run import SearchConfig
 from vitnas.stages.sampler import NUM_DRAWS, RunSampler, answers, is_quantity
 from vitnas.stages.searching import Inherited, Searches
+from vitnas.stages.work import quick_meter
 
+Found: TypeAlias = tuple[Arch, float, Cost, int]  # with its accuracy and Cost, how many were scored for it
 LOOKS_SHARE = 20  # the policy's answers cost at most one of so many of another search's evaluations
 
 
@@ -40,54 +41,57 @@ def specialize(
     """
     folder = searches.work.folder
     parsed = {budget.text: budget for budget in map(Budget.parse, budgets)}
-    asks = sampler.has_answers
-    found = [
-        _by_sampler(searches, sampler, inherited, budget) if asks else _by_study(searches, sampler, budget)
-        for budget in parsed.values()
-    ]
-    known = Family.read(folder) if Family.exists(folder) else Family()
+    found = [_answer(searches, sampler, inherited, budget) for budget in parsed.values()]
+    known = Family.read(folder).answers if Family.exists(folder) else ()
     for arch, _ in found:  # only now, so that a budget that cannot be met leaves nothing behind
         where = inherited.save(arch)
         if not ExportRecord.exists(where):
             ExportRecord(export_files(inherited.images, load_timm(where), where, formats)).write(where)
-    answers = [answer for _, answer in found]
-    kept = [answer for answer in known.answers if answer.budget not in {each.budget for each in answers}]
-    Family((*kept, *answers)).write(folder)
+    kept = [answer for answer in known if answer.budget not in parsed]
+    Family((*kept, *(answer for _, answer in found))).write(folder)
     return found
 
 
 def _answer(
-    budget: Budget, arch: Arch, accuracy: float, cost: Cost, source: str, evaluated: int, start: float
+    searches: Searches, sampler: RunSampler, inherited: Inherited, budget: Budget
 ) -> tuple[Arch, Answer]:
+    start, asks = time.monotonic(), sampler.has_answers
+    arch, accuracy, cost, evaluated = (
+        _by_sampler(searches, sampler, inherited, budget) if asks else _by_study(searches, sampler, budget)
+    )
     return arch, Answer(
         budget=budget.text,
         arch_id=arch.id,
         accuracy=accuracy,
         cost=cost,
         path=f"front/{arch.id}",
-        source=source,
+        source="sampler" if asks else "search",
         evaluated=evaluated,
         seconds=time.monotonic() - start,
     )
 
 
-def _by_study(searches: Searches, sampler: RunSampler, budget: Budget) -> tuple[Arch, Answer]:
-    start = time.monotonic()
+def _by_study(searches: Searches, sampler: RunSampler, budget: Budget) -> Found:
     folder = searches.work.folder
     if not SearchRecord.exists(folder):
         raise UserError(
             f"{folder} has neither a learned sampler (sampler.kind is {sampler.config.kind!r}) nor a finished search "
             f"that could answer. Run `vitnas train {folder}` and `vitnas search` first."
         )
+    unknown = [target for target in budget.latency_targets if target not in searches.meters]
+    if unknown:
+        raise UserError(
+            f"the budget {budget.text!r} limits latency on {', '.join(unknown)}, which the search did not measure (it "
+            f"measured: {', '.join(searches.meters) or 'none'}). Limit macs, params or memory, or search with that "
+            "budget in another folder."
+        )
     with searches.open() as study:
         trial = study.best(budget)
-    return _answer(budget, trial.arch, trial.values["accuracy"], trial.cost, "search", 0, start)
+    return trial.arch, trial.values["accuracy"], trial.cost, 0
 
 
-def _by_sampler(
-    searches: Searches, sampler: RunSampler, inherited: Inherited, budget: Budget
-) -> tuple[Arch, Answer]:
-    start, focus = time.monotonic(), sampler.load()
+def _by_sampler(searches: Searches, sampler: RunSampler, inherited: Inherited, budget: Budget) -> Found:
+    focus = sampler.load()
     trained_for = focus.config.quantity
     if not all(is_quantity(limit, trained_for) for limit in budget.limits if limit.quantity == "latency"):
         raise UserError(
@@ -95,13 +99,15 @@ def _by_sampler(
             f"{trained_for}, or ask the finished search."
         )
     num_looks = num_looks_of(searches.config)
-    ranked = answers(focus, budget, seed=searches.work.seed)
-    goal = Goal(focus.space, budget)
-    scored: list[tuple[Mapping[str, float], Genes, Cost]] = []
-    for genes in ranked:
-        cost = measured(goal, genes)
+    goal, meters = Goal(focus.space, budget), {name: quick_meter(name) for name in budget.latency_targets}
+    scored: list[tuple[Mapping[str, float], Arch, Cost]] = []
+    for genes in answers(focus, budget, seed=searches.work.seed):
+        arch = focus.space.arch_of(genes)
+        # Where the budget limits latency it is measured: the policy only has a model of it.
+        latency_ms = {name: measure_ms(meter, arch) for name, meter in meters.items()}
+        cost = replace(goal.cost(genes), latency_ms=latency_ms)
         if not budget.misses(cost):
-            scored.append((inherited.evaluator(focus.space.arch_of(genes)), genes, cost))
+            scored.append((inherited.evaluator(arch), arch, cost))
         if len(scored) == num_looks:
             break
     if not scored:
@@ -109,10 +115,8 @@ def _by_sampler(
             f"none of the {NUM_DRAWS} Archs that the sampler drew meets {budget.text!r}, and none near them was found. "
             "Widen the budget, or ask the finished search."
         )
-    values, genes, cost = max(scored, key=lambda found: (found[0]["accuracy"], -found[0]["loss"]))
-    return _answer(
-        budget, focus.space.arch_of(genes), values["accuracy"], cost, "sampler", len(scored), start
-    )
+    values, arch, cost = max(scored, key=lambda found: (found[0]["accuracy"], -found[0]["loss"]))
+    return arch, values["accuracy"], cost, len(scored)
 
 
 def num_looks_of(search: SearchConfig) -> int:
@@ -120,14 +124,3 @@ def num_looks_of(search: SearchConfig) -> int:
     a twentieth of what that search scores."""
     own = SEARCHERS[search.searcher].asks_sampler
     return search.num_trials if own else max(1, search.num_trials // LOOKS_SHARE)
-
-
-def measured(goal: Goal, genes: Genes) -> Cost:
-    """The counted Cost, with latency measured where the budget limits it: the policy only has a model of it."""
-    cost = goal.cost(genes)
-    targets = goal.budget.latency_targets
-    if not targets:
-        return cost
-    arch = goal.space.arch_of(genes)
-    meters = {target: LatencyMeter(target, runs=30, seconds=0.5, cache={}) for target in targets}
-    return replace(cost, latency_ms={name: measure_ms(meter, arch, None) for name, meter in meters.items()})

@@ -17,6 +17,7 @@ from vitnas.data import Data, DataConfig, EvalBatches, TrainBatches, open_data
 from vitnas.data.augment import seed_from
 from vitnas.errors import UserError
 from vitnas.grids import ImageSize
+from vitnas.measure.latency import LatencyMeter
 from vitnas.records import Manifest
 from vitnas.runs import write_with
 from vitnas.train import Engine, Progress
@@ -74,10 +75,6 @@ class RunImages:
         resized.data = open_data(resized.config, pretrained=self.pretrained)
         return resized
 
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        return tuple(self.data.class_names)
-
     @cached_property
     def holdout(self) -> EvalBatches:
         """What a search and a sampler look at."""
@@ -113,7 +110,7 @@ class RunImages:
     def about(self) -> dict[str, Any]:
         """What is written beside a model: its classes, and what a user must do to an image."""
         return {
-            "class_names": self.class_names,
+            "class_names": tuple(self.data.class_names),
             "data_config": {
                 "mean": self.data.mean,
                 "std": self.data.std,
@@ -121,6 +118,11 @@ class RunImages:
                 "crop_pct": self.data.holdout.form.crop_pct,
             },
         }
+
+
+def quick_meter(target: str) -> LatencyMeter:
+    """A meter that is quick enough to time every Arch of a search, each once."""
+    return LatencyMeter(target, runs=30, seconds=0.5, cache={})
 
 
 def save_weights(network: nn.Module, path: Path) -> None:
