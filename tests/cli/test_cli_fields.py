@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 import pytest
 import yaml
 from jsonargparse.typing import PositiveInt
+from optuna.storages import JournalStorage
 
 from vitnas.cli import main
 from vitnas.cli.fields import claim_folder, make_run, open_run, split_budgets
@@ -352,3 +355,16 @@ def test_a_shared_storage_tells_runs_apart_but_not_resumptions() -> None:
 )
 def test_lists_of_budgets(text: str, parts: list[str]) -> None:
     assert split_budgets(text) == parts
+
+
+def test_the_dashboard_shows_the_storage_that_the_run_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also one that Optuna itself does not know by our words."""
+    module, shown = ModuleType("optuna_dashboard"), []
+    module.run_server = lambda storage, **where: shown.append(storage)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "optuna_dashboard", module)
+    save_run(make_run("tour", {"search.storage": f"journal:{tmp_path / 'log'}"}), tmp_path / "run.yaml")
+    assert main(["dashboard", str(tmp_path)]) == 0
+    (storage,) = shown
+    assert isinstance(storage, JournalStorage)

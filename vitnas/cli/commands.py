@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import get_type_hints
 
 from jsonargparse.typing import PositiveInt
 from rich.console import Console
@@ -24,8 +24,9 @@ from vitnas.records import Family, FinalScores, Result, Results
 from vitnas.reporting import front_table, report
 from vitnas.reporting.sampler_plots import family
 from vitnas.reporting.tables import feasibility, to_rich
+from vitnas.searching.storage import open_storage
 from vitnas.stages import STAGES, Context, prepare
-from vitnas.stages.run import KINDS, Run
+from vitnas.stages.run import Run, field_groups
 from vitnas.stages.specialize import specialize
 from vitnas.train import ConsoleProgress
 
@@ -187,9 +188,8 @@ def finetune_command(words: list[str], console: Console) -> None:
     folder, role, size = asked.folder, asked.role, asked.image_size
     if size is None:
         raise UserError(usage)
-    open_run(folder)
-    fields = {f"retrain.train.{name}": text for name, text in texts.items()}
-    with at_work(make_run(str(folder / "run.yaml"), fields), folder, console) as context:
+    run = open_run(folder, {f"retrain.train.{name}": text for name, text in texts.items()})
+    with at_work(run, folder, console) as context:
         where = finetune(context.models, role, size, context.run.retrain.train)
         if context.engine.is_main:
             result = Result.read(where)
@@ -213,13 +213,12 @@ def dashboard_command(words: list[str], console: Console) -> None:
         from optuna_dashboard import run_server
     except ImportError as error:
         raise MissingExtra("the dashboard", "dashboard") from error
-    storage = run.search.storage or f"sqlite:///{folder / 'study.db'}"
     if run.search.storage is None and not (folder / "study.db").exists():
         raise UserError(
             f"{folder} has no study.db yet; the search writes it. Run `vitnas search {folder}` first."
         )
     console.print("http://localhost:8080 (stop with Ctrl-C)")
-    run_server(storage, host="localhost", port=8080)
+    run_server(open_storage(run.search.storage or folder / "study.db"), host="localhost", port=8080)
 
 
 def command_help(name: str, usage: str, console: Console) -> None:
@@ -231,25 +230,14 @@ def command_help(name: str, usage: str, console: Console) -> None:
     console.print("\n".join(lines))
     if name != "run":
         return
-    for title, prefix, kind in field_groups():
+    for prefix, word, kind in field_groups():
+        title = f"{prefix}kind={word}" if word else prefix.rstrip(".") or "run"
         doc = " ".join((kind.__doc__ or "").partition("Raises:")[0].split())
         console.print(f"\n[bold]{title}[/bold]: {escape(doc)}")
         for field in fields(kind):
             if not is_dataclass(get_type_hints(kind)[field.name]):
                 default = "" if field.default is MISSING else f" = {field.default!r}"
                 console.print(f"  {prefix}{field.name}: {escape(str(field.type))}{escape(default)}")
-
-
-def field_groups(kind: type[Any] = Run, prefix: str = "") -> Iterator[tuple[str, str, type[Any]]]:
-    """The dataclasses of a Run: a title, what its fields' names begin with, and the class."""
-    yield prefix.rstrip(".") or "run", prefix, kind
-    for name, hint in get_type_hints(kind).items():
-        if kind is Run and name in KINDS:
-            for word, member in KINDS[name].items():
-                yield f"{name}.kind={word}", f"{name}.", member
-            continue
-        for nested in filter(is_dataclass, (hint, *get_args(hint))):
-            yield from field_groups(nested, f"{prefix}{name}.")  # type: ignore[arg-type]
 
 
 def one_folder(words: list[str], command: str) -> Path:

@@ -14,6 +14,7 @@ from vitnas.cli.options import parsed
 from vitnas.data import AUGMENTS
 from vitnas.errors import UserError, check_word, nearest
 from vitnas.recipes import RECIPES
+from vitnas.runs import to_json
 from vitnas.stages import go_on
 from vitnas.stages.run import GROWS, KINDS, Run, changes, field_names, in_words, plain, save_run
 
@@ -64,7 +65,7 @@ def make_run(name: str, pairs: Mapping[str, str]) -> Run:
                 f"data.augment is {named!r}, which the images decide; its fields cannot be set one by one. "
                 "Write them all in a YAML file, or choose a recipe that spells them out."
             )
-        base["data"]["augment"] = plain(AUGMENTS[named])
+        base["data"]["augment"] = to_json(AUGMENTS[named])
     for group in KINDS:
         _choose(base, group, pairs.get(f"{group}.kind", base[group]["kind"]))
     texts = {**dict(_leaves(base)), **pairs}
@@ -99,15 +100,14 @@ def _choose(base: dict[str, Any], group: str, kind: Any) -> None:
 
 def _base(name: str, known: Collection[str]) -> dict[str, Any]:
     if name in RECIPES:
-        found: dict[str, Any] = plain(RECIPES[name]())
-        return found
+        return plain(RECIPES[name]())
     path = Path(name)
     if path.suffix not in (".yaml", ".yml"):
         raise UserError(f"{name!r} is no recipe; recipes are {', '.join(RECIPES)}.{nearest(name, RECIPES)}")
     values = read_yaml(path)
     recipe = values.get("recipe", "tour")
     check_word(f"{path}: recipe", recipe, RECIPES)
-    base: dict[str, Any] = plain(RECIPES[recipe]())
+    base = plain(RECIPES[recipe]())
     for group in KINDS:
         given = values.get(group, {})
         if not isinstance(given, dict):
@@ -177,14 +177,14 @@ def claim_folder(run: Run, folder: Path) -> None:
         save_run(run, path)
 
 
-def open_run(folder: Path) -> Run:
-    """The Run of a run folder.
+def open_run(folder: Path, pairs: Mapping[str, str] | None = None) -> Run:
+    """The Run of a run folder, with overrides.
 
     Raises:
-        UserError: no such folder, no run.yaml, or one that cannot be read.
+        UserError: no such folder, no run.yaml, or one that cannot be read; as in `make_run`.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; give the run folder that `vitnas run` made.")
     if not (folder / "run.yaml").exists():
         raise UserError(f"{folder} has no run.yaml, so it is no run folder; give one that `vitnas run` made.")
-    return make_run(str(folder / "run.yaml"), {})
+    return make_run(str(folder / "run.yaml"), pairs or {})

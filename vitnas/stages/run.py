@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
@@ -13,7 +13,7 @@ from vitnas.budget import QUANTITIES, Budget, split_target
 from vitnas.data import DataConfig
 from vitnas.errors import UserError, check_word, check_words
 from vitnas.measure.target import parse_target
-from vitnas.runs import write_atomic
+from vitnas.runs import to_json, write_atomic
 from vitnas.sample import SAMPLERS, SamplerConfig, UniformConfig
 from vitnas.searching import SEARCHERS
 from vitnas.space import SPACES, AutoFormerConfig, SpaceConfig
@@ -165,22 +165,25 @@ KINDS: Mapping[str, Mapping[str, type[Any]]] = {
 }
 
 
-def field_names(kind: type[Any] = Run, prefix: str = "") -> dict[str, set[str]]:
+def field_groups(kind: type[Any] = Run, prefix: str = "") -> Iterator[tuple[str, str, type[Any]]]:
+    """The dataclasses of a Run: what their fields' names begin with (`supernet.`), the word of one kind of several
+    (else ""), and the class."""
+    yield prefix, "", kind
+    for name, hint in get_type_hints(kind).items():
+        if kind is Run and name in KINDS:
+            yield from ((f"{name}.", word, member) for word, member in KINDS[name].items())
+            continue
+        for nested in filter(is_dataclass, (hint, *get_args(hint))):
+            yield from field_groups(nested, f"{prefix}{name}.")  # type: ignore[arg-type]
+
+
+def field_names() -> dict[str, set[str]]:
     """Every field of a Run that can be set, dotted (`supernet.epochs`), and the kinds it belongs to where it depends
     on one (`sampler.num_archs`: several and spread)."""
-    found: dict[str, set[str]] = {}
-    hints = get_type_hints(kind)
-    for item in fields(kind):
-        name = f"{prefix}{item.name}"
-        found[name] = set()
-        for nested in (hints[item.name], *get_args(hints[item.name])):
-            if is_dataclass(nested):
-                found |= field_names(nested, f"{name}.")  # type: ignore[arg-type]
-    for group, table in KINDS.items() if kind is Run else ():
-        found[f"{group}.kind"] = set()
-        for word, config in table.items():
-            for name in field_names(config, f"{group}."):
-                found.setdefault(name, set()).add(word)
+    found: dict[str, set[str]] = {f"{group}.kind": set() for group in KINDS}
+    for prefix, word, kind in field_groups():
+        for item in fields(kind):
+            found.setdefault(f"{prefix}{item.name}", set()).update({word} - {""})
     return found
 
 
@@ -192,15 +195,10 @@ def save_run(run: Run, path: Path) -> None:
     )
 
 
-def plain(value: Any) -> Any:
-    """A dataclass as plain YAML values (tuples become lists; one of several kinds says which)."""
-    if is_dataclass(value) and not isinstance(value, type):
-        kind = getattr(value, "kind", None)
-        own = {item.name: plain(getattr(value, item.name)) for item in fields(value)}
-        return {"kind": kind, **own} if isinstance(kind, str) else own
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+def plain(run: Run) -> dict[str, Any]:
+    """A Run as plain YAML values; one of several kinds says which."""
+    values: dict[str, Any] = to_json(run)
+    return values | {group: {"kind": getattr(run, group).kind, **values[group]} for group in KINDS}
 
 
 def lasting(value: Any, prefix: str = "") -> Any:
