@@ -11,8 +11,10 @@ from torch import nn
 
 from vitnas.data import Readings
 from vitnas.errors import UserError
-from vitnas.exporting import export_model, load_timm
+from vitnas.exporting import export_model
 from vitnas.measure.latency import LatencyMeter
+from vitnas.model import build
+from vitnas.model.named import ArchFile
 from vitnas.records import (
     ExportedFile,
     ExportRecord,
@@ -27,7 +29,7 @@ from vitnas.reporting import report
 from vitnas.reporting.tables import wilson
 from vitnas.stages.models import Models
 from vitnas.stages.run import ExportConfig
-from vitnas.stages.work import RunImages
+from vitnas.stages.work import RunImages, load_weights
 from vitnas.train import Score, evaluate
 
 FILES = {"onnx": "model.onnx", "torch_export": "model.pt2"}
@@ -40,10 +42,11 @@ def export_chosen(models: Models, config: ExportConfig) -> None:
     def make() -> None:
         model, folder, images = models.load("chosen"), models.folder("chosen"), models.images.some()
         files = export_files(models.images, model, target, config.formats)
-        again = load_timm(folder)
+        own = build(ArchFile.read(folder).arch).eval()  # what timm makes of the folder is held against it
+        load_weights(own, folder / "model.safetensors", "vitnas retrain")
         with torch.no_grad():
-            difference = float((again.eval()(images) - model(images)).abs().max())
-        params, reported = sum(p.numel() for p in again.parameters()), Result.read(folder).params
+            difference = float((model(images) - own(images)).abs().max())
+        params, reported = sum(p.numel() for p in model.parameters()), Result.read(folder).params
         if params != reported:
             raise UserError(
                 f"the exported model has {params} parameters; {reported} were reported. Delete {folder}."
@@ -124,7 +127,7 @@ def _row(folder: Path, role: str, score: Score) -> FinalRow:
     result.write(where)
     rows = LatencyRecord.read(timed).rows if LatencyRecord.exists(timed) else ()
     return FinalRow(
-        **{item.name: getattr(result, item.name) for item in fields(Result)},
+        **vars(result),
         name=role.replace("_", " "),
         ci95=wilson(round(score.accuracy * score.n), score.n),
         latency_ms={row.target: row.latency for row in rows if row.role == role},
@@ -135,8 +138,7 @@ def files(folder: Path) -> dict[str, str]:
     """The files that a person wants, by what they are, relative to the run folder."""
     wanted = {
         "timm": "models/chosen",
-        "onnx": "export/model.onnx",
-        "torch_export": "export/model.pt2",
+        **{kind: f"export/{name}" for kind, name in FILES.items()},
         "study": "study.db",
         "report": "report.html",
     }
