@@ -326,9 +326,7 @@ def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path = root / "vitnas" / table
         lines = path.read_text().splitlines()
         last = max(i for i, one in enumerate(lines) if one.startswith("from vitnas."))
-        while not lines[last].endswith(")") and lines[last].endswith("("):
-            last += 1
-        lines.insert(last if lines[last].endswith("(") else last + 1, line)
+        lines.insert(last + 1, line)
         path.write_text("\n".join(lines) + "\n")
     (root / "test_new.py").write_text(TESTS)
     (root / "pytest.ini").write_text("[pytest]\nfilterwarnings = error\n")

@@ -168,7 +168,7 @@ DAMAGES: list[tuple[str, Callable[[Path], None], tuple[str, ...], str]] = [
     ),
     (
         "metrics.jsonl",
-        lambda path: path.write_text("{}\nnone\n{}\n"),
+        bad_line,
         ("supernet.safetensors",),
         "Delete the bad lines",
     ),

@@ -9,15 +9,16 @@ import timm
 import torch
 from stage_help import refused, words
 
+from vitnas.budget import Budget
 from vitnas.cli import main
 from vitnas.cli.fields import make_run
-from vitnas.data import open_data
 from vitnas.errors import UserError
 from vitnas.exporting import save_timm
 from vitnas.model.named import ArchFile
 from vitnas.recipes import RECIPES
 from vitnas.records import Result, Results
 from vitnas.sample import Given, Spread
+from vitnas.searching import feasibility
 from vitnas.stages.context import make_space
 from vitnas.train import metrics
 
@@ -196,14 +197,8 @@ def test_a_trained_model_teaches(finished: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["vit_resnas", "vit_resnas_cifar"])
 def test_the_recipes_fit_their_spaces(name: str) -> None:
     run = RECIPES[name]()
-    data = open_data(make_run("tour", {}).data)
-    changed = {"image_size": 32 if name.endswith("cifar") else 224, "in_chans": 3, "num_classes": 10}
-    fake = type("Fake", (), {**changed})()
-    assert data is not None
-    space = make_space(run.space, fake, run.task)
-    from vitnas.budget import Budget
-    from vitnas.searching import feasibility
-
+    images = {"image_size": 32 if name.endswith("cifar") else 224, "in_chans": 3, "num_classes": 10}
+    space = make_space(run.space, type("Fake", (), images)(), run.task)
     table = feasibility(space, Budget.parse(run.budget), n=4000)
     assert table.rows[-1].share_feasible > 0.01
     sampler = run.sampler.build(space, Given())

@@ -10,7 +10,7 @@ from __future__ import annotations
 from vitnas.data import AUGMENTS, DataConfig
 from vitnas.sample import UniformConfig
 from vitnas.space import AutoFormerConfig
-from vitnas.stages.run import ExportConfig, RetrainConfig, Run, SearchConfig
+from vitnas.stages.run import RetrainConfig, Run, SearchConfig
 from vitnas.train import TrainConfig
 
 
@@ -60,5 +60,4 @@ def autoformer_cifar() -> Run:
         supernet=train,
         search=SearchConfig(searcher="autoformer", num_trials=500),
         retrain=RetrainConfig(train=train, rank_archs=8, rank_epochs=60),
-        export=ExportConfig(),
     )

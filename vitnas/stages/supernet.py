@@ -13,8 +13,6 @@ from vitnas.supernet import Supernet
 from vitnas.supernet.pretrained import start_from
 from vitnas.train import Monitor, Rewiring, TaskConfig, TrainConfig
 
-STAGE = "supernet"
-
 
 def train_supernet(
     work: Work,
@@ -35,7 +33,7 @@ def train_supernet(
         supernet,
         task,
         config,
-        stage=STAGE,
+        stage="supernet",
         grid=supernet.space.largest().grids[-1],
         monitor=Monitor.of(supernet.space, images.holdout, seed=work.seed) if config.monitor_every else None,
         sampler=made,
