@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from vitnas.grids import ImageSize
-from vitnas.space.config import SpaceConfig, from_preset
+from vitnas.space.config import WidthsConfig, from_preset
 from vitnas.space.gene import Gene
 from vitnas.space.space import Space
 
@@ -92,21 +92,12 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 
 
-def autoformer(
-    size: str = "tiny",
-    *,
-    image_size: ImageSize = 224,
-    patch_size: int | None = None,
-    num_classes: int = 1000,
-    in_chans: int = 3,
-    **options: Any,
-) -> AutoFormerSpace:
+def autoformer(size: str = "tiny", **options: Any) -> AutoFormerSpace:
     """The AutoFormer space `tiny`, `small` or `base` (the paper's), or `micro` (ours), for any images.
 
     Args:
         size: which published space the options start from.
-        image_size, patch_size: in pixels; the patch must divide the image.
-        options: other fields of `AutoFormerSpace` (embed_dims, depths, num_heads, mlp_ratios, head_dim, ...).
+        options: fields of `AutoFormerSpace` (image_size, num_classes, embed_dims, depths, ...).
 
     Raises:
         UserError: unknown size or option, sizes that do not fit.
@@ -114,13 +105,11 @@ def autoformer(
     >>> autoformer("tiny").size()
     1073565696
     """
-    data = {"image_size": image_size, "num_classes": num_classes, "in_chans": in_chans}
-    given = {**data, "patch_size": patch_size, **options}
-    return AutoFormerSpace(**from_preset(AutoFormerSpace, SIZES, size, given))
+    return AutoFormerSpace(**from_preset(AutoFormerSpace, SIZES, size, options))
 
 
 @dataclass(frozen=True, kw_only=True)
-class AutoFormerConfig(SpaceConfig):
+class AutoFormerConfig(WidthsConfig):
     """An AutoFormer space, `tiny`, `small`, `base` or `micro`; options left at None are the preset's."""
 
     kind = AutoFormerSpace.kind
@@ -128,10 +117,4 @@ class AutoFormerConfig(SpaceConfig):
     sizes = SIZES
     make = staticmethod(autoformer)
 
-    patch_size: int | None = None
-    embed_dims: tuple[int, ...] | None = None
-    depths: tuple[int, ...] | None = None
-    num_heads: tuple[int, ...] | None = None
-    mlp_ratios: tuple[float, ...] | None = None
-    head_dim: int | None = None
     relative_position: int | None = None

@@ -45,6 +45,18 @@ class SpaceConfig:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class WidthsConfig(SpaceConfig):
+    """What spaces with one patch size and options of depth, widths and heads share."""
+
+    patch_size: int | None = None
+    embed_dims: tuple[int, ...] | None = None
+    depths: tuple[int, ...] | None = None
+    num_heads: tuple[int, ...] | None = None
+    mlp_ratios: tuple[float, ...] | None = None
+    head_dim: int | None = None
+
+
 def from_preset(
     space: type[Space], sizes: Presets, size: str, options: Mapping[str, Any], also: Iterable[str] = ()
 ) -> dict[str, Any]:

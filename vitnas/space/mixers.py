@@ -19,7 +19,7 @@ from vitnas.errors import UserError, check_words
 from vitnas.grids import ImageSize, as_image_size, sides_of
 from vitnas.mixers import MIXERS
 from vitnas.space.autoformer import mlp_ratio
-from vitnas.space.config import SpaceConfig, from_preset
+from vitnas.space.config import WidthsConfig, from_preset
 from vitnas.space.gene import Gene
 from vitnas.space.space import Space
 
@@ -112,15 +112,7 @@ SIZES: dict[str, dict[str, Any]] = {
 DEFAULT_MIXERS = ("fourier", "token_mlp", "linformer", "nystrom", "performer", "long_short", "softmax")
 
 
-def mixer_space(
-    size: str = "micro",
-    *,
-    image_size: ImageSize = 32,
-    patch_size: int | None = None,
-    num_classes: int = 10,
-    in_chans: int = 3,
-    **options: Any,
-) -> MixerSpace:
+def mixer_space(size: str = "micro", **options: Any) -> MixerSpace:
     """The space of mixers, `micro` or `small`, for any images.
 
     Mixers are put in the order of their multiply-accumulates at the largest sizes. Ranks and landmarks are a quarter of
@@ -128,16 +120,14 @@ def mixer_space(
 
     Args:
         size: which preset the options start from.
-        image_size, patch_size: in pixels; the patch must divide the image.
-        options: fields of `MixerSpace` (mixers, stems, positions, embed_dims, ...).
+        options: fields of `MixerSpace` (image_size, num_classes, mixers, stems, positions, embed_dims, ...).
 
     Raises:
         UserError: unknown size, option or mixer, sizes that do not fit.
     """
-    data = {"image_size": image_size, "num_classes": num_classes, "in_chans": in_chans}
-    made = from_preset(MixerSpace, SIZES, size, {**data, "patch_size": patch_size, **options})
-    patch = made.setdefault("patch_size", 4)
-    sides = sides_of(as_image_size("image_size", image_size))
+    made = from_preset(MixerSpace, SIZES, size, options)
+    patch = made.get("patch_size", MixerSpace.patch_size)
+    sides = sides_of(as_image_size("image_size", made.get("image_size", MixerSpace.image_size)))
     tokens = prod(side // max(1, patch) for side in sides)  # an Arch refuses a patch of 0
     made.setdefault("stems", ("linear", "hybrid") if patch in (1, 2, 4, 8) else ("linear",))
     made.setdefault("positions", ("learned", "rotary", "rotary_2d"))
@@ -149,7 +139,7 @@ def mixer_space(
 
 
 @dataclass(frozen=True, kw_only=True)
-class MixerConfig(SpaceConfig):
+class MixerConfig(WidthsConfig):
     """The space of mixers, `micro` or `small`; options left at None are the preset's."""
 
     kind = MixerSpace.kind
@@ -157,12 +147,6 @@ class MixerConfig(SpaceConfig):
     sizes = SIZES
     make = staticmethod(mixer_space)
 
-    patch_size: int | None = None
     stems: tuple[str, ...] | None = None
     positions: tuple[str, ...] | None = None
     mixers: tuple[str, ...] | None = None
-    embed_dims: tuple[int, ...] | None = None
-    depths: tuple[int, ...] | None = None
-    num_heads: tuple[int, ...] | None = None
-    mlp_ratios: tuple[float, ...] | None = None
-    head_dim: int | None = None

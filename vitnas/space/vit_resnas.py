@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from vitnas.arch import Reduction, Stem
 from vitnas.errors import UserError
 from vitnas.grids import ImageSize
-from vitnas.space.config import SpaceConfig, from_preset
+from vitnas.space.config import WidthsConfig, from_preset
 from vitnas.space.gene import Gene
 from vitnas.space.space import Space, rising
 
@@ -246,23 +246,13 @@ def micro_stages(
     )
 
 
-def vit_resnas(
-    size: str = "sr_tiny_mh",
-    *,
-    image_size: ImageSize = 224,
-    patch_size: int | None = None,
-    num_classes: int = 1000,
-    in_chans: int = 3,
-    **options: Any,
-) -> ViTResNASSpace:
+def vit_resnas(size: str = "sr_tiny_mh", **options: Any) -> ViTResNASSpace:
     """The ViT-ResNAS space of that name (the authors' configurations), or `micro` (ours), for any images.
 
     Args:
         size: which space the options start from.
-        image_size, patch_size: in pixels; the patch, and the grid's halvings, must divide the image. The authors' patch
-            is 14, and 16 in the flat spaces.
-        options: fields of `ViTResNASSpace`; for `micro` also `embed_dims`, `depths`, `num_heads`, `mlp_ratios`,
-            `head_dim` and `skip` (see `micro_stages`).
+        options: fields of `ViTResNASSpace` (the authors' patch is 14, and 16 in the flat spaces); for `micro` also
+            `embed_dims`, `depths`, `num_heads`, `mlp_ratios`, `head_dim` and `skip` (see `micro_stages`).
 
     Raises:
         UserError: unknown size or option, sizes that do not fit.
@@ -270,9 +260,7 @@ def vit_resnas(
     >>> f"{vit_resnas('sr_tiny_mh').size():.1e}"
     '1.9e+28'
     """
-    data = {"image_size": image_size, "num_classes": num_classes, "in_chans": in_chans}
-    given = {**data, "patch_size": patch_size, **options}
-    made = from_preset(ViTResNASSpace, SIZES, size, given, also=_MICRO)
+    made = from_preset(ViTResNASSpace, SIZES, size, options, also=_MICRO)
     shaping = {name: made.pop(name) for name in _MICRO if name in made}
     if shaping and "stages" in made:
         raise UserError(
@@ -286,7 +274,7 @@ def vit_resnas(
 
 
 @dataclass(frozen=True, kw_only=True)
-class ViTResNASConfig(SpaceConfig):
+class ViTResNASConfig(WidthsConfig):
     """A ViT-ResNAS space by name; options left at None are the preset's.
 
     Widths, depths, heads, ratios and `skip` go with size `micro` (options of the first stage, see `micro_stages`).
@@ -297,10 +285,4 @@ class ViTResNASConfig(SpaceConfig):
     sizes = SIZES
     make = staticmethod(vit_resnas)
 
-    patch_size: int | None = None
-    embed_dims: tuple[int, ...] | None = None
-    depths: tuple[int, ...] | None = None
-    num_heads: tuple[int, ...] | None = None
-    mlp_ratios: tuple[float, ...] | None = None
-    head_dim: int | None = None
     skip: float | None = None

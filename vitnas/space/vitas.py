@@ -162,26 +162,15 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 
 
-def vitas(
-    size: str = "1g",
-    *,
-    image_size: ImageSize = 224,
-    patch_size: int | None = None,
-    num_classes: int = 1000,
-    in_chans: int = 3,
-    widest: Sequence[int] | None = None,
-    ratios: Sequence[float] | None = None,
-    **options: Any,
-) -> VitasSpace:
+def vitas(size: str = "1g", *, patch_size: int | None = None, **options: Any) -> VitasSpace:
     """The ViTAS space `1g`, `1.3g` or `4.9g` (the authors'), or `mini` and `micro` (ours), for any images.
 
     Args:
         size: where the options start from.
-        image_size: in pixels.
         patch_size: in pixels; one patch size instead of the size's several (`patch_sizes` gives others).
-        widest: largest embedding, inner (q, k and v each) and MLP width.
-        ratios: options of all three widths, as shares of `widest`.
-        options: other fields of `VitasSpace` (patch_sizes, embed_dims, num_heads, inner_dims, num_slots, shifted, ...).
+        options: fields of `VitasSpace` (image_size, num_classes, embed_dims, num_slots, shifted, ...); also `widest`,
+            the largest embedding, inner (q, k and v each) and MLP width, and `ratios`, the options of all three as
+            shares of it.
 
     Raises:
         UserError: unknown size or option, sizes that do not fit.
@@ -189,11 +178,9 @@ def vitas(
     >>> f"{vitas('1g').size():.1e}"
     '1.3e+43'
     """
-    data = {"image_size": image_size, "num_classes": num_classes, "in_chans": in_chans}
     if patch_size is not None:
         options.setdefault("patch_sizes", (patch_size,))
-    given = {**data, "widest": widest, "ratios": ratios, **options}
-    made = from_preset(VitasSpace, SIZES, size, given, also=("widest", "ratios"))
+    made = from_preset(VitasSpace, SIZES, size, options, also=("widest", "ratios"))
     most, shares = tuple(made.pop("widest")), tuple(made.pop("ratios"))
     if len(most) != 3:
         raise UserError(
