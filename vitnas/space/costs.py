@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -114,7 +113,10 @@ def parts_of(layout: Layout) -> Parts:
     return Parts(
         stem=_part(layout, (0,), stem_part),
         head=_kept_head(layout, keeps) if keeps else _part(layout, (last,), head_part),
-        reductions=[_part(layout, (n, n + 1), partial(_reduction, n)) for n in range(last)],
+        reductions=[
+            _part(layout, (n, n + 1), lambda arch, *dims, n=n: reduction_part(arch, n, *dims))
+            for n in range(last)
+        ],
         selections=list(_selections(layout, keeps)) if keeps else [],
         blocks=blocks,
     )
@@ -162,8 +164,8 @@ def _kept_head(layout: Layout, keeps: Keeps) -> Table:
         patches = math.prod(like.grids[-1])
         stage, left = like.stages[-1], keeps.patches(level, patches)
         if left < patches:  # "fixed" needs nothing before it, and who chooses does not matter here
-            blocks = (stage.blocks[0], replace(stage.blocks[0], slot=None, keep=left))
-            stage = replace(stage, blocks=(replace(blocks[0], slot=None), blocks[1]))
+            block = replace(stage.blocks[0], slot=None)
+            stage = replace(stage, blocks=(block, replace(block, keep=left)))
             like = replace(like, selector="fixed", stages=(*like.stages[:-1], stage))
         part = head_part(like, dim)
         return part.macs, part.params, part.memory
@@ -216,7 +218,7 @@ def _block_parts(
     of_mlp = [index for index in slot.genes if layout.genes[index].field in MLP_FIELDS]
     of_attn = [index for index in slot.genes if index not in of_mlp]
     joint = choices(whole) <= JOINT
-    ruled = [rule for rule in layout.ruled if rule[0] in slot.genes]
+    ruled = [rule for rule in layout.ruled if rule.gene in slot.genes]
     frames: dict[tuple[int, ...], Frame] = {}
 
     def table(own: Sequence[int], wanted: slice) -> Table:
@@ -291,7 +293,3 @@ def _reduced(genes: tuple[int, ...], table: npt.NDArray[np.int64]) -> Table:
         else:
             kept.append(gene)
     return tuple(kept), np.ascontiguousarray(table)
-
-
-def _reduction(index: int, arch: Arch, dim: int, out_dim: int) -> Part:
-    return reduction_part(arch, index, dim, out_dim)

@@ -88,12 +88,11 @@ class Keeps:
         """Genes that never rise from a stretch that has a block to the next.
 
         Args:
-            filled: (n, num_slots): which slots hold a block.
+            filled: (n, stretches): which hold a block.
         """
         genes = genes.copy()
         level = np.full(len(genes), self.full)
-        for gene, start, stop in self.stretches:
-            here = filled[:, start:stop].any(axis=1)
+        for (gene, _, _), here in zip(self.stretches, filled.T, strict=True):
             level = np.where(here, np.minimum(level, genes[:, gene]), level)
             genes[:, gene] = np.where(here, level, genes[:, gene])
         return genes

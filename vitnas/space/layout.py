@@ -40,11 +40,6 @@ class StageGenes(NamedTuple):
     first: int
     slots: tuple[Slot, ...]
 
-    @property
-    def may_be_empty(self) -> bool:
-        """Whether the genes could leave out every block."""
-        return all(slot.exists is not None for slot in self.slots)
-
 
 class Plan(NamedTuple):
     """An Arch as fields: its own, and per stage the width and by slot those of each block."""
@@ -95,6 +90,10 @@ class Layout:
             asks = SELECTIONS[selector].needs_attention
             self.keeps = Keeps(genes, len(self.stages[-1].slots), selector, gives_attention=asks)
         self._columns = self._find_columns()
+        exist = [[slot.exists for slot in stage.slots if slot.exists is not None] for stage in self.stages]
+        self._emptiable = [
+            found for found, stage in zip(exist, self.stages, strict=True) if len(found) == len(stage.slots)
+        ]
 
     def _find_stages(self) -> tuple[StageGenes, ...]:
         found, first = [], 0
@@ -270,29 +269,19 @@ class Layout:
                     reasons += _differing(f"{self._at(number, place)}: ", block, wanted[place], told)
         return reasons
 
-    def settled(self, genes: Matrix) -> Matrix:
-        """(n, num_genes) genes that say an Arch: where every slot of a stage is empty, the first gets a block, and the
-        patches kept never rise."""
-        for stage in self.stages:
-            if stage.may_be_empty:
-                exist = [slot.exists for slot in stage.slots if slot.exists is not None]
-                empty = ~genes[:, exist].any(axis=1)
-                if empty.any():
-                    genes = genes.copy()
-                    genes[empty, exist[0]] = 1
-        return self.keeps.settled(genes, self._filled_last(genes)) if self.keeps else genes
-
     def canonical(self, genes: Matrix) -> Matrix:
-        """(n, num_genes) genes with those that do not matter set to 0."""
-        genes = self.settled(genes)
-        canonical: Matrix = np.where(self.active(genes), genes, 0)
+        """(n, num_genes) genes that say an Arch: where every slot of a stage is empty, the first gets a block, the
+        patches kept never rise, and genes that do not matter are 0."""
+        for exist in self._emptiable:
+            empty = ~genes[:, exist].any(axis=1)
+            if empty.any():
+                genes = genes.copy()
+                genes[empty, exist[0]] = 1
+        filled = self._filled(genes)
+        if self.keeps:
+            genes = self.keeps.settled(genes, filled[:, 1 + self.num_slots :])
+        canonical: Matrix = np.where(self._active(genes, filled), genes, 0)
         return canonical
-
-    @property
-    def settles(self) -> set[int]:
-        """The genes that `settled` may change, so that their options are not as likely as they are drawn."""
-        first = {stage.slots[0].exists or 0 for stage in self.stages if stage.may_be_empty}
-        return first | {stretch.gene for stretch in self._stretches[1:]}
 
     def selecting(self, last: Sequence[int]) -> Iterator[list[int]]:
         """Genes like `last` with a selection in front of every slot where there may be one."""
@@ -313,15 +302,15 @@ class Layout:
     def columns(self, genes: Matrix) -> Matrix:
         """(n, columns) what costs depend on besides canonical genes; see `Keeps.columns`."""
         assert self.keeps is not None
-        return self.keeps.columns(genes, self._filled_last(genes))
-
-    def _filled_last(self, genes: Matrix) -> Mask:
-        """(n, slots of the last stage): which hold a block."""
-        return self._filled(genes)[:, 1 + self.stages[-1].first : 1 + self.num_slots]
+        of_last = slice(1 + self.stages[-1].first, 1 + self.num_slots)
+        return self.keeps.columns(genes, self._filled(genes)[:, of_last])
 
     def active(self, genes: Matrix) -> Mask:
         """(n, num_genes): which genes matter, given the others."""
-        active: Mask = np.take(self._filled(genes), self._columns, axis=1)
+        return self._active(genes, self._filled(genes))
+
+    def _active(self, genes: Matrix, filled: Mask) -> Mask:
+        active: Mask = np.take(filled, self._columns, axis=1)
         for gene, ruler, rules in self.ruled:
             active[:, gene] &= rules[genes[:, ruler]]
         return active

@@ -7,6 +7,7 @@ options for each of their combinations, and the ways to fill the slots are gone 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 
 import numpy as np
 import numpy.typing as npt
@@ -60,17 +61,16 @@ class _Best:
         """The best cost of a stage's blocks and selections, by what they share; by the level at the end."""
         layout = self.layout
         shared = (*layout.of_arch, layout.stages[number].width)
-        blocks, kept = [], []
-        for place, tables in enumerate(self.parts.blocks[number]):
-            columns = [column for column in kept_columns(layout, number, place) if column is not None]
-            kept.append([column is not None for column in kept_columns(layout, number, place)])
-            parts = [self._over(table, (*shared, *columns)) for table in tables]
-            blocks.append(parts[0] if len(parts) == 1 else self.both(*parts))
+        kept = [kept_columns(layout, number, place) for place in range(len(self.parts.blocks[number]))]
+        blocks = []
+        for columns, tables in zip(kept, self.parts.blocks[number], strict=True):
+            own = (*shared, *(column for column in columns if column is not None))
+            blocks.append(reduce(self.both, [self._over(table, own) for table in tables]))
 
         def fill(place: int, level: int, tells: bool) -> Costs:
-            costs, (has_level, has_tells) = blocks[place], kept[place]
-            costs = _at(costs, int(tells)) if has_tells else costs
-            return _at(costs, level) if has_level else costs
+            costs, (of_level, of_tells) = blocks[place], kept[place]
+            costs = costs if of_tells is None else _at(costs, int(tells))
+            return costs if of_level is None else _at(costs, level)
 
         def select(stretch: int, before: int, behind: int) -> Costs:
             assert layout.keeps is not None

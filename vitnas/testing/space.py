@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import random
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import ClassVar
@@ -15,7 +16,7 @@ import numpy as np
 from vitnas.arch import Arch
 from vitnas.counting import count
 from vitnas.errors import UserError
-from vitnas.space import Genes, Space, space_from_json
+from vitnas.space import Genes, Matrix, Space, space_from_json
 from vitnas.testing.refusal import refusal
 
 BRUTE_FORCE = 20_000  # Spaces with at most so many gene combinations are counted one by one
@@ -78,31 +79,36 @@ class SpaceContract:
                     getattr(count(space.smallest()), cost) <= value <= getattr(count(space.largest()), cost)
                 )
 
-    def test_random_matrix_is_canonical_and_uniform(self, space: Space) -> None:
+    def test_random_matrix_is_canonical_and_follows_the_weights(self, space: Space) -> None:
         n = 4000
         matrix = space.random_matrix(n, np.random.default_rng(0))
         assert matrix.shape == (n, len(space.genes))
         np.testing.assert_array_equal(space.canonical_matrix(matrix), matrix)
-        active = space.active_matrix(matrix)
-        for index, gene in enumerate(space.genes):
-            values, options = matrix[active[:, index], index], len(gene.options)
-            share = np.bincount(values, minlength=options) / max(1, len(values))
-            chances = gene.weights or [1 / options] * options
-            if index in space.layout.settles:
-                continue
-            # six deviations of a share of so many draws
-            np.testing.assert_allclose(share, chances, atol=6 * (max(chances) / max(1, len(values))) ** 0.5)
+        self._follow_the_weights(space, matrix)
 
     def test_random_genes_follow_the_weights(self, space: Space) -> None:
-        rng, n = random.Random(9), 400
-        matrix = np.asarray([space.random_genes(rng) for _ in range(n)])
-        active = space.active_matrix(matrix)
+        rng = random.Random(9)
+        self._follow_the_weights(space, np.asarray([space.random_genes(rng) for _ in range(400)]))
+
+    @staticmethod
+    def _follow_the_weights(space: Space, matrix: Matrix) -> None:
+        """Where a gene matters, its options are as likely as its weights say; or, where other genes settle it, as in
+        other draws by the weights."""
+        rng, n = np.random.default_rng(1), 20_000
+        loose = np.stack([rng.choice(len(gene.options), n, p=gene.weights) for gene in space.genes], axis=1)
+        others = space.canonical_matrix(loose)
+        active, others_active = space.active_matrix(matrix), space.active_matrix(others)
         for index, gene in enumerate(space.genes):
-            values, chances = matrix[active[:, index], index], gene.weights or [1 / len(gene.options)]
-            if index in space.layout.settles:
-                continue
-            share = (values == 0).mean() if len(values) else chances[0]
-            assert abs(share - chances[0]) <= 6 * (1 / max(1, len(values))) ** 0.5
+            options, on = len(gene.options), others_active[:, index]
+            values, drawn, settled = matrix[active[:, index], index], loose[on, index], others[on, index]
+            if (settled == drawn).all():
+                chances = np.asarray(gene.weights or [1 / options] * options)
+            else:
+                chances = np.bincount(settled, minlength=options) / len(settled)
+            share = np.bincount(values, minlength=options) / max(1, len(values))
+            # six deviations of a share of so many draws
+            deviation = (chances.max() * (1 / max(1, len(values)) + 1 / max(1, len(settled)))) ** 0.5
+            np.testing.assert_allclose(share, chances, atol=6 * deviation, err_msg=gene.name)
 
     def test_random_genes_follow_the_generator(self, space: Space) -> None:
         drawn = [[space.random_genes(rng) for _ in range(5)] for rng in (random.Random(3), random.Random(3))]
@@ -132,12 +138,21 @@ class SpaceContract:
         asleep = [
             i for i, alive in enumerate(space.active_matrix(np.asarray([start]))[0].tolist()) if not alive
         ]
-        children = [space.mutate_genes(start, rng, prob=0, structural_prob=1) for _ in range(400)]
-        alive = space.active_matrix(np.asarray(children))
+        children = np.asarray([space.mutate_genes(start, rng, prob=0, structural_prob=1) for _ in range(400)])
+        alive = space.active_matrix(children)
         for index in asleep:
-            drawn = {child[index] for child, on in zip(children, alive[:, index].tolist(), strict=True) if on}
-            assert drawn in (set(), set(range(space.num_options[index]))) or index in space.layout.settles
+            awake = children[alive[:, index]]
+            assert set(awake[:, index].tolist()) == self._settled(
+                space, awake, index, range(space.num_options[index])
+            )
         assert not asleep or alive[:, asleep].any()
+
+    @staticmethod
+    def _settled(space: Space, genes: Matrix, index: int, options: Sequence[int]) -> set[int]:
+        """What a gene can be in these canonical genes, if one of `options` is drawn for it."""
+        drawn = np.repeat(genes, len(options), axis=0)
+        drawn[:, index] = np.tile(options, len(genes))
+        return set(space.canonical_matrix(drawn)[:, index].tolist())
 
     @staticmethod
     def _wild(space: Space, rng: random.Random) -> tuple[int, ...]:
@@ -153,9 +168,10 @@ class SpaceContract:
             assert space.encode(space.decode(child)) == child
             alive = space.active_matrix(np.asarray([child, first, second])).tolist()
             for index, value in enumerate(child):
-                if alive[0][index] and index not in space.layout.settles:
-                    allowed = [p[index] for p, a in ((first, alive[1]), (second, alive[2])) if a[index]]
-                    assert value in (allowed or [first[index], second[index]])
+                if alive[0][index]:
+                    taken = [p[index] for p, a in ((first, alive[1]), (second, alive[2])) if a[index]]
+                    taken = taken or [first[index], second[index]]
+                    assert value in self._settled(space, np.asarray([child]), index, taken)
             mixed += child not in (first, second)
         assert mixed > 10
 
