@@ -183,6 +183,7 @@ def test_fewer_patches_are_cheaper_than_the_predictor_costs() -> None:
     ("options", "message"),
     [
         ({"keep": (0.7, 1.2)}, r"keep is \(0\.7, 1\.2\); shares of the patches lie above 0 and up to 1"),
+        ({"keep": (1.0,)}, r"keep is 1\.0 alone; that leaves all patches everywhere, as without it"),
         (
             {"keep": (1.0, 0.005)},
             r"of 64 patches that leaves 0, 64, and each must be another number of at least 1",

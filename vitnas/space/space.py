@@ -91,6 +91,11 @@ class Space(ABC):
             raise UserError(
                 f"keep is {keep}; shares of the patches lie above 0 and up to 1. Use 1.0, 0.7, 0.5."
             )
+        if keep == (1.0,):
+            raise UserError(
+                "keep is 1.0 alone; that leaves all patches everywhere, as without it. Add shares below, for example "
+                "0.7, 0.5, or leave keep out."
+            )
         if not places or not 0 <= places[0] <= places[-1] < slots:
             raise UserError(
                 f"keep_places are {', '.join(map(str, places)) or 'none'}; they are blocks of the last stage, from 0 "
@@ -107,24 +112,20 @@ class Space(ABC):
                 f"keep_places begin at {places[0]} and every block before may be left out; a selection there would "
                 f"stand {why}. Let a block before it stay, or name a later place."
             )
-        for index, gene in enumerate(self.genes):
-            for option in range(len(gene.options) if gene.field == "patch_size" else 0):
-                self._check_kept([option if i == index else 0 for i in range(len(self.genes))])
-                if option and self.selector == "fixed":
-                    raise UserError(
-                        "selector is 'fixed' and there are several patch sizes; the places that it keeps are those of "
-                        "one grid. Use one patch size, or selector 'predictor'."
-                    )
-        self._check_kept([0] * len(self.genes))
-
-    def _check_kept(self, genes: Sequence[int]) -> None:
-        patches = self.layout.patches(genes)
-        left = [share_of(share, patches) for share in self.keep]
-        if left[0] < 1 or len(set(left)) < len(left):
-            raise UserError(
-                f"keep is {self.keep}; of {patches} patches that leaves {', '.join(map(str, left))}, and each must be "
-                "another number of at least 1. Leave some out."
-            )
+        patch_sizes = (range(len(g.options)) if g.field == "patch_size" else (0,) for g in self.genes)
+        for genes in itertools.product(*patch_sizes):
+            patches = self.layout.patches(genes)
+            left = [share_of(share, patches) for share in keep]
+            if left[0] < 1 or len(set(left)) < len(left):
+                raise UserError(
+                    f"keep is {keep}; of {patches} patches that leaves {', '.join(map(str, left))}, and each must be "
+                    "another number of at least 1. Leave some out."
+                )
+            if any(genes) and self.selector == "fixed":
+                raise UserError(
+                    "selector is 'fixed' and there are several patch sizes; the places that it keeps are those of "
+                    "one grid. Use one patch size, or selector 'predictor'."
+                )
 
     @abstractmethod
     def declared(self) -> Iterator[Gene]:
