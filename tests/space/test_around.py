@@ -13,6 +13,7 @@ from vitnas.arch import Arch, Block, Stage
 from vitnas.errors import UserError
 from vitnas.model import PUBLISHED, arch_of_timm, build, from_timm
 from vitnas.space import AroundConfig, AroundSpace, Space, around
+from vitnas.space.around import options_of
 from vitnas.supernet import Supernet
 from vitnas.supernet.pretrained import start_from
 from vitnas.testing import SpaceContract
@@ -136,6 +137,12 @@ def test_a_narrower_net_is_cheaper_in_every_block() -> None:
 
 def _choose(n: int, k: int) -> int:
     return 1 if k in (0, n) else _choose(n - 1, k - 1) + _choose(n - 1, k)
+
+
+def test_all_that_is_there_is_no_further_option_in_multiples() -> None:
+    assert options_of((0.3, 0.5, 1.0), 100, 8) == (32, 48, 100)
+    assert options_of((1.0,), 100, 8) == (100,)
+    assert options_of((8, 64, 256), 100, 8) == (8, 64, 100)
 
 
 def test_a_timm_model_a_model_and_an_arch_are_one() -> None:

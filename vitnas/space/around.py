@@ -129,7 +129,7 @@ def options_of(asked: Options, there: int, multiple: int) -> tuple[int, ...]:
     ((32, 48, 100), (8, 64, 100))
     """
     if _are_shares(asked):
-        found = {round_to(round(share * there), multiple) for share in asked}
+        found = {round_to(round(share * there), multiple) for share in asked if share < 1}
     else:
         found = {int(number) for number in asked}
     return (*sorted(number for number in found if number < there), there)
