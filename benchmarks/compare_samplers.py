@@ -114,7 +114,7 @@ def train(bench: Bench, kind: str, epochs: float) -> tuple[Supernet, Any, int, f
     made: dict[str, Callable[[], Any]] = {
         "uniform": lambda: Uniform(bench.space),
         "focus": lambda: Focus(bench.space, bench.holdout, config=bench.focus, seed=bench.seed),
-        "best_up": lambda: BestUp(bench.space, bench.holdout, config=bench.focus, seed=bench.seed),
+        "best_up": lambda: BestUp(bench.space, bench.holdout, config=bench.focus),
     }
     sampler, start = Counted(made[kind]()), time.monotonic()
     config = replace(bench.config, epochs=epochs)

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import math
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -40,18 +41,17 @@ CostOf = Callable[[Matrix], Floats]
 class LookingConfig(SamplerConfig):
     """How a sampler looks at Archs while the Supernet trains, and for which budgets.
 
-    `quantity` is what budgets limit. `anchors` budgets are recorded; `margin` of the space's cost range is left out at
-    both ends, where one Arch is all there is. Budgets are drawn, and anchors lie, by `spacing`: `log` gives every
-    factor of cost the same share, `even` every difference, which leaves a small part of the training to cheap budgets.
-    Uniform for the first `warmup` of all steps, as scores of an untrained Supernet are noise; then every `every` steps
-    `archs` Archs (half of them random ones of equal cost) are scored on one batch of `images` held-out images, and
-    `draws` Archs are drawn for the next steps. `floor` of the Archs trained stay uniform, so that others do not rot.
+    `quantity` is what budgets limit. `margin` of the space's cost range is left out at both ends, where one Arch is all
+    there is. Budgets are drawn by `spacing`: `log` gives every factor of cost the same share, `even` every difference,
+    which leaves a small part of the training to cheap budgets. Uniform for the first `warmup` of all steps, as scores
+    of an untrained Supernet are noise; then every `every` steps `archs` Archs (half of them random ones of equal cost)
+    are scored on one batch of `images` held-out images, and `draws` Archs are drawn for the next steps. `floor` of the
+    Archs trained stay uniform, so that others do not rot.
 
     Looking costs archs x images forward passes for every 3 x `every` x batch size passes of training.
     """
 
     quantity: str = "macs"
-    anchors: int = 8
     margin: float = 0.05
     spacing: Literal["log", "even"] = "log"
     warmup: float = 0.2
@@ -68,21 +68,24 @@ class LookingConfig(SamplerConfig):
                 f"sampler.quantity is {self.quantity!r}; known are macs, params, memory and latency@TARGET, for "
                 f"example latency@onnxruntime,batch=1.{nearest(quantity, QUANTITIES)}"
             )
-        for name, least in (("anchors", 2), ("every", 1), ("archs", 2), ("images", 1), ("draws", 8)):
-            if getattr(self, name) < least:
-                raise UserError(
-                    f"sampler.{name} is {getattr(self, name)}; it must be at least {least}. Raise it."
-                )
+        self._require_at_least(every=1, archs=2, images=1, draws=8)
         for name in ("margin", "warmup", "floor"):
             if not 0 <= getattr(self, name) < 1 or (name == "margin" and self.margin >= 0.5):
                 raise UserError(f"sampler.{name} is {getattr(self, name)}; it is a share. Use the default.")
         if self.spacing not in ("log", "even"):
             raise UserError(f"sampler.spacing is {self.spacing!r}; it must be log or even. Use log.")
 
-    def build(self, space: Space, given: Given) -> Focus:
-        target, kind = self.latency_target, Focus if self.answers else BestUp
-        cost_of = given.cost_of(target) if target and given.cost_of else None
-        return kind(space, given.images, cost_of=cost_of, config=self, seed=given.seed)
+    def _require_at_least(self, **least: int) -> None:
+        for name, value in least.items():
+            if getattr(self, name) < value:
+                raise UserError(
+                    f"sampler.{name} is {getattr(self, name)}; it must be at least {value}. Raise it."
+                )
+
+    def cost_of(self, given: Given) -> CostOf | None:
+        """Cost of genes where the Space's table has none."""
+        target = self.latency_target
+        return given.cost_of(target) if target and given.cost_of else None
 
     @property
     def latency_target(self) -> str:
@@ -91,16 +94,18 @@ class LookingConfig(SamplerConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class FocusConfig(LookingConfig):
-    """A sampler that learns which Archs are best for each budget (each of the `anchors` has a vector of its own).
+    """A sampler that learns which Archs are best for each budget.
 
-    Whenever it looks, its policy makes `updates` of `draws` draws each (free: the cost is a table and the score a model
-    of those seen). `penalty` is what a cost twice the budget takes off, in nats of the loss. `entropy` is the bonus at
-    the start, falling linearly to a tenth, in standard deviations of the reward.
+    Each of `anchors` budgets, which lie by `spacing`, has a vector of its own and is recorded. Whenever it looks, its
+    policy makes `updates` of `draws` draws each (free: the cost is a table and the score a model of those seen).
+    `penalty` is what a cost twice the budget takes off, in nats of the loss. `entropy` is the bonus at the start,
+    falling linearly to a tenth, in standard deviations of the reward.
     """
 
     kind = "focus"
     answers = True
 
+    anchors: int = 8
     updates: int = 2
     lr: float = 1e-2
     penalty: float = 5.0
@@ -108,11 +113,13 @@ class FocusConfig(LookingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.updates < 1:
-            raise UserError(f"sampler.updates is {self.updates}; it must be at least 1. Raise it.")
+        self._require_at_least(anchors=2, updates=1)
         for name in ("lr", "penalty"):
             if getattr(self, name) <= 0:
                 raise UserError(f"sampler.{name} is {getattr(self, name)}; it must be above 0. Raise it.")
+
+    def build(self, space: Space, given: Given) -> Focus:
+        return Focus(space, given.images, cost_of=self.cost_of(given), config=self, seed=given.seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,23 +128,25 @@ class BestUpConfig(LookingConfig):
 
     kind = "best_up"
 
+    def build(self, space: Space, given: Given) -> BestUp:
+        return BestUp(space, given.images, cost_of=self.cost_of(given), config=self)
 
-class Focus:
-    """A Sampler that is also a Hook of the training (see `sample/hook.py`).
+
+class Looking(ABC):
+    """A Sampler that looks at Archs beside the training, of which it is also a Hook (see `sample/hook.py`).
 
     Args:
         space: whose Archs.
-        looks: held-out images that rewards are measured on; the test split is refused.
+        looks: held-out images that Archs are scored on; the test split is refused.
         cost_of: cost of genes, for a `quantity` that the Space's table does not have (latency).
-        config: how it learns.
-        seed: of the policy's weights.
+        config: how it looks.
 
     Raises:
         UserError: the test split, or a quantity without a cost.
     """
 
-    name = "focus"
-    learns = True
+    name: ClassVar[str]
+    config: LookingConfig
 
     def __init__(
         self,
@@ -145,35 +154,23 @@ class Focus:
         looks: HeldOut | None = None,
         *,
         cost_of: CostOf | None = None,
-        config: LookingConfig | None = None,
-        seed: int = 0,
+        config: LookingConfig,
     ) -> None:
         if getattr(getattr(looks, "images", None), "split", None) == "test":
             raise UserError("the sampler would learn from the test split; give images carved out of train.")
-        self.space, self.config = space, config or FocusConfig()
+        self.space, self.config = space, config
         self.cost_of = cost_of or table_cost(space, self.config.quantity)
         self.low, self.high = budget_range(space, self.cost_of, self.config.margin)
-        self.policy = Policy(
-            space, self.spaced(self.config.anchors), generator=torch.Generator().manual_seed(seed)
-        )
-        rate = self.config.lr if isinstance(self.config, FocusConfig) else 0.0
-        self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=rate, fused=True)
-        self.quality = ScoreModel(space)
+        self.score_model = ScoreModel(space)
         self.queue: Matrix = np.zeros((0, len(space.genes)), dtype=np.int64)
         self._rounds = Rounds(looks, self.config.images)
 
     def draw(self, rng: random.Random) -> list[Draw]:
-        """Uniform while warming up and for the `floor`; else one of the Archs that the policy last drew."""
+        """Uniform while warming up and for the `floor`; else one of the Archs last drawn."""
         if not len(self.queue) or rng.random() < self.config.floor:
             return [Draw(arch=self.space.sample(rng))]
         genes = self.queue[rng.randrange(len(self.queue))]
         return [Draw(arch=self.space.arch_of(tuple(genes.tolist())))]
-
-    def ask(self, budgets: Tensor, *, seed: int = 0, greedy: bool = False) -> Matrix:
-        """(N,) budgets to (N, genes): an Arch drawn for each, or the likeliest."""
-        with torch.no_grad():
-            drawn: Drawn = self.policy(budgets, generator=torch.Generator().manual_seed(seed), greedy=greedy)
-        return drawn.genes_NG
 
     def before(self, moment: Moment) -> Mapping[str, Any] | None:
         """Learn, where this step is one to learn at, and draw the Archs of the next steps."""
@@ -181,17 +178,22 @@ class Focus:
         if moment.step < max(first, 1) or (moment.step - first) % self.config.every:
             return None
         generator = torch.Generator().manual_seed(stream(moment.seed, moment.step))
-        told: dict[str, Any] = dict(self._look(moment, generator))
-        if self.learns:
-            told |= self._learn(moment, generator)
+        told = {**self._look(moment, generator), **self._learn(moment, generator)}
         self.queue = self._refill(generator)
         look = (moment.step - first) // self.config.every
         return told | (self.watch(generator) if look % WATCH_EVERY == 0 else {})
 
-    def spaced(self, n: int) -> list[float]:
-        """`n` rising budgets from the least to the largest, by the `spacing`."""
-        found: list[float] = self._at(np.linspace(0, 1, n)).tolist()
-        return found
+    @abstractmethod
+    def _refill(self, generator: torch.Generator) -> Matrix:
+        """The Archs of the next steps."""
+
+    def _learn(self, moment: Moment, generator: torch.Generator) -> dict[str, float]:
+        """Learn more than scores; what is to be said of it."""
+        return {}
+
+    def watch(self, generator: torch.Generator) -> dict[str, Any]:
+        """What is to be said at some looks."""
+        return {}
 
     def _at(self, share_N: Floats) -> Floats:
         """Budgets at shares of the way from the least to the largest."""
@@ -199,18 +201,13 @@ class Focus:
             return np.asarray(self.low * (self.high / self.low) ** share_N)
         return np.asarray(self.low + (self.high - self.low) * share_N)
 
-    def _refill(self, generator: torch.Generator) -> Matrix:
-        with torch.no_grad():
-            drawn: Drawn = self.policy(self._budgets(self.config.draws, generator), generator=generator)
-        return drawn.genes_NG
-
     def _budgets(self, n: int, generator: torch.Generator) -> Tensor:
         share_N = torch.rand(n, generator=generator, dtype=torch.float64)
         return torch.from_numpy(self._at(share_N.numpy())).float()
 
     def _look(self, moment: Moment, generator: torch.Generator) -> dict[str, float]:
-        """Score a few Archs on the same held-out images with the weights of now: some that the policy draws, and for
-        each a random one that costs the same."""
+        """Score a few Archs on the same held-out images with the weights of now: some of those drawn, and for each a
+        random one that costs the same."""
         drawn = self.queue if len(self.queue) else self._refill(generator)
         mine = drawn[: self.config.archs // 2]
         genes_NG = np.concatenate(
@@ -231,7 +228,7 @@ class Focus:
             found
         ).all():  # nothing to learn; the loop stops where the training's own loss is no number
             return {}
-        self.quality.add(genes_NG, found)
+        self.score_model.add(genes_NG, found)
         return {
             "score": float(found.mean()),
             "gain": float(found[: len(mine)].mean() - found[len(mine) :].mean()),
@@ -249,17 +246,69 @@ class Focus:
         near: Matrix = drawn[found]
         return near
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that a resumed training needs."""
+        scores = {f"quality.{name}": value for name, value in self.score_model.tensors().items()}
+        return {**scores, "queue": torch.from_numpy(self.queue)}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take back what `tensors` gave."""
+        for name, value in self.score_model.tensors().items():
+            value.copy_(tensors[f"quality.{name}"])
+        self.queue = tensors["queue"].numpy()
+
+
+class Focus(Looking):
+    """Learns a policy by the scores, which draws the Archs and can be asked for others.
+
+    Args:
+        config: how it learns.
+        seed: of the policy's weights.
+    """
+
+    name = "focus"
+    config: FocusConfig
+
+    def __init__(
+        self,
+        space: Space,
+        looks: HeldOut | None = None,
+        *,
+        cost_of: CostOf | None = None,
+        config: FocusConfig | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(space, looks, cost_of=cost_of, config=config or FocusConfig())
+        generator = torch.Generator().manual_seed(seed)
+        self.policy = Policy(space, self.spaced(self.config.anchors), generator=generator)
+        self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=self.config.lr, fused=True)
+
+    def spaced(self, n: int) -> list[float]:
+        """`n` rising budgets from the least to the largest, by the `spacing`."""
+        found: list[float] = self._at(np.linspace(0, 1, n)).tolist()
+        return found
+
+    def ask(self, budgets: Tensor, *, seed: int = 0, greedy: bool = False) -> Matrix:
+        """(N,) budgets to (N, genes): an Arch drawn for each, or the likeliest."""
+        with torch.no_grad():
+            drawn: Drawn = self.policy(budgets, generator=torch.Generator().manual_seed(seed), greedy=greedy)
+        return drawn.genes_NG
+
+    def _refill(self, generator: torch.Generator) -> Matrix:
+        with torch.no_grad():
+            drawn: Drawn = self.policy(self._budgets(self.config.draws, generator), generator=generator)
+        return drawn.genes_NG
+
     def _learn(self, moment: Moment, generator: torch.Generator) -> dict[str, float]:
         """Policy gradient. Draws come in groups of 4 for one budget: the baseline of each is the mean of its group's
         others, which needs no memory of earlier rewards and is right for every budget."""
         config, reward_N, ratio_N = self.config, np.zeros(0), np.zeros(0)
-        assert isinstance(config, FocusConfig)
         weight = config.entropy * (1 - 0.9 * moment.step / moment.steps)
         for _ in range(config.updates):
             budgets_N = self._budgets(config.draws // 4, generator).repeat_interleave(4)
             drawn: Drawn = self.policy(budgets_N, generator=generator)
             ratio_N = self.cost_of(drawn.genes_NG) / budgets_N.numpy()
-            reward_N = self.quality(drawn.genes_NG) - config.penalty * np.abs(ratio_N - 1)
+            reward_N = self.score_model(drawn.genes_NG) - config.penalty * np.abs(ratio_N - 1)
             groups = torch.from_numpy(reward_N).float().view(-1, 4)
             advantage = (groups - (groups.sum(1, keepdim=True) - groups) / 3).flatten()
             advantage = advantage / (advantage.std() + 1e-6)
@@ -307,16 +356,13 @@ class Focus:
         return found
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that a resumed training needs."""
         state = {f"policy.{name}": value for name, value in self.policy.state_dict().items()}
         for index, values in self.optimizer.state_dict()["state"].items():
             state |= {f"adam.{index}.{name}": value for name, value in values.items()}
-        state |= {f"quality.{name}": value for name, value in self.quality.tensors().items()}
-        anchors = torch.tensor(self.policy.anchors, dtype=torch.float64)
-        return {**state, "queue": torch.from_numpy(self.queue), "anchors": anchors}
+        return super().tensors() | state | {"anchors": torch.tensor(self.policy.anchors, dtype=torch.float64)}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take back what `tensors` gave."""
+        super().restore(tensors)
         self.policy.load_state_dict(
             {
                 name.removeprefix("policy."): value
@@ -331,17 +377,12 @@ class Focus:
                 moments.setdefault(int(index), {})[kind] = value
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
-        for name, value in self.quality.tensors().items():
-            value.copy_(tensors[f"quality.{name}"])
-        self.queue = tensors["queue"].numpy()
-        if (
-            "anchors" in tensors
-        ):  # the vectors were learned for these budgets, however they would be spaced now
-            self.policy.anchors = tuple(tensors["anchors"].tolist())
-            self.low, self.high = self.policy.anchors[0], self.policy.anchors[-1]
+        # The vectors were learned for these budgets, however they would be spaced now.
+        self.policy.anchors = tuple(tensors["anchors"].tolist())
+        self.low, self.high = self.policy.anchors[0], self.policy.anchors[-1]
 
 
-class BestUp(Focus):
+class BestUp(Looking):
     """The strongest simple rival: draw many Archs near a budget and train the one that looks best.
 
     Source: AttentiveNAS (arXiv 2011.09011), "BestUp", with the additive model of scores as its predictor. Nothing
@@ -349,12 +390,11 @@ class BestUp(Focus):
     """
 
     name = "best_up"
-    learns = False
 
     def _refill(self, generator: torch.Generator) -> Matrix:
         rng = np.random.default_rng(int(torch.randint(1 << 62, (1,), generator=generator)))
         genes_NG = self.space.random_matrix(50 * self.config.draws, rng)
-        cost_N, score_N = self.cost_of(genes_NG), self.quality(genes_NG)
+        cost_N, score_N = self.cost_of(genes_NG), self.score_model(genes_NG)
         picked = []
         for budget in self._budgets(self.config.draws, generator).tolist():
             nearest_N = np.argsort(np.abs(cost_N - budget), kind="stable")[:50]

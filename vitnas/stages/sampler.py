@@ -199,7 +199,7 @@ def answers(focus: Focus, budget: Budget, *, num_draws: int = NUM_DRAWS, seed: i
     asked = torch.linspace(max(focus.low, REACH * high), high, num_draws)
     greedy = focus.ask(asked[-1:], greedy=True)
     drawn = focus.ask(asked, seed=seed)
-    guess = focus.quality(drawn)
+    guess = focus.score_model(drawn)
     order = np.argsort(-guess, kind="stable")
     ranked = [tuple(row) for row in np.concatenate([greedy, drawn[order]]).tolist()]
     unique = list(dict.fromkeys(ranked))
@@ -223,7 +223,7 @@ def _moved(focus: Focus, goal: Goal, drawn: list[Genes], seed: int) -> list[Gene
     for place in np.argsort(goal.violation(drawn), kind="stable")[:NUM_MOVED].tolist():
         found = goal.repair(drawn[place], rng, moved)
         moved += [] if found is None else [found]
-    guess = focus.quality(np.asarray(moved)) if moved else np.zeros(0)
+    guess = focus.score_model(np.asarray(moved)) if moved else np.zeros(0)
     return [moved[place] for place in np.argsort(-guess, kind="stable").tolist()]
 
 
