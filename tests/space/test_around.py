@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -131,12 +132,8 @@ def test_a_narrower_net_is_cheaper_in_every_block() -> None:
     space = around(arch, heads=(0.5, 1.0), hidden=(0.3, 1.0), blocks=range(12))
     small = space.smallest()
     assert [(b.num_heads, b.head_dim, b.mlp_hidden) for b in small.blocks] == [(2, 64, 232)]
-    assert space.size() == sum(_choose(12, n) * 4**n for n in range(1, 13))
+    assert space.size() == sum(math.comb(12, n) * 4**n for n in range(1, 13))
     assert space.name == "around"
-
-
-def _choose(n: int, k: int) -> int:
-    return 1 if k in (0, n) else _choose(n - 1, k - 1) + _choose(n - 1, k)
 
 
 def test_all_that_is_there_is_no_further_option_in_multiples() -> None:

@@ -170,8 +170,7 @@ def test_a_block_goes_with_the_one_before_it() -> None:
     arch = space.decode(genes)
     assert arch.depth == 12
     assert 4 not in space.slots(arch)
-    rng, matrix = np.random.default_rng(0), None
-    matrix = space.random_matrix(4000, rng)
+    matrix = space.random_matrix(4000, np.random.default_rng(0))
     first, second = matrix[:, names.index("exists.0.3")], matrix[:, names.index("exists.0.4")]
     assert not (second > first).any()
     assert abs(first.mean() - 2 / 3) < 0.05

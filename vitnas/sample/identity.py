@@ -48,7 +48,7 @@ class Identity:
         space = require_identity(self.space)
         generator = np.random.default_rng(rng.getrandbits(64))
         genes = _Draws.of(space, 1, generator).genes(self.prob)
-        return [Draw(arch=space.decode(genes[0].tolist()))]
+        return [Draw(arch=space.arch_of(tuple(genes[0].tolist())))]
 
 
 @dataclass(frozen=True)

@@ -103,7 +103,7 @@ class Policy(nn.Module):
             log_prob_N = log_prob_N + log_probs_NO.gather(1, option_N[:, None])[:, 0] * matters_N
             entropies.append(-(probs_NO * log_probs_NO).sum(1) * matters_N)
             chosen_NH = self.chosen[key](option_N)
-        # A Space may have more to its canonical form than genes that do not matter (ViTAS moves identities last).
+        # A Space may have more to its canonical form than genes that do not matter (patches kept never rise).
         return Drawn(self.space.canonical_matrix(genes_NG), log_prob_N, torch.stack(entropies, dim=1))
 
     def embed(self, budgets_N: Tensor) -> Tensor:

@@ -84,10 +84,8 @@ def entries(gene: Gene) -> list[int]:
     if gene.weights is None:
         return list(range(len(gene.options)))[::-1]
     shares = [Fraction(weight).limit_denominator(MOST_ENTRIES) for weight in gene.weights]
-    total = 1
-    for share in shares:
-        total = max(total, share.denominator)
-    counts = [max(1, round(share * max(total, 4 if total == 2 else 1))) for share in shares]
+    total = max(share.denominator for share in shares)
+    counts = [max(1, round(share * (4 if total == 2 else total))) for share in shares]
     return [option for option, count in reversed(list(enumerate(counts))) for _ in range(count)]
 
 

@@ -55,7 +55,7 @@ class AroundSpace(Space):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if len(self.genes) == len(self.arch.stages) and all(len(gene.options) == 1 for gene in self.genes):
+        if self.size() == 1:
             raise UserError("nothing may vary; a space has more than one Arch. Give heads, hidden or blocks.")
         last = [n - 1 for n in self.num_options]
         for index, gene in enumerate(self.genes):
