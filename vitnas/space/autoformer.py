@@ -103,7 +103,7 @@ def autoformer(size: str = "tiny", **options: Any) -> AutoFormerSpace:
         UserError: unknown size or option, sizes that do not fit.
 
     >>> autoformer("tiny").size()
-    1073565696
+    1056964608
     """
     return AutoFormerSpace(**from_preset(AutoFormerSpace, SIZES, size, options))
 
