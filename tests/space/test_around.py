@@ -16,7 +16,7 @@ from vitnas.model import PUBLISHED, arch_of_timm, build, from_timm
 from vitnas.space import AroundConfig, AroundSpace, Space, around
 from vitnas.space.around import options_of
 from vitnas.supernet import Supernet
-from vitnas.supernet.pretrained import start_from
+from vitnas.supernet.pretrained import start_from_timm
 from vitnas.testing import SpaceContract
 from vitnas.testing.random import randomize_
 
@@ -61,7 +61,7 @@ def test_a_supernet_with_its_weights_is_the_network_bit_for_bit(name: str) -> No
     randomize_(model, torch.Generator().manual_seed(0))
     space = around(model, embed_dim=(0.5, 1.0))
     supernet = Supernet(space).eval()
-    start_from(supernet, model)
+    start_from_timm(supernet, model)
     images = torch.randn(1, *model.arch.input_size, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         torch.testing.assert_close(supernet(images, space.largest()), model(images), rtol=0, atol=0)

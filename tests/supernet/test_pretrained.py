@@ -18,7 +18,7 @@ from vitnas.extraction import extract
 from vitnas.model import build, from_timm
 from vitnas.space import AutoFormerSpace, around, autoformer, vit_resnas
 from vitnas.supernet import Supernet
-from vitnas.supernet.pretrained import start_from
+from vitnas.supernet.pretrained import start_from_timm
 from vitnas.testing import randomize_
 
 
@@ -47,7 +47,7 @@ def space(**options: object) -> AutoFormerSpace:
 
 def start(space: AutoFormerSpace, source: nn.Module) -> tuple[Supernet, str]:
     supernet = Supernet(space, generator=torch.Generator().manual_seed(1))
-    return supernet.eval(), start_from(supernet, source)
+    return supernet.eval(), start_from_timm(supernet, source)
 
 
 def share(said: str) -> int:
@@ -154,7 +154,7 @@ def test_several_stages_do_not_start_from_a_plain_vit() -> None:
     with pytest.raises(
         UserError, match=r"has 2 stages and stem 'conv'; the pretrained model has 1 and stem 'linear'"
     ):
-        start_from(supernet, vit())
+        start_from_timm(supernet, vit())
 
 
 @torch.no_grad()
@@ -179,7 +179,7 @@ def test_tokens_that_one_side_lacks_move_no_positions() -> None:
 
     back = Supernet(around(from_timm(source)), generator=torch.Generator().manual_seed(1))
     first = back.get_parameter("pos_embed").clone()
-    start_from(back, extract(supernet, supernet.space.largest()))
+    start_from_timm(back, extract(supernet, supernet.space.largest()))
     found = back.get_parameter("pos_embed")
     want = torch.cat([here[:, :1], first[:, 1:2], here[:, 1:]], dim=1)
     torch.testing.assert_close(found, want, rtol=0, atol=0)
@@ -190,30 +190,30 @@ def test_no_classifier_for_other_classes_is_copied() -> None:
     arch = replace(from_timm(vit()).arch, patch_head=True)
     made = Supernet(around(replace(arch, num_classes=7)), generator=torch.Generator().manual_seed(1))
     before = {name: made.get_parameter(f"{name}.weight").clone() for name in ("head", "patch_head")}
-    start_from(made, build(arch))
+    start_from_timm(made, build(arch))
     for name, weight in before.items():
         torch.testing.assert_close(made.get_parameter(f"{name}.weight"), weight, rtol=0, atol=0)
 
 
 NETWORKS = {
-    "deit": {},
-    "deit distilled": {"kind": "deit_tiny_distilled_patch16_224"},
-    "deit3": {"kind": "deit3_small_patch16_224"},
-    "registers": {"kind": "vit_small_patch14_reg4_dinov2"},
-    "clip": {"kind": "vit_base_patch16_clip_224"},
-    "siglip": {"kind": "vit_base_patch16_siglip_224"},
+    "deit": "deit_tiny_patch16_224",
+    "deit distilled": "deit_tiny_distilled_patch16_224",
+    "deit3": "deit3_small_patch16_224",
+    "registers": "vit_small_patch14_reg4_dinov2",
+    "clip": "vit_base_patch16_clip_224",
+    "siglip": "vit_base_patch16_siglip_224",
 }
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_around_a_network_the_largest_is_that_network(kind: str) -> None:
-    name = NETWORKS[kind].get("kind", "deit_tiny_patch16_224")
+    name = NETWORKS[kind]
     network = timm.create_model(name, img_size=28 if "14" in name else 32, depth=2, num_classes=5).eval()
     randomize_(network, torch.Generator().manual_seed(0))
     made = around(network)
     supernet = Supernet(made).eval()
-    said = start_from(supernet, network)
+    said = start_from_timm(supernet, network)
     assert "100% of the supernet's weights" in said
     assert "differ" not in said
     model = from_timm(network)
@@ -221,5 +221,5 @@ def test_around_a_network_the_largest_is_that_network(kind: str) -> None:
     torch.testing.assert_close(supernet(images, made.largest()), model(images), rtol=0, atol=0)
     torch.testing.assert_close(supernet(images, made.largest()), network(images), rtol=1e-5, atol=1e-5)
     again = Supernet(made).eval()
-    start_from(again, model)
+    start_from_timm(again, model)
     torch.testing.assert_close(again(images, made.largest()), model(images), rtol=0, atol=0)

@@ -10,7 +10,7 @@ from vitnas.stages.searching import WEIGHTS, Inherited
 from vitnas.stages.training import train
 from vitnas.stages.work import RunImages, Work, save_weights
 from vitnas.supernet import Supernet
-from vitnas.supernet.pretrained import start_from
+from vitnas.supernet.pretrained import start_from_timm
 from vitnas.train import Monitor, Rewiring, TaskConfig, TrainConfig
 
 
@@ -51,7 +51,7 @@ def start_from_pretrained(supernet: Supernet, pretrained: str) -> str:
     Raises:
         UserError: that network cannot be loaded, or the space's Archs have other parts.
     """
-    return start_from(supernet, load_network(pretrained, what="pretrained"))
+    return start_from_timm(supernet, load_network(pretrained, what="pretrained"))
 
 
 def tell_sampler(work: Work, sampler: RunSampler, inherited: Inherited) -> None:

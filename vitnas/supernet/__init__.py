@@ -1,6 +1,6 @@
 """One set of weights for a whole Space: shared tensors, and one rule that says whose weights an Arch uses."""
 
-from vitnas.supernet.pretrained import start_from
+from vitnas.supernet.pretrained import start_from_timm
 from vitnas.supernet.sharing import (
     AUTOFORMER_OFFICIAL,
     PRIVATE_HEADS,
@@ -34,5 +34,5 @@ __all__ = [
     "cyclic_axes",
     "make_sharing",
     "select",
-    "start_from",
+    "start_from_timm",
 ]

@@ -33,7 +33,7 @@ MUST_AGREE = (
 FITTED = ("image_size", "patch_size", "in_chans", "num_classes", "stages", "stem_width")
 
 
-def start_from(supernet: Supernet, network: nn.Module) -> str:
+def start_from_timm(supernet: Supernet, network: nn.Module) -> str:
     """Copy a network's weights into the shared tensors, as far as both have the same entries.
 
     A Supernet of the Space around the network is then the network, bit for bit, at its largest. For another Space the
@@ -66,10 +66,6 @@ def start_from(supernet: Supernet, network: nn.Module) -> str:
     total = sum(parameter.numel() for parameter in supernet.parameters())
     said = f"started from a pretrained {name}: {copied / total:.0%} of the supernet's weights are copied"
     return f"{said}, but its Archs differ in kind, so answers do: {told}" if told else said
-
-
-# Its name before any network could be given.
-start_from_timm = start_from
 
 
 def _refuse_other_parts(given: Arch, largest: Arch) -> None:
