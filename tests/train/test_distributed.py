@@ -78,6 +78,11 @@ def test_ranks_end_with_the_same_weights(seen: list[dict[str, Any]]) -> None:
     assert first["drawn"] != second["drawn"], "ranks draw different Archs"
 
 
+def test_a_step_takes_three_reductions(seen: list[dict[str, Any]]) -> None:
+    """Has any failed, who used which tensor, and the gradients, which fit one bucket."""
+    assert [found["reductions"] for found in seen] == [3, 3]
+
+
 def test_metrics_have_each_step_once(seen: list[dict[str, Any]]) -> None:
     assert [line.step for line in metrics.read_lines(seen[0]["folder"])] == [1, 2, 3, 4]
     assert (seen[0]["folder"] / "checkpoints" / "two.safetensors").exists()

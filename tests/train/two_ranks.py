@@ -124,6 +124,20 @@ def training(engine: Engine, folder: Path) -> dict[str, object]:
     }
 
 
+def reductions(engine: Engine) -> float:
+    """How often the processes reduce something together in a step of a training."""
+    real, counts = torch.distributed.all_reduce, []
+    for steps in (2, 6):
+        calls: list[object] = []
+        torch.distributed.all_reduce = lambda *given, **options: calls.append(real(*given, **options))  # noqa: B023
+        config = TrainConfig(epochs=steps / STEPS, monitor_every=0, log_every=1, warmup_epochs=0)
+        loader = Failing("nowhere", 0, engine)
+        fit(supernet(), Classification(), ByRank(engine.rank), loader, config=config, engine=engine)
+        counts.append(len(calls))
+    torch.distributed.all_reduce = real
+    return (counts[1] - counts[0]) / 4
+
+
 def searching(engine: Engine, folder: Path) -> dict[str, object]:
     mine = []
 
@@ -288,6 +302,7 @@ def rank_main(rank: int, folder: Path) -> None:
         "sum": float(engine.accelerator.reduce(torch.tensor(float(rank + 1)), reduction="sum")),
         "gradients": gradients(engine),
         "training": training(engine, folder),
+        "reductions": reductions(engine),
         "searching": searching(engine, folder),
         "once": once(folder),
         "told": told(engine),

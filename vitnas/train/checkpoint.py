@@ -18,6 +18,9 @@ from torch import Tensor
 from vitnas.errors import UserError
 from vitnas.runs import write_with
 
+# Fields of a TrainConfig that may change between a run and its resumption: what is learned is the same.
+FREE = {"checkpoint_minutes", "log_every", "monitor_every"}
+
 
 def save_checkpoint(path: Path, parts: Mapping[str, Mapping[str, Tensor]], meta: Mapping[str, Any]) -> None:
     """Write `parts` (state dicts by name) and `meta` (JSON) as one file, in one step."""
@@ -105,18 +108,9 @@ def _join(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
     return {"list": list, "tuple": tuple}[kind](_join(each, tensors) for each in value)
 
 
-def is_harmless(key: str, old: Any, new: Any) -> bool:
-    """Fields that may change between a run and its resumption without changing its result."""
-    if key != "config" or not isinstance(old, dict):
-        return False
-    free = {"checkpoint_minutes", "log_every", "monitor_every"}
-    return all(old.get(name) == value for name, value in new.items() if name not in free)
-
-
 def difference(old: Any, new: Any) -> str:
-    """What changed between two values of a run, as a person reads it."""
+    """What changed between two values of a run, as a person reads it; empty where its result is the same."""
     if isinstance(old, dict) and isinstance(new, dict):
-        return ", ".join(
-            f"{name}: {old.get(name)!r} then, {v!r} now" for name, v in new.items() if old.get(name) != v
-        )
-    return f"{old!r} then, {new!r} now"
+        changed = (name for name, value in new.items() if name not in FREE and old.get(name) != value)
+        return ", ".join(f"{name}: {old.get(name)!r} then, {new[name]!r} now" for name in changed)
+    return "" if old == new else f"{old!r} then, {new!r} now"

@@ -33,7 +33,6 @@ from vitnas.sample import Draw, Hook, Moment, Sampler
 from vitnas.supernet import Supernet
 from vitnas.train.checkpoint import (
     difference,
-    is_harmless,
     load_checkpoint,
     optimizer_tensors,
     restore_optimizer,
@@ -150,36 +149,33 @@ def fit(
             )
             step = training.resume()
         training.run(step)
-        warning = training.finish(_classes(num_classes, network))
+        warning = training.finish(num_classes)
     return Fitted(
         network=training.result, steps=training.steps, seconds=time.monotonic() - start, warning=warning
     )
 
 
+@dataclass(eq=False, kw_only=True)
 class _Training:
     """A training under way: what trains, by what, and how it is saved."""
 
-    def __init__(
-        self,
-        *,
-        network: nn.Module,
-        task: Task,
-        sampler: Sampler,
-        batches: Batches,
-        config: TrainConfig,
-        teacher: Teacher | None,
-        mixup: Mixup | None,
-        seed: int,
-        engine: Engine,
-        folder: Path | None,
-        stage: str,
-        monitor: Monitor | None,
-        hooks: list[Hook],
-        progress: Progress,
-    ) -> None:
-        self.network, self.task, self.sampler, self.batches = network, task, sampler, batches
-        self.config, self.teacher, self.mixup, self.seed, self.engine = config, teacher, mixup, seed, engine
-        self.stage, self.monitor, self.hooks, self.progress = stage, monitor, hooks, progress
+    network: nn.Module
+    task: Task
+    sampler: Sampler
+    batches: Batches
+    config: TrainConfig
+    teacher: Teacher | None
+    mixup: Mixup | None
+    seed: int
+    engine: Engine
+    folder: Path | None
+    stage: str
+    monitor: Monitor | None
+    hooks: list[Hook]
+    progress: Progress
+
+    def __post_init__(self) -> None:
+        config, network, engine = self.config, self.network, self.engine
         if config.drop_path is not None:
             if not isinstance(network, Model | Supernet):
                 raise UserError(
@@ -189,21 +185,23 @@ class _Training:
             network.set_drop_path(config.drop_path)
         network.to(engine.device).train()
         engine.broadcast(network)  # processes may have started with other weights
-        check_task(task, network, teacher, batches)
-        if teacher is not None:
-            engine.broadcast(teacher.network)
-        self.steps_per_epoch = max(1, batches.steps_per_epoch // config.accumulate)
+        check_task(self.task, network, self.teacher, self.batches)
+        if self.teacher is not None:
+            engine.broadcast(self.teacher.network)
+        self.steps_per_epoch = max(1, self.batches.steps_per_epoch // config.accumulate)
         self.steps = max(1, round(config.epochs * self.steps_per_epoch))
         self.optimizer = engine.prepare(make_optimizer(network, config))
         self.schedule = make_schedule(self.optimizer, config, self.steps, self.steps_per_epoch)
         self.ema = make_ema(network, config)
         self.parameters = [p for p in network.parameters() if p.requires_grad]
         self.read_every = steps_between_readings(engine.device)
-        self.log = Metrics(folder, stage, engine)
-        self.checkpoint = folder and folder / "checkpoints" / f"{stage.replace('/', '-')}.safetensors"
+        self.log = Metrics(self.folder, self.stage, engine)
+        self.checkpoint = (
+            self.folder and self.folder / "checkpoints" / f"{self.stage.replace('/', '-')}.safetensors"
+        )
         self.identity = {
-            "stage": stage,
-            "seed": seed,
+            "stage": self.stage,
+            "seed": self.seed,
             "steps": self.steps,
             "world": engine.world,
             "config": asdict(config),
@@ -211,7 +209,7 @@ class _Training:
         self.saved = time.monotonic()
         self.history: list[tuple[MonitoredArch, ...]] = []
         every = max(1, round(config.monitor_every * self.steps_per_epoch))
-        watched = monitor is not None and config.monitor_every > 0
+        watched = self.monitor is not None and config.monitor_every > 0
         self.monitored = {*range(every, self.steps + 1, every), self.steps} if watched else set()
 
     @property
@@ -220,20 +218,23 @@ class _Training:
         return self.network if self.ema is None else self.ema.module
 
     def run(self, step: int) -> None:
-        """All steps from `step` on."""
-        stream = self.batches.from_step(step * self.config.accumulate)
+        """All steps from `step` on. The last one is told of in `finish`.
+
+        Telling of a step stands with the work of the next, so that the processes ask each other once for both.
+        """
+        first, stream = step, self.batches.from_step(step * self.config.accumulate)
         while step < self.steps:
-            if self.schedule is not None:
-                self.schedule.step_update(step)
             with self.engine.together():
+                if step > first:
+                    self.tell(step)
                 self.learn(step, stream)
             self.move(step)
             step += 1
-            with self.engine.together():
-                self.tell(step)
 
     def learn(self, step: int, stream: Iterator[tuple[Views, Tensor]]) -> None:
         """The gradients of a step."""
+        if self.schedule is not None:
+            self.schedule.step_update(step)
         self.call_hooks(step)
         self.optimizer.zero_grad(set_to_none=True)
         with self.randomness(step):
@@ -272,17 +273,19 @@ class _Training:
             self.save(step)
             self.saved = time.monotonic()
 
-    def finish(self, num_classes: int) -> str | None:
-        """Why the Supernet should not be trusted yet, or None.
+    def finish(self, num_classes: int | None) -> str | None:
+        """Tell of the last step; returns why the Supernet should not be trusted yet, or None.
 
         Raises:
             NonFiniteLossError: the last step left weights that are not finite.
         """
         with self.engine.together():
+            self.tell(self.steps)
             self.check_weights(self.steps)
             warning = None
             if isinstance(self.network, Supernet):
-                warning = convergence_warning(self.history, num_classes)
+                classes = num_classes or self.network.space.largest().num_classes
+                warning = convergence_warning(self.history, classes)
             if warning:
                 self.log.write(Warned, step=self.steps, text=warning)
             self.progress.done(self.stage, warning)
@@ -432,10 +435,10 @@ class _Training:
         """Take back what `save` wrote; returns its step."""
         parts, meta = load_checkpoint(path)
         for key, value in self.identity.items():
-            if meta.get(key) != value and not is_harmless(key, meta.get(key), value):
+            if changed := difference(meta.get(key), value):
                 raise UserError(
-                    f"{path} is of a run with another {key} ({difference(meta.get(key), value)}). Use the same values, "
-                    "another run folder, or delete the checkpoint to start this stage anew."
+                    f"{path} is of a run with another {key} ({changed}). Use the same values, another run folder, or "
+                    "delete the checkpoint to start this stage anew."
                 )
         try:
             self.network.load_state_dict(parts["network"])
@@ -465,10 +468,3 @@ class _Plain:
     def from_step(self, step: int) -> Iterator[tuple[Views, Tensor]]:
         while True:
             yield from self._loader
-
-
-def _classes(num_classes: int | None, network: nn.Module) -> int:
-    if num_classes is not None:
-        return num_classes
-    space = getattr(network, "space", None)
-    return int(space.largest().num_classes) if space is not None else 2
