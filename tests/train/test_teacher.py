@@ -18,7 +18,7 @@ from vitnas.data import Augment, Data, TrainBatches, synthetic
 from vitnas.errors import UserError
 from vitnas.exporting import load_timm, save_timm
 from vitnas.model import Model, build
-from vitnas.sample import Draw, Fixed, Sandwich, Several
+from vitnas.sample import Draw, Fixed, Sandwich, Several, Uniform
 from vitnas.space import autoformer
 from vitnas.supernet import Supernet
 from vitnas.train import (
@@ -174,6 +174,33 @@ def test_what_cannot_be_taught_is_refused_before_training(
     with pytest.raises(UserError, match=words):
         fit(learner, task, Fixed(), batches(data), config=CONFIG, teacher=taught_by, folder=tmp_path)
     torch.testing.assert_close(learner.state_dict(), before, rtol=0, atol=0)
+
+
+def test_what_no_arch_of_a_supernet_gives_is_refused_before_training(data: Data) -> None:
+    """What some Arch gives may be wanted: the last block, or the places where any keeps fewer patches."""
+    space = replace(SPACE, keep=(1.0, 0.5), keep_places=(1,))
+    learner, drawn = Supernet(space), []
+
+    class Drawing(Uniform):
+        def draw(self, rng: Any) -> list[Draw]:
+            drawn.append(rng)
+            return super().draw(rng)
+
+    def train(*wants: str) -> None:
+        task = Classification()
+        object.__setattr__(task, "wants", ("logits", *wants))
+        fit(learner, task, Drawing(space), batches(data), config=ONE_STEP)
+
+    for name, words in [
+        ("blocks.2", "blocks.0 to blocks.1"),
+        ("places.0", "keep, logits"),
+        ("tokns", "'tokens'"),
+    ]:
+        with pytest.raises(UserError, match=f"the output {name!r} is wanted; .*{words}"):
+            train(name)
+    assert not drawn
+    train("blocks.0", "blocks.1?", "places.1?", "keep?")
+    assert drawn
 
 
 class Stopped(Exception):

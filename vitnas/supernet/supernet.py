@@ -7,8 +7,10 @@ The Arch is an argument, never a state. Nothing here knows what a layer computes
 Without gradients an answer is bit for bit that of the extracted Model. With them it runs on views, for which libraries
 may choose other kernels, and may differ from it in the last bits (`supernet/borrow.py`).
 
-Gradients appear in `parameter.grad` after `backward()`, as usual, but `torch.autograd.grad` with respect to the shared
-tensors does not see them; use `select` for that.
+Gradients appear in `parameter.grad` after `backward()`, as usual, but one node puts them there and not autograd's own
+for each leaf. So `torch.autograd.grad` with respect to the shared tensors does not see them (use `select` for that),
+and hooks on parameters are called for whole tensors only, not for those that an Arch cuts. torch's DDP works by such
+hooks and would leave each process its own gradients, without a word; `Engine.average_gradients` averages all.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from vitnas.layers.axes import Axes, merge_axes, named_axes
 from vitnas.model import Model
 from vitnas.model.blocks import drop_path_rates, make_block
 from vitnas.model.build import storage_free
+from vitnas.model.outputs import output_names
 from vitnas.space import Space
 from vitnas.supernet.borrow import Loan, home_of, lend_when_run
 from vitnas.supernet.sharing import Entries, Piece, Place, Sharing
@@ -53,6 +56,9 @@ class Supernet(nn.Module):
     The state dict has the names of the largest Arch's Model (timm's names), and `private.<by>_<option>.<name>` for
     tensors that only one option uses. Buffers (running statistics) are shared too: what a forward pass in training mode
     updates are the shared ones.
+
+    One Supernet is not for several threads at once: while an Arch runs, its weights are lent to a Model that is kept,
+    and to blocks that other Archs run on too. Give each thread a copy.
     """
 
     def __init__(
@@ -86,6 +92,12 @@ class Supernet(nn.Module):
         """Weight sets of one Arch that train together (2 for bilateral sharing); extraction gives the first."""
         return self.sharing.sides
 
+    @property
+    def output_names(self) -> list[str]:
+        """What `want` can name, of some Arch at least: `blocks.11` of deep ones alone, for example."""
+        skeletons = [self.subnet(arch).skeleton for arch in self.space.representatives()]
+        return list(dict.fromkeys(name for skeleton in skeletons for name in output_names(skeleton)))
+
     def forward(
         self, images_BCHW: Tensor, arch: Arch, *, want: Sequence[str] | None = None, side: int = 0
     ) -> Any:
@@ -99,9 +111,7 @@ class Supernet(nn.Module):
             UserError: `arch` is not in the Space (all reasons are given), or has no such output.
         """
         self._forget_if_moved()
-        subnet = self.subnet(arch, side)
-        options = {} if want is None else {"want": want}
-        return subnet.skeleton(images_BCHW, **options)
+        return self.subnet(arch, side).skeleton(images_BCHW, want=want)
 
     def train(self, mode: bool = True) -> Supernet:
         """Training or evaluation mode; what is kept follows when it is next used, as going through it takes long."""

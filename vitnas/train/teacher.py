@@ -198,8 +198,7 @@ def check_task(task: Task, network: nn.Module, teacher: Teacher | None, loader: 
         own = Pixels.of(network)
         seen = own if form is None else Pixels(tuple(form.mean), tuple(form.std))
         teacher.check(task.wants_taught, seen)
-    if getattr(network, "space", None) is None:
-        wanted(bare_names(task.wants), output_names(network))
+    wanted(bare_names(task.wants), output_names(network))
 
 
 def channels_of(network: nn.Module) -> int:
