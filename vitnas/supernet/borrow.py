@@ -69,8 +69,8 @@ class Loan:
                     ) from None
         elif self.is_buffer:
             raise LookupError(f"buffer {piece.name} is updated in place; its axes cannot wrap around")
-        runs_on = self.layout is not None and cuts[0].view(piece.shape).is_contiguous()
-        self.begins = self.layout is not None and runs_on and self.layout.offset == 0
+        starts = self.layout is not None and self.layout.offset == 0
+        self.begins = starts and cuts[0].view(piece.shape).is_contiguous()
         self.is_whole = self.begins and math.prod(piece.parts[0].view) == math.prod(piece.shape)
 
     def sources(self) -> list[Tensor]:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from vitnas.arch import Arch
-from vitnas.errors import UserError, nearest
+from vitnas.errors import UserError, check_word
 from vitnas.layers.axes import Axes
 from vitnas.space import Space, VitasSpace
 
@@ -108,11 +108,11 @@ class Cyclic:
                 f"a cyclic axis has {size} of {largest} entries; it knows {', '.join(map(str, self.widths))}. "
                 "Give it all widths of the space."
             )
+        if size == largest:
+            return (slice(0, largest),)
         start = self.start(size, place.turn)
         over = start + size - largest
-        if over <= 0 or size == largest:
-            return (slice(0, largest),) if size == largest else (slice(start, start + size),)
-        return (slice(0, over), slice(start, largest))
+        return (slice(0, over), slice(start, largest)) if over > 0 else (slice(start, start + size),)
 
 
 @dataclass(frozen=True)
@@ -328,11 +328,7 @@ def make_sharing(
     Raises:
         UserError: an unknown coupling; anything but prefix and bilateral on a Space that is not ViTAS's.
     """
-    known = get_args(Coupled)
-    if coupling not in known:
-        raise UserError(
-            f"coupling is {coupling!r}; it must be one of {', '.join(known)}.{nearest(coupling, known)}"
-        )
+    check_word("coupling", coupling, get_args(Coupled))
     wanted = {
         "coupling cyclic": coupling == "cyclic",
         "private_tokens": private_tokens,

@@ -13,7 +13,7 @@ from torch import nn
 
 from vitnas.data import Augment
 from vitnas.data.augment import seeded_globals
-from vitnas.errors import UserError, nearest
+from vitnas.errors import UserError, check_word, nearest
 from vitnas.train.checkpoint import take_over
 from vitnas.train.config import TrainConfig
 
@@ -79,11 +79,7 @@ def make_schedule(
     Raises:
         UserError: a schedule that is unknown or not a function of the step.
     """
-    if config.schedule not in ("cosine", "poly", "tanh", "none"):
-        known = ("cosine", "poly", "tanh", "none")
-        raise UserError(
-            f"schedule is {config.schedule!r}; it must be one of {', '.join(known)}.{nearest(config.schedule, known)}"
-        )
+    check_word("schedule", config.schedule, ("cosine", "poly", "tanh", "none"))
     if config.schedule == "none":
         return None
     warmup = min(round(config.warmup_epochs * steps_per_epoch), steps - 1)
