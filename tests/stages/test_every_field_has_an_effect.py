@@ -28,8 +28,9 @@ from vitnas.stages.run import KINDS, Run
 from vitnas.train import TASKS, TaskGiven
 
 PACKAGE = str(Path(commands.__file__).parents[1])
-# Functions that go through all fields, or only judge them.
-GENERIC = {"plain", "__post_init__", "check", "__eq__", "__repr__", "__hash__", "asdict", "_asdict_inner"}
+# Functions that go through all fields, and methods of a configuration that only judge its fields.
+GENERIC = {"to_json", "asdict", "_asdict_inner"}
+JUDGES = {"__post_init__", "check", "__eq__", "__repr__", "__hash__"}
 
 # Fields that nothing in these tests reads, each with what reads it.
 QUIET = {
@@ -72,7 +73,9 @@ class Reads:
                 frame = frame.f_back
             caller = frame.f_code
             path, same = known.get(id(value), ("", None))
-            if same is value and caller.co_filename.startswith(PACKAGE) and caller.co_name not in GENERIC:
+            judges = caller.co_name in JUDGES and id(frame.f_locals.get("self")) in known
+            used = caller.co_name not in GENERIC and not judges
+            if same is value and caller.co_filename.startswith(PACKAGE) and used:
                 found.add(f"{path}{name}")
             return object.__getattribute__(value, name)
 
