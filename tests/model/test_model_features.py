@@ -46,7 +46,7 @@ def same(got: Any, want: Any) -> None:
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("indices", [2, (2, 0, -3)], ids=str)
+@pytest.mark.parametrize("indices", [2, (2, 0, -3), (3, 1, 1)], ids=str)
 @pytest.mark.parametrize("output_fmt", ["NCHW", "NLC"])
 def test_forward_intermediates_with_all_options(
     pair: tuple[Any, Model], indices: Any, output_fmt: str

@@ -159,6 +159,17 @@ def test_forward_head_cannot_tell_dropped_patches_in_training() -> None:
     assert model.forward_head(model.forward_features(images)).shape == (3, 5)
 
 
+@pytest.mark.parametrize("indices", [(0, 1), (1, 0), (1, 1)], ids=str)
+def test_maps_where_patches_are_gone_are_refused_in_any_order(indices: tuple[int, ...]) -> None:
+    model = made(arch_of(None, 9))
+    with pytest.raises(UserError, match=r"a map of block 1 is asked for, but 9 of 24 patches come out of it"):
+        model.forward_intermediates(images_for(model), indices)
+    tokens = model.forward_intermediates(
+        images_for(model), indices, output_fmt="NLC", intermediates_only=True
+    )
+    assert [item.shape[1] for item in tokens] == [24, 9][-len({*indices}) :]
+
+
 def test_another_image_size_keeps_the_share() -> None:
     model = made(arch_of(None, 12, 3, selector="fixed"))
     model.set_input_size(img_size=(48, 32))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from math import prod
 from typing import Any
 
@@ -41,10 +42,9 @@ def feature_info(arch: Arch) -> list[dict[str, Any]]:
 
 def check_maps(arch: Arch, blocks: Sequence[int], features: Sequence[Tensor]) -> None:
     """Raise UserError where the (B, P, D) features of blocks are of some patches alone, which make no map."""
-    keeps = [index for index, block in enumerate(arch.blocks) if block.keep is not None]
-    whole = prod(arch.grids[-1])
+    whole = prod(arch.grids[-1])  # of the smallest grid
     for index, item in zip(blocks, features, strict=True):
-        if keeps and index >= keeps[0] and item.shape[1] < whole:
+        if item.shape[1] < whole:
             raise UserError(
                 f"a map of block {index} is asked for, but {item.shape[1]} of {whole} patches come out of it; the "
                 "others have no features there. Use output_fmt='NLC', and output_dict=True for their places."
@@ -53,11 +53,7 @@ def check_maps(arch: Arch, blocks: Sequence[int], features: Sequence[Tensor]) ->
 
 def stage_starts(arch: Arch) -> list[int]:
     """Number of each stage's first block."""
-    starts, count = [], 0
-    for stage in arch.stages:
-        starts.append(count)
-        count += len(stage.blocks)
-    return starts
+    return list(accumulate((len(stage.blocks) for stage in arch.stages[:-1]), initial=0))
 
 
 def as_features(
@@ -74,7 +70,7 @@ def as_features(
     """What timm's `forward_intermediates` gives of the (B, N, D) tokens of some blocks; see that of `Model`.
 
     Args:
-        blocks: their numbers.
+        blocks: their numbers, rising.
         places: of the patches of each block, where an Arch keeps fewer.
         final_BND: the last tokens, if they are asked for.
     """

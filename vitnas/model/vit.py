@@ -62,9 +62,7 @@ class Model(nn.Module):
     ) -> None:
         super().__init__()
         self._take_arch(arch)
-        self.in_chans, self.num_classes = arch.in_chans, arch.num_classes
         self.global_pool: str = arch.global_pool  # or "", which an Arch does not say: see reset_classifier
-        self.num_prefix_tokens, self.no_embed_class = arch.num_prefix_tokens, arch.no_embed_class
         self.grad_checkpointing = False
         self.masks_tokens: bool | None = None  # see carries_dropped
         dim, first = arch.embed_dim, arch.stages[0].embed_dim
@@ -152,11 +150,11 @@ class Model(nn.Module):
         """
         trail = Trail()
         if want is None:
-            return self._head(self._features(images_BCHW, trail), trail.kept)
+            return self._head(self.norm(self._run(images_BCHW, trail)), trail.kept)
         found: dict[str, Any] = dict.fromkeys(wanted(want, self.output_names))
         if "keep" in found or "scores" in found:
             trail.choices = []
-        tokens_BND = self._features(images_BCHW, trail, found)
+        tokens_BND = self.norm(self._run(images_BCHW, trail, found))
         return {
             name: self._output(name, tokens_BND, trail) if output is None else output
             for name, output in found.items()
@@ -168,26 +166,29 @@ class Model(nn.Module):
         if name == "tokens":
             return tokens_BND
         if name in ("keep", "scores"):
-            grid = prod(self.arch.grids[-1]), self.num_prefix_tokens
-            choices = [getattr(choice, f"{name}_on")(*grid) for choice in trail.choices or ()]
-            return torch.stack(choices, dim=1)
+            sizes = prod(self.arch.grids[-1]), self.num_prefix_tokens
+            return torch.stack(
+                [getattr(choice, f"{name}_on")(*sizes) for choice in trail.choices or ()], dim=1
+            )
         if name in ("pooled", "logits"):
             return self._head(tokens_BND, kept, pre_logits=name == "pooled")
         if name == "patch_head":
-            logits: Tensor = self.patch_head(tokens_BND[:, self.num_prefix_tokens :].contiguous())  # type: ignore[misc]
-            return logits
-        if name == "head":
-            logits = self.head(self._pool(tokens_BND, kept))
+            given = tokens_BND[:, self.num_prefix_tokens :].contiguous()
         else:
-            logits = self.head_dist(tokens_BND[:, 1])  # type: ignore[misc]
+            given = self._pool(tokens_BND, kept) if name == "head" else tokens_BND[:, 1]
+        logits: Tensor = getattr(self, name)(given)
         return logits
 
     def forward_features(self, images_BCHW: Tensor) -> Tensor:
         """(B, C, H, W) images to (B, N, D) tokens of the last stage, after the final norm."""
-        return self._features(images_BCHW, Trail())
+        normed: Tensor = self.norm(self._run(images_BCHW, Trail()))
+        return normed
 
-    def _features(self, images_BCHW: Tensor, trail: Trail, found: dict[str, Any] | None = None) -> Tensor:
-        """The same; `found` takes what those blocks give whose names (`blocks.<i>`, `places.<i>`) are in it."""
+    def _run(
+        self, images_BCHW: Tensor, trail: Trail, found: dict[str, Any] | None = None, last: int | None = None
+    ) -> Tensor:
+        """The same before that norm, or behind block `last`; `found` takes what those blocks give whose names
+        (`blocks.<i>`, `places.<i>`) are in it."""
         x_BND = self.embed(images_BCHW)
         # Calling `blocks` would keep the first block's input to the end.
         for index, block in enumerate(self.blocks):
@@ -198,8 +199,9 @@ class Model(nn.Module):
                     found[name] = x_BND
                 if (name := f"places.{index}") in found:
                     found[name] = trail.places(x_BND, self.num_prefix_tokens)
-        normed: Tensor = self.norm(x_BND)
-        return normed
+            if index == last:
+                break
+        return x_BND
 
     def _enter(self, index: int, x_BND: Tensor, trail: Trail) -> Tensor:
         """The input of block `index`: `x_BND` itself, or behind the reduction or the selection that stands there."""
@@ -220,9 +222,7 @@ class Model(nn.Module):
     def _through(self, index: int, block: nn.Module, x_BND: Tensor, trail: Trail) -> Tensor:
         """What `block`, of that number, makes of its input."""
         asked = self._asked[index]
-        given: tuple[object, ...] = () if trail.kept is None else (trail.kept,)
-        if asked != "none":
-            given = (trail.kept, asked)
+        given = () if trail.kept is None and asked == "none" else (trail.kept, asked)
         out = checkpoint(block, x_BND, *given) if self.grad_checkpointing else block(x_BND, *given)
         if asked == "none":
             return out
@@ -319,25 +319,19 @@ class Model(nn.Module):
         if output_fmt not in ("NCHW", "NLC"):
             raise UserError(f"output_fmt is {output_fmt!r}; it must be 'NCHW' or 'NLC'. Choose one.")
         take, last = take_indices(len(self.blocks), indices)
-        tokens, trail = self.embed(x), Trail()
-        kept: list[Tensor] = []
-        places: list[Tensor] = []
-        final = stage_starts(self.arch)[-1]
-        for index, block in enumerate(self.blocks):
-            if stop_early and index > last:
-                break
-            tokens = self._enter(index, tokens, trail)
-            tokens = self._through(index, block, tokens, trail)
-            if index in take:
-                kept.append(self.norm(tokens) if norm and index >= final else tokens)
-                if self._selecting:
-                    places.append(trail.places(tokens, self.num_prefix_tokens))
+        take, final = sorted({*take}), stage_starts(self.arch)[-1]
+        parts = ("blocks", "places") if self._selecting else ("blocks",)
+        found: dict[str, Any] = dict.fromkeys(f"{part}.{index}" for part in parts for index in take)
+        last_BND = self._run(x, Trail(), found, last if stop_early else None)
+        tokens = [found[f"blocks.{index}"] for index in take]
+        if norm:
+            tokens = [self.norm(item) if i >= final else item for i, item in zip(take, tokens, strict=True)]
         return as_features(
             self.arch,
             take,
-            kept,
-            places,
-            None if intermediates_only else self.norm(tokens),
+            tokens,
+            [found[f"places.{index}"] for index in take] if self._selecting else [],
+            None if intermediates_only else self.norm(last_BND),
             output_fmt=output_fmt,
             with_prefix=return_prefix_tokens,
             by_name=output_dict,
@@ -401,7 +395,6 @@ class Model(nn.Module):
         arch = replace(self.arch, num_classes=num_classes)
         if global_pool and global_pool != arch.global_pool:
             arch = replace(arch, global_pool=global_pool, pool_num_heads=0, pool_mlp_hidden=0)
-        self.num_classes = num_classes
         self.global_pool = self.global_pool if global_pool is None else global_pool
         self.record_arch(arch)
         self._make_heads()
@@ -468,6 +461,8 @@ class Model(nn.Module):
     def _take_arch(self, arch: Arch) -> None:
         """Take `arch` and what follows from it."""
         self.arch = arch
+        self.in_chans, self.num_classes = arch.in_chans, arch.num_classes
+        self.num_prefix_tokens, self.no_embed_class = arch.num_prefix_tokens, arch.no_embed_class
         self.embed_dim = self.num_features = self.head_hidden_size = arch.embed_dim
         self.feature_info = feature_info(arch)
         self._entries = {start: index for index, start in enumerate(stage_starts(arch)[1:])}
