@@ -19,6 +19,7 @@ import vitnas  # noqa: F401 - registers the models
 from vitnas.arch import Arch
 from vitnas.counting import count
 from vitnas.errors import UserError
+from vitnas.exporting import save_timm
 from vitnas.model import Model, build
 from vitnas.model.published import PUBLISHED
 from vitnas.model.registry import fit_weights
@@ -224,10 +225,13 @@ def test_weights_for_another_resolution_are_resampled_in_every_stage() -> None:
         fit_weights(without, model)
 
 
-def test_training_heads_are_an_option() -> None:
+def test_training_heads_are_an_option(tmp_path: Path) -> None:
     model = timm.create_model("vit_resnas_tiny", patch_head=True, num_classes=3, img_size=56)
     assert model(torch.randn(1, 3, 56, 56), want=["patch_head"])["patch_head"].shape == (1, 1, 3)
-    assert model.pretrained_cfg["classifier"] == "head" or "patch_head" in model.pretrained_cfg["classifier"]
+    save_timm(model, tmp_path)  # other classes: neither head's weights are taken
+    other = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, num_classes=2)
+    assert other.pretrained_cfg["classifier"] == model.pretrained_cfg["classifier"] == ("head", "patch_head")
+    torch.testing.assert_close(other.blocks[0].attn.qkv.weight, model.blocks[0].attn.qkv.weight)
 
 
 def test_another_image_size_keeps_the_share_of_the_patches() -> None:

@@ -12,14 +12,6 @@ DATA_KEYS = ("mean", "std", "interpolation", "crop_pct", "crop_mode")  # how ima
 
 def default_cfg(arch: Arch) -> dict[str, Any]:
     """The description of the Model of `arch`."""
-    heads = [
-        "head",
-        *(
-            name
-            for name, used in (("head_dist", arch.distill_token), ("patch_head", arch.patch_head))
-            if used
-        ),
-    ]
     return {
         "architecture": "vitnas_arch",
         "url": "",
@@ -32,8 +24,15 @@ def default_cfg(arch: Arch) -> dict[str, Any]:
         "mean": (0.5,) * arch.in_chans,
         "std": (0.5,) * arch.in_chans,
         "first_conv": f"patch_embed.{STEMS[arch.stem].first_conv}",
-        "classifier": "head" if len(heads) == 1 else tuple(heads),
+        "classifier": classifiers(arch),
     }
+
+
+def classifiers(arch: Arch) -> str | tuple[str, ...]:
+    """Its layers that go by class, which timm leaves out of weights for other classes."""
+    own = (("head_dist", arch.distill_token), ("patch_head", arch.patch_head))
+    more = [name for name, used in own if used]
+    return ("head", *more) if more else "head"
 
 
 def copy_data_cfg(source: Any, target: Any) -> None:
