@@ -12,7 +12,7 @@ from vitnas.supernet import Supernet, select
 
 
 def extract(supernet: Supernet, arch: Arch, *, drop_path: float = 0.0) -> Model:
-    """The Model of `arch` with the Supernet's weights, copied: it computes bit for bit what the Supernet computes.
+    """The Model of `arch` with a copy of the Supernet's weights; without gradients both give the same bits.
 
     Args:
         drop_path: stochastic depth for further training.
