@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-import vitnas.model.registry  # noqa: F401  # the names of timm's registry
 from vitnas.errors import UserError
 from vitnas.exporting import export_onnx
 from vitnas.mixers import MIXERS

@@ -49,14 +49,7 @@ def test_other_stems(stem: tuple[int, ...], fields: tuple[str, int]) -> None:
 
 def test_removed_blocks_are_dropped() -> None:
     gone = (1, (24, 3, 16), (24, 48), 0)
-    arch = parse_network_def(
-        (
-            DEF[0],
-            gone,
-            *DEF[1:],
-        )[:3]
-        + DEF[3:]
-    )
+    arch = parse_network_def((DEF[0], gone, DEF[1], *DEF[3:]))
     assert [len(stage.blocks) for stage in arch.stages] == [1, 1]
     assert network_def(arch) == (DEF[0], DEF[1], *DEF[3:])
     assert parse_network_def(network_def(arch)) == arch

@@ -22,9 +22,9 @@ def match_params(model: nn.Module, proto: Any) -> dict[str, Any]:
 
     Returns:
         `params`: elements of the model's parameters; `exported_params`: of those found in the file;
-            `missing_params`:
-        names of those not found (unused, or folded into another by the exporter); `params_equal`: the first
-        two are equal; `other_elements`: float elements in the file that are neither parameter nor buffer.
+        `missing_params`: names of those not found (unused, or folded into another by the exporter);
+        `params_equal`: the first two are equal; `other_elements`: float elements in the file that are neither
+        parameter nor buffer.
     """
     held = {_digest(array): array.size for array in _float_arrays(proto)}
     found, missing, used = 0, [], set()

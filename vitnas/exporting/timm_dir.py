@@ -10,7 +10,6 @@ safetensors; nothing is pickled.
 from __future__ import annotations
 
 import copy
-import importlib
 import json
 import os
 import shutil
@@ -105,7 +104,6 @@ def load_timm(folder: Path | str) -> nn.Module:
             raise UserError(
                 f"{folder} has no {name}; a saved model is a folder with config.json and {WEIGHTS}."
             )
-    importlib.import_module("vitnas.model")  # registers the entry points with timm
     name = read_json(folder / "config.json").get("architecture")
     if not isinstance(name, str) or not timm.is_model(name):
         raise UserError(f"{folder / 'config.json'} names the architecture {name!r}; timm does not know it.")

@@ -43,23 +43,11 @@ TOP = {"patch_embed_super.proj": "patch_embed.proj", "norm": "norm", "head": "he
 WHOLE = ("cls_token", "pos_embed")
 HEAD_DIM = 64  # in all of their spaces
 WRAPPERS = (
-    *(
-        "state_dict_ema",
-        "model_ema",
-        "ema_state_dict",
-        "ema",
-        "model_state_dict",
-        "state_dict",
-        "model",
-        "module",
-    ),
-    *("network", "net"),
+    *("state_dict_ema", "model_ema", "ema_state_dict", "ema"),
+    *("model_state_dict", "state_dict", "model", "module", "network", "net"),
 )
-PREFIXES = (
-    "module.",
-    "_orig_mod.",
-    "model.",
-)  # of DDP and EMA, of torch.compile, of a class around the network
+# Of DDP and EMA, of torch.compile, of a class around the network.
+PREFIXES = ("module.", "_orig_mod.", "model.")
 NUMPY_TYPES = ("float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")
 
 
@@ -183,11 +171,8 @@ def read_checkpoint(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]
 def _content(path: Path) -> Any:
     """What a file holds, as timm reads it."""
     number, array = (value.__reduce__()[0] for value in (numpy.float64(0), numpy.zeros(1)))
-    allowed: list[Any] = [
-        numpy.dtype,
-        numpy.ndarray,
-        codecs.encode,
-    ]  # scores beside the weights are often numpy's
+    # Scores beside the weights are often numpy's.
+    allowed: list[Any] = [numpy.dtype, numpy.ndarray, codecs.encode]
     allowed += [type(numpy.dtype(word)) for word in NUMPY_TYPES]
     for package in ("numpy.core", "numpy._core"):  # before numpy 2 and since
         allowed += [(number, f"{package}.multiarray.scalar"), (array, f"{package}.multiarray._reconstruct")]

@@ -82,9 +82,8 @@ def _swapped_entry(name: str, base: str, mixer: str) -> Callable[..., Any]:
     def make(pretrained: bool = False, **options: Any) -> Any:
         given, cache_dir = options.pop("pretrained_cfg", None), options.pop("cache_dir", None)
         overlay = options.pop("pretrained_cfg_overlay", None)
-        own = (
-            given if given and not isinstance(given, str) else None
-        )  # of weights of this very net; else a tag
+        # Of weights of this very net; else a tag.
+        own = given if given and not isinstance(given, str) else None
         model = timm.create_model(base, pretrained=pretrained and own is None, **options)
         swap_attention(model, mixer)
         if (base_cfg := getattr(model, "pretrained_cfg", None)) is not None:

@@ -68,16 +68,12 @@ def arch_of_timm(model: Any) -> Arch:
     Raises:
         UserError: it has parts that an Arch cannot say; all are named.
     """
-    reasons = list(_not_plain(model))
-    if not reasons:
-        reasons = [
-            f"blocks.{index}: {reason}"
-            for index, block in enumerate(model.blocks)
-            for reason in _not_plain_block(block)
-        ]
-    if not reasons:
-        reasons = list(_not_uniform(model))
-    if reasons:
+    reasons = list(_not_plain(model)) or [
+        f"blocks.{index}: {reason}"
+        for index, block in enumerate(model.blocks)
+        for reason in _not_plain_block(block)
+    ]
+    if reasons := reasons or list(_not_uniform(model)):
         raise UserError(
             f"this {type(model).__name__} cannot be written as an Arch: {'; '.join(reasons)}. "
             "Use a plain ViT or DeiT, for example vit_tiny_patch16_224."
@@ -127,8 +123,8 @@ def from_timm(model: Any) -> Model:
     """
     arch = arch_of_timm(model)
     rates = [float(getattr(block.drop_path1, "drop_prob", 0.0) or 0.0) for block in model.blocks]
-    weight = model.head.weight if arch.num_classes else model.patch_embed.proj.weight
-    made = build(arch, drop_path=rates, device="meta").to(weight.dtype).to_empty(device=weight.device)
+    like = model.patch_embed.proj.weight
+    made = build(arch, drop_path=rates, device="meta").to(like.dtype).to_empty(device=like.device)
     names = OTHER_NAMES if isinstance(model, OF_BEIT) else {}
     made.load_state_dict({_renamed(name, names): value for name, value in model.state_dict().items()})
     copy_data_cfg(model, made)
@@ -420,9 +416,9 @@ def _not_uniform(model: Any) -> Iterator[str]:
         yield "not every norm is a LayerNorm with weight and bias (norm_layer)"
     elif len({norm.eps for norm in norms}) > 1 or any(norm.bias is None for norm in norms):
         yield "its norms differ in eps or lack a bias"
-    first = _block_facts(model.blocks[0])
+    first, *others = map(_block_facts, model.blocks)
     for name, value in first.items():
-        if any(_block_facts(block)[name] != value for block in model.blocks):
+        if any(other[name] != value for other in others):
             yield f"its blocks differ in {name}"
 
 
