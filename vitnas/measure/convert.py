@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from vitnas.arch import Arch
 from vitnas.errors import UserError
-from vitnas.measure.traceable import Traceable
+from vitnas.measure.onnx_spelling import OnnxSpelling
 from vitnas.model.modes import evaluating
 
 Exporter = Literal["dynamo", "legacy"]
@@ -47,7 +47,7 @@ def convert(
             faster.
     """
     names: dict[str, Any] = {"input_names": [INPUT_NAME], "output_names": [OUTPUT_NAME]}
-    with evaluating(model), quiet(), torch.no_grad(), Traceable():
+    with evaluating(model), quiet(), torch.no_grad(), OnnxSpelling():
         if exporter == "dynamo":
             shapes = ({0: torch.export.Dim(BATCH_NAME)},) if dynamic_batch else None
             program = torch.onnx.export(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 from typing import Any
 
 import torch
@@ -10,14 +11,12 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 
-class Traceable(TorchFunctionMode):
+class OnnxSpelling(TorchFunctionMode):
     """While it is active, two operations take another form with the same result.
 
-    - `repeat_interleave` gets its dimension counted from the front. The tracing exporter (torch 2.15) adds the rank
-    to a
-      negative one in place, and with it to every other -1 of the graph; such files do not load.
-    - `einsum` of two tensors becomes a matrix product. As ONNX's Einsum it runs slower in ONNX Runtime than
-    what the
+    - `repeat_interleave` gets its dimension counted from the front. The tracing exporter (torch 2.15) adds the rank to
+      a negative one in place, and with it to every other -1 of the graph; such files do not load.
+    - `einsum` of two tensors becomes a matrix product. As ONNX's Einsum it runs slower in ONNX Runtime than what the
       current exporter writes (a sixth, for a whole ViT with relative positions).
     """
 
@@ -46,9 +45,9 @@ def einsum_as_matmul(equation: str, a: Tensor, b: Tensor) -> Tensor:
     a = a.permute([left.index(i) for i in (*batch, *rows, *summed)])
     b = b.permute([right.index(i) for i in (*batch, *summed, *cols)])
     # Sizes are left to -1 where they can be: arithmetic on a dynamic batch size ends up as operations in the file.
-    depth = _product(sizes, summed)
+    depth = prod(sizes[i] for i in summed)
     a = a.reshape([*(sizes[i] for i in batch), -1, depth])
-    b = b.reshape([*(sizes[i] for i in batch), depth, _product(sizes, cols)])
+    b = b.reshape([*(sizes[i] for i in batch), depth, prod(sizes[i] for i in cols)])
     order = (*batch, *rows, *cols)
     first = order[len(batch)] if rows else None
     product = (a @ b).reshape([-1 if i == first else sizes[i] for i in order])
@@ -68,10 +67,3 @@ def _letters(equation: str) -> tuple[str, str, str]:
     operands, out = equation.replace(" ", "").split("->")
     left, right = operands.split(",")
     return left, right, out
-
-
-def _product(sizes: dict[str, int], letters: list[str]) -> int:
-    count = 1
-    for letter in letters:
-        count = count * sizes[letter]
-    return count

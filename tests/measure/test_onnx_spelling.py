@@ -9,8 +9,8 @@ import torch
 from vitnas.arch import Arch, Block, Stage
 from vitnas.measure import LatencyTarget
 from vitnas.measure.convert import convert, random_images
+from vitnas.measure.onnx_spelling import OnnxSpelling, einsum_as_matmul
 from vitnas.measure.runtimes import onnx_session
-from vitnas.measure.traceable import Traceable, einsum_as_matmul
 from vitnas.model import build
 
 
@@ -36,7 +36,7 @@ def test_einsum_as_a_matrix_product_is_equal(
 def test_other_einsums_stay_as_they_are(equation: str) -> None:
     a = torch.arange(9.0).reshape(3, 3)
     want = torch.einsum(equation, a, a)
-    with Traceable():
+    with OnnxSpelling():
         torch.testing.assert_close(torch.einsum(equation, a, a), want)
 
 
