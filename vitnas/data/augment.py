@@ -149,9 +149,8 @@ def seeded_globals(seed: int) -> Iterator[None]:
     try:
         random.seed(seed)
         np.random.seed(seed % 2**32)
-        torch.default_generator.manual_seed(
-            seed
-        )  # torch.manual_seed would also seed the accelerators for good
+        # torch.manual_seed would also seed the accelerators for good
+        torch.default_generator.manual_seed(seed)
         yield
     finally:
         random.setstate(python)

@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from vitnas.errors import UserError, nearest
+from vitnas.errors import UserError, check_word, nearest
 from vitnas.grids import ImageSize, as_image_size, sides_of
 
-# Tried in this order when the asked test split is missing; the first three are timm's and Hugging Face's
-# words.
+# Tried in this order when the asked test split is missing; the first three are timm's and Hugging Face's words.
 TEST_NAMES = ("test", "validation", "val", "valid", "eval", "evaluation")
 TRAIN_NAMES = ("train", "training")
-
 
 AUTO_AUGMENTS = ("rand", "augmix", "original", "originalr", "v0", "v0r", "3a")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
@@ -32,8 +30,7 @@ class Augment:
     `shift`, `rotate`, `zoom` and `hflip` run on whole uint8 batches in torch and are fast on a CPU. `scale`
     (with `ratio`), `color_jitter` and `auto_augment` are timm's (the arguments of
     `timm.data.create_transform`) and run per image on PIL; `re_prob` is timm's random erasing on the finished
-    batch. `mixup`, `cutmix` and `label_smoothing` are only carried here: training builds `timm.data.Mixup`
-    from them.
+    batch. `mixup`, `cutmix` and `label_smoothing` are only carried here: training builds `timm.data.Mixup` from them.
     """
 
     hflip: float = 0.0  # chance to mirror left-right
@@ -166,11 +163,7 @@ class DataConfig:
                 f"on_corrupt is {self.on_corrupt!r}; it must be 'skip' or 'raise'."
                 + nearest(self.on_corrupt, ("skip", "raise"))
             )
-        if self.interpolation not in INTERPOLATIONS:
-            raise UserError(
-                f"interpolation is {self.interpolation!r}; it must be one of {', '.join(INTERPOLATIONS)}."
-                + nearest(self.interpolation, INTERPOLATIONS)
-            )
+        check_word("interpolation", self.interpolation, INTERPOLATIONS)
         if self.crop_pct is not None:
             _within("crop_pct", self.crop_pct, 0.1, 1.0)
         if isinstance(self.augment, str) and self.augment not in ("auto", *AUGMENTS):

@@ -1,5 +1,4 @@
-"""Images of one split: decoded once into memory when they fit, else read on access; unreadable ones are
-named.
+"""Images of one split: decoded once into memory when they fit, else read on access; unreadable ones are named.
 
 Legend: B images, C channels, H rows, W columns.
 """

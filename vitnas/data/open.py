@@ -96,10 +96,10 @@ class Data:
         self.augment = augment
         self.config = config
         self.class_names = opened.train.class_names
-        self.notes = tuple(opened.notes)
+        self.notes = opened.notes
         self._test = test
         self._test_store: Store | None = None
-        self._streamed_corrupt = tuple(opened.corrupt)
+        self._streamed_corrupt = opened.corrupt
 
     @property
     def num_classes(self) -> int:
@@ -162,14 +162,14 @@ class Data:
             in_chans=self.in_chans,
             mean=self.mean,
             std=self.std,
-            class_names=tuple(self.class_names),
+            class_names=self.class_names,
             counts={
                 "train": _counts(self.train.targets, self.num_classes),
                 "holdout": _counts(self.holdout.targets, self.num_classes),
                 "test": _counts(torch.as_tensor(self._test.targets), self.num_classes),
             },
             corrupt=tuple(self.corrupt),
-            notes=tuple(self.notes),
+            notes=self.notes,
             seed=self.config.seed,
             sha256=digest.hexdigest(),
         )

@@ -91,8 +91,7 @@ class TimmSource:
         if reader is None:  # a torchvision dataset gives the picture itself
             image: Image.Image = self.dataset[index][0]
             return image
-        # timm's own __getitem__ would silently return the next image for an unreadable one, so its reader is
-        # asked.
+        # timm's own __getitem__ would silently return the next image for an unreadable one, so its reader is asked.
         stream = reader[index][0]
         with stream, Image.open(stream) as opened:
             opened.load()

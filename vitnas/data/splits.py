@@ -6,7 +6,7 @@ import hashlib
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from timm.utils.misc import natural_key
 
@@ -25,8 +25,8 @@ class Opened:
 
     train: Source
     test: Source
-    notes: tuple[str, ...] = field(default=())
-    corrupt: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
+    corrupt: tuple[str, ...] = ()
 
 
 def carve(targets: Sequence[int], names: Sequence[str], count: int, salt: str) -> tuple[list[int], list[int]]:

@@ -13,8 +13,7 @@ from vitnas.grids import ImageSize, sides_of
 def synthetic(
     num_classes: int = 4, image_size: ImageSize = 16, n: int = 256, seed: int = 0, *, in_chans: int = 3
 ) -> Data:
-    """Return `n` train (holdout included, 1 in 4) and n // 4 test images of noisy gratings, not varied in
-    training.
+    """Return `n` train (holdout included, 1 in 4) and n // 4 test images of noisy gratings, not varied in training.
 
     Class k has stripes at k / num_classes of a half turn, with a random phase and spacing.
     """

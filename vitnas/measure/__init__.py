@@ -1,4 +1,4 @@
-"""Measurement: the one clock, the one memory meter, and the machine that they ran on."""
+"""Measurement: the clock of latencies, peak memory, and the machine that they ran on."""
 
 from vitnas.measure.environment import environment, fingerprint, git_commit
 from vitnas.measure.latency import Latency, LatencyMeter, measure_latency

@@ -18,8 +18,7 @@ from vitnas.version import VERSION
 
 PACKAGES = ("vitnas", "torch", "timm", "onnx", "onnxruntime", "optuna")
 
-# What decides how fast a Model runs. Memory and the thread count of the moment change from run to run of one
-# machine.
+# What decides how fast a Model runs. Memory and the thread count of the moment change from run to run of one machine.
 _IDENTITY = ("cpu", "cores", "gpu", "driver", "cuda", "os", "torch", "onnxruntime")
 
 
@@ -27,10 +26,8 @@ def environment() -> dict[str, Any]:
     """Versions, CPU, memory and GPU of this process's machine, as JSON values.
 
     Returns:
-        `vitnas`, `torch`, `timm`, `onnx`, `onnxruntime`, `optuna`, `python`: version text, None if not
-            installed;
-        `os`, `cpu`: names; `cores`: cores this process may use; `threads`: torch's threads; `memory_bytes`:
-            of the
+        `vitnas`, `torch`, `timm`, `onnx`, `onnxruntime`, `optuna`, `python`: version text, None if not installed;
+        `os`, `cpu`: names; `cores`: cores this process may use; `threads`: torch's threads; `memory_bytes`: of the
         machine; `gpu`, `driver`, `cuda`: text, None without a GPU.
     """
     has_gpu = torch.cuda.is_available()

@@ -1,4 +1,4 @@
-"""The one clock: nothing else in the package times anything for a result.
+"""The clock of latencies: every one that a budget, a search or a report holds is timed here.
 
 A call is timed in rounds. Each round runs every target once and a fixed reference workload once, in
 alternating order, so that a machine that slows down slows both and their ratio stays. A device that works in
@@ -101,8 +101,7 @@ def measure_latency(
     runs: int = 50,
     seconds: float = 2.0,
 ) -> dict[str, Latency]:
-    """Time `calls`, which must already run on `target` (see `vitnas.measure.runtimes`), interleaved in
-    rounds.
+    """Time `calls`, which must already run on `target` (see `vitnas.measure.runtimes`), interleaved in rounds.
 
     Args:
         calls: what to time, by name; each call is one batch.

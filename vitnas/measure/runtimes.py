@@ -1,5 +1,4 @@
-"""Calls that the clock can time: a Model or an ONNX file, made ready on a target with a fixed batch of
-images.
+"""Calls that the clock can time: a Model or an ONNX file, made ready on a target with a fixed batch of images.
 
 Also the fixed workload that every measurement is interleaved with. It is one 3x3 convolution and one matrix
 product, 42 million multiply-accumulates, the same in both runtimes, whatever the Model.

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass, fields
 
-from vitnas.errors import UserError, nearest
+from vitnas.errors import UserError, check_word, nearest
 
 RUNTIMES = ("onnxruntime", "torch")
 DTYPES = {"onnxruntime": ("float32", "float16"), "torch": ("float32", "float16", "bfloat16")}
@@ -22,8 +22,7 @@ class LatencyTarget:
         device: `cpu`, `cuda` or `cuda:N`.
         dtype: `float32`, `float16` or, in torch, `bfloat16`; of weights and images.
 
-    `str(target)` is the text that `parse_target` reads: the runtime, the batch and what is not at its
-    default.
+    `str(target)` is the text that `parse_target` reads: the runtime, the batch and what is not at its default.
     """
 
     runtime: str = "onnxruntime"
@@ -33,11 +32,7 @@ class LatencyTarget:
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        if self.runtime not in RUNTIMES:
-            raise UserError(
-                f"latency target's runtime is {self.runtime!r}; it must be one of {', '.join(RUNTIMES)}."
-                f"{nearest(self.runtime, RUNTIMES)}"
-            )
+        check_word("latency target's runtime", self.runtime, RUNTIMES)
         for name in ("batch", "threads"):
             number = getattr(self, name)
             if not isinstance(number, int) or isinstance(number, bool) or number < 1:
@@ -72,15 +67,10 @@ def parse_target(text: str) -> LatencyTarget:
     2
 
     Raises:
-        UserError: no or an unknown runtime, an unknown field, a field given twice, a value that is not
-            allowed.
+        UserError: no or an unknown runtime, an unknown field, a field given twice, a value that is not allowed.
     """
     runtime, *settings = (part.strip() for part in text.split(","))
-    known = [
-        field.name
-        for field in fields(LatencyTarget)
-        if field.default is not MISSING and field.name != "runtime"
-    ]
+    known = [field.name for field in fields(LatencyTarget) if field.name != "runtime"]
     values: dict[str, str | int] = {}
     for setting in settings:
         name, equals, value = (part.strip() for part in setting.partition("="))

@@ -38,12 +38,8 @@ class MixerContract:
     word: ClassVar[str]
     size: ClassVar[int | None] = None
     prefixes: ClassVar[tuple[int, ...]] = (0, 1)
-    grids: ClassVar[tuple[Grid, ...]] = (
-        (3, 3),
-        (8, 8),
-        (3, 5),
-        (9, 2),
-    )  # odd and even numbers of tokens
+    # odd and even numbers of tokens
+    grids: ClassVar[tuple[Grid, ...]] = ((3, 3), (8, 8), (3, 5), (9, 2))
 
     def equations(self, mixer: Any, x_BND: Tensor) -> Tensor:
         """What the paper says, step by step."""
@@ -165,7 +161,7 @@ class MixerContract:
                 assert sum(parameter.numel() for parameter in mixer.parameters()) == want
 
     def test_memory_is_what_is_alive_at_the_peak(self) -> None:
-        """As a Model of one block, and alone on the CPU and without storage."""
+        """Of the mixer by itself, on the CPU and without storage."""
         for grid, prefix, rotary in self.cases():
             want = self.kind.memory(self.shape(grid, prefix, rotary))
             mixer = self.make(grid, prefix, rotary)
