@@ -10,7 +10,7 @@ from __future__ import annotations
 from html import escape
 from math import prod
 
-from vitnas.arch import Arch
+from vitnas.arch import Arch, Block
 
 WIDTH = 460  # user units; the page scales the drawing to the column
 LABEL = 56  # room for the block's number at the left
@@ -23,8 +23,7 @@ BAR = 13
 def draw(arch: Arch) -> str:
     """Return the SVG element, with a tooltip on every part; all text is escaped."""
     scale = _scale(arch)
-    attention_room = scale * max((block.num_heads * block.head_dim for block in arch.blocks), default=0)
-    mlp_left = LABEL + attention_room + GAP
+    mlp_left = LABEL + scale * max(block.inner_dim for block in arch.blocks) + GAP
     parts: list[str] = []
     y = _band(parts, 4, "stem", _stem_text(arch))
     y = _legend(parts, y + 4, mlp_left)
@@ -39,17 +38,7 @@ def draw(arch: Arch) -> str:
                 y = _band(
                     parts, y, "keep", f"{block.keep} of {prod(arch.grids[index])} patches ({arch.selector})"
                 )
-            y = _block_row(
-                parts,
-                y,
-                number,
-                block.num_heads,
-                block.head_dim,
-                block.mlp_hidden,
-                block.mixer,
-                scale,
-                mlp_left,
-            )
+            y = _block_row(parts, y, number, block, scale, mlp_left)
     y = _band(parts, y + 6, "head", f"{arch.stages[-1].embed_dim} features → {arch.num_classes} classes")
     label = escape(f"Architecture {arch.id}: {len(arch.blocks)} blocks", quote=True)
     return (
@@ -60,8 +49,8 @@ def draw(arch: Arch) -> str:
 
 def _scale(arch: Arch) -> float:
     """User units per channel such that the widest attention, the widest MLP and every embedding width fit."""
-    attention = max((block.num_heads * block.head_dim for block in arch.blocks), default=0)
-    mlp = max((block.mlp_hidden for block in arch.blocks), default=0)
+    attention = max(block.inner_dim for block in arch.blocks)
+    mlp = max(block.mlp_hidden for block in arch.blocks)
     embed = max(stage.embed_dim for stage in arch.stages)
     return min((WIDTH - LABEL - GAP - TAIL) / max(1, attention + mlp), (WIDTH - LABEL - 100) / max(1, embed))
 
@@ -118,29 +107,19 @@ def _stage_header(parts: list[str], y: float, name: str, embed_dim: int, scale: 
     return y + ROW
 
 
-def _block_row(
-    parts: list[str],
-    y: float,
-    number: int,
-    num_heads: int,
-    head_dim: int,
-    mlp_hidden: int,
-    mixer: str,
-    scale: float,
-    mlp_left: float,
-) -> float:
+def _block_row(parts: list[str], y: float, number: int, block: Block, scale: float, mlp_left: float) -> float:
     top = y + (ROW - BAR) / 2
-    width = num_heads * head_dim * scale
+    width = block.inner_dim * scale
     row = [_text(LABEL - 8, y + 15, str(number), "name", "end"), _box(LABEL, top, width, BAR, "attention")]
-    for head in range(1, num_heads):
-        x = LABEL + head * head_dim * scale
+    for head in range(1, block.num_heads):
+        x = LABEL + head * block.head_dim * scale
         row.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{top + BAR}" class="tick"/>')
-    row.append(_text(LABEL + width + 5, y + 15, f"{num_heads}×{head_dim}"))
-    row.append(_box(mlp_left, top, mlp_hidden * scale, BAR, "mlp"))
-    row.append(_text(mlp_left + mlp_hidden * scale + 5, y + 15, str(mlp_hidden)))
+    row.append(_text(LABEL + width + 5, y + 15, f"{block.num_heads}×{block.head_dim}"))
+    row.append(_box(mlp_left, top, block.mlp_hidden * scale, BAR, "mlp"))
+    row.append(_text(mlp_left + block.mlp_hidden * scale + 5, y + 15, str(block.mlp_hidden)))
     title = (
-        f"block {number}: {mixer}, {num_heads} heads × {head_dim} = {num_heads * head_dim} channels; "
-        f"MLP with {mlp_hidden} hidden units"
+        f"block {number}: {block.mixer}, {block.num_heads} heads × {block.head_dim} = {block.inner_dim} channels; "
+        f"MLP with {block.mlp_hidden} hidden units"
     )
     parts.append(_group(title, *row))
     return y + ROW
