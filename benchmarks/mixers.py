@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from vitnas.measure.environment import environment
 from vitnas.measure.memory import peak_bytes_of
-from vitnas.measure.mixers import _call, _make, _time
+from vitnas.measure.mixers import _call, _make, _time, growth
 
 DIM, HEADS, HEAD_DIM = 128, 4, 32
 
@@ -163,16 +163,13 @@ def line(row: dict[str, Any]) -> str:
     )
 
 
-def growth(rows: list[dict[str, Any]]) -> list[str]:
-    """Slopes of log(memory) over log(tokens) of ours."""
-    lines = []
-    for key in dict.fromkeys((row["mixer"], row["direction"]) for row in rows):
-        mine = [row for row in rows if (row["mixer"], row["direction"]) == key]
-        if len(mine) > 1:
-            xs, ys = ([math.log(row[name]) for row in mine] for name in ("tokens", "ours_bytes"))
-            slope = statistics.linear_regression(xs, ys).slope
-            lines.append(f"{key[0]}, {key[1]}: memory grows as tokens^{slope:.2f}")
-    return lines
+def slopes(rows: list[dict[str, Any]]) -> list[str]:
+    """How the memory of ours grows."""
+    return [
+        f"{word}, {direction}: memory grows as tokens^{slope:.2f}"
+        for direction in ("forward", "forward+backward")
+        for word, slope in growth(rows, direction, "ours_bytes").items()
+    ]
 
 
 def main() -> None:
@@ -194,7 +191,7 @@ def main() -> None:
         for row in compare(count, options.seconds, options.device, options.mixers)
     ]
     print("\n".join(line(row) for row in rows))
-    print("\n".join(growth(rows)))
+    print("\n".join(slopes(rows)))
     found = environment()
     print(
         f"{found.get('cpu', '')}, torch {torch.__version__}, {torch.get_num_threads()} threads, {options.device}"

@@ -72,19 +72,17 @@ def paired(
             wait()
             seconds[side] = time.perf_counter() - start
         pairs.append((seconds[ours], seconds[other]))
+    return row_of(name, against, target, pairs)
+
+
+def row_of(name: str, against: str, target: str, pairs: list[tuple[float, float]]) -> Row:
+    """The row of (our seconds, the other's) of each round."""
     ratios = sorted(b / a for a, b in pairs)
     mine, theirs = (statistics.median(column) for column in zip(*pairs, strict=True))
     return Row(
-        name,
-        against,
-        target,
-        statistics.median(ratios),
-        ratios[0],
-        ratios[-1],
-        f"{mine:.4f} s",
-        f"{theirs:.4f} s",
-        rounds,
-    )
+        name, against, target, statistics.median(ratios), ratios[0], ratios[-1], f"{mine:.4f} s", f"{theirs:.4f} s",
+        len(pairs),
+    )  # fmt: skip
 
 
 def wait() -> None:
@@ -200,12 +198,7 @@ def fresh_arch(rounds: int, space: Space = SPACE, batch: int = BATCH, pixels: in
             wait()
             seconds.append(time.perf_counter() - start)
         pairs.append((seconds[0], statistics.mean(seconds[1:])))
-    ratios = sorted(b / a for a, b in pairs)
-    mine, theirs = (statistics.median(column) for column in zip(*pairs, strict=True))
-    return Row(
-        "a fresh random Arch", "the same Arch again", ">= 0.90", statistics.median(ratios), ratios[0], ratios[-1],
-        f"{mine:.4f} s", f"{theirs:.4f} s", rounds,
-    )  # fmt: skip
+    return row_of("a fresh random Arch", "the same Arch again", ">= 0.90", pairs)
 
 
 def several_archs(rounds: int, k: int = 4) -> Row:

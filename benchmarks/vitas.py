@@ -11,11 +11,10 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 
 import torch
-from spine import Row, main, paired
+from spine import Row, inverted, main, paired
 
 from vitnas.arch import Arch
 from vitnas.sample import identity_probability
@@ -58,16 +57,11 @@ def trainer(coupling: Coupled = "prefix", *, private: bool = True) -> Callable[[
     return steps
 
 
-def as_time(row: Row) -> Row:
-    """Our time over the other's instead of speed."""
-    return replace(row, ratio=1 / row.ratio, low=1 / row.high, high=1 / row.low)
-
-
 def coupled(coupling: Coupled, target: str) -> Callable[[int], Row]:
     def row(rounds: int) -> Row:
         archs = [middling(16)]
         ours, prefix = partial(trainer(coupling), archs), partial(trainer(), archs)
-        return as_time(paired(f"{coupling} step (time)", "prefix step", target, ours, prefix, rounds))
+        return inverted(paired(f"{coupling} step (time)", "prefix step", target, ours, prefix, rounds))
 
     return row
 
@@ -77,7 +71,7 @@ def mixed(rounds: int) -> Row:
     archs = [middling(size) for size in SPACE.patch_sizes]
     steps, each = trainer(), 3
     ours, alone = partial(steps, archs * each), partial(steps, [arch for arch in archs for _ in range(each)])
-    return as_time(
+    return inverted(
         paired("mixed patch sizes (time)", "each patch size alone", "<= 1.0", ours, alone, 2 * rounds)
     )
 
