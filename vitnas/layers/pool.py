@@ -12,6 +12,7 @@ from functools import partial
 
 from timm.layers import AttentionPoolLatent
 from torch import Tensor, nn
+from torch.nn import functional
 
 from vitnas.layers.axes import Axes
 from vitnas.layers.mlp import ACTS, MlpCost, mlp_axes, mlp_cost, mlp_ratio
@@ -41,6 +42,15 @@ class SequencePool(nn.Module):
         return pooled_B1D.squeeze(1)
 
 
+class _Query(nn.Linear):
+    """Of one query that is seen once per image: torch 2.11 multiplies such a view by another kernel where weights want
+    gradients, and a Supernet's answer would differ from its Model's in the last bits."""
+
+    def forward(self, x_B1D: Tensor) -> Tensor:
+        product_BD = functional.linear(x_B1D.flatten(0, 1), self.weight)
+        return product_BD + self.bias.to(product_BD.dtype)
+
+
 class AttentionPool(AttentionPoolLatent):  # type: ignore[misc]  # timm leaves it untyped
     """A learned query's attention to all patches, then an MLP (SigLIP, arXiv 2303.15343): timm's, with named axes and
     cost. (B, n, D) to (B, D)."""
@@ -49,6 +59,7 @@ class AttentionPool(AttentionPoolLatent):  # type: ignore[misc]  # timm leaves i
         norm = partial(nn.LayerNorm, eps=norm_eps)
         ratio, kind = mlp_ratio(dim, hidden), ACTS[act]
         super().__init__(dim, num_heads=num_heads, mlp_ratio=ratio, norm_layer=norm, act_layer=kind)
+        self.q = _Query(dim, dim)
 
     def axes(self) -> dict[str, Axes]:
         one: Axes = (("one", 1),)
