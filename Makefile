@@ -34,7 +34,7 @@ test-lowest: $(READY) ## the default tests on the lowest supported versions, in 
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -q -n 2 --dist loadfile -m "not slow and not gpu"
 
 test-all: $(READY) ## all tests that this machine can run
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -o timeout=900
 
 check: lint types test ## what CI runs
 
