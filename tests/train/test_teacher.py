@@ -86,6 +86,20 @@ def test_a_teacher_is_given_the_pixels_that_it_was_made_for(data: Data, size: in
     torch.testing.assert_close(seen, [want], rtol=1e-5, atol=1e-5)
 
 
+def test_images_of_any_type_are_renormalised_in_their_own() -> None:
+    """Also where the same teacher has seen another type before."""
+    given = Pixels((0.1, 0.2, 0.3), (0.7, 0.8, 0.9)), Pixels((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
+    teacher, images = Teacher(student(), pixels=given[1]), torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    teacher.check(["logits"], given[0])
+    for dtype in (torch.bfloat16, torch.float32, torch.float64):
+        here = images.to(dtype)
+        old_mean, old_std, mean, std = (
+            here.new_tensor(values).view(3, 1, 1) for each in given for values in (each.mean, each.std)
+        )
+        want = (here * old_std + old_mean - mean) / std
+        torch.testing.assert_close(teacher.convert(here), want, rtol=0, atol=0)
+
+
 def test_a_saved_model_of_the_same_images_is_given_them_unchanged(data: Data, tmp_path: Path) -> None:
     save_timm(student(1), tmp_path, data_config={"mean": data.mean, "std": data.std})
     for network in (

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -105,19 +106,15 @@ class Teacher:
 
     def convert(self, images_BCHW: Tensor) -> Tensor:
         """The student's images as this network was made for: renormalised, then resized."""
-        here, there = self._seen, self.pixels
-        if None not in (here.mean, here.std, there.mean, there.std) and (here.mean, here.std) != (
-            there.mean,
-            there.std,
-        ):
-            old_mean, old_std, mean, std = (
-                images_BCHW.new_tensor(values).view(-1, 1, 1)
-                for values in (here.mean, here.std, there.mean, there.std)
-            )
+        given = [self._seen.mean, self._seen.std, self.pixels.mean, self.pixels.std]
+        known = [_per_channel(v, images_BCHW.dtype, images_BCHW.device) for v in given if v is not None]
+        if len(known) == 4 and given[:2] != given[2:]:
+            old_mean, old_std, mean, std = known
             images_BCHW = (images_BCHW * old_std + old_mean - mean) / std
-        if there.size is not None and tuple(images_BCHW.shape[-2:]) != there.size:
+        size = self.pixels.size
+        if size is not None and tuple(images_BCHW.shape[-2:]) != size:
             images_BCHW = functional.interpolate(
-                images_BCHW, size=there.size, mode=there.interpolation, antialias=True, align_corners=False
+                images_BCHW, size=size, mode=self.pixels.interpolation, antialias=True, align_corners=False
             )
         return images_BCHW
 
@@ -165,6 +162,12 @@ class AverageTeacher(Teacher):
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         self.network.load_state_dict(dict(tensors))
+
+
+@cache
+def _per_channel(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Numbers of channels beside images. Kept, as bringing them to a device waits for it, at every step."""
+    return torch.tensor(values, dtype=dtype, device=device).view(-1, 1, 1)
 
 
 def constant(value: float) -> Momentum:
