@@ -83,7 +83,7 @@ class TokenMixup(Task):
 
     def _cut(self, images_BCHW: Tensor, labels_BY: Tensor, cells_BRCY: Tensor) -> None:
         """Paste a box of cells from a random partner, the same box for all, in place."""
-        grid, partner_B = self.grid, torch.randperm(len(images_BCHW))
+        grid, partner_B = self.grid, _partners(images_BCHW)
         top, left, height, width = random_box(grid, random.betavariate(CUTMIX_ALPHA, CUTMIX_ALPHA))
         rows, columns = slice(top, top + height), slice(left, left + width)
         cells_BRCY[:, rows, columns] = cells_BRCY[partner_B][:, rows, columns]
@@ -99,7 +99,7 @@ class TokenMixup(Task):
 
     def _blend(self, images_BCHW: Tensor, labels_BY: Tensor, cells_BRCY: Tensor) -> None:
         """Average with a random partner, in place."""
-        partner_B, share = torch.randperm(len(images_BCHW)), random.betavariate(MIXUP_ALPHA, MIXUP_ALPHA)
+        partner_B, share = _partners(images_BCHW), random.betavariate(MIXUP_ALPHA, MIXUP_ALPHA)
         images_BCHW.copy_(images_BCHW * share + images_BCHW[partner_B] * (1 - share))
         labels_BY.copy_(labels_BY * share + labels_BY[partner_B] * (1 - share))
         cells_BRCY.copy_(labels_BY[:, None, None].expand_as(cells_BRCY))
@@ -132,6 +132,11 @@ class TokenMixupConfig(TaskConfig):
             label_smoothing=augment.label_smoothing,
             patch_weight=self.patch_weight,
         )
+
+
+def _partners(images_BCHW: Tensor) -> Tensor:
+    """Every image's partner. Drawn on the host and sent along: as an index from there each use would wait."""
+    return torch.randperm(len(images_BCHW)).to(images_BCHW.device, non_blocking=True)
 
 
 def random_box(grid: Grid, share: float) -> tuple[int, int, int, int]:
