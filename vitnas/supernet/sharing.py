@@ -179,7 +179,9 @@ class Sharing:
 
     def taken(self, name: str, axes: Axes) -> Axes:
         """The axes of a parameter as its rules see them."""
-        return _flatten(axes) if any(name.endswith(ending) for ending in self.flat) else axes
+        if any(name.endswith(ending) for ending in self.flat):
+            return (("flat", math.prod(size for _, size in axes)),)
+        return axes
 
     def homes(self, name: str, axes: Axes, option: Callable[[str], object]) -> list[Home]:
         """The shared tensors of a parameter.
@@ -199,7 +201,9 @@ class Sharing:
             return [Home(own, axes, whole)]
         place = [axis for axis, _ in axes].index(private.axis)
         homes = []
-        for home, start, stop in _split(axes[place][1], private.entries, own, name):
+        first, end = private.entries
+        assert first == 0, "shared entries on both sides of private ones would need two tensors"
+        for home, start, stop in ((own, 0, end), (name, end, axes[place][1])):
             part = (*axes[:place], (private.axis, stop - start), *axes[place + 1 :])
             homes.append(Home(home, part, (*whole[:place], slice(start, stop), *whole[place + 1 :])))
         return homes
@@ -287,13 +291,6 @@ class Piece:
         return whole.view(self.shape)
 
 
-def _split(size: int, private: tuple[int, int], own: str, name: str) -> list[tuple[str, int, int]]:
-    """(tensor, start, stop) of the runs of an axis: shared before, private within and shared behind `private`."""
-    start, stop = private
-    assert start == 0, "shared entries on both sides of private ones would need two tensors"
-    return [(own, start, stop), (name, stop, size)]
-
-
 def _targets(runs: Runs, start: int) -> Runs:
     """Where runs land when they are put one behind the other from `start`."""
     found = []
@@ -302,10 +299,6 @@ def _targets(runs: Runs, start: int) -> Runs:
         found.append(slice(start, start + length))
         start += length
     return tuple(found)
-
-
-def _flatten(axes: Axes) -> Axes:
-    return (("flat", math.prod(length for _, length in axes)),)
 
 
 Coupled = Literal["prefix", "bilateral", "cyclic"]

@@ -305,7 +305,7 @@ class _Training:
             self.teacher.before(step, self.steps)
 
     def randomness(self, step: int) -> Any:
-        """Seed dropout, stochastic depth and mixing for this step and rank; other users' generators are restored."""
+        """Seed dropout, stochastic depth and mixing for this step and rank; the host's generators are restored."""
         seed = seed_from("step", self.seed, step, self.engine.rank)
         if self.engine.device.type == "cuda":
             torch.cuda.manual_seed(seed)

@@ -161,11 +161,6 @@ def bare_names(want: Sequence[str]) -> list[str]:
     return [name for views in _plan(tuple(want)).values() for names in views.values() for name in names]
 
 
-def prefixed(prefix: str, names: Sequence[str]) -> tuple[str, ...]:
-    """`names`, of a view or of all sides."""
-    return tuple(f"{prefix}.{name}" for name in names)
-
-
 @cache
 def _plan(want: tuple[str, ...]) -> dict[str | None, dict[int, dict[str, list[str]]]]:
     """How sides are combined -> view -> the network's own name -> the names that were asked for."""

@@ -12,7 +12,7 @@ from typing import Literal
 from torch import Tensor
 
 from vitnas.errors import UserError
-from vitnas.train.task import Batch, Outputs, Task, prefixed
+from vitnas.train.task import Batch, Outputs, Task
 
 COMBINES = ("sum", "mean")
 
@@ -32,7 +32,8 @@ class CombinedSides(Task):
                 f"combine is {self.combine!r}; it must be one of {', '.join(COMBINES)}. Use 'sum'."
             )
         for name in ("wants", "wants_taught"):
-            object.__setattr__(self, name, prefixed(f"sides.{self.combine}", getattr(self.task, name)))
+            names = tuple(f"sides.{self.combine}.{each}" for each in getattr(self.task, name))
+            object.__setattr__(self, name, names)
 
     def mix(self, batch: Batch) -> Batch:
         return self.task.mix(batch)
