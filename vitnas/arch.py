@@ -21,8 +21,7 @@ from vitnas.grids import Grid, ImageSize, as_image_size, sides_of, size_text
 from vitnas.layers.rotary import BASES, rotary_of
 from vitnas.layers.select import SELECTIONS, Asked
 from vitnas.mixers import MIXERS, QkvBias
-from vitnas.mixers.fitting import check_mixers
-from vitnas.mixers.selected import check_selections
+from vitnas.mixers.fitting import check_mixers, check_selections
 
 SCHEMA = 1
 # The first fields are part of an id whatever they hold, later ones where they differ from their defaults: a new field
