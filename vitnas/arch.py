@@ -352,14 +352,14 @@ class Arch:
         rows, columns = height // self.patch_size, width // self.patch_size
         return tuple([(rows >> index, columns >> index) for index in range(len(self.stages))])
 
-    def asked(self, index: int) -> Asked:
-        """Whose attention block `index` tells the selection behind it."""
-        if self.selector is None or not SELECTIONS[self.selector].needs_attention:
-            return "none"
-        behind = self.blocks[index + 1 : index + 2]
-        if not behind or behind[0].keep is None:
-            return "none"
-        return "class" if self.class_token else "all"
+    @property
+    def asked(self) -> tuple[Asked, ...]:
+        """Whose attention each block tells the selection behind it."""
+        whose: Asked = "none"
+        if self.selector is not None and SELECTIONS[self.selector].needs_attention:
+            whose = "class" if self.class_token else "all"
+        behind = (*self.blocks[1:], None)
+        return tuple(["none" if block is None or block.keep is None else whose for block in behind])
 
     @property
     def num_prefix_tokens(self) -> int:

@@ -20,10 +20,9 @@ without gradients; weights and the image itself are not in it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import repeat
 from math import prod
 from typing import NamedTuple
 
@@ -99,27 +98,22 @@ def count(arch: Arch, *, convention: Convention = "executed") -> Cost:
     first, last = stem_part(arch, arch.stages[0].embed_dim), head_part(arch, arch.embed_dim, convention)
     macs, params = first.macs + last.macs, first.params + last.params
     memory = max(first.memory, last.memory)
-    for index, stage in enumerate(arch.stages):
-        before = None
-        if index:
-            before = reduction_part(arch, index - 1, arch.stages[index - 1].embed_dim, stage.embed_dim)
-        for block, frame, selection in framed(arch, index):
-            if (part := before or selection) is not None:
-                macs, params, memory = macs + part.macs, params + part.params, max(memory, part.memory)
-                before = None
-            cost = block_cost(
-                block.mixer,
-                block.num_heads,
-                block.head_dim,
-                block.mlp_hidden,
-                stage.embed_dim,
-                frame,
-                convention,
-                block.mixer_size,
-            )
-            macs += cost[0]
-            params += cost[1]
-            memory = max(memory, cost[2])
+    for block, dim, frame, part in framed(arch):
+        if part is not None:
+            macs, params, memory = macs + part.macs, params + part.params, max(memory, part.memory)
+        cost = block_cost(
+            block.mixer,
+            block.num_heads,
+            block.head_dim,
+            block.mlp_hidden,
+            dim,
+            frame,
+            convention,
+            block.mixer_size,
+        )
+        macs += cost[0]
+        params += cost[1]
+        memory = max(memory, cost[2])
     return Cost(macs=macs, params=params, memory_bytes=memory * BYTES)
 
 
@@ -129,39 +123,31 @@ def parts(arch: Arch, *, convention: Convention = "executed") -> list[Part]:
     In front of each stage but the first, `reductions.s`; in front of a block that fewer patches enter, `selections.i`.
     """
     found = [stem_part(arch, arch.stages[0].embed_dim)]
-    index = 0
-    for number, stage in enumerate(arch.stages):
-        if number:
-            before = arch.stages[number - 1].embed_dim
-            found.append(reduction_part(arch, number - 1, before, stage.embed_dim))
-        for block, frame, part in framed(arch, number):
-            if part is not None:
-                found.append(replace(part, name=f"selections.{index}"))
-            attn, mlp = block_parts(block, stage.embed_dim, frame, convention)
-            found.append(Part(name=f"blocks.{index}.attn", macs=attn[0], params=attn[1], memory=attn[2]))
-            found.append(Part(name=f"blocks.{index}.mlp", macs=mlp[0], params=mlp[1], memory=mlp[2]))
-            index += 1
+    for index, (block, dim, frame, part) in enumerate(framed(arch)):
+        if part is not None:
+            found.append(part if block.keep is None else replace(part, name=f"selections.{index}"))
+        attn, mlp = block_parts(block, dim, frame, convention)
+        found.append(Part(name=f"blocks.{index}.attn", macs=attn[0], params=attn[1], memory=attn[2]))
+        found.append(Part(name=f"blocks.{index}.mlp", macs=mlp[0], params=mlp[1], memory=mlp[2]))
     return [*found, head_part(arch, arch.embed_dim, convention)]
 
 
-def framed(arch: Arch, stage: int) -> Iterable[tuple[Block, Frame, Part | None]]:
-    """Each block of a stage with its frame, and with the selection in front of it."""
-    frame, blocks = Frame.of(arch, stage), arch.stages[stage].blocks
-    return (
-        zip(blocks, repeat(frame), repeat(None)) if arch.selector is None else _selecting(arch, stage, frame)
-    )
-
-
-def _selecting(arch: Arch, stage: int, frame: Frame) -> Iterator[tuple[Block, Frame, Part | None]]:
-    assert arch.selector is not None
-    blocks = arch.stages[stage].blocks
-    first = sum(len(each.blocks) for each in arch.stages[:stage])
-    for index, block in enumerate(blocks):
-        part = None
-        if block.keep is not None:
-            part = selection_part(arch.selector, arch.stages[stage].embed_dim, frame, block.keep)
-        frame = frame._replace(keep=block.keep or frame.keep, asked=arch.asked(first + index))
-        yield block, frame, part
+def framed(arch: Arch) -> Iterator[tuple[Block, int, Frame, Part | None]]:
+    """Each block with its width, its frame, and the reduction or the selection in front of it."""
+    before, part, selector = 0, None, arch.selector
+    asked = iter(()) if selector is None else iter(arch.asked)
+    for number, stage in enumerate(arch.stages):
+        dim, frame = stage.embed_dim, Frame.of(arch, number)
+        if number:
+            part = reduction_part(arch, number - 1, before, dim)
+        for block in stage.blocks:
+            if selector is not None:
+                if block.keep is not None:
+                    part = selection_part(selector, dim, frame, block.keep)
+                frame = frame._replace(keep=block.keep or frame.keep, asked=next(asked))
+            yield block, dim, frame, part
+            part = None
+        before = dim
 
 
 @lru_cache(maxsize=100_000)
@@ -204,18 +190,18 @@ def block_parts(
     shape, kind = shape_of(block, dim, frame), MIXERS[block.mixer]
     inner = mlp_cost(dim, block.mlp_hidden, frame.act, has_norm=frame.scale_mlp_norm)
     tokens, scale = shape.tokens, dim if frame.layer_scale else 0
+    rows = 2 * tokens if frame.keep else 0  # numbers of the tokens that are left: 64-bit integers
     # The authors of ViTAS count patches alone.
     counted = shape._replace(num_prefix_tokens=0) if convention == "patch_tokens" else shape
     attn = (
         kind.macs(counted, convention),
         kind.params(shape) + 2 * dim + scale,
         # The residual and the normed input stay alive while the mixer runs.
-        2 * tokens * dim + kind.memory(shape) + (2 * tokens if frame.keep else 0),
+        2 * tokens * dim + kind.memory(shape) + rows,
     )
     # The block's input and the residual after attention, and the normed input if it is another tensor, stay alive.
     held = 2 if frame.mlp_norm == "stream" else 3
-    # Numbers of the tokens that are left, and attention, stay alive beside.
-    beside = (2 * tokens if frame.keep else 0) + (0 if frame.asked == "none" else tokens)
+    beside = rows + (0 if frame.asked == "none" else tokens)  # the attention told stays alive too
     mlp = (
         counted.tokens * inner.macs,
         inner.params + 2 * dim + scale,
@@ -252,11 +238,11 @@ def shape_of(block: Block, dim: int, frame: Frame) -> MixerShape:
 
 def stem_part(arch: Arch, dim: int) -> Part:
     """Patch embedding, class token and positions, for an embedding of width `dim`."""
-    patches = prod(arch.grids[0])
-    tokens, places = patches + arch.num_prefix_tokens, patches + arch.num_prefix_positions
+    patches, prefix = prod(arch.grids[0]), arch.num_prefix_tokens
+    tokens = patches + prefix
+    positions = (patches + arch.num_prefix_positions) * dim if arch.has_positions else 0
     # Patches beside all tokens as they are joined, then each sum or norm beside what it is made of.
-    joining = (patches + tokens) * dim if arch.num_prefix_tokens else 0
-    adding = 2 * places * dim if arch.has_positions else 0
+    joining = (patches + tokens) * dim if prefix else 0
     norming = 2 * tokens * dim + 2 * tokens if arch.pre_norm else 0
     cost = STEMS[arch.stem].cost(
         sides_of(arch.image_size), arch.patch_size, arch.in_chans, dim, arch.stem_width
@@ -264,11 +250,9 @@ def stem_part(arch: Arch, dim: int) -> Part:
     return Part(
         name="stem",
         macs=cost.macs,
-        params=cost.params
-        + arch.num_prefix_tokens * dim
-        + (places * dim if arch.has_positions else 0)
-        + (dim if arch.pre_norm else 0),  # a norm, and no bias of the stem
-        memory=max(cost.memory, joining, adding, norming),
+        # A norm in front of the blocks stands instead of a bias of the stem.
+        params=cost.params + prefix * dim + positions + (dim if arch.pre_norm else 0),
+        memory=max(cost.memory, joining, 2 * positions, norming),
     )
 
 

@@ -472,7 +472,7 @@ class Model(nn.Module):
         self.feature_info = feature_info(arch)
         self._entries = {start: index for index, start in enumerate(stage_starts(arch)[1:])}
         self._selecting = {index for index, block in enumerate(arch.blocks) if block.keep is not None}
-        self._asked = [arch.asked(index) for index in range(arch.depth)]
+        self._asked = arch.asked
 
     def set_drop_path(self, rate: float | Sequence[float]) -> None:
         """Change stochastic depth: its rate at the last block, rising linearly from 0, or one rate per block."""
