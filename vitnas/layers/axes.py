@@ -9,19 +9,11 @@ else about a layer needs to be known to share its weights.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Protocol, runtime_checkable
 
 from torch import nn
 
 Axes = tuple[tuple[str, int], ...]
 """(name, size) per axis, in memory order; the product of the sizes is the parameter's number of elements."""
-
-
-@runtime_checkable
-class HasAxes(Protocol):
-    def axes(self) -> dict[str, Axes]:
-        """Axes of the parameters that this module answers for, by name relative to it."""
-        ...
 
 
 def named_axes(model: nn.Module, *, without: str | None = None) -> dict[str, Axes]:
@@ -36,7 +28,7 @@ def named_axes(model: nn.Module, *, without: str | None = None) -> dict[str, Axe
     found: dict[str, Axes] = {}
     parameters: dict[str, nn.Parameter] = {}
     for prefix, module in _walk(model, "", without):
-        told = getattr(type(module), "axes", None)  # isinstance with a protocol takes ten times as long
+        told = getattr(type(module), "axes", None)
         if told is not None:
             found |= {prefix + name: axes for name, axes in told(module).items()}
         parameters |= {prefix + name: p for name, p in module.named_parameters(recurse=False)}

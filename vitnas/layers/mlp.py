@@ -9,12 +9,12 @@ Shapes: D dim, H hidden units.
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
 
 from timm.layers import GELUTanh, GluMlp, Mlp, QuickGELU, SwiGLU
 from torch import nn
 
 from vitnas.layers.axes import Axes
+from vitnas.layers.cost import LayerCost
 
 ACTS: dict[str, type[nn.Module]] = {
     "gelu": nn.GELU,
@@ -23,14 +23,6 @@ ACTS: dict[str, type[nn.Module]] = {
     "silu": nn.SiLU,
 }
 """Activations of a plain MLP, by an Arch's word."""
-
-
-class MlpCost(NamedTuple):
-    """Of one token: multiply-accumulates and elements alive at the peak, without input and output. And parameters."""
-
-    macs: int
-    params: int
-    memory: int
 
 
 def make_mlp(dim: int, hidden: int, act: str, *, norm_eps: float | None = None) -> nn.Module:
@@ -66,13 +58,13 @@ def mlp_axes(mlp: nn.Module, units: str = "hidden") -> dict[str, Axes]:
     return axes | {"fc2.weight": dim + hidden, "fc2.bias": dim}
 
 
-def mlp_cost(dim: int, hidden: int, act: str, *, has_norm: bool = False) -> MlpCost:
-    """Cost of what `make_mlp` makes."""
+def mlp_cost(dim: int, hidden: int, act: str, *, has_norm: bool = False) -> LayerCost:
+    """Of what `make_mlp` makes, for one token; memory without its input."""
     inputs = 2 if act in ("swiglu", "swiglu_packed") else 1
     # Alive: inputs of the activation, it and the product of a gate; then what is left of them beside the output.
     most, left = {"swiglu": (4, 2), "swiglu_packed": (4, 3), "quick_gelu": (3, 1)}.get(act, (2, 1))
     norm = (left + 1) * hidden + 2 if has_norm else 0  # with the mean and the deviation
-    return MlpCost(
+    return LayerCost(
         macs=(inputs + 1) * dim * hidden,
         params=(inputs + 1) * dim * hidden + inputs * hidden + dim + (2 * hidden if has_norm else 0),
         memory=max(most * hidden, norm, left * hidden + dim),

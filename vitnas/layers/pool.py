@@ -1,7 +1,7 @@
-"""Sequence pooling: the mean of the patches, weighed by a learned score.
+"""Pooling with weights of its own: by a learned score, or by a learned query's attention.
 
-Source: Hassani et al., "Escaping the Big Data Paradigm with Compact Transformers" (arXiv 2104.05704), section 3.2:
-softmax over tokens of a linear score, then the weighted sum.
+Source of `SequencePool`: Hassani et al., "Escaping the Big Data Paradigm with Compact Transformers" (arXiv 2104.05704),
+section 3.2: softmax over tokens of a linear score, then the weighted sum.
 
 Shapes: B images, n patches, D dim.
 """
@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vitnas.layers.axes import Axes
-from vitnas.layers.mlp import ACTS, MlpCost, mlp_axes, mlp_cost, mlp_ratio
+from vitnas.layers.cost import LayerCost
+from vitnas.layers.mlp import ACTS, mlp_axes, mlp_cost, mlp_ratio
 from vitnas.layers.select import masked_softmax
 
 
 class SequencePool(nn.Module):
-    """(B, n, D) to (B, D)."""
+    """The mean of the patches, weighed by a learned score: (B, n, D) to (B, D)."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -89,11 +90,11 @@ class AttentionPool(AttentionPoolLatent):  # type: ignore[misc]  # timm leaves i
         return pooled_BD
 
     @staticmethod
-    def cost(dim: int, num_heads: int, hidden: int, act: str, *, patches: int) -> MlpCost:
-        """Of one image; memory without the patches."""
+    def cost(dim: int, num_heads: int, hidden: int, act: str, *, patches: int) -> LayerCost:
+        """Memory without the patches."""
         mlp = mlp_cost(dim, hidden, act)
         one = max(dim + num_heads, 2 * dim + mlp.memory, 3 * dim)  # the query's own way, and the MLP's
-        return MlpCost(
+        return LayerCost(
             macs=2 * dim * dim + 2 * patches * dim * dim + 2 * patches * dim + mlp.macs,
             params=4 * dim * dim + 7 * dim + mlp.params,
             memory=2 * patches * dim + dim + one,

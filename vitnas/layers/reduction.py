@@ -14,7 +14,6 @@ Shapes: B images, N tokens (class token first), D width before, E width behind.
 from __future__ import annotations
 
 from math import prod
-from typing import NamedTuple
 
 import torch
 from timm.layers import resample_abs_pos_embed
@@ -23,14 +22,7 @@ from torch.nn import functional
 
 from vitnas.grids import Grid
 from vitnas.layers.axes import Axes
-
-
-class ReductionCost(NamedTuple):
-    """Of one image: multiply-accumulates, parameters, and elements alive at the peak, the input included."""
-
-    macs: int
-    params: int
-    memory: int
+from vitnas.layers.cost import LayerCost
 
 
 class SpatialReduction(nn.Module):
@@ -121,11 +113,12 @@ class SpatialReduction(nn.Module):
         num_prefix_tokens: int,
         has_positions: bool,
         residual: bool,
-    ) -> ReductionCost:
+    ) -> LayerCost:
+        """Memory with the input."""
         prefix, patches = num_prefix_tokens, prod(halved(grid))
         before, behind = (prod(grid) + prefix) * dim, (patches + prefix) * out_dim
         outputs = 3 if residual else 2 if prefix or has_positions else 1
-        return ReductionCost(
+        return LayerCost(
             macs=patches * 9 * dim * out_dim + prefix * dim * out_dim,
             params=2 * dim
             + 9 * dim * out_dim

@@ -70,21 +70,17 @@ class Rotary:
         """
         if self.kind == "none":
             return heads_BANK
-        first = heads_BANK[0]
-        if rows_BN is not None:
-            whole = prod(self.grid) + self.num_prefix_tokens
-            cos_NJ1, sin_NJ1 = self.tables(whole, first.device, first.dtype)
-            cos_BNJ1, sin_BNJ1 = cos_NJ1[rows_BN], sin_NJ1[rows_BN]
-            del cos_NJ1, sin_NJ1
-            return tuple(turn(x_BANK, cos_BNJ1, sin_BNJ1, self.turns_halves) for x_BANK in heads_BANK)
-        want = prod(self.grid) + self.num_prefix_tokens
-        if self.kind != "rotary" and (self.grid == NO_GRID or first.shape[2] != want):
+        first, whole = heads_BANK[0], prod(self.grid) + self.num_prefix_tokens
+        tokens = first.shape[2] if rows_BN is None else whole
+        if self.kind != "rotary" and (self.grid == NO_GRID or tokens != whole):
             raise UserError(
-                f"position {self.kind!r} was given {int(first.shape[2])} tokens; it was made for {want} (a grid of "
+                f"position {self.kind!r} was given {int(tokens)} tokens; it was made for {whole} (a grid of "
                 f"{size_text(self.grid)} and {self.num_prefix_tokens} class token). Give grid, or that many tokens."
             )
-        cos_NJ1, sin_NJ1 = self.tables(first.shape[2], first.device, first.dtype)
-        return tuple(turn(x_BANK, cos_NJ1, sin_NJ1, self.turns_halves) for x_BANK in heads_BANK)
+        cos, sin = self.tables(tokens, first.device, first.dtype)
+        if rows_BN is not None:
+            cos, sin = cos[rows_BN], sin[rows_BN]  # (B, N, J, 1)
+        return tuple(turn(x_BANK, cos, sin, self.turns_halves) for x_BANK in heads_BANK)
 
     def tables(self, tokens: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Cosine and sine of every token's angles, each (N, J, 1)."""

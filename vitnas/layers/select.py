@@ -26,6 +26,7 @@ from torch.nn import functional
 
 from vitnas.grids import Grid
 from vitnas.layers.axes import Axes
+from vitnas.layers.cost import LayerCost
 
 MASK_EPS = 1e-6  # keeps a row finite in which attention has nothing left, as in DynamicViT's code
 
@@ -91,14 +92,6 @@ class Trail:
         if self.kept is not None and self.kept.rows_BN is not None:
             return self.kept.rows_BN[:, prefix:] - prefix
         return torch.arange(x_BND.shape[1] - prefix, device=x_BND.device).expand(x_BND.shape[0], -1)
-
-
-class SelectionCost(NamedTuple):
-    """Of one image: multiply-accumulates, parameters, and elements alive at the peak, the input included."""
-
-    macs: int
-    params: int
-    memory: int
 
 
 class Selection(nn.Module, ABC):
@@ -168,20 +161,21 @@ class Selection(nn.Module, ABC):
         return Selected(x_BND, Kept(rows_BN=rows_BN), scores_BP)
 
     @classmethod
-    def cost(cls, dim: int, *, before: int, keep: int, num_prefix_tokens: int, again: bool) -> SelectionCost:
-        """Of keeping `keep` of `before` patches; `again`: not all of the grid's patches were left."""
+    def cost(cls, dim: int, *, before: int, keep: int, num_prefix_tokens: int, again: bool) -> LayerCost:
+        """Of keeping `keep` of `before` patches, memory with the input; `again`: not all of the grid's patches were
+        left."""
         macs, params, scoring = cls.scoring_cost(dim, before)
         tokens, left = before + num_prefix_tokens, keep + num_prefix_tokens
         rows = 2 * tokens if again else 0  # 64-bit integers
         # Places, sorted places with their order, and tokens' numbers are 64-bit integers.
         scores = before if again or not cls.has_scores else 0
         picking = scores + max(7 * keep, 4 * keep + 2 * left, 2 * left + left * dim)
-        return SelectionCost(macs, params, tokens * dim + rows + max(scoring, picking))
+        return LayerCost(macs, params, tokens * dim + rows + max(scoring, picking))
 
     @staticmethod
-    @abstractmethod
-    def scoring_cost(dim: int, before: int) -> tuple[int, int, int]:
-        """Multiply-accumulates, parameters, and elements alive at the peak besides the input, of `score`."""
+    def scoring_cost(dim: int, before: int) -> LayerCost:
+        """Of `score`, memory besides the input."""
+        return LayerCost(0, 0, 0)
 
 
 class PredictorSelection(Selection):
@@ -248,11 +242,12 @@ class PredictorSelection(Selection):
         return drawn_BP if mask_BP is None else drawn_BP * mask_BP
 
     @staticmethod
-    def scoring_cost(dim: int, before: int) -> tuple[int, int, int]:
+    def scoring_cost(dim: int, before: int) -> LayerCost:
         half, quarter = _halves(dim)
         products = 2 * half * dim + 2 * half * half + half * quarter + 2 * quarter
         memory = max(dim + 2 * half, 4 * half)  # both before and behind an activation
-        return before * products, products + 2 * dim + 3 * half + quarter + 2, before * memory + half
+        params = products + 2 * dim + 3 * half + quarter + 2
+        return LayerCost(before * products, params, before * memory + half)
 
 
 class FixedSelection(Selection):
@@ -284,10 +279,6 @@ class FixedSelection(Selection):
             return self.worth.expand(x_BPD.shape[0], -1)
         return self.worth[kept.rows_BN[:, self.num_prefix_tokens :] - self.num_prefix_tokens]
 
-    @staticmethod
-    def scoring_cost(dim: int, before: int) -> tuple[int, int, int]:
-        return 0, 0, 0
-
 
 class AttentionSelection(Selection):
     """What got most attention in the block before. No weights."""
@@ -298,10 +289,6 @@ class AttentionSelection(Selection):
     def score(self, x_BPD: Tensor, kept: Kept, attention_BP: Tensor | None) -> Tensor:
         assert attention_BP is not None
         return attention_BP
-
-    @staticmethod
-    def scoring_cost(dim: int, before: int) -> tuple[int, int, int]:
-        return 0, 0, 0
 
 
 SELECTIONS: dict[str, type[Selection]] = {

@@ -1,14 +1,12 @@
 """Stems: from images to a grid of patch embeddings. `STEMS` maps an Arch's word to its class.
 
 Every stem takes (B, C, H, W) images and gives (B, R, S, D) patches, has `set_input_size` as timm's `PatchEmbed`, and
-says what it costs.
+says what it costs (memory without the images).
 
 Shapes: B images, CHW image, R rows and S columns of patches, D embed_dim.
 """
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import torch
 from timm.layers import PatchEmbed, resample_patch_embed
@@ -17,14 +15,7 @@ from torch import Tensor, nn
 from vitnas.errors import UserError
 from vitnas.grids import Grid, size_text
 from vitnas.layers.axes import Axes
-
-
-class StemCost(NamedTuple):
-    """Of one image: multiply-accumulates, parameters, and elements alive at the peak of the stem itself."""
-
-    macs: int
-    params: int
-    memory: int
+from vitnas.layers.cost import LayerCost
 
 
 class LinearStem(PatchEmbed):  # type: ignore[misc]  # timm leaves it untyped
@@ -47,9 +38,9 @@ class LinearStem(PatchEmbed):  # type: ignore[misc]  # timm leaves it untyped
         return patches_BRSD
 
     @staticmethod
-    def cost(image_size: Grid, patch_size: int, in_chans: int, dim: int, width: int = 0) -> StemCost:
+    def cost(image_size: Grid, patch_size: int, in_chans: int, dim: int, width: int = 0) -> LayerCost:
         patches, kernel = _cells(image_size, patch_size), in_chans * patch_size**2
-        return StemCost(macs=patches * dim * kernel, params=dim * kernel + dim, memory=patches * dim)
+        return LayerCost(macs=patches * dim * kernel, params=dim * kernel + dim, memory=patches * dim)
 
 
 class ConvStem(nn.Module):
@@ -110,10 +101,10 @@ class ConvStem(nn.Module):
         self.image_size, self.patch_size = img_size, patch_size
 
     @staticmethod
-    def cost(image_size: Grid, patch_size: int, in_chans: int, dim: int, width: int) -> StemCost:
+    def cost(image_size: Grid, patch_size: int, in_chans: int, dim: int, width: int) -> LayerCost:
         pixels, patches = _cells(image_size, 2), _cells(image_size, patch_size)
         convs, kernel = 9 * width * (in_chans + 2 * width), width * (patch_size // 2) ** 2
-        return StemCost(
+        return LayerCost(
             macs=pixels * convs + patches * dim * kernel,
             params=convs + 6 * width + dim * kernel + dim,
             # A convolution's output and its norm beside u1; then the patches beside u1 + u3.
@@ -167,7 +158,7 @@ class PlainConvStem(nn.Module):
             conv.stride = (stride, stride)
 
     @classmethod
-    def cost(cls, image_size: Grid, patch_size: int, in_chans: int, dim: int, width: int = 0) -> StemCost:
+    def cost(cls, image_size: Grid, patch_size: int, in_chans: int, dim: int, width: int = 0) -> LayerCost:
         sizes, step, macs, params, memory, held = (in_chans, *cls.widths, dim), 1, 0, 0, 0, 0
         for index, stride in enumerate(strides(patch_size)):
             step *= stride
@@ -177,7 +168,7 @@ class PlainConvStem(nn.Module):
             params += kernel + (sizes[index + 1] if cls.bias else 0)
             memory = max(memory, held + out, cls.memory_after * out)
             held = out
-        return StemCost(macs=macs, params=params, memory=memory)
+        return LayerCost(macs=macs, params=params, memory=memory)
 
 
 class HybridStem(PlainConvStem):

@@ -184,7 +184,7 @@ class HeadMixer(Mixer):
         qkv_bias: biases on queries, keys and values; "qv" for all but the keys, for a mixer that takes it.
         rotary, rotary_base, rotary_grid: rotary positions on queries and keys (`layers/rotary.py`).
         grid: rows and columns of patches; 2-D positions, windows and weights per token need it.
-        num_prefix_tokens: tokens before the patches (0 or 1).
+        num_prefix_tokens: tokens before the patches.
         scale: factor on the logits; `head_dim**-0.5` by default.
     """
 
@@ -246,19 +246,14 @@ class HeadMixer(Mixer):
         return self.merge(self._attended(x_BND))  # queries, keys and values are gone when heads are merged
 
     def _attended(self, x_BND: Tensor) -> Tensor:
-        q_BANK, k_BANK, v_BANK = self.split(x_BND)
-        q_BANK, k_BANK = self.rotary(q_BANK, k_BANK)
-        return self.core(q_BANK, k_BANK, v_BANK)
+        return self.core(*self._turned(x_BND))
 
     def mix_kept(self, x_BND: Tensor, kept: Kept) -> Tensor:
-        return self.merge(self._attended_kept(x_BND, kept))
+        return self.merge(self.core_kept(*self._turned(x_BND, kept.rows_BN), kept))
 
-    def _attended_kept(self, x_BND: Tensor, kept: Kept) -> Tensor:
-        return self.core_kept(*self._turned(x_BND, kept), kept)
-
-    def _turned(self, x_BND: Tensor, kept: Kept) -> tuple[Tensor, Tensor, Tensor]:
+    def _turned(self, x_BND: Tensor, rows_BN: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         q_BANK, k_BANK, v_BANK = self.split(x_BND)
-        q_BANK, k_BANK = self.rotary(q_BANK, k_BANK, rows_BN=kept.rows_BN)
+        q_BANK, k_BANK = self.rotary(q_BANK, k_BANK, rows_BN=rows_BN)
         return q_BANK, k_BANK, v_BANK
 
     def core_kept(self, q_BANK: Tensor, k_BANK: Tensor, v_BANK: Tensor, kept: Kept) -> Tensor:

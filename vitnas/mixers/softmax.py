@@ -25,8 +25,6 @@ from vitnas.mixers.mixer import (
     shared_params,
 )
 
-__all__ = ["Convention", "Softmax"]
-
 
 class Softmax(HeadMixer):
     """softmax(q k^T / sqrt(head_dim)) v, by torch's fused attention.
@@ -132,7 +130,7 @@ class Softmax(HeadMixer):
 
     def look(self, x_BND: Tensor, kept: Kept | None, asked: Asked) -> tuple[Tensor, Tensor]:
         kept = kept or Kept()
-        parts = [*self._turned(x_BND, kept)]
+        parts = [*self._turned(x_BND, kept.rows_BN)]
         attention_BP = self._attention(parts[0].detach(), parts[1].detach(), kept, asked)
         out_BND = self.merge(self._core_of(parts, kept))
         return out_BND if self.proj_drop is None else self.proj_drop(out_BND), attention_BP
