@@ -236,7 +236,6 @@ class Arch:
                 f"stem_width is {self.stem_width} and stem {self.stem!r}; stem 'conv' has a width of at least 1 and "
                 "the others none. Use 24 with 'conv', else 0."
             )
-
         wide = [s for s in self.stages if any(block.num_heads > s.embed_dim for block in s.blocks)]
         if self.attn_scale == "embed_dim" and wide:
             raise UserError(

@@ -58,11 +58,7 @@ def check_counts(word: str, seed: str, archs: int) -> None:
     rng = random.Random(seed)
     for _ in range(archs):
         arch = wild(rng, word)
-        shape, cost, model = (
-            arch.input_size,
-            count(arch),
-            build(arch).eval(),
-        )
+        shape, cost, model = arch.input_size, count(arch), build(arch).eval()
         assert cost.macs == counted_macs(model, (1, *shape)), arch
         assert cost.params == sum(parameter.numel() for parameter in model.parameters()), arch
         for device in ("meta", None):

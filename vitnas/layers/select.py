@@ -269,9 +269,9 @@ class FixedSelection(Selection):
         return {"worth": (("tokens", len(self.worth)),)}
 
     def set_grid(self, grid: Grid, keep: int) -> None:
-        old, self.worth = self.worth, self.worth.new_empty(grid[0] * grid[1])
-        table = resample_abs_pos_embed(old.view(1, -1, 1), list(grid), list(self.grid), num_prefix_tokens=0)
-        self.worth.copy_(table.view(-1))
+        worth = self.worth.view(1, -1, 1)
+        table = resample_abs_pos_embed(worth, [*grid], [*self.grid], num_prefix_tokens=0)
+        self.worth = table.flatten().clone()
         super().set_grid(grid, keep)
 
     def score(self, x_BPD: Tensor, kept: Kept, attention_BP: Tensor | None) -> Tensor:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from vitnas.errors import UserError, check_word
 from vitnas.layers.rotary import STEPS, rotary_of
 from vitnas.layers.select import SELECTIONS
-from vitnas.mixers import MIXERS, Mixer
+from vitnas.mixers import MIXERS
 
 
 def check_mixers(
@@ -114,5 +114,4 @@ def _check_attention(where: str, selector: str, before: str | None) -> None:
 
 
 def _able(what: str) -> str:
-    kinds: dict[str, type[Mixer]] = MIXERS
-    return ", ".join(word for word, kind in kinds.items() if getattr(kind, what))
+    return ", ".join(word for word, kind in MIXERS.items() if getattr(kind, what))

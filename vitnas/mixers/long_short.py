@@ -12,11 +12,10 @@ Source: Zhu et al., "Long-Short Transformer" (arXiv 2107.02192), sections 3.2 to
 
 Differs from the authors' code (PAPERS.md): the bias has one entry per step (theirs folds steps of the two axes into one
 number, so that different steps share entries); grids that windows do not divide are filled with keys and queries that
-nobody sees; without a class token step 5 is left out. w is 7 at most and divides the rows (the
-columns) as evenly as it can, so that windows may be wider than they are high.
+nobody sees; without a class token step 5 is left out. w is 7 at most and divides the rows (the columns) as evenly as it
+can, so that windows may be wider than they are high.
 
-Shapes: B images, A heads, N tokens, K head_dim, I = A x K, R mixtures, T windows, W queries
-and S keys per window.
+Shapes: B images, A heads, N tokens, K head_dim, I = A x K, R mixtures, T windows, W queries and S keys per window.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ class MixerContract:
     word: ClassVar[str]
     size: ClassVar[int | None] = None
     prefixes: ClassVar[tuple[int, ...]] = (0, 1)
-    # odd and even numbers of tokens
+    # Odd and even numbers of tokens.
     grids: ClassVar[tuple[Grid, ...]] = ((3, 3), (8, 8), (3, 5), (9, 2))
 
     def equations(self, mixer: Any, x_BND: Tensor) -> Tensor:
