@@ -379,7 +379,16 @@ def test_bad_stages_are_refused() -> None:
             UserError, match=r"slots are .*; they must rise and be given for all blocks or none"
         ):
             Stage(embed_dim=192, blocks=tuple(replace(BLOCK, slot=slot) for slot in slots))
-    assert Stage(embed_dim=192, blocks=tuple(replace(BLOCK, slot=slot) for slot in (0, 2)))
+    assert Stage(embed_dim=192, blocks=tuple(replace(BLOCK, slot=slot) for slot in (0, 2))).slots == [0, 2]
+    assert Stage(embed_dim=192, blocks=(BLOCK, BLOCK)).slots == [0, 1]
+
+
+def test_other_blocks_lie_in_stages_of_the_same_depth() -> None:
+    arch = PUBLISHED["vit_resnas_tiny"]
+    wider = arch.with_blocks(replace(block, mlp_hidden=index + 1) for index, block in enumerate(arch.blocks))
+    assert [block.mlp_hidden for block in wider.blocks] == [*range(1, arch.depth + 1)]
+    assert [len(stage.blocks) for stage in wider.stages] == [5, 6, 5]
+    assert wider.with_blocks(arch.blocks) == arch
 
 
 @pytest.mark.parametrize(

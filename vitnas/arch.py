@@ -10,9 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from itertools import pairwise
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from itertools import islice, pairwise
 from math import prod
 from typing import Any, Literal, get_args
 
@@ -40,17 +40,14 @@ MlpNorm = Literal["branch", "stream"]
 Act = Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "swiglu", "swiglu_packed"]
 AttnScale = Literal["head_dim", "embed_dim"]
 WORDS: dict[str, tuple[str, ...]] = {
-    name: get_args(kind)
-    for name, kind in {
-        "stem": Stem,
-        "reduction": Reduction,
-        "position": Position,
-        "global_pool": Pool,
-        "mlp_norm": MlpNorm,
-        "act": Act,
-        "rel_pos_bias": RelPosBias,
-        "attn_scale": AttnScale,
-    }.items()
+    "stem": get_args(Stem),
+    "reduction": get_args(Reduction),
+    "position": get_args(Position),
+    "global_pool": get_args(Pool),
+    "mlp_norm": get_args(MlpNorm),
+    "act": get_args(Act),
+    "rel_pos_bias": get_args(RelPosBias),
+    "attn_scale": get_args(AttnScale),
 }
 """Fields of an Arch that are one of a few words."""
 
@@ -76,11 +73,11 @@ class Block:
     keep: int | None = None
 
     def __post_init__(self) -> None:
-        _positive(self, "num_heads", "head_dim", "mlp_hidden")
+        _at_least(1, self, "num_heads", "head_dim", "mlp_hidden")
         check_word("mixer", self.mixer, MIXERS)
         for name in ("mixer_size", "keep"):
             if getattr(self, name) is not None:
-                _positive(self, name)
+                _at_least(1, self, name)
         if self.slot is not None and self.slot < 0:
             raise UserError(
                 f"slot is {self.slot}; it counts from 0. Leave it out to use the block's own index."
@@ -100,7 +97,7 @@ class Stage:
     blocks: tuple[Block, ...]
 
     def __post_init__(self) -> None:
-        _positive(self, "embed_dim")
+        _at_least(1, self, "embed_dim")
         object.__setattr__(self, "blocks", tuple(self.blocks))  # a list would not hash
         if not self.blocks:
             raise UserError("blocks is empty; a stage needs at least one block. Remove the stage instead.")
@@ -109,6 +106,11 @@ class Stage:
             raise UserError(
                 f"slots are {slots}; they must rise and be given for all blocks or none. Renumber them."
             )
+
+    @property
+    def slots(self) -> list[int]:
+        """Place of each block in this stage of a Supernet."""
+        return [index if block.slot is None else block.slot for index, block in enumerate(self.blocks)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -176,9 +178,9 @@ class Arch:
     def __post_init__(self) -> None:
         object.__setattr__(self, "stages", tuple(self.stages))
         object.__setattr__(self, "image_size", as_image_size("image_size", self.image_size))
-        _positive(self, "patch_size", "in_chans")
-        _not_negative(self, "num_classes", "relative_position", "stem_width", "reg_tokens")
-        _not_negative(self, "pool_num_heads", "pool_mlp_hidden", "rotary_grid")
+        _at_least(1, self, "patch_size", "in_chans")
+        _at_least(0, self, "num_classes", "relative_position", "stem_width", "reg_tokens")
+        _at_least(0, self, "pool_num_heads", "pool_mlp_hidden", "rotary_grid")
         for name in ("norm_eps", "head_norm_eps", "rotary_base"):
             n = getattr(self, name)
             if (n is not None or name == "norm_eps") and (not isinstance(n, int | float) or not n > 0):
@@ -335,6 +337,12 @@ class Arch:
         """All blocks of all stages, in order."""
         return tuple(block for stage in self.stages for block in stage.blocks)
 
+    def with_blocks(self, blocks: Iterable[Block]) -> Arch:
+        """The same with these blocks, in stages of as many as now."""
+        given = iter(blocks)
+        stages = [replace(stage, blocks=tuple(islice(given, len(stage.blocks)))) for stage in self.stages]
+        return replace(self, stages=tuple(stages))
+
     @property
     def depth(self) -> int:
         return sum(len(stage.blocks) for stage in self.stages)
@@ -401,11 +409,7 @@ class Arch:
         heads = _span([block.num_heads for block in self.blocks])
         hidden = _span([block.mlp_hidden for block in self.blocks])
         mixers = Counter(block.mixer for block in self.blocks)
-        mixed = (
-            ""
-            if set(mixers) == {"softmax"}
-            else ", " + ", ".join(f"{n} {name}" for name, n in mixers.items())
-        )
+        mixed = "" if set(mixers) == {"softmax"} else "".join(f", {n} {name}" for name, n in mixers.items())
         keeps = [str(block.keep) for block in self.blocks if block.keep is not None]
         kept = (
             f", keeps {'/'.join(keeps)} of {prod(self.grids[-1])} patches ({self.selector})" if keeps else ""
@@ -480,18 +484,12 @@ def _make(kind: Any, values: Mapping[str, Any]) -> Any:
         raise UserError(f"{kind.__name__} cannot be made from {dict(values)} ({error}).") from error
 
 
-def _positive(value: object, *names: str) -> None:
+def _at_least(least: Literal[0, 1], value: object, *names: str) -> None:
     for name in names:
         number = getattr(value, name)
-        if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-            raise UserError(f"{name} is {number!r}; it must be a whole number of at least 1.")
-
-
-def _not_negative(value: object, *names: str) -> None:
-    for name in names:
-        number = getattr(value, name)
-        if not isinstance(number, int) or isinstance(number, bool) or number < 0:
-            raise UserError(f"{name} is {number!r}; it must be a whole number, and 0 means none.")
+        if not isinstance(number, int) or isinstance(number, bool) or number < least:
+            rule = " of at least 1" if least else ", and 0 means none"
+            raise UserError(f"{name} is {number!r}; it must be a whole number{rule}.")
 
 
 def _span(values: list[int]) -> str:

@@ -9,7 +9,6 @@ widths, which say nothing.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -149,11 +148,7 @@ def vitas_arch(
 
 
 def _numbers(net_id: str | Sequence[int]) -> list[int]:
-    words = (
-        [word for word in re.split(r"[\s,]+", net_id) if word]
-        if isinstance(net_id, str)
-        else [str(number) for number in net_id]
-    )
+    words = net_id.replace(",", " ").split() if isinstance(net_id, str) else [*map(str, net_id)]
     for position, word in enumerate(words):
         if not word.isdecimal():
             raise UserError(
@@ -198,7 +193,7 @@ def _reasons(arch: Arch, code: Code) -> list[str]:
         num_classes=arch.num_classes,
     )
     reasons = [] if like == arch else ["it differs from a ViTAS net in more than widths and heads"]
-    slots = _slots(arch)
+    slots = like.stages[0].slots
     if arch.patch_size not in code.patch_sizes:
         reasons.append(f"patch_size {arch.patch_size} is not one of {', '.join(map(str, code.patch_sizes))}")
     if arch.embed_dim not in tenths(code.embed_dim):
@@ -221,13 +216,9 @@ def _reasons(arch: Arch, code: Code) -> list[str]:
 
 def _encode(arch: Arch, code: Code) -> tuple[int, ...]:
     ops, widths = [len(NUM_HEADS)] * code.num_slots, [0] * (2 * code.num_slots)
-    for slot, block in zip(_slots(arch), arch.blocks, strict=True):
+    for slot, block in zip(arch.stages[0].slots, arch.blocks, strict=True):
         ops[slot] = NUM_HEADS.index(block.num_heads)
         widths[2 * slot] = tenths(code.inner_dim).index(block.num_heads * block.head_dim)
         widths[2 * slot + 1] = tenths(code.mlp_hidden).index(block.mlp_hidden)
     patch, dim = code.patch_sizes.index(arch.patch_size), tenths(code.embed_dim).index(arch.embed_dim)
     return (patch, *ops, 0, 0, dim, *widths)
-
-
-def _slots(arch: Arch) -> list[int]:
-    return [index if block.slot is None else block.slot for index, block in enumerate(arch.blocks)]

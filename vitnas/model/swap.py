@@ -141,18 +141,11 @@ def attention_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 def _arch_of_swapped(model: Model, names: Sequence[str], mixer: Any, size: int | None) -> Arch:
     """The Arch of one of our own Models with `mixer` in the layers of these names."""
-    numbers, blocks = {int(name.split(".")[1]) for name in names}, iter(range(model.arch.depth))
-    stages = tuple(
-        replace(
-            stage,
-            blocks=tuple(
-                replace(block, mixer=mixer, mixer_size=size) if next(blocks) in numbers else block
-                for block in stage.blocks
-            ),
-        )
-        for stage in model.arch.stages
+    numbers = {int(name.split(".")[1]) for name in names}
+    arch = model.arch.with_blocks(
+        replace(block, mixer=mixer, mixer_size=size) if index in numbers else block
+        for index, block in enumerate(model.arch.blocks)
     )
-    arch = replace(model.arch, stages=stages)
     check_mixer_sizes(arch)
     return arch
 

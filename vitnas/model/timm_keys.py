@@ -162,14 +162,9 @@ def to_timm(model: Model) -> Any:
 
 def _plain(arch: Arch) -> Arch:
     """`arch` as `arch_of_timm` would say the same network."""
-    stages = tuple(
-        replace(stage, blocks=tuple(replace(block, slot=None) for block in stage.blocks))
-        for stage in arch.stages
-    )
     scaled = any(arch.embed_dim // block.num_heads != block.head_dim for block in arch.blocks)
     return replace(
-        arch,
-        stages=stages,
+        arch.with_blocks(replace(block, slot=None) for block in arch.blocks),
         attn_scale=arch.attn_scale if scaled else "head_dim",
         head_norm_eps=None if arch.head_norm_eps == arch.norm_eps else arch.head_norm_eps,
     )

@@ -39,7 +39,7 @@ def load_vitas_model(source: str | Path | Mapping[str, Tensor], arch: Arch) -> M
         raise foreign(unknown, "a retrained ViTAS net", "retraining")
     matches = {name: match for name, match in found.items() if match is not None}
     theirs = sorted({int(match["slot"]) for match in matches.values() if match["kind"] == "Block"})
-    ours = [index if block.slot is None else block.slot for index, block in enumerate(arch.blocks)]
+    ours = [slot for stage in arch.stages for slot in stage.slots]
     if theirs != ours:
         raise UserError(
             f"the checkpoint has blocks in slots {', '.join(map(str, theirs)) or 'none'}; {arch.id} has them in "

@@ -73,12 +73,8 @@ class AroundSpace(Space):
                 f"{given.id} keeps fewer patches already, chosen by {given.selector!r}; a space stands around a "
                 "network that keeps all. Use the network before, or one with selector=None."
             )
-        stages = tuple(
-            replace(stage, blocks=tuple(replace(block, slot=None) for block in stage.blocks))
-            for stage in given.stages
-        )
         own: dict[str, Any] = {
-            "arch": replace(given, stages=stages),
+            "arch": given.with_blocks(replace(block, slot=None) for block in given.blocks),
             "blocks": tuple(sorted(set(self.blocks))),
         }
         own |= {name: getattr(given, name) for name in ("image_size", "in_chans", "num_classes")}

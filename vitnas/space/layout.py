@@ -423,7 +423,7 @@ class _Way(NamedTuple):
 
 
 def _by_slot(stage: Stage) -> dict[int, Block]:
-    return {i if block.slot is None else block.slot: block for i, block in enumerate(stage.blocks)}
+    return dict(zip(stage.slots, stage.blocks, strict=True))
 
 
 def _differing(where: str, given: Any, wanted: Mapping[str, Any], told: Collection[str]) -> list[str]:

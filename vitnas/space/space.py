@@ -343,9 +343,9 @@ class Space(ABC):
     def slots(self, arch: Arch) -> list[int]:
         """For every block of `arch`, the block of the largest Arch whose weights it uses."""
         return [
-            stage.first + (i if block.slot is None else block.slot)
+            stage.first + slot
             for stage, given in zip(self.layout.stages, arch.stages, strict=True)
-            for i, block in enumerate(given.blocks)
+            for slot in given.slots
         ]
 
     def _active(self, genes: Sequence[int]) -> list[bool]:
