@@ -14,7 +14,7 @@ from vitnas.arch import Arch
 from vitnas.errors import UserError
 from vitnas.layers.axes import named_axes
 from vitnas.model import Model, build
-from vitnas.model.official import arch_of_autoformer, autoformer_tensors, read_checkpoint
+from vitnas.model.official import arch_of_autoformer, autoformer_tensors, model_with, read_checkpoint
 from vitnas.supernet.sharing import AUTOFORMER_OFFICIAL
 from vitnas.supernet.supernet import Supernet
 
@@ -53,9 +53,7 @@ def load_autoformer_model(source: str | Path | Mapping[str, Tensor], arch: Arch)
     Raises:
         UserError: the checkpoint does not hold `arch`; all reasons are given.
     """
-    model = build(arch, device="meta").to_empty(device="cpu")
-    model.load_state_dict(autoformer_weights(source, arch))
-    return model.eval()
+    return model_with(autoformer_weights(source, arch), arch, "the checkpoint")
 
 
 def autoformer_weights(source: str | Path | Mapping[str, Tensor], arch: Arch) -> dict[str, Tensor]:
