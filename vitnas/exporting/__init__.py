@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +58,9 @@ def export_model(
     >>> export_model(model, "model.onnx", images)["max_abs_diff"]  # doctest: +SKIP
     """
     path = Path(path)
-    if path.suffix == ".onnx":
-        return export_onnx(
-            model, path, images, class_names=class_names, data_config=data_config, tolerance=tolerance
-        )
-    if path.suffix == ".pt2":
-        return export_program(
+    if path.suffix in (".onnx", ".pt2"):
+        write: Callable[..., dict[str, Any]] = export_onnx if path.suffix == ".onnx" else export_program
+        return write(
             model, path, images, class_names=class_names, data_config=data_config, tolerance=tolerance
         )
     if path.suffix and not path.is_dir():

@@ -168,17 +168,11 @@ def _finish(model: nn.Module, file: Path, properties: dict[str, str]) -> dict[st
     for key, value in properties.items():
         proto.metadata_props.add(key=key, value=value)
     # Stack traces of the exporting machine: of no use to a reader, and half of a small file.
-    for item in (
-        proto.graph,
-        *proto.graph.node,
-        *proto.graph.value_info,
-        *proto.graph.initializer,
-        *proto.functions,
-    ):
+    graph = proto.graph
+    values = (*graph.value_info, *graph.initializer, *graph.input, *graph.output)
+    for item in (graph, *graph.node, *values, *proto.functions):
         del item.metadata_props[:]
-    for value in (*proto.graph.input, *proto.graph.output):
-        del value.metadata_props[:]
-    for node in proto.graph.node:
+    for node in graph.node:
         node.doc_string = ""
     onnx.checker.check_model(proto)
     onnx.save(proto, str(file))
