@@ -48,7 +48,6 @@ from vitnas.train.task import Batch, Task, read_views
 from vitnas.train.teacher import Teacher, check_task
 
 READ_EVERY = 10
-_NOTHING: dict[str, Tensor] = {}
 Views = Tensor | Sequence[Tensor]
 
 
@@ -329,7 +328,9 @@ class _Training:
 
     def accumulate(self, step: int, batch: Batch, draws: list[Draw]) -> None:
         """Add the gradients of all draws of one batch."""
-        task, answers, first = self.task, _NOTHING, _NOTHING
+        task = self.task
+        answers: dict[str, Tensor] = {}
+        first: dict[str, Tensor] = {}
         if self.teacher is not None:
             with self.engine.autocast():
                 answers = self.teacher.answer(batch.views, task.wants_taught)

@@ -150,11 +150,12 @@ class AverageTeacher(Teacher):
         self, student: nn.Module, momentum: float | Momentum = 0.996, *, arch: Arch | None = None
     ) -> None:
         self._average = ModelEmaV3(student)
-        self._momentum = momentum if callable(momentum) else constant(momentum)
+        self._momentum = momentum
         super().__init__(self._average.module, arch=arch, pixels=Pixels())
 
     def after(self, step: int, steps: int, student: nn.Module) -> None:
-        self._average.decay = self._momentum(step, steps)
+        momentum = self._momentum
+        self._average.decay = momentum(step, steps) if callable(momentum) else momentum
         self._average.update(student)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -168,11 +169,6 @@ class AverageTeacher(Teacher):
 def _per_channel(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Numbers of channels beside images. Kept, as bringing them to a device waits for it, at every step."""
     return torch.tensor(values, dtype=dtype, device=device).view(-1, 1, 1)
-
-
-def constant(value: float) -> Momentum:
-    """The same at every step."""
-    return lambda step, steps: value
 
 
 def cosine(start: float, end: float = 1.0) -> Momentum:
