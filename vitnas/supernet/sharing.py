@@ -224,9 +224,8 @@ class Sharing:
             shape: of the parameter.
         """
         parts = tuple(part for home in homes for part in self._parts(home, shared[home.name], place))
-        return Piece(
-            name, tuple(max(part.at[i].stop for part in parts) for i in range(len(parts[0].at))), shape, parts
-        )
+        sizes = tuple(max(part.at[i].stop for part in parts) for i in range(len(parts[0].at)))
+        return Piece(name, sizes, shape, parts)
 
     def _parts(self, home: Home, largest: Axes, place: Place) -> list[Entries]:
         if [axis for axis, _ in home.axes] != [axis for axis, _ in largest]:
