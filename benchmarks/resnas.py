@@ -27,6 +27,7 @@ from torch.nn import functional
 
 from vitnas.arch import Arch
 from vitnas.counting import count
+from vitnas.layers.axes import named_tensors
 from vitnas.model import PUBLISHED, build
 from vitnas.sample import Spread
 from vitnas.space import vit_resnas
@@ -153,7 +154,7 @@ def steps(side: str, batch: int = BATCH) -> Callable[[], None]:
     images, targets = torch.randn(batch, 3, 224, 224), torch.randint(0, 1000, (batch,))
     optimizer = torch.optim.AdamW(supernet.parameters(), lr=1e-4, fused=True)
     sampler, rng = Spread(SPACE, NUM_ARCHS), random.Random(0)
-    table = {**dict(supernet.named_parameters()), **dict(supernet.named_buffers())}
+    table = named_tensors(supernet)
 
     def step() -> None:
         draws = sampler.draw(rng)

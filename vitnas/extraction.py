@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
-
 import torch
 
 from vitnas.arch import Arch
+from vitnas.layers.axes import named_tensors
 from vitnas.model import Model, build
 from vitnas.supernet import Supernet, select
 
@@ -24,6 +23,6 @@ def extract(supernet: Supernet, arch: Arch, *, drop_path: float = 0.0) -> Model:
     model = build(arch, drop_path=drop_path, device="meta").to(like.dtype).to_empty(device=like.device)
     weights = select(supernet, arch)
     with torch.no_grad():  # not load_state_dict, which leaves out buffers that are not saved
-        for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
+        for name, tensor in named_tensors(model).items():
             tensor.copy_(weights[name])
     return model.train(supernet.training)

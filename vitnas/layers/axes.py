@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from torch import nn
+from torch import Tensor, nn
 
 Axes = tuple[tuple[str, int], ...]
 """(name, size) per axis, in memory order; the product of the sizes is the parameter's number of elements."""
@@ -41,6 +41,11 @@ def named_axes(model: nn.Module, *, without: str | None = None) -> dict[str, Axe
         if size != parameter.numel():
             raise LookupError(f"axes {found[name]} of {name} do not fit its shape {tuple(parameter.shape)}")
     return found
+
+
+def named_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers of `module`, saved ones and others, by full name."""
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
 
 def _walk(module: nn.Module, prefix: str, without: str | None) -> Iterator[tuple[str, nn.Module]]:

@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from vitnas.errors import UserError
+from vitnas.layers.axes import named_tensors
 from vitnas.measure.convert import model_device, model_dtype
 from vitnas.model.modes import evaluating
 
@@ -47,7 +48,7 @@ def peak_activation_bytes(
         )
     where = torch.device(device) if device else model_device(model)
     images = torch.zeros((batch, *image_shape), device=where, dtype=model_dtype(model))
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    tensors = named_tensors(model)
     if where != model_device(model):
         tensors = {name: torch.empty_like(tensor, device=where) for name, tensor in tensors.items()}
     fused = _FusedAttention() if where.type == "meta" else contextlib.nullcontext()

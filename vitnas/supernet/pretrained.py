@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from vitnas.arch import Arch
 from vitnas.errors import UserError
-from vitnas.layers.axes import merge_axes, named_axes
+from vitnas.layers.axes import Axes, merge_axes, named_axes, named_tensors
 from vitnas.model import Model
 from vitnas.model.timm_keys import from_timm
 from vitnas.model.vit import HEADS
@@ -108,8 +108,7 @@ def _differences(given: Arch, largest: Arch) -> str:
 @torch.no_grad()
 def _copy(model: Model, supernet: Supernet, largest: Arch) -> int:
     """Copy what both have; returns how many numbers of parameters that were."""
-    weights: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    patches = "patch_embed.proj.weight"
+    weights, patches = named_tensors(model), "patch_embed.proj.weight"
     if patches in weights:
         weights[patches] = _adapt_channels(weights[patches], largest.in_chans)
     elif model.arch.in_chans != largest.in_chans:
@@ -118,7 +117,7 @@ def _copy(model: Model, supernet: Supernet, largest: Arch) -> int:
             f"{largest.in_chans} cannot be made of them. Leave `pretrained` out, or use such images."
         )
     axes, slots, copied = named_axes(model), supernet.space.slots(largest), 0
-    shared: dict[str, Tensor] = {**dict(supernet.named_parameters()), **dict(supernet.named_buffers())}
+    shared = named_tensors(supernet)
     for name, value in weights.items():
         if name.partition(".")[0] in HEADS and model.num_classes != largest.num_classes:
             continue
@@ -141,12 +140,7 @@ def _copy(model: Model, supernet: Supernet, largest: Arch) -> int:
     return copied
 
 
-def _copy_overlap(
-    target: Tensor,
-    target_axes: tuple[tuple[str, int], ...],
-    source: Tensor,
-    source_axes: tuple[tuple[str, int], ...],
-) -> int:
+def _copy_overlap(target: Tensor, target_axes: Axes, source: Tensor, source_axes: Axes) -> int:
     """Copy the first entries on every axis; returns how many numbers were copied."""
     if [name for name, _ in target_axes] != [name for name, _ in source_axes]:
         return 0  # another mixer's tensor of the same name

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vitnas.errors import UserError
+from vitnas.layers.axes import Axes
 from vitnas.supernet.supernet import Supernet
 
 AXES = ("heads", "hidden")
@@ -96,7 +97,7 @@ def _moments(optimizer: torch.optim.Optimizer | None, parameter: nn.Parameter, n
     return found
 
 
-def _permute(tensor: Tensor, axes: tuple[tuple[str, int], ...], axis: str, order: Tensor) -> None:
+def _permute(tensor: Tensor, axes: Axes, axis: str, order: Tensor) -> None:
     by_axes = tensor.view([size for _, size in axes])
     place = [word for word, _ in axes].index(axis)
     by_axes.copy_(by_axes.index_select(place, order))

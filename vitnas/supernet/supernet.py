@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any, Generic, TypeVar
 
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from vitnas.arch import Arch, Block
-from vitnas.layers.axes import Axes, merge_axes, named_axes
+from vitnas.layers.axes import Axes, merge_axes, named_axes, named_tensors
 from vitnas.model import Model
 from vitnas.model.blocks import drop_path_rates, make_block
 from vitnas.model.build import storage_free
@@ -36,9 +36,8 @@ from vitnas.supernet.sharing import Entries, Piece, Place, Sharing
 from vitnas.supernet.tensors import base_name, fill, option_of, shared_axes, shared_name
 
 CACHE_SIZE = 1024  # skeletons and blocks kept; each is some hundred small Python objects and no storage
-FIXED = tuple(
-    field.name for field in fields(Arch) if field.name != "stages"
-)  # what a block may depend on, besides
+# What a block may depend on, besides.
+FIXED = tuple(field.name for field in fields(Arch) if field.name != "stages")
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
@@ -145,9 +144,8 @@ class Supernet(nn.Module):
         found = self._cache.get((arch, side))
         if found is None:
             found = self._cache.put((arch, side), self._make_subnet(arch, side))
-        if (
-            found.changes != self._changes
-        ):  # not the skeleton's own mode, as other Archs set that of shared blocks
+        # Not the skeleton's own mode, as other Archs set that of shared blocks.
+        if found.changes != self._changes:
             found.skeleton.train(self.training)
             found.changes = self._changes
         return found
@@ -232,18 +230,17 @@ def select(supernet: Supernet, arch: Arch, side: int = 0) -> dict[str, Tensor]:
     Raises:
         UserError: `arch` is not in the Space.
     """
-    table: dict[str, Tensor] = {**dict(supernet.named_parameters()), **dict(supernet.named_buffers())}
+    table = named_tensors(supernet)
     return {name: loan.piece.take(table) for name, loan in supernet.subnet(arch, side).loans.items()}
 
 
+@dataclass(slots=True, eq=False)
 class _Subnet:
     """A skeleton, and by the names of its tensors where these lie in the shared ones."""
 
-    __slots__ = ("changes", "loans", "skeleton")
-
-    def __init__(self, skeleton: nn.Module, loans: dict[str, Loan]) -> None:
-        self.skeleton, self.loans = skeleton, loans
-        self.changes = -1  # how often the Supernet had changed its mode when the skeleton took it over
+    skeleton: nn.Module
+    loans: dict[str, Loan]
+    changes: int = -1  # how often the Supernet had changed its mode when the skeleton took it over
 
 
 class _Cache(Generic[Key, Value]):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vitnas.arch import Arch, Block
 from vitnas.errors import UserError
-from vitnas.layers.axes import Axes, merge_axes, named_axes
+from vitnas.layers.axes import Axes, merge_axes, named_axes, named_tensors
 from vitnas.model import Model, build
 from vitnas.space import Space
 from vitnas.supernet.sharing import Home, Sharing
@@ -90,7 +90,7 @@ def _homes(
 ) -> Iterator[tuple[Tensor, Axes, list[Home]]]:
     """Each parameter of `model`, and each buffer that has axes, with these and its homes."""
     slots = space.slots(arch)
-    tensors: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    tensors = named_tensors(model)
     for name, axes in named_axes(model).items():
         shared, index = shared_name(name, slots)
         block = None if index is None else arch.blocks[index]

@@ -10,14 +10,15 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
+from vitnas.layers.axes import named_tensors
+
 
 def counted_macs(module: nn.Module, shape: tuple[int, ...]) -> int:
     """Multiply-accumulates of `module` on an input of `shape`, by torch's counter.
 
     On the meta device: fused attention counts as nothing on the CPU in some versions of torch.
     """
-    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    empty = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
+    empty = {name: torch.empty_like(t, device="meta") for name, t in named_tensors(module).items()}
     formulas = {torch.ops.aten._fft_r2c: _real, torch.ops.aten._fft_c2c: _complex}
     with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=formulas) as counter:
         functional_call(module, empty, (torch.empty(shape, device="meta"),))

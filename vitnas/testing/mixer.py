@@ -20,7 +20,7 @@ from torch import Tensor
 from vitnas.arch import Arch, Block, Stage
 from vitnas.exporting import export_onnx
 from vitnas.grids import Grid
-from vitnas.layers.axes import named_axes
+from vitnas.layers.axes import named_axes, named_tensors
 from vitnas.measure.memory import peak_activation_bytes
 from vitnas.mixers import MIXERS, Mixer, MixerShape
 from vitnas.model import Model, build
@@ -180,8 +180,7 @@ class MixerContract:
         for grid, prefix, rotary in self.cases():
             mixer = self.make(grid, prefix, rotary)
             axes = named_axes(mixer)
-            wanted = {n for n, _ in mixer.named_parameters()} | {n for n, _ in mixer.named_buffers()}
-            assert set(axes) == wanted
+            assert set(axes) == {*named_tensors(mixer)}
 
     def test_masks_are_refused(self) -> None:
         mixer = self.make((2, 2), self.prefixes[0])

@@ -11,6 +11,7 @@ from torch.func import functional_call
 
 from vitnas.arch import Arch
 from vitnas.extraction import extract
+from vitnas.layers.axes import named_tensors
 from vitnas.model import build
 from vitnas.supernet import Supernet, select
 from vitnas.supernet.tensors import base_name
@@ -88,9 +89,7 @@ class SupernetContract:
     def test_select_gives_every_parameter_and_buffer_of_the_model(self, supernet: Supernet) -> None:
         for arch in self.archs(supernet):
             model = build(arch, device="meta")
-            want = {
-                name: tensor.shape for name, tensor in [*model.named_parameters(), *model.named_buffers()]
-            }
+            want = {name: tensor.shape for name, tensor in named_tensors(model).items()}
             assert {name: tensor.shape for name, tensor in select(supernet, arch).items()} == want
 
     def test_a_copy_shares_nothing(self, supernet: Supernet) -> None:
