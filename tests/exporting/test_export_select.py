@@ -16,17 +16,7 @@ from vitnas.exporting import export_onnx, load_timm, save_timm
 from vitnas.exporting.torch_export import export_program
 from vitnas.model import Model, build
 
-
-def keeping(selector: str, **options: Any) -> Model:
-    """Three blocks on 16 px images, which 16, 9 and 4 patches enter."""
-    like = tiny_model().arch
-    first, second = like.blocks
-    blocks = (first, replace(second, keep=9), replace(first, keep=4))
-    stages = (replace(like.stages[0], blocks=blocks),)
-    return randomize(build(replace(like, stages=stages, selector=selector, relative_position=0, **options)))
-
-
-MODELS = {
+MODELS: dict[str, dict[str, Any]] = {
     "predictor": {"position": "rotary_2d"},
     "fixed": {"relative_position": 2},
     "attention": {},
@@ -34,11 +24,12 @@ MODELS = {
 
 
 def model_of(selector: str) -> Model:
-    options = dict(MODELS[selector])
-    if relative := options.pop("relative_position", 0):
-        arch = keeping(selector).arch
-        return randomize(build(replace(arch, relative_position=relative)))
-    return keeping(selector, **options)
+    """Three blocks on 16 px images, which 16, 9 and 4 patches enter."""
+    like = tiny_model(relative_position=0).arch
+    first, second = like.blocks
+    blocks = (first, replace(second, keep=9), replace(first, keep=4))
+    stages = (replace(like.stages[0], blocks=blocks),)
+    return randomize(build(replace(like, stages=stages, selector=selector, **MODELS[selector])))
 
 
 SLOW = [pytest.param(selector, marks=pytest.mark.slow) for selector in MODELS if selector != "predictor"]
