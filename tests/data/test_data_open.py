@@ -129,6 +129,12 @@ def test_flat_folder_is_split_and_says_so(tmp_path: Path, caplog: pytest.LogCapt
     assert [len(some) for some in names] == [20, 4, 6]
     assert len(set.union(*names)) == 30
     assert torch.bincount(test.targets).tolist() == [4, 2]
+    caplog.clear()
+    larger = data.resized(24)
+    assert larger.image_size == 24
+    assert larger.notes == data.notes
+    assert [larger.holdout.name(i) for i in range(4)] == [data.holdout.name(i) for i in range(4)]
+    assert not caplog.text, "what was said when they were opened is not said again"
 
 
 def test_train_folder_without_test_is_split(tmp_path: Path) -> None:

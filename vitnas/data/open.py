@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from math import prod
 from pathlib import Path
 from statistics import median, median_low
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import timm
@@ -30,7 +30,8 @@ from vitnas.runs import RunFile
 
 logger = logging.getLogger(__name__)
 
-IMAGENET = (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+Constants: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]  # mean and std
+IMAGENET: Constants = (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
 MUCH_CUT = 0.7  # share left by the centre crop, below which a note says so; photographs of 4:3 keep 0.75
 SMALL_SIDE = 64  # pixels; images up to this keep their own size
 NUM_PROBED = 32
@@ -90,16 +91,19 @@ class Data:
         augment: Augment,
         config: DataConfig,
         opened: Opened,
+        notes: Sequence[str],
+        colour: Constants,
     ) -> None:
         self.train = train
         self.holdout = holdout
         self.augment = augment
         self.config = config
         self.class_names = opened.train.class_names
-        self.notes = opened.notes
+        self.notes = (*opened.notes, *notes)
         self._test = test
         self._test_store: Store | None = None
-        self._streamed_corrupt = opened.corrupt
+        self._opened = opened
+        self._colour = colour
 
     @property
     def num_classes(self) -> int:
@@ -130,7 +134,7 @@ class Data:
     def corrupt(self) -> list[str]:
         """Names of the images that could not be read so far, in all splits that were opened."""
         stores = [self.train.store] + ([self._test_store] if self._test_store else [])
-        return [*self._streamed_corrupt, *(name for store in stores for name in store.corrupt)]
+        return [*self._opened.corrupt, *(name for store in stores for name in store.corrupt)]
 
     def open_test(self, log: Path, *, purpose: str = "final report") -> Images:
         """Return the test split; append the time, the number of images and `purpose` to `log` (see `Readings`)."""
@@ -144,6 +148,10 @@ class Data:
         now = datetime.now(UTC).isoformat(timespec="seconds")
         Readings((*earlier, Reading(now, len(images), purpose))).save(log)
         return images
+
+    def resized(self, image_size: ImageSize) -> Data:
+        """Return the same images, in the same splits, at another size; their sources are not opened again."""
+        return _assemble(replace(self.config, image_size=image_size), self._opened, self._colour)
 
     def fingerprint(self) -> Fingerprint:
         """Return what was read.
@@ -228,7 +236,7 @@ def open_data(config: DataConfig, *, pretrained: str | None = None) -> Data:
     return _assemble(config, open_sources(config), colour)
 
 
-def constants_of(pretrained: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def constants_of(pretrained: str) -> Constants:
     """Mean and std of the images that a model was trained on, by what `find_trained` takes; no weights are loaded.
 
     Raises:
@@ -249,7 +257,7 @@ def constants_of(pretrained: str) -> tuple[tuple[float, ...], tuple[float, ...]]
 def _assemble(
     config: DataConfig,
     opened: Opened,
-    colour: tuple[tuple[float, ...], tuple[float, ...]] = IMAGENET,
+    colour: Constants = IMAGENET,
 ) -> Data:
     match_classes(opened, config)
     train, test = _capped(opened.train, config, "train"), _capped(opened.test, config, "test")
@@ -258,7 +266,6 @@ def _assemble(
             f"{opened.corrupt[0]}; on_corrupt is 'raise'. Mend or remove the sample, or use on_corrupt=skip."
         )
     form, area, is_native, notes = _form(config, train, colour)
-    opened = replace(opened, notes=(*opened.notes, *notes))
     augment = augment_for(config.augment, image_size=form.image_size, in_chans=form.in_chans)
     whole = augment.scale is not None and not is_native  # native images are stored as they are anyway
     store = Store(train, form, whole=whole, on_corrupt=config.on_corrupt)
@@ -280,6 +287,8 @@ def _assemble(
         augment=augment,
         config=config,
         opened=opened,
+        notes=notes,
+        colour=colour,
     )
 
 
@@ -294,9 +303,7 @@ def _capped(source: Source, config: DataConfig, split: Split) -> Source:
     return Subset(source, some)
 
 
-def _form(
-    config: DataConfig, source: Source, colour: tuple[tuple[float, ...], tuple[float, ...]]
-) -> tuple[Form, float, bool, tuple[str, ...]]:
+def _form(config: DataConfig, source: Source, colour: Constants) -> tuple[Form, float, bool, tuple[str, ...]]:
     """Return the form of all images, found by looking at a few, a kept image's mean area in pixels, whether all are of
     the final size, and what a person should know."""
     sizes: list[tuple[int, int]] = []  # height, width

@@ -71,8 +71,7 @@ class RunImages:
     def resized(self, image_size: ImageSize) -> RunImages:
         """The same images at another size."""
         resized = RunImages(replace(self.config, image_size=image_size), self.work, self.pretrained)
-        assert self.data  # those that the run began with
-        resized.data = open_data(resized.config, pretrained=self.pretrained)
+        resized.data = self.data.resized(image_size)
         return resized
 
     @cached_property
