@@ -156,11 +156,17 @@ def test_no_default_of_a_space_overrides_its_preset(kind: str) -> None:
     images: dict[str, Any] = {"image_size": 224, "in_chans": 3, "num_classes": 10}
     for size in config.sizes:
         recipe = "vitas_tour" if kind == "autoformer" else "tour"  # of another kind
-        made = make_run(recipe, {"space.kind": kind, "space.size": size}).space
-        assert made == config(size=size)
+        needed = {"network": "test_vit"} if kind == "around" else {}
+        asked = {
+            "space.kind": kind,
+            "space.size": size,
+            **{f"space.{name}": text for name, text in needed.items()},
+        }
+        made = make_run(recipe, asked).space
+        assert made == config(size=size, **needed)
         options = {item.name: None for item in fields(config) if item.name not in ("size", "network")}
         assert made == replace(made, **options)
-        assert made.build(**images) == config.make(size, **images)
+        assert made.build(**images) == config.make(size, **needed, **images)
 
 
 @pytest.mark.parametrize(

@@ -227,7 +227,7 @@ def test_it_is_uniform_while_warming_up_and_for_the_floor() -> None:
 
 @pytest.mark.parametrize("kind", sorted(SPACES))
 def test_it_works_on_every_space(kind: str) -> None:
-    space = SPACES[kind].make()
+    space = SPACES[kind].make(**({"network": "deit_tiny_patch16_224"} if kind == "around" else {}))
     focus = Focus(space, config=FocusConfig(draws=8))
     for greedy in (False, True):
         genes = focus.ask(torch.linspace(focus.low, focus.high, 4), greedy=greedy)

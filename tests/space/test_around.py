@@ -194,7 +194,8 @@ def test_a_network_that_is_no_arch_is_refused_with_the_reason() -> None:
 
 
 def test_by_name_for_other_images() -> None:
-    space = AroundConfig(size="quarter", heads=(1, 3)).build(image_size=64, in_chans=1, num_classes=7)
+    config = AroundConfig(network="deit_tiny_patch16_224", size="quarter", heads=(1, 3))
+    space = config.build(image_size=64, in_chans=1, num_classes=7)
     arch = space.largest()
     assert isinstance(space, AroundSpace)
     assert (arch.image_size, arch.in_chans, arch.num_classes, arch.embed_dim) == (64, 1, 7, 192)
@@ -204,3 +205,13 @@ def test_by_name_for_other_images() -> None:
         AroundConfig(network="deit").build()
     with pytest.raises(UserError, match=r"network 'resnet18' cannot be made .* Use deit_tiny_patch16_224"):
         AroundConfig(network="resnet18").build()
+
+
+def test_without_a_network_there_is_nothing_to_stand_around() -> None:
+    assert AroundConfig(network="test_vit").starting_from("test_vit2").network == "test_vit"
+    assert AroundConfig().starting_from("test_vit2").network == "test_vit2"
+    message = r"no network is named; .* Set pretrained=NAME .*, or space\.network=NAME"
+    with pytest.raises(UserError, match=message):
+        AroundConfig().starting_from(None)
+    with pytest.raises(UserError, match=message):
+        AroundConfig().build()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,12 @@ import torch
 from stage_help import refused, words
 
 from vitnas.cli import main
+from vitnas.cli.fields import make_run, open_run
+from vitnas.exporting import save_timm
+from vitnas.model import build
+from vitnas.records import SpaceRecord
+from vitnas.space import autoformer, space_from_json
+from vitnas.stages import Context
 
 SMALL = {
     "space__head_dim": "32",
@@ -34,8 +41,6 @@ SMALL = {
 def test_what_cannot_start_leaves_nothing(
     pretrained: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import re
-
     folder = tmp_path / "run"
     assert re.search(message, refused(words(folder, pretrained=pretrained), capsys))
     assert not (folder / "run.yaml").exists()
@@ -49,3 +54,51 @@ def test_a_name_and_a_file_of_weights(tmp_path: Path, capsys: pytest.CaptureFixt
     given = words(tmp_path / "run", pretrained=f"test_vit@{tmp_path / 'weights.pt'}", **SMALL)
     assert main(given) == 0
     assert "started from a pretrained VisionTransformer" in capsys.readouterr().out
+
+
+AROUND: dict[str, str | None] = {
+    **SMALL,
+    **dict.fromkeys(("space__embed_dims", "space__depths", "space__num_heads", "space__head_dim")),
+    "space__kind": "around",
+}
+
+
+def test_a_space_around_a_network_needs_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Before the images are looked for."""
+    given = words(tmp_path / "run", **AROUND, data__dataset=str(tmp_path / "none"))
+    said = "space.kind is 'around' and no network is named; .* Set pretrained=NAME .* or space.network=NAME"
+    assert re.search(said, refused(given, capsys))
+
+
+@pytest.mark.parametrize("form", ["{}", "local-dir:{}"])
+def test_a_space_stands_around_the_network_that_the_run_starts_from(
+    form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By a folder as runs write it; the folder of the run says so, too, when it is gone on with."""
+    arch = autoformer("micro", image_size=8, patch_size=2, in_chans=1, num_classes=10).middle()
+    save_timm(build(arch), tmp_path / "saved")
+    folder = tmp_path / "run"
+    given = words(folder, **AROUND, pretrained=form.format(tmp_path / "saved"))
+    assert main(given) == 0
+    assert "started from a pretrained Model: 100% of the supernet's weights" in capsys.readouterr().out
+    record = SpaceRecord.read(folder)
+    assert record.name.startswith("around_")
+    assert record.name.endswith("saved")
+    space = space_from_json(record.space)
+    assert space.largest().stages == arch.stages
+    (folder / "search.json").unlink()
+    assert main(["search", str(folder)]) == 0
+    assert main(given) == 0
+    assert Context(open_run(folder), folder).space == space
+
+
+def test_a_network_of_the_space_goes_before_the_pretrained_one(tmp_path: Path) -> None:
+    fields = {
+        "space.kind": "around",
+        "pretrained": f"test_vit@{tmp_path / 'weights.pt'}",
+        "data.image_size": "32",
+    }
+    (tmp_path / "weights.pt").touch()
+    assert Context(make_run("tour", fields), tmp_path / "a").space.name == "around_test_vit"
+    other = Context(make_run("tour", {**fields, "space.network": "test_vit2"}), tmp_path / "b")
+    assert other.space.name == "around_test_vit2"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import timm
 import torch
@@ -230,7 +230,7 @@ def _where_it_fits(there: Sequence[int], multiple: int) -> Options:
 def around_named(
     size: str = "half",
     *,
-    network: str = "deit_tiny_patch16_224",
+    network: str | None = None,
     image_size: ImageSize = 224,
     num_classes: int = 1000,
     in_chans: int = 3,
@@ -244,8 +244,9 @@ def around_named(
         options: as in `around`.
 
     Raises:
-        UserError: an unknown network, or one that cannot be written as an Arch.
+        UserError: no network, an unknown one, or one that cannot be written as an Arch.
     """
+    network = _stated(network)
     made = from_preset(AroundSpace, SIZES, size, options, also=("embed_dim",))
     given = find_trained(network, what="network")
     made["name"] = f"around_{Path(given.folder or given.name).name}"
@@ -269,8 +270,8 @@ SIZES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class AroundConfig(SpaceConfig):
-    """The space around a timm ViT, by name or from a folder, whose weights `pretrained` gives; options left at
-    None are the preset's."""
+    """The space around `network`, a timm ViT by name or from a folder: by default that of `pretrained`, which gives the
+    weights; one of them must be given. Other options left at None are the preset's."""
 
     kind = AroundSpace.kind
     space = AroundSpace
@@ -278,9 +279,21 @@ class AroundConfig(SpaceConfig):
     make = staticmethod(around_named)
 
     size: str = "half"
-    network: str = "deit_tiny_patch16_224"
+    network: str | None = None
     heads: tuple[float, ...] | None = None
     hidden: tuple[float, ...] | None = None
     embed_dim: tuple[float, ...] | None = None
     blocks: tuple[int, ...] | None = None
     multiple: int | None = None
+
+    def starting_from(self, pretrained: str | None) -> Self:
+        return replace(self, network=_stated(self.network or pretrained))
+
+
+def _stated(network: str | None) -> str:
+    if not network:
+        raise UserError(
+            "space.kind is 'around' and no network is named; such a space stands around a ViT of timm or a saved one. "
+            "Set pretrained=NAME to start from its weights, or space.network=NAME to train new ones."
+        )
+    return network

