@@ -39,8 +39,13 @@ SMALL = {
     ],
 )
 def test_what_cannot_start_leaves_nothing(
-    pretrained: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    pretrained: str,
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # it would be asked again and again
     folder = tmp_path / "run"
     assert re.search(message, refused(words(folder, pretrained=pretrained), capsys))
     assert not (folder / "run.yaml").exists()
