@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ import numpy as np
 
 from vitnas.budget import QUANTITIES, Budget, Cost, split_target
 from vitnas.errors import UserError
-from vitnas.space import Genes, Space
+from vitnas.space import Genes, Matrix, Space
 
 # Spaces up to this size are listed whole, so that "nothing is left" is known and not guessed.
 LISTED_SIZE = 4096
@@ -75,7 +76,7 @@ class Goal:
     budget: Budget = field(default_factory=Budget)
     objectives: tuple[Objective, ...] = DEFAULT_OBJECTIVES
 
-    def costs(self, genes: Sequence[Genes]) -> dict[str, np.ndarray]:
+    def costs(self, genes: Sequence[Genes] | Matrix) -> dict[str, np.ndarray]:
         """'macs', 'params' and 'memory' (bytes) of many Archs at once."""
         costs: dict[str, np.ndarray] = self.space.cost_table().costs(np.asarray(genes, dtype=np.int64))
         return costs
@@ -85,7 +86,7 @@ class Goal:
         costs = self.costs([genes])
         return Cost(int(costs["macs"][0]), int(costs["params"][0]), int(costs["memory"][0]))
 
-    def meets(self, genes: Sequence[Genes]) -> np.ndarray:
+    def meets(self, genes: Sequence[Genes] | Matrix) -> np.ndarray:
         """bool (n,): which Archs meet the counted limits."""
         return self.budget.mask(self.costs(genes))
 
@@ -118,7 +119,7 @@ class Goal:
         rows = np.empty((0, len(self.space.genes)), dtype=np.int64)
         while drawn < num_draws:
             rows = self.space.random_matrix(batch, generator)
-            for row in rows[self.budget.mask(self.space.cost_table().costs(rows))]:
+            for row in rows[self.meets(rows)]:
                 genes = _genes(row)
                 if genes not in seen:
                     return genes
@@ -159,7 +160,7 @@ class Goal:
 
     def _one_away(self, genes: Genes) -> list[Genes]:
         """Every canonical Arch that differs in one gene, in a fixed order."""
-        counts = [len(gene.options) for gene in self.space.genes]
+        counts = self.space.num_options
         rows = np.tile(np.asarray(genes, dtype=np.int64), (sum(counts), 1))
         places = np.repeat(np.arange(len(counts)), counts)
         rows[np.arange(len(rows)), places] = [option for count in counts for option in range(count)]
@@ -168,12 +169,9 @@ class Goal:
     @cached_property
     def _listed(self) -> tuple[Genes, ...] | None:
         """All Archs that meet the counted limits, of a Space small enough to list; else None."""
-        raw = 1
-        for gene in self.space.genes:
-            raw *= len(gene.options)
-        if raw > 16 * LISTED_SIZE or self.space.size() > LISTED_SIZE:
+        if math.prod(self.space.num_options) > 16 * LISTED_SIZE or self.space.size() > LISTED_SIZE:
             return None
-        every = itertools.product(*(range(len(gene.options)) for gene in self.space.genes))
+        every = itertools.product(*map(range, self.space.num_options))
         unique = sorted({self.space.canonical(genes) for genes in every})
         return tuple(genes for genes, inside in zip(unique, self.meets(unique), strict=True) if inside)
 

@@ -14,13 +14,8 @@ import numpy as np
 from vitnas.errors import UserError
 
 
-def dominates(a: np.ndarray, b: np.ndarray) -> bool:
-    """Whether point `a` is nowhere worse than `b` and somewhere better."""
-    return bool((a >= b).all() and (a > b).any())
-
-
 def is_dominated(points: np.ndarray) -> np.ndarray:
-    """bool (num_points,): which points some other point dominates. Equal points do not dominate each other."""
+    """bool (num_points,): which points some other point dominates: it is nowhere worse and somewhere better."""
     no_worse = (points[:, None, :] >= points[None, :, :]).all(axis=2)
     better = (points[:, None, :] > points[None, :, :]).any(axis=2)
     return np.asarray((no_worse & better).any(axis=0))

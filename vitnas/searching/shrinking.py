@@ -40,7 +40,7 @@ def _start(goal: Goal, generator: np.random.Generator) -> Genes | None:
         if not gene.structural:
             rows[:, index] = len(gene.options) - 1
     rows = space.canonical_matrix(rows)
-    costs = goal.space.cost_table().costs(rows)
+    costs = goal.costs(rows)
     enough = np.ones(len(rows), dtype=bool)
     for limit in goal.budget.counted.limits:
         if limit.low is not None:
@@ -71,5 +71,5 @@ def _shrink(goal: Goal, start: Genes, generator: np.random.Generator) -> Genes |
 
 
 def _first(goal: Goal, way: list[list[int]]) -> Genes | None:
-    inside = np.flatnonzero(goal.meets([tuple(genes) for genes in way]))
+    inside = np.flatnonzero(goal.meets(np.asarray(way)))
     return tuple(way[inside[0]]) if len(inside) else None
