@@ -158,7 +158,12 @@ class Metrics:
         """Drop this stage's lines after `step` (a killed run wrote them); returns what the Monitor found before."""
         if self._folder is None or not (self._folder / FILE).exists():
             return []
-        kept = [line for line in read_lines(self._folder) if line.stage != self._stage or line.step <= step]
+        kept = [
+            line
+            for line in read_lines(self._folder)
+            # Hooks speak before their step, all others after it.
+            if line.stage != self._stage or line.step + isinstance(line, Hooked) <= step
+        ]
         text = "".join(json.dumps(to_json(line)) + "\n" for line in kept)
         # Compared as a whole: a line cut short by a kill goes too, or else the next one would be glued to it.
         if self._engine.is_main and (self._folder / FILE).read_bytes() != text.encode():
