@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from train_help import Kill, Killed
 
 from vitnas.arch import Arch
 from vitnas.data import Augment, EvalBatches, TrainBatches, synthetic
@@ -247,19 +248,12 @@ def test_training_with_it_resumes_bit_for_bit(tmp_path: Path) -> None:
         network = Supernet(MICRO, generator=torch.Generator().manual_seed(0))
         loader = TrainBatches(data.train, Augment(), batch_size=16, seed=0)
         config = TrainConfig(epochs=8 / loader.steps_per_epoch, checkpoint_minutes=0, warmup_epochs=0)
-        real = focus.before
-
-        def die(now: Moment) -> Any:
-            if now.step == stop:
-                raise KeyboardInterrupt
-            return real(now)
-
-        focus.before = die  # type: ignore[method-assign]
-        fit(network, Classification(), focus, loader, config=config, folder=folder)
+        hooks = [] if stop is None else [Kill(stop)]
+        fit(network, Classification(), focus, loader, config=config, folder=folder, hooks=hooks)
         return network
 
     whole = run(tmp_path / "whole", None)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Killed):
         run(tmp_path / "cut", 5)
     again = run(tmp_path / "cut", None)
     for name, value in whole.state_dict().items():

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from train_help import Kill, Killed
 
 from vitnas.data import Augment, Data, TrainBatches, synthetic
 from vitnas.errors import UserError
@@ -116,21 +117,6 @@ def data() -> Data:
     return synthetic(num_classes=4, image_size=16, n=96, seed=0)
 
 
-class Stop(Exception):
-    pass
-
-
-class Stopping(Spread):
-    """Stops the run before a step, as a kill would."""
-
-    at = 0
-
-    def before(self, moment: Moment) -> None:
-        if moment.step == self.at:
-            raise Stop
-        super().before(moment)
-
-
 @pytest.mark.parametrize("kind", ["vit_resnas", "autoformer"])
 def test_a_resumed_run_with_warm_up_and_rewiring_equals_an_uninterrupted_one(
     kind: str, data: Data, tmp_path: Path
@@ -147,20 +133,18 @@ def test_a_resumed_run_with_warm_up_and_rewiring_equals_an_uninterrupted_one(
         epochs=3, lr=1e-2, warmup_epochs=0, monitor_every=0, checkpoint_minutes=0, log_every=1
     )
 
-    def run(folder: Path, sampler: Spread, seed: int = 0) -> Supernet:
-        net = Supernet(space, generator=torch.Generator().manual_seed(seed))
-        fit(net, Classification(), sampler, loader, config=config, folder=folder, hooks=[Rewiring(2)])
+    def run(folder: Path, *hooks: Kill, seed: int = 0) -> Supernet:
+        net, sampler = Supernet(space, generator=torch.Generator().manual_seed(seed)), Spread(space, 2, 2)
+        fit(net, Classification(), sampler, loader, config=config, folder=folder, hooks=[Rewiring(2), *hooks])
         return net
 
-    whole = run(tmp_path / "whole", Spread(space, 2, 2))
+    whole = run(tmp_path / "whole")
     lines = [line for line in metrics.read_lines(tmp_path / "whole") if isinstance(line, metrics.Hooked)]
     moved = [line for line in lines if line.event == "rewiring"]
     assert [line.epoch for line in moved] == [0, 1, 2]
     assert sum(line.said["moved"] for line in moved[1:]) > 0
-    stopping = Stopping(space, 2, 2)
-    stopping.at = loader.steps_per_epoch  # at a rewiring
-    with pytest.raises(Stop):
-        run(tmp_path / "cut", stopping)
-    again = run(tmp_path / "cut", Spread(space, 2, 2), seed=1)
+    with pytest.raises(Killed):
+        run(tmp_path / "cut", Kill(at=loader.steps_per_epoch))  # at a rewiring
+    again = run(tmp_path / "cut", seed=1)
     for name, value in whole.state_dict().items():
         torch.testing.assert_close(again.state_dict()[name], value, rtol=0, atol=0, msg=name)

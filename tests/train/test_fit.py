@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.data import DataLoader, TensorDataset
+from train_help import Kill, Killed
 
 from vitnas.arch import Arch
 from vitnas.data import Augment, Data, EvalBatches, TrainBatches, synthetic
@@ -72,25 +73,6 @@ def batches(data: Data, batch_size: int = 16) -> TrainBatches:
     return TrainBatches(data.train, Augment(shift=0.1), batch_size=batch_size, seed=3)
 
 
-class Interrupt(Exception):
-    pass
-
-
-class Stopping(Uniform):
-    """Uniform sampling that stops the run at a step, as a kill would."""
-
-    def __init__(self, space: AutoFormerSpace, at: int) -> None:
-        super().__init__(space)
-        object.__setattr__(self, "at", at)
-        object.__setattr__(self, "count", 0)
-
-    def draw(self, rng: object) -> list[Draw]:
-        object.__setattr__(self, "count", self.count + 1)  # type: ignore[attr-defined]
-        if self.count > self.at:  # type: ignore[attr-defined]
-            raise Interrupt
-        return super().draw(rng)  # type: ignore[arg-type]
-
-
 @pytest.mark.parametrize("ema", [None, 0.9])
 def test_a_resumed_run_equals_an_uninterrupted_one(
     data: Data, space: AutoFormerSpace, tmp_path: Path, ema: float | None
@@ -103,8 +85,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     )
     first = make(space)
     common = {"config": config, "augment": augment, "num_classes": 4, "folder": tmp_path}
-    with pytest.raises(Interrupt):
-        fit(first, Classification(), Stopping(space, at=5), batches(data), **common)
+    with pytest.raises(Killed):
+        fit(first, Classification(), Uniform(space), batches(data), **common, hooks=[Kill(at=5)])
     torch.manual_seed(99)  # whatever happened to the global generator must not matter
     second = make(space, seed=1)  # its weights come from the checkpoint
     got = fit(second, Classification(), Uniform(space), batches(data), **common)
@@ -116,27 +98,16 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
 
 
 def test_a_checkpoint_of_another_run_is_refused(data: Data, space: AutoFormerSpace, tmp_path: Path) -> None:
-    with pytest.raises(Interrupt):
-        fit(make(space), Classification(), Stopping(space, 3), batches(data), config=CONFIG, folder=tmp_path)
+    def train(config: TrainConfig = CONFIG, **options: Any) -> None:
+        sampler = Uniform(space)
+        fit(make(space), Classification(), sampler, batches(data), config=config, folder=tmp_path, **options)
+
+    with pytest.raises(Killed):
+        train(hooks=[Kill(at=3)])
     with pytest.raises(UserError, match=r"another config \(lr: 0\.001 then, 0\.01 now\)"):
-        fit(
-            make(space),
-            Classification(),
-            Uniform(space),
-            batches(data),
-            config=replace(CONFIG, lr=0.01),
-            folder=tmp_path,
-        )
+        train(replace(CONFIG, lr=0.01))
     with pytest.raises(UserError, match="another seed"):
-        fit(
-            make(space),
-            Classification(),
-            Uniform(space),
-            batches(data),
-            config=CONFIG,
-            folder=tmp_path,
-            seed=1,
-        )
+        train(seed=1)
 
 
 def test_a_damaged_checkpoint_is_named(data: Data, space: AutoFormerSpace, tmp_path: Path) -> None:
@@ -459,21 +430,13 @@ def test_a_hooks_state_is_in_the_checkpoint(data: Data, space: AutoFormerSpace, 
         config = TrainConfig(
             epochs=6 / loader.steps_per_epoch, checkpoint_minutes=0, warmup_epochs=0, log_every=1
         )
-        if stop is not None:
-            real = sampler.before
-
-            def die(moment: Moment) -> dict[str, object]:
-                if moment.step == stop:
-                    raise KeyboardInterrupt
-                return real(moment)
-
-            sampler.before = die  # type: ignore[method-assign]
-        fit(network, Classification(), sampler, loader, config=config, folder=folder)
+        hooks = [] if stop is None else [Kill(stop)]
+        fit(network, Classification(), sampler, loader, config=config, folder=folder, hooks=hooks)
         return sampler, network
 
     whole, network = run(tmp_path / "whole", None)
     assert whole.seen[0][:2] == (0, 6)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Killed):
         run(tmp_path / "cut", 4)
     resumed, again = run(tmp_path / "cut", None)
     assert [step for step, *_ in resumed.seen] == [4, 5]

@@ -8,9 +8,10 @@ import pytest
 import torch
 from timm.optim import list_optimizers
 from torch import nn
+from train_help import Kill, Killed
 
 from vitnas.errors import UserError
-from vitnas.sample import Draw, Fixed
+from vitnas.sample import Fixed
 from vitnas.train import Classification, TrainConfig, fit
 from vitnas.train.optim import make_optimizer
 
@@ -27,23 +28,6 @@ LOADER = [
 def network() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 3))
-
-
-class Stopped(Exception):
-    pass
-
-
-class Stopping(Fixed):
-    """Ends the training after some steps, as a kill would."""
-
-    def draw(self, rng: object) -> list[Draw]:
-        if not LEFT:
-            raise Stopped
-        LEFT.pop()
-        return [Draw(arch=None)]
-
-
-LEFT: list[None] = []
 
 
 class InOrder:
@@ -79,9 +63,8 @@ def test_a_resumed_training_is_the_same(name: str, tmp_path: Path) -> None:
     )
     whole, cut, resumed = network(), network(), network()
     fit(whole, Classification(), Fixed(), InOrder(), config=config)
-    LEFT[:] = [None] * 2
-    with pytest.raises(Stopped):
-        fit(cut, Classification(), Stopping(), InOrder(), config=config, folder=tmp_path)
+    with pytest.raises(Killed):
+        fit(cut, Classification(), Fixed(), InOrder(), config=config, folder=tmp_path, hooks=[Kill(at=2)])
     fit(resumed, Classification(), Fixed(), InOrder(), config=config, folder=tmp_path)
     before = network().state_dict()
     for key, value in whole.state_dict().items():

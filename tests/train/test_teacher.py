@@ -13,12 +13,13 @@ import timm
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from train_help import Kill, Killed
 
 from vitnas.data import Augment, Data, TrainBatches, synthetic
 from vitnas.errors import UserError
 from vitnas.exporting import load_timm, save_timm
 from vitnas.model import Model, build
-from vitnas.sample import Draw, Fixed, Sandwich, Several, Uniform
+from vitnas.sample import Draw, Fixed, Sampler, Sandwich, Several, Uniform
 from vitnas.space import autoformer
 from vitnas.supernet import Supernet
 from vitnas.train import (
@@ -102,10 +103,8 @@ def test_images_of_any_type_are_renormalised_in_their_own() -> None:
 
 def test_a_saved_model_of_the_same_images_is_given_them_unchanged(data: Data, tmp_path: Path) -> None:
     save_timm(student(1), tmp_path, data_config={"mean": data.mean, "std": data.std})
-    for network in (
-        load_timm(tmp_path),
-        student(1),
-    ):  # of the second nobody said how its images are normalised
+    # Of the second nobody said how its images are normalised.
+    for network in (load_timm(tmp_path), student(1)):
         seen, images = seen_by(network), next(batches(data).from_step(0))[0]
         fit(student(), Imitation(), Fixed(), batches(data), config=ONE_STEP, teacher=Teacher(network))
         torch.testing.assert_close(seen, [images], rtol=0, atol=0)
@@ -217,23 +216,6 @@ def test_what_no_arch_of_a_supernet_gives_is_refused_before_training(data: Data)
     assert drawn
 
 
-class Stopped(Exception):
-    pass
-
-
-class Stopping(Fixed):
-    """Ends the training when LEFT is empty, as a kill would."""
-
-    def draw(self, rng: object) -> list[Draw]:
-        if not LEFT:
-            raise Stopped
-        LEFT.pop()
-        return [Draw(arch=None)]
-
-
-LEFT: list[None] = []
-
-
 def test_a_supernet_teaches_as_an_arch_that_is_given() -> None:
     largest = SPACE.largest()
     for teacher, want, message in [
@@ -271,35 +253,22 @@ def test_an_averaging_teacher_follows_its_schedule(data: Data) -> None:
 def test_a_resumed_average_equals_an_uninterrupted_one(data: Data, tmp_path: Path, arch: str | None) -> None:
     config = replace(CONFIG, checkpoint_minutes=0, ema=0.9)
 
-    def run(folder: Path | None, sampler: Any, seed: int) -> tuple[nn.Module, AverageTeacher]:
+    def run(folder: Path | None, seed: int, *hooks: Kill) -> tuple[nn.Module, AverageTeacher]:
+        learner: nn.Module
+        sampler: Sampler
         if arch is None:
-            learner: nn.Module = student(seed)
+            learner, sampler = student(seed), Fixed()
             teacher = AverageTeacher(learner, cosine(0.9))
         else:
-            learner = Supernet(SPACE, generator=torch.Generator().manual_seed(seed))
+            learner, sampler = Supernet(SPACE, generator=torch.Generator().manual_seed(seed)), Sandwich(SPACE)
             teacher = AverageTeacher(learner, 0.8, arch=SPACE.largest())
-            sampler = sampler or Sandwich(SPACE)
-        fitted = fit(
-            learner,
-            Classification(),
-            sampler or Fixed(),
-            batches(data),
-            config=config,
-            teacher=teacher,
-            folder=folder,
-        )
-        return fitted.network, teacher
+        options: dict[str, Any] = {"config": config, "teacher": teacher, "folder": folder, "hooks": hooks}
+        return fit(learner, Classification(), sampler, batches(data), **options).network, teacher
 
-    class StoppingSandwich(Sandwich):
-        def draw(self, rng: Any) -> list[Draw]:
-            Stopping().draw(rng)
-            return super().draw(rng)
-
-    whole, average = run(None, None, 0)
-    LEFT[:] = [None] * 2
-    with pytest.raises(Stopped):
-        run(tmp_path, Stopping() if arch is None else StoppingSandwich(SPACE), 0)
-    resumed, again = run(tmp_path, None, 1)
+    whole, average = run(None, 0)
+    with pytest.raises(Killed):
+        run(tmp_path, 0, Kill(at=2))
+    resumed, again = run(tmp_path, 1)
     torch.testing.assert_close(dict(resumed.state_dict()), dict(whole.state_dict()), rtol=0, atol=0)
     states = dict(again.network.state_dict()), dict(average.network.state_dict())
     torch.testing.assert_close(*states, rtol=0, atol=0)
@@ -372,9 +341,8 @@ def test_several_views_of_a_batch_train_together(tmp_path: Path) -> None:
 
 def test_outputs_of_views_are_those_of_each_alone() -> None:
     views, network = next(Crops().from_step(0))[0], convnext().eval()
-    pairs = [
-        (view, name) for view in (1, 2) for name in ("logits", "tokens")
-    ]  # alike, so that they run together
+    # Alike, so that they run together.
+    pairs = [(view, name) for view in (1, 2) for name in ("logits", "tokens")]
     want = [
         "logits",
         *(f"views.{view}.{name}" for view, name in pairs),
