@@ -95,9 +95,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert (tmp_path / "mixers.csv").read_text().startswith("mixer,tokens,direction")
     page = (tmp_path / "mixers.html").read_text()
     assert "Plotly.newPlot" in page
-    tags = re.sub(
-        r"(<script[^>]*>).*?</script>", r"\1", page, flags=re.DOTALL
-    )  # plotly's code holds addresses
+    # Plotly's code holds addresses.
+    tags = re.sub(r"(<script[^>]*>).*?</script>", r"\1", page, flags=re.DOTALL)
     assert not re.search(r"<[^>]+ (?:src|href)=.?http", tags)
     assert main(["bench", "mixers", "token=16"]) == 2
     assert "Nearest: 'tokens'" in capsys.readouterr().err

@@ -80,9 +80,8 @@ class TestNystrom(MixerContract):
         left = softmax(scale * q @ marks_k.transpose(-1, -2))
         middle = softmax(scale * marks_q @ marks_k.transpose(-1, -2))
         right = softmax(scale * marks_q @ k.transpose(-1, -2))
-        inverse = torch.stack(
-            [torch.stack([self.inverse(matrix) for matrix in image]) for image in middle]
-        )  # one matrix at a time
+        # One matrix at a time.
+        inverse = torch.stack([torch.stack([self.inverse(matrix) for matrix in image]) for image in middle])
         padded = functional.pad(v, (0, 0, 16, 16))
         taps = mixer.conv.weight[:, 0, :, 0]
         near = sum(taps[None, :, i, None, None] * padded[:, :, i : i + tokens] for i in range(33))

@@ -84,9 +84,8 @@ def test_performer_pytorch() -> None:
 def test_performer_of_vision_xformer_mixes_images(monkeypatch: pytest.MonkeyPatch) -> None:
     mixer = ours("performer", size=11)
     kind = package("vision_xformer.vision_performer").SelfAttention
-    monkeypatch.setattr(
-        torch, "qr", lambda a, some: torch.linalg.qr(a)
-    )  # gone from torch; theirs cannot be made
+    # Gone from torch; theirs cannot be made without.
+    monkeypatch.setattr(torch, "qr", lambda a, some: torch.linalg.qr(a))
     theirs = take(
         kind(DIM, heads=HEADS, dim_head=HEAD_DIM, causal=False, nb_features=11, qkv_bias=False).double(), mixer
     )  # fmt: skip

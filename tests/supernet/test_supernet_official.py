@@ -98,9 +98,8 @@ def test_an_arch_is_cut_as_the_authors_cut(state: dict[str, Tensor]) -> None:
     assert {name: t.shape for name, t in got.items()} == {
         n: p.shape for n, p in build(arch).named_parameters()
     }
-    rows = state["blocks.0.attn.qkv.weight"][
-        :192, :64
-    ]  # their rule: the first 3 x 64 x heads, then every third
+    # Their rule: the first 3 x 64 x heads, then every third.
+    rows = state["blocks.0.attn.qkv.weight"][:192, :64]
     want = {
         "blocks.0.attn.qkv.weight": torch.cat([rows[0::3], rows[1::3], rows[2::3]]),
         "blocks.0.attn.qkv.bias": state["blocks.0.attn.qkv.bias"][:192],

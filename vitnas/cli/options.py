@@ -160,9 +160,8 @@ def _told(hint: Any) -> str:
     }
     if hint in words:
         return words[hint]
-    if isinstance(hint, type) and issubclass(
-        hint, int | float
-    ):  # jsonargparse's PositiveInt and PositiveFloat
+    # jsonargparse's PositiveInt and PositiveFloat.
+    if isinstance(hint, type) and issubclass(hint, int | float):
         return "a whole number of at least 1" if issubclass(hint, int) else "a number above 0"
     parts = [part for part in get_args(hint) if part is not Ellipsis]
     if get_origin(hint) is Literal:

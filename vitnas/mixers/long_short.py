@@ -140,10 +140,8 @@ class LongShort(HeadMixer):
         step_hy, step_wx = (
             step[:side, longer // 2 - side // 2 :][:, : _span(side)] for side in (height, width)
         )
-        bias = self.bias.to(like.dtype)[
-            step_hy[:, None, :, None], step_wx[None, :, None, :]
-        ]  # (h, w, y, x, A)
-        bias_AWz = bias.permute(4, 0, 1, 2, 3).flatten(3, 4).flatten(1, 2)
+        bias_hwyxA = self.bias.to(like.dtype)[step_hy[:, None, :, None], step_wx[None, :, None, :]]
+        bias_AWz = bias_hwyxA.permute(4, 0, 1, 2, 3).flatten(3, 4).flatten(1, 2)
         return functional.pad(bias_AWz, (keys - bias_AWz.shape[-1], 0))
 
     @staticmethod

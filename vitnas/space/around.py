@@ -59,9 +59,8 @@ class AroundSpace(Space):
             raise UserError("nothing may vary; a space has more than one Arch. Give heads, hidden or blocks.")
         last = [n - 1 for n in self.num_options]
         for index, gene in enumerate(self.genes):
-            for option in range(
-                len(gene.options) if gene.scope == "stage" else 0
-            ):  # an Arch checks its own widths
+            # An Arch checks its own widths.
+            for option in range(len(gene.options) if gene.scope == "stage" else 0):
                 self.decode([*last[:index], option, *last[index + 1 :]])
 
     def _check(self) -> None:
