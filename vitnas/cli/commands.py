@@ -233,9 +233,10 @@ def command_help(name: str, usage: str, console: Console) -> None:
     for prefix, word, kind in field_groups():
         title = f"{prefix}kind={word}" if word else prefix.rstrip(".") or "run"
         doc = " ".join((kind.__doc__ or "").partition("Raises:")[0].split())
+        hints = get_type_hints(kind)
         console.print(f"\n[bold]{title}[/bold]: {escape(doc)}")
         for field in fields(kind):
-            if not is_dataclass(get_type_hints(kind)[field.name]):
+            if not is_dataclass(hints[field.name]):
                 default = "" if field.default is MISSING else f" = {field.default!r}"
                 console.print(f"  {prefix}{field.name}: {escape(str(field.type))}{escape(default)}")
 

@@ -139,8 +139,8 @@ def _hints(types: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
     for name, hint in types.items():
         yield f"{prefix}{name}", hint
         for nested in filter(is_dataclass, (hint, *get_args(hint))):
-            own = {item.name: get_type_hints(nested)[item.name] for item in fields(nested)}
-            yield from _hints(own, f"{prefix}{name}.")
+            own = get_type_hints(nested)
+            yield from _hints({item.name: own[item.name] for item in fields(nested)}, f"{prefix}{name}.")
 
 
 def _plain(hint: Any) -> Any:
