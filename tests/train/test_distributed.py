@@ -128,6 +128,7 @@ FAULTS = {
     "from_first": ("OSError", "the disk is on fire"),
     "once": ("OSError", "the disk is on fire"),
     "stage": ("ZeroDivisionError", "a mistake of ours"),
+    "search": ("UserError", "the third Arch of rank 1 cannot be scored"),
 }
 
 

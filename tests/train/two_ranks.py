@@ -16,12 +16,15 @@ from torch import Tensor
 from torch.multiprocessing.spawn import start_processes
 
 from vitnas.arch import Arch
+from vitnas.budget import Budget
 from vitnas.data import Augment, TrainBatches, synthetic
 from vitnas.errors import UserError
 from vitnas.sample import Draw, Moment, Uniform
 from vitnas.searching import Study, search
 from vitnas.space import autoformer
 from vitnas.stages import Context, Run
+from vitnas.stages.run import SearchConfig
+from vitnas.stages.searching import Searches
 from vitnas.supernet import Supernet
 from vitnas.train import Batch, Classification, Engine, TrainConfig, fit, step_rng
 from vitnas.train.metrics import MonitoredArch
@@ -269,6 +272,28 @@ def faults(engine: Engine, folder: Path) -> dict[str, list[object]]:
                 raise ZeroDivisionError("a mistake of ours")
             engine.wait()
 
+    def in_a_search() -> None:
+        scored: list[Arch] = []
+
+        def score(arch: Arch) -> dict[str, float]:
+            scored.append(arch)
+            time.sleep(0.3)  # over a minute for all of them
+            if engine.rank == 1 and len(scored) == 3:
+                raise UserError("the third Arch of rank 1 cannot be scored")
+            return {"accuracy": 0.5}
+
+        config = SearchConfig(num_trials=150)
+        searches = Searches(
+            Context(Run(device="cpu"), folder / "failing").work,
+            config,
+            SPACE,
+            Budget.parse("macs<=1G"),
+            {},
+            "mark",
+        )
+        with searches.run("search", "random", score):
+            pass
+
     cases: dict[str, Callable[[], object]] = {
         **{f"{where} {rank}": partial(train, where, rank)
            for where in ("loader", "hook", "monitor") for rank in (0, 1)},
@@ -279,6 +304,7 @@ def faults(engine: Engine, folder: Path) -> dict[str, list[object]]:
         "from_first": partial(engine.from_first, first_fails),
         "once": partial(Context(Run(device="cpu"), folder).work.once, folder / "never", first_fails),
         "stage": in_a_stage,
+        "search": in_a_search,
     }  # fmt: skip
     heard: dict[str, list[object]] = {}
     for name, case in cases.items():

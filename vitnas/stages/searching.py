@@ -133,6 +133,7 @@ class Searches:
             best = max((t.values["accuracy"] for t in scored), default=0.0)
             text = f"best {best:.1%}, {study.num_rejected()} rejected"
             self.work.progress.update(name.replace("_", " "), len(scored), wanted, text)
+            self.work.engine.heed()
 
         with self.open(name) as study:
             with self.work.engine.together():

@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, is_initialized
 from accelerate.utils import broadcast, broadcast_object_list
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import _get_default_store
 
 from vitnas.errors import MissingExtra, UserError
 
@@ -37,6 +38,8 @@ class Engine:
         MissingExtra: a tracker that is not installed.
         UserError: a precision that this device has not, or another than an earlier Engine of this process.
     """
+
+    _agreed = 0  # how often the processes have agreed, by whichever Engine; the same in each of them
 
     def __init__(
         self,
@@ -119,21 +122,37 @@ class Engine:
     def together(self) -> Iterator[None]:
         """What one process meets inside is raised in all of them, so that none waits for another that has left.
 
-        All processes go through the block. They hear of it at the block's end, or at the next `share` inside.
+        All processes go through the block. They hear of it at the block's end, or at the next `share` or `heed` inside.
         """
         met: Exception | None = None
         try:
             yield
+        except _OtherLeftError:
+            self._agree(None)
+            raise
         except Exception as error:
             if self.world == 1 or hasattr(error, "_of_all"):
                 raise
             met = error
+            _get_default_store().set(self._left, "")
         self._agree(met)
+
+    def heed(self) -> None:
+        """Leave the `together` around this if another process has, by an error. For blocks of long work that processes
+        share out; without it they hear of the error when their own share is done."""
+        if self.world > 1 and _get_default_store().check([self._left]):
+            raise _OtherLeftError
+
+    @property
+    def _left(self) -> str:
+        """The word that one of the processes has left the block that all are in."""
+        return f"vitnas/left/{self._agreed}"
 
     def _agree(self, met: Exception | None) -> None:
         """Raise in every process what any has met; the first one's where several have."""
         if self.world == 1:
             return
+        Engine._agreed += 1
         flag = torch.tensor([float(met is not None)])
         torch.distributed.all_reduce(flag, group=self._hosts)
         if not flag:
@@ -199,6 +218,10 @@ class Engine:
     def close(self) -> None:
         """Flush the trackers and leave the process group."""
         self.accelerator.end_training()
+
+
+class _OtherLeftError(Exception):
+    """Another process has met an error, which all raise at the end of the block."""
 
 
 def _require(tracker: str) -> None:
