@@ -172,7 +172,7 @@ def test_both_train_a_model() -> None:
     prototypes = torch.randn(5, 3, 16, 16)
     targets = torch.arange(40) % 5
     loader = [(prototypes[targets] + 0.3 * torch.randn(40, 3, 16, 16), targets)]
-    config = TrainConfig(epochs=15, lr=4e-3, warmup_epochs=0, monitor_every=0)
+    config = TrainConfig(epochs=45, lr=4e-3, warmup_epochs=0, monitor_every=0)
     teacher = nn.Sequential(nn.Flatten(), nn.Linear(768, 5))
     with torch.no_grad():
         teacher[1].weight.copy_(prototypes.flatten(1))
@@ -183,4 +183,4 @@ def test_both_train_a_model() -> None:
     ):
         model = build(arch, generator=torch.Generator().manual_seed(0))
         fit(model, task, Fixed(), loader, config=config, teacher=taught_by)
-        assert (model.eval()(loader[0][0]).argmax(-1) == targets).float().mean() > 0.6
+        assert (model.eval()(loader[0][0]).argmax(-1) == targets).float().mean() > 0.9

@@ -155,9 +155,11 @@ def _by_matrices(x: Tensor, dims: tuple[int, ...]) -> Tensor:
 
 
 def dft_matrices(size: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of 2 pi jk / size, (size, size)."""
+    """Cosine and sine of 2 pi jk / size, (size, size). In float64 for such numbers alone: ONNX Runtime 1.23 has no
+    cosine of these. Angles of at most pi lose least in float32."""
     line = torch.arange(size, device=like.device, dtype=torch.int64)
-    angle = (line[:, None] * line % size).to(torch.float64) * (2 * math.pi / size)
+    turns = (line[:, None] * line + size // 2) % size - size // 2
+    angle = turns.to(torch.promote_types(like.dtype, torch.float32)) * (2 * math.pi / size)
     return angle.cos().to(like.dtype), angle.sin().to(like.dtype)
 
 
