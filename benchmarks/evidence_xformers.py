@@ -203,7 +203,7 @@ def one(name: str, seed: int, splits: dict[str, Any], options: argparse.Namespac
         "training_step_bytes_per_image": step_bytes(model, options.device) // MEASURED,
         "train_images_per_s": round(rate, 1),
         "eval_images_per_s": round(timed.images_per_s, 1),
-        "eval_spread": round(timed.spread, 3),
+        "eval_spread": round(timed.relative_iqr, 3),
         "scoring_images_per_s": round((score.n + held.n) / scored, 1),
         "epochs": options.epochs,
         "train_images": len(splits["train"]),

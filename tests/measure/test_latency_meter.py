@@ -114,7 +114,7 @@ def test_the_narrowest_of_several_attempts_counts(monkeypatch: pytest.MonkeyPatc
         }
 
     monkeypatch.setattr(module, "measure_latency", fake)
-    assert LatencyMeter("torch").measure(vit()).spread == pytest.approx(0.2)
+    assert LatencyMeter("torch").measure(vit()).relative_iqr == pytest.approx(0.2)
 
 
 def test_the_cache_is_by_arch_and_target() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vitnas.arch import Arch, Block, Stage
 from vitnas.errors import UserError
-from vitnas.layers.select import MASK_EPS, SELECTIONS, Kept, masked_softmax, spread, straight_through
+from vitnas.layers.select import MASK_EPS, SELECTIONS, Kept, even_worth, masked_softmax, straight_through
 from vitnas.model import Model, build
 from vitnas.model.swap import swap_attention
 from vitnas.testing import randomize_
@@ -142,10 +142,13 @@ def test_masked_softmax_of_nothing_is_uniform() -> None:
 
 def test_fixed_places_begin_spread_over_the_grid() -> None:
     for keep in (4, 16, 49):
-        rows, columns = spread((14, 14)).topk(keep).indices // 14, spread((14, 14)).topk(keep).indices % 14
+        rows, columns = (
+            even_worth((14, 14)).topk(keep).indices // 14,
+            even_worth((14, 14)).topk(keep).indices % 14,
+        )
         quarters = torch.stack([(rows < 7) & (columns < 7), (rows < 7) & (columns >= 7)]).sum(1)
         assert int((quarters - keep / 4).abs().max()) <= max(1, keep // 10)
-    assert len(set(spread((14, 14)).tolist())) == 196  # no ties
+    assert len(set(even_worth((14, 14)).tolist())) == 196  # no ties
 
 
 def test_forward_head_cannot_tell_dropped_patches_in_training() -> None:

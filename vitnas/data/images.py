@@ -58,7 +58,7 @@ class Form:
         return height, width
 
     def normalise(self, images_BCHW: Tensor) -> Tensor:
-        """Turn images (uint8, or float 0 to 255) into float32 of mean about 0 and spread about 1, as timm does."""
+        """Turn images (uint8, or float 0 to 255) into float32 of mean about 0 and std about 1, as timm does."""
         mean = torch.tensor(self.mean, dtype=torch.float32).view(-1, 1, 1)
         std = torch.tensor(self.std, dtype=torch.float32).view(-1, 1, 1)
         return images_BCHW.to(torch.float32, copy=True).div_(255).sub_(mean).div_(std)

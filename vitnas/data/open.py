@@ -127,7 +127,7 @@ class Data:
 
     @property
     def std(self) -> tuple[float, ...]:
-        """Per-channel spread that batches are normalised with, for pixels from 0 to 1."""
+        """Per-channel std that batches are normalised with, for pixels from 0 to 1."""
         return self.train.form.std
 
     @property

@@ -263,7 +263,7 @@ class FixedSelection(Selection):
 
     def __init__(self, dim: int, keep: int, *, grid: Grid, num_prefix_tokens: int) -> None:
         super().__init__(dim, keep, grid=grid, num_prefix_tokens=num_prefix_tokens)
-        self.register_buffer("worth", spread(grid))
+        self.register_buffer("worth", even_worth(grid))
 
     def axes(self) -> dict[str, Axes]:
         return {"worth": (("tokens", len(self.worth)),)}
@@ -341,7 +341,7 @@ def sees(mask_BN: Tensor) -> Tensor:
     return mask_B11N + (1 - mask_B11N) * eye_NN
 
 
-def spread(grid: Grid) -> Tensor:
+def even_worth(grid: Grid) -> Tensor:
     """A rank from 0 to 1 per patch of the grid, so that the highest ones, however many, lie all over it."""
     rows, cols = (torch.arange(1, side + 1, dtype=torch.float64) for side in grid)
     # Steps of a plane-filling sequence: powers of the root of x^3 = x + 1, the golden ratio of two dimensions.

@@ -78,12 +78,12 @@ class Latency:
     environment: Mapping[str, Any]
 
     @property
-    def spread(self) -> float:
+    def relative_iqr(self) -> float:
         """Interquartile range as a share of the median."""
         return (self.p75_ms - self.p25_ms) / self.median_ms
 
     def __str__(self) -> str:
-        doubt = "" if self.trusted else f", not trusted: spread {self.spread:.0%}"
+        doubt = "" if self.trusted else f", not trusted: spread {self.relative_iqr:.0%}"
         return (
             f"{self.median_ms:.2f} ms (p5 {self.p05_ms:.2f}, p95 {self.p95_ms:.2f}{doubt}) "
             f"on {self.runtime}, {self.device}, batch {self.batch}, "
@@ -316,12 +316,12 @@ class LatencyMeter:
             found = measure_latency(
                 calls, self.target, image_size=image_size, reference=reference, **self._protocol
             )
-            if not best or _worst_spread(found) < _worst_spread(best):
+            if not best or _worst_iqr(found) < _worst_iqr(best):
                 best = found
             if all(latency.trusted for latency in best.values()):
                 break
         return best
 
 
-def _worst_spread(latencies: Mapping[str, Latency]) -> float:
-    return max(latency.spread for latency in latencies.values())
+def _worst_iqr(latencies: Mapping[str, Latency]) -> float:
+    return max(latency.relative_iqr for latency in latencies.values())

@@ -216,7 +216,7 @@ def latency(record: LatencyRecord) -> Table:
     for row in record.rows:
         each = row.latency
         cells = (each.runtime, each.device, each.batch, each.threads, each.dtype, each.warmup, each.runs)
-        spread = f"no: IQR {100 * each.spread:.0f} % of median"
+        spread = f"no: IQR {100 * each.relative_iqr:.0f} % of median"
         rows.append(
             (
                 role_name(row.role),

@@ -12,9 +12,9 @@ from pathlib import Path
 from vitnas.records import Correlation, ExportRecord, LatencyRecord, Result, Results, SamplerSummary
 from vitnas.searching import SearchRecord
 from vitnas.stages.context import Context
-from vitnas.stages.finish import export_chosen, final_table, measure
 from vitnas.stages.models import train_models
 from vitnas.stages.prepare import prepare
+from vitnas.stages.results import export_chosen, final_table, measure
 from vitnas.stages.run import Run
 from vitnas.stages.searching import WEIGHTS, search_archs
 from vitnas.stages.supernet import tell_sampler, train_supernet

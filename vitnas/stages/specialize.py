@@ -15,7 +15,7 @@ from vitnas.records import Answer, ExportRecord, Family
 from vitnas.searching import SEARCHERS, SearchRecord
 from vitnas.searching.goal import Goal
 from vitnas.searching.latency import measure_ms
-from vitnas.stages.finish import export_files
+from vitnas.stages.results import export_files
 from vitnas.stages.run import SearchConfig
 from vitnas.stages.sampler import NUM_DRAWS, RunSampler, answers, is_quantity
 from vitnas.stages.searching import Inherited, Searches

@@ -30,7 +30,7 @@ Momentum = Callable[[int, int], float]  # of (step, steps)
 
 @dataclass(frozen=True)
 class Pixels:
-    """What images were made to be: mean and spread per channel taken off, and (height, width); None where unknown."""
+    """What images were made to be: mean and std per channel taken off, and (height, width); None where unknown."""
 
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
@@ -41,7 +41,7 @@ class Pixels:
     def of(cls, network: nn.Module) -> Pixels:
         """What timm's description of `network` says.
 
-        A Model fresh from `build` or `extract` has placeholders for mean and spread, which count as unknown.
+        A Model fresh from `build` or `extract` has placeholders for mean and std, which count as unknown.
         """
         space = getattr(network, "space", None)
         cfg = default_cfg(space.largest()) if space is not None else getattr(network, "pretrained_cfg", None)

@@ -1,4 +1,4 @@
-"""The end of a run: export the chosen Model, measure latency, read the test split once, write the final table."""
+"""Results of a run: export the chosen Model, measure latency, read the test split once, write the final table."""
 
 from __future__ import annotations
 
