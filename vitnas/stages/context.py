@@ -52,10 +52,15 @@ class Context:
     def images(self) -> RunImages:
         return RunImages(self.run.data, self.work, self.run.pretrained)
 
+    @property
+    def data(self) -> Data:
+        """The images' data, opened when first asked for."""
+        return self.images.data
+
     @cached_property
     def space(self) -> Space:
         config = self.run.space.starting_from(self.run.pretrained)
-        return make_space(config, self.images.data, self.run.task)
+        return make_space(config, self.data, self.run.task)
 
     @cached_property
     def budget(self) -> Budget:

@@ -33,7 +33,7 @@ def prepare(context: Context) -> Feasibility:
         files.append(run.sampler.settles)
     if (folder / "run.yaml").exists() and all(file.exists(folder) for file in files):
         return Feasibility.read(folder)
-    data, space, budget = context.images.data, context.space, context.budget
+    data, space, budget = context.data, context.space, context.budget
     supernet = context.new_supernet()
     for config in (run.supernet, run.retrain.train):  # what is unknown shows now, not in an hour
         make_schedule(make_optimizer(supernet, config), config, 100, 10)
@@ -76,6 +76,6 @@ def manifest(context: Context) -> Manifest:
         processes=context.engine.world,
         device=str(context.engine.device),
         git=git_commit(Path.cwd()),
-        data=context.images.data.fingerprint(),
+        data=context.data.fingerprint(),
         environment=environment(),
     )
