@@ -203,6 +203,15 @@ def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
         claim_folder(replace(run, seed=5), tmp_path)
 
 
+@pytest.mark.parametrize("text", ["null", "sixty"])
+def test_a_folder_whose_number_that_may_grow_is_none_is_another_run(text: str, tmp_path: Path) -> None:
+    run, file = RECIPES["tour"](), tmp_path / "run.yaml"
+    claim_folder(run, tmp_path)
+    file.write_text(file.read_text().replace("num_trials: 60", f"num_trials: {text}"))
+    with pytest.raises(UserError, match=r"holds another run \(search.num_trials: "):
+        claim_folder(run, tmp_path)
+
+
 @dataclass(frozen=True)
 class Some:
     place: str

@@ -109,6 +109,10 @@ def test_modes_stay() -> None:
             ["vit_none", "mixer=nystrom", "pretrained=false"],
             "the model is 'vit_none'; it must be a folder",
         ),
+        (
+            ["vit_tiny_patch16_224.nonsense", "mixer=nystrom", "pretrained=false"],
+            "the model 'vit_tiny_patch16_224.nonsense' cannot be made (Invalid pretrained tag",
+        ),
         (["vit_tiny_patch16_224", "mixer=nystrm"], "mixer is 'nystrm'"),
         (["vit_tiny_patch16_224", "mixer=nystrom", "pretrained=false", "size=x"], "size is 'x'"),
         (

@@ -165,7 +165,11 @@ def claim_folder(run: Run, folder: Path) -> None:
     """
     path = folder / "run.yaml"
     changed = changes(read_yaml(path), plain(run)) if path.exists() else {}
-    other = {name: (old, new) for name, (old, new) in changed.items() if name not in GROWS or not new > old}
+    other = {
+        name: (old, new)
+        for name, (old, new) in changed.items()
+        if name not in GROWS or not isinstance(old, int) or new < old
+    }
     if other:
         raise UserError(
             f"{folder} holds another run ({in_words(other)}). Repeat its command, or give another folder=PATH to do "
