@@ -254,11 +254,7 @@ def constants_of(pretrained: str) -> Constants:
     return tuple(cfg["mean"]), tuple(cfg["std"])
 
 
-def _assemble(
-    config: DataConfig,
-    opened: Opened,
-    colour: Constants = IMAGENET,
-) -> Data:
+def _assemble(config: DataConfig, opened: Opened, colour: Constants = IMAGENET) -> Data:
     match_classes(opened, config)
     train, test = _capped(opened.train, config, "train"), _capped(opened.test, config, "test")
     if config.on_corrupt == "raise" and opened.corrupt:

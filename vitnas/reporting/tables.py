@@ -6,7 +6,7 @@ A number that is not in the run folder is shown as "not measured"; nothing is ev
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -110,9 +110,7 @@ def comparison(run: RunFiles) -> Table:
     for role, result in run.models.items():
         accuracy, between, *cost = _result_cells(result)
         cells = (accuracy, between, str(result.n_test or MISSING), *cost, size(result.memory_bytes))
-        found = timed.get(role, {})
-        times = [significant(found[each].median_ms) if each in found else MISSING for each in targets]
-        rows.append((role_name(role), *cells, *times, result.arch_id))
+        rows.append((role_name(role), *cells, *_medians(timed.get(role, {}), targets), result.arch_id))
     strong = list(run.models).index("chosen") if "chosen" in run.models else -1
     costs = ("Test accuracy", "95 % CI", "n", "Params", "MACs", "Peak memory")
     headers = ("Model", *costs, *(f"ms, {target}" for target in targets), "Arch")
@@ -126,6 +124,10 @@ def _result_cells(result: Result) -> tuple[str, ...]:
         number(result.params),
         number(result.macs),
     )
+
+
+def _medians(timed: Mapping[str, Latency], targets: Sequence[str]) -> list[str]:
+    return [significant(timed[target].median_ms) if target in timed else MISSING for target in targets]
 
 
 def front_table(results: Results) -> rich.table.Table:
@@ -148,12 +150,8 @@ def front_table(results: Results) -> rich.table.Table:
         side: Literal["left", "right"] = "left" if header == "Model" else "right"
         table.add_column(escape(header), justify=side, no_wrap=True, vertical="bottom")
     for row in results.rows:
-        times = [
-            significant(row.latency_ms[target].median_ms) if target in row.latency_ms else MISSING
-            for target in targets
-        ]
         name = role_name(row.role) + (", from the supernet" if row.start == "inherited" else "")
-        cells = (name, *_result_cells(row), *times)
+        cells = (name, *_result_cells(row), *_medians(row.latency_ms, targets))
         table.add_row(*map(escape, cells), style="bold" if row.role == "chosen" else None)
     return table
 
@@ -216,7 +214,6 @@ def latency(record: LatencyRecord) -> Table:
     for row in record.rows:
         each = row.latency
         cells = (each.runtime, each.device, each.batch, each.threads, each.dtype, each.warmup, each.runs)
-        spread = f"no: IQR {100 * each.relative_iqr:.0f} % of median"
         rows.append(
             (
                 role_name(row.role),
@@ -224,7 +221,7 @@ def latency(record: LatencyRecord) -> Table:
                 f"{significant(each.median_ms)} ms",
                 _range(each),
                 significant(each.ratio_to_reference),
-                "yes" if each.trusted else spread,
+                "yes" if each.trusted else f"no: IQR {100 * each.relative_iqr:.0f} % of median",
             )
         )
     headers = (
