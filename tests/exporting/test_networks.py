@@ -41,6 +41,16 @@ def test_a_name_and_a_file(kind: str, model: Any, tmp_path: Path) -> None:
         assert torch.equal(found(images), model(images))
 
 
+def test_a_file_of_a_network_with_two_heads(tmp_path: Path) -> None:
+    model = timm.create_model("deit_tiny_distilled_patch16_224", num_classes=3).eval()
+    safetensors.torch.save_file(model.state_dict(), tmp_path / "a.safetensors")
+    found = load_network(f"deit_tiny_distilled_patch16_224@{tmp_path / 'a.safetensors'}", what="pretrained")
+    assert found.num_classes == 3
+    images = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        assert torch.equal(found(images), model(images))
+
+
 def test_a_folder(model: Any, tmp_path: Path) -> None:
     save_timm(model, tmp_path / "saved")
     found = load_network(str(tmp_path / "saved"), what="pretrained")

@@ -42,7 +42,7 @@ def load_network(text: str, *, what: str) -> nn.Module:
 def _filled(name: str, state: dict[str, Tensor]) -> Any:
     """timm's `name` with these weights, for as many classes and channels as they are."""
     cfg = timm.get_pretrained_cfg(name)
-    head, stem = (state.get(f"{getattr(cfg, part, '')}.weight") for part in ("classifier", "first_conv"))
+    head, stem = (_weight(state, getattr(cfg, part, None)) for part in ("classifier", "first_conv"))
     options = {"num_classes": 0 if head is None else len(head)} | (
         {} if stem is None else {"in_chans": stem.shape[1]}
     )
@@ -51,3 +51,8 @@ def _filled(name: str, state: dict[str, Tensor]) -> Any:
         state = checkpoint_filter_fn(state, model)  # positions of another image size
     model.load_state_dict(state)
     return model
+
+
+def _weight(state: dict[str, Tensor], layers: str | tuple[str, ...] | None) -> Tensor | None:
+    """Of a layer by timm's name for it, or of the first of several, as distilled networks have."""
+    return state.get(f"{layers[0] if isinstance(layers, tuple) else layers}.weight")
