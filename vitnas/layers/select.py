@@ -318,18 +318,22 @@ def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
 
     DynamicViT's: the row's maximum is taken over all entries, and MASK_EPS keeps a row finite that has nothing left.
     """
-    wide = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
-    weights = (wide - wide.detach().amax(-1, keepdim=True)).exp() * mask
+    weights = _masked_weights(scores, mask)
     return (weights + MASK_EPS / scores.shape[-1]) / (weights.sum(-1, keepdim=True) + MASK_EPS)
 
 
 def masked_attention(scores_BANN: Tensor, mask_B1NN: Tensor, v_BANK: Tensor) -> Tensor:
     """`masked_softmax(scores, mask) @ v`, divided behind the product: N x N numbers are gone through less often."""
-    wide_BANN = scores_BANN.float() if scores_BANN.dtype in (torch.float16, torch.bfloat16) else scores_BANN
-    weights_BANN = (wide_BANN - wide_BANN.detach().amax(-1, keepdim=True)).exp() * mask_B1NN
+    weights_BANN = _masked_weights(scores_BANN, mask_B1NN)
     sums_BAN1 = weights_BANN.sum(-1, keepdim=True) + MASK_EPS
     means_BA1K = MASK_EPS * v_BANK.mean(2, keepdim=True)
     return ((weights_BANN.to(v_BANK.dtype) @ v_BANK + means_BA1K) / sums_BAN1).to(v_BANK.dtype)
+
+
+def _masked_weights(scores: Tensor, mask: Tensor) -> Tensor:
+    """What a masked softmax divides by its sums, in float32 at least."""
+    wide = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
+    return (wide - wide.detach().amax(-1, keepdim=True)).exp() * mask
 
 
 def sees(mask_BN: Tensor) -> Tensor:

@@ -6,6 +6,8 @@ it, so what is read here is the whole table; `vitnas.supernet.official` cuts an 
 Two things differ besides names. Rows of their qkv weight go q, k, v, q, k, v, ... and are put in order here. Their
 qkv *bias* is not interleaved but cut as one run, so that an entry's role depends on the number of heads; it is left
 as it is, and `AUTOFORMER_OFFICIAL` sharing cuts it their way.
+
+What every loader of authors' weights needs is here too: `read_checkpoint`, `foreign`, `model_with`.
 """
 
 from __future__ import annotations
