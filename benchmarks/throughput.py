@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vitnas.arch import Arch
-from vitnas.data import Augment, DataConfig, EvalBatches, TrainBatches, open_data
+from vitnas.data import Augment, DataConfig, EvalBatches, Images, TrainBatches, open_data
 from vitnas.model import build
 from vitnas.sample import Fixed, Sampler, Uniform
 from vitnas.space import autoformer
@@ -38,7 +38,7 @@ class Timed:
     def steps_per_epoch(self) -> int:
         return self.batches.steps_per_epoch
 
-    def from_step(self, step: int) -> Iterator[object]:
+    def from_step(self, step: int) -> Iterator[tuple[Tensor, Tensor]]:
         for pair in self.batches.from_step(step):
             self.times.append(time.perf_counter())
             yield pair
@@ -88,13 +88,13 @@ def train(
     network: nn.Module,
     sampler: Sampler,
     arch: Arch | None,
-    images: object,
-    holdout: object,
+    images: Images,
+    holdout: EvalBatches,
     options: argparse.Namespace,
 ) -> list[object]:
     """Images a second, accuracy on the holdout with its n, steps, and peak memory."""
     batches = Timed(
-        TrainBatches(images, Augment(), batch_size=options.batch, seed=0, workers=options.workers)  # type: ignore[arg-type]
+        TrainBatches(images, Augment(), batch_size=options.batch, seed=0, workers=options.workers)
     )
     config = TrainConfig(
         epochs=options.epochs, lr=1e-3, warmup_epochs=0, monitor_every=0, precision=options.precision
@@ -102,11 +102,11 @@ def train(
     engine = Engine(precision=options.precision, cpu=options.device == "cpu")
     if options.device != "cpu":
         torch.cuda.reset_peak_memory_stats()
-    fitted = fit(network, Classification(), sampler, batches, config=config, engine=engine)  # type: ignore[arg-type]
+    fitted = fit(network, Classification(), sampler, batches, config=config, engine=engine)
     seconds = time.perf_counter() - batches.times[batches.steps_per_epoch]
     timed = fitted.steps - batches.steps_per_epoch
     peak = torch.cuda.max_memory_allocated() / 2**20 if options.device != "cpu" else 0.0
-    score = evaluate(fitted.network, holdout, arch)  # type: ignore[arg-type]
+    score = evaluate(fitted.network, holdout, arch)
     rate = timed * batches.batches.batch_size / seconds  # which few images make smaller
     return [f"{rate:.0f}", f"{score.accuracy:.4f}", score.n, fitted.steps, f"{peak:.0f}"]
 

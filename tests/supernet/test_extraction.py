@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from supernet_help import ODD_WIDTHS
 
 from vitnas.extraction import extract
 from vitnas.space import Space, autoformer, mixer_space, vit_resnas, vitas
@@ -21,15 +22,7 @@ SPACES: dict[str, Callable[[], Space]] = {
     "vit_resnas": lambda: vit_resnas("micro", patch_size=4, patch_head=True, **SIZES),
     "vit_resnas conv": lambda: vit_resnas("micro", patch_size=4, reduction="conv", **SIZES),
     "vitas": lambda: vitas("micro", **SIZES),
-    "vitas of odd widths": lambda: vitas(
-        "micro",
-        image_size=8,
-        num_classes=5,
-        in_chans=1,
-        num_slots=2,
-        ratios=(0.25, 0.5, 1.0),
-        widest=(12, 16, 20),
-    ),
+    "vitas of odd widths": lambda: ODD_WIDTHS,
 }
 SHARINGS: dict[str, Callable[[Space], Sharing]] = {
     "prefix": lambda space: Sharing(),

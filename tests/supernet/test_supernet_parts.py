@@ -15,7 +15,6 @@ from vitnas.supernet import Supernet
 from vitnas.testing import SupernetContract, randomize_
 
 PARTS: dict[str, dict[str, Any]] = {
-    "plain": {},
     "register tokens, swiglu": {
         "reg_tokens": 3,
         "no_embed_class": True,
@@ -48,7 +47,7 @@ ARCH = Arch(image_size=16, patch_size=4, num_classes=5, stages=(Stage(embed_dim=
 
 
 class TestParts(SupernetContract):
-    @pytest.fixture(params=[name for name in PARTS if name != "plain"])
+    @pytest.fixture(params=PARTS)
     def supernet(self, request: pytest.FixtureRequest) -> Supernet:
         arch = replace(ARCH, **PARTS[request.param])
         options = {"heads": (0.5, 1.0), "hidden": (0.6, 1.0), "embed_dims": (0.5, 1.0), "blocks": (1,)}

@@ -3,50 +3,41 @@
 from __future__ import annotations
 
 import pytest
+from supernet_help import ODD_WIDTHS
 
 from vitnas.space import autoformer, vitas
 from vitnas.supernet import PRIVATE_HEADS, PRIVATE_TOKENS, Bilateral, Cyclic, Sharing, Supernet, make_sharing
 from vitnas.testing import SupernetContract
 
-SPACE = vitas(
-    "micro",
-    image_size=8,
-    num_classes=5,
-    in_chans=1,
-    num_slots=2,
-    ratios=(0.25, 0.5, 1.0),
-    widest=(12, 16, 20),
-)
-
 
 class TestPrefix(SupernetContract):
     @pytest.fixture
     def supernet(self) -> Supernet:
-        return Supernet(SPACE).eval()
+        return Supernet(ODD_WIDTHS).eval()
 
 
 class TestBilateral(SupernetContract):
     @pytest.fixture
     def supernet(self) -> Supernet:
-        return Supernet(SPACE, sharing=Sharing(Bilateral())).eval()
+        return Supernet(ODD_WIDTHS, sharing=Sharing(Bilateral())).eval()
 
 
 class TestCyclic(SupernetContract):
     @pytest.fixture
     def supernet(self) -> Supernet:
-        return Supernet(SPACE, sharing=make_sharing(SPACE, "cyclic")).eval()
+        return Supernet(ODD_WIDTHS, sharing=make_sharing(ODD_WIDTHS, "cyclic")).eval()
 
 
 class TestPrivate(SupernetContract):
     @pytest.fixture
     def supernet(self) -> Supernet:
-        return Supernet(SPACE, sharing=Sharing(private=(PRIVATE_TOKENS, PRIVATE_HEADS))).eval()
+        return Supernet(ODD_WIDTHS, sharing=Sharing(private=(PRIVATE_TOKENS, PRIVATE_HEADS))).eval()
 
 
 class TestPrivateHeadsBilateral(SupernetContract):
     @pytest.fixture
     def supernet(self) -> Supernet:
-        return Supernet(SPACE, sharing=Sharing(Bilateral(), private=(PRIVATE_HEADS,))).eval()
+        return Supernet(ODD_WIDTHS, sharing=Sharing(Bilateral(), private=(PRIVATE_HEADS,))).eval()
 
 
 class TestAllAtOnceInSlots(SupernetContract):
