@@ -13,6 +13,7 @@ from vitnas.arch import Arch
 from vitnas.errors import UserError
 from vitnas.extraction import extract
 from vitnas.layers.axes import named_axes
+from vitnas.model.modes import evaluating
 from vitnas.space import autoformer
 from vitnas.supernet import AUTOFORMER_OFFICIAL, Place, Prefix, Sharing, Supernet, select
 from vitnas.supernet import supernet as module
@@ -172,6 +173,17 @@ def test_training_mode_reaches_the_skeletons(images: Tensor, generator: torch.Ge
     torch.testing.assert_close(made(images, LARGE), made(images, LARGE), rtol=0, atol=0)
     assert not extract(made, LARGE).training
     assert extract(made.train(), LARGE).training
+
+
+def test_archs_train_on_after_they_were_evaluated(images: Tensor) -> None:
+    made = Supernet(SPACE)
+    made(images, LARGE)
+    with evaluating(made):
+        made(images, LARGE)
+        skeleton = made.subnet(LARGE).skeleton
+        assert not any(part.training for part in skeleton.modules())
+    assert made.subnet(LARGE).skeleton is skeleton
+    assert all(part.training for part in skeleton.modules())
 
 
 def test_drop_path_follows_the_place_in_the_supernet() -> None:

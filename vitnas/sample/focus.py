@@ -224,9 +224,8 @@ class Looking(ABC):
         scores = -torch.stack(losses)
         moment.share(scores)
         found: Floats = scores.double().cpu().numpy()
-        if not np.isfinite(
-            found
-        ).all():  # nothing to learn; the loop stops where the training's own loss is no number
+        # Nothing to learn; the loop stops where the training's own loss is no number.
+        if not np.isfinite(found).all():
             return {}
         self.score_model.add(genes_NG, found)
         return {
