@@ -19,7 +19,7 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
 
-from vitnas.errors import MissingExtra, UserError
+from vitnas.errors import MissingExtra, UserError, first_line
 from vitnas.searching.goal import Objective
 
 # What databases say when another process makes the same tables or the same Study at the same moment.
@@ -72,7 +72,7 @@ def open_storage(where: str | Path | BaseStorage) -> BaseStorage:
         raise UserError(f"storage {text} needs a database driver ({error}); install it.") from error
     except Exception as error:
         raise UserError(
-            f"storage {text} cannot be opened ({str(error).splitlines()[0]}); it must be a writable path, "
+            f"storage {text} cannot be opened ({first_line(error)}); it must be a writable path, "
             "'journal:path' or a database URL that Optuna takes. Mend it."
         ) from error
 

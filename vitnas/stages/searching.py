@@ -13,7 +13,7 @@ from optuna.exceptions import StorageInternalError
 from vitnas.arch import Arch
 from vitnas.budget import Budget
 from vitnas.data import EvalBatches, require_not_test
-from vitnas.errors import UserError
+from vitnas.errors import UserError, first_line
 from vitnas.exporting import save_timm
 from vitnas.extraction import extract
 from vitnas.measure.latency import LatencyMeter
@@ -109,7 +109,7 @@ class Searches:
             ) as study:
                 yield study
         except StorageInternalError as error:
-            reason = str(error.__cause__ or error).splitlines()[0]
+            reason = first_line(error.__cause__ or error)
             raise UserError(
                 f"{storage} cannot be used ({reason}); it must be a whole study on a disk with free space. Mend that, "
                 "or delete it and search.json to search anew, and run the same command again."

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from vitnas.arch import Arch
 from vitnas.data import Augment
 from vitnas.data.augment import seed_from, seeded_globals
-from vitnas.errors import UserError
+from vitnas.errors import UserError, first_line
 from vitnas.model import Model
 from vitnas.sample import Draw, Hook, Moment, Sampler
 from vitnas.supernet import Supernet
@@ -448,7 +448,7 @@ class _Training:
                 self.teacher.restore(parts.get("teacher", {}))
         except (RuntimeError, ValueError, KeyError) as error:
             raise UserError(
-                f"{path} is of another network, optimizer or teacher ({str(error).splitlines()[0]}). Use another run "
+                f"{path} is of another network, optimizer or teacher ({first_line(error)}). Use another run "
                 "folder, or delete the checkpoint to start this stage anew."
             ) from error
         if self.ema is not None:
