@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from vitnas.measure.latency import LatencyMeter
     from vitnas.model import Model, build
     from vitnas.model.outputs import read_outputs
+    from vitnas.model.selections import with_selections
     from vitnas.model.swap import swap_attention
     from vitnas.reporting import report
     from vitnas.sample import Fixed, Sandwich, Several, Spread, Uniform
@@ -61,6 +62,7 @@ _HOME = {
     "read_outputs": "model.outputs",
     "report": "reporting",
     "swap_attention": "model.swap",
+    "with_selections": "model.selections",
     "spaces": "space",
 }
 _OTHER_NAME = {"export": "export_model"}
