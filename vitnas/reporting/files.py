@@ -24,7 +24,7 @@ from vitnas.records import (
     SpaceRecord,
 )
 from vitnas.runs import RunFile, from_json
-from vitnas.searching import Feasibility, SearchRecord, TrialRecord
+from vitnas.searching import Feasibility, SearchRecord, TokenSpeeds, TrialRecord
 from vitnas.train import metrics
 
 F = TypeVar("F", bound=RunFile)
@@ -53,6 +53,7 @@ class RunFiles:
     feasibility: Feasibility | None = None
     family: Family | None = None
     latency: LatencyRecord | None = None
+    token_speeds: TokenSpeeds | None = None
     test_reads: Readings | None = None
     metrics: list[metrics.Line] = field(default_factory=list)
     models: dict[str, Result] = field(default_factory=dict)
@@ -113,6 +114,7 @@ def read_run(folder: Path) -> RunFiles:
     run.correlation = _read(run, Correlation, folder)
     run.sampler = _read(run, SamplerSummary, folder)
     run.feasibility = _read(run, Feasibility, folder)
+    run.token_speeds = _read(run, TokenSpeeds, folder)
     run.family = _read(run, Family, folder)
     run.test_reads = _read(run, Readings, folder)
     run.export, run.latency = _read(run, ExportRecord, export), _read(run, LatencyRecord, export)

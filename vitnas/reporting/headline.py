@@ -86,9 +86,27 @@ def why(run: RunFiles) -> str:
         return ""
     place = "on" if run.chosen_id in run.search.front else "NOT on"
     return (
-        f"Picked from {run.search.num_scored} scored Archs ({run.search.num_rejected} more were rejected unscored); it "
-        f"is {place} the Pareto front of {len(run.search.front)}."
+        f"Picked from {run.search.num_scored} scored Archs ({run.search.num_rejected} more were rejected); it is "
+        f"{place} the Pareto front of {len(run.search.front)}.{_tokens(run)}"
     )
+
+
+def _tokens(run: RunFiles) -> str:
+    """What keeping fewer tokens gained in time, and which Archs were left out because it gained nothing."""
+    speeds = run.token_speeds.speeds if run.token_speeds else ()
+    own = [speed for speed in speeds if speed.arch_id == run.chosen_id]
+    told = "".join(
+        f" Keeping fewer tokens takes it from {speed.full_ms:.2f} to {speed.ms:.2f} ms on {speed.target}."
+        for speed in own
+    )
+    slower = {speed.arch_id for speed in speeds if not speed.is_faster}
+    if slower:
+        targets = ", ".join(dict.fromkeys(speed.target for speed in speeds))
+        told += (
+            f" {len(slower)} Arch{'s' * (len(slower) > 1)} of the front left it: timed beside the same Arch with all "
+            f"tokens on {targets}, fewer were not faster."
+        )
+    return told
 
 
 def budget_table(run: RunFiles) -> tuple[Table, str]:

@@ -10,6 +10,7 @@ from vitnas.searching.random_search import RandomSearch
 from vitnas.searching.search import Evaluator, search
 from vitnas.searching.searchers import SEARCHERS
 from vitnas.searching.study import Study
+from vitnas.searching.tokens import TokenSpeed, TokenSpeeds, token_speeds, withdraw_slower
 from vitnas.searching.trial import NothingLeftError, Searcher, SearchRecord, Trial, TrialRecord
 
 __all__ = [
@@ -30,6 +31,8 @@ __all__ = [
     "SearchRecord",
     "Searcher",
     "Study",
+    "TokenSpeed",
+    "TokenSpeeds",
     "Tpe",
     "Trial",
     "TrialRecord",
@@ -39,4 +42,6 @@ __all__ = [
     "hypervolume",
     "rank_correlation",
     "search",
+    "token_speeds",
+    "withdraw_slower",
 ]

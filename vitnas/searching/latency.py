@@ -70,7 +70,11 @@ def _says(meter: LatencyMeter) -> LatencyTarget | None:
 
 def measure_ms(meter: LatencyMeter, arch: Arch, build: Build | None = None) -> float:
     """Median milliseconds of the Model of `arch`."""
-    timing = meter.measure((build or build_model)(arch))
+    return median_ms(meter.measure((build or build_model)(arch)))
+
+
+def median_ms(timing: Timing | float) -> float:
+    """What a meter measured, in milliseconds."""
     return float(timing) if isinstance(timing, float | int) else float(timing.median_ms)
 
 

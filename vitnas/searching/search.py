@@ -16,6 +16,7 @@ from vitnas.searching.feasibility import feasibility
 from vitnas.searching.latency import Build, LatencyMeter, measure_ms, meters_of
 from vitnas.searching.searchers import SEARCHERS
 from vitnas.searching.study import Study
+from vitnas.searching.tokens import token_speeds
 from vitnas.searching.trial import NothingLeftError, Searcher, Trial
 
 logger = logging.getLogger(__name__)
@@ -44,7 +45,8 @@ def search(
     """Search for the best Archs of a Study's Space within its Budget. Several processes may do so on one storage.
 
     What misses the Budget is rejected with reasons and never scored: first the counted limits, then latency as
-    measured on the Model, and only then does the evaluator run.
+    measured on the Model, and only then does the evaluator run. Where latency is measured, an Arch that keeps fewer
+    tokens is timed beside itself with all tokens, and rejected if it is not faster.
 
     Args:
         study: an open Study, see `Study.open`; what it holds already counts.
@@ -94,9 +96,9 @@ def _run(
         with _kept(study, trial):
             reasons = budget.counted.misses(cost)
             if meters and not reasons:
-                latency_ms = {name: measure_ms(meter, trial.arch, build) for name, meter in meters.items()}
+                latency_ms, slower = _timed(trial.arch, meters, build)
                 cost = replace(cost, latency_ms=latency_ms)
-                reasons = budget.misses(cost)
+                reasons = budget.misses(cost) or slower
             if reasons:
                 study.reject(trial, reasons, cost)
                 return replace(trial, state="rejected", cost=cost, reasons=tuple(reasons))
@@ -106,6 +108,17 @@ def _run(
     except BaseException:
         study.release(trial)
         raise
+
+
+def _timed(
+    arch: Arch, meters: Mapping[str, LatencyMeter], build: Build | None
+) -> tuple[dict[str, float], list[str]]:
+    """Milliseconds per target, and why an Arch that keeps fewer tokens does so in vain."""
+    if arch.selector is None:
+        return {name: measure_ms(meter, arch, build) for name, meter in meters.items()}, []
+    speeds = token_speeds(arch, meters, build)
+    slower = [speed.reason for speed in speeds if not speed.is_faster]
+    return {speed.target: speed.ms for speed in speeds}, slower
 
 
 def _ask(study: Study, searcher: Searcher, num_trials: int) -> Trial | None:

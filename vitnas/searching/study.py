@@ -48,6 +48,7 @@ _STATES: dict[TrialState, State] = {
 }
 
 
+WITHDRAWN = "withdrawn"  # of the Study: trial number -> reasons; a finished trial itself cannot be changed
 UNFINISHED = (TrialState.RUNNING, TrialState.WAITING)
 
 
@@ -62,6 +63,7 @@ class Study:
         self._study, self._storage = study, storage
         self._study_id = storage.get_study_id_from_name(study.study_name)
         self._finished: dict[int, Trial] = {}
+        self._withdrawn: dict[str, list[str]] = dict(study.user_attrs.get(WITHDRAWN, {}))
 
     @classmethod
     def open(
@@ -158,6 +160,12 @@ class Study:
         """
         assert reasons, "a rejection needs a reason"
         return self._finish(trial, TrialState.PRUNED, cost or trial.cost, {"reasons": list(reasons)}, None)
+
+    def withdraw(self, trial: Trial, reasons: Sequence[str]) -> None:
+        """Count a scored Trial as rejected after all, for reasons that were found when the search was over."""
+        self._withdrawn[str(trial.number)] = list(reasons)
+        self._study.set_user_attr(WITHDRAWN, self._withdrawn)
+        self._finished.pop(trial.number, None)
 
     def touch(self, trial: Trial) -> bool:
         """Renew the lease of a running Trial; False where it was lost."""
@@ -267,15 +275,16 @@ class Study:
             return self._finished[frozen.number]
         attrs = made_of(frozen)
         result = frozen.user_attrs.get("result", {}) if frozen.state not in UNFINISHED else {}
+        withdrawn = self._withdrawn.get(str(frozen.number))
         trial = Trial(
             number=frozen.number,
             proposal=attrs["proposal"],
             genes=tuple(attrs["genes"]),
             space=self.goal.space,
-            state=_STATES.get(frozen.state, "running"),
+            state="rejected" if withdrawn else _STATES.get(frozen.state, "running"),
             cost=Cost(**result.get("cost", attrs["cost"])),
             values=result.get("values", {}),
-            reasons=tuple(result.get("reasons", ())),
+            reasons=tuple(withdrawn or result.get("reasons", ())),
             generation=attrs.get("generation"),
         )
         if frozen.state not in UNFINISHED:
@@ -415,10 +424,11 @@ def counted(cost: Cost) -> dict[str, int]:
 
 
 def missed(trial: Trial, budget: Budget) -> list[str]:
-    """The text of each limit that a rejected Trial missed; other reasons stand as they are."""
+    """The text of each limit that a rejected Trial missed; of other reasons what stands before their numbers."""
     if trial.state != "rejected":
         return []
-    return [str(li) for li in budget.limits if _share(li, trial.cost) > 0] or list(trial.reasons)
+    limits = [str(limit) for limit in budget.limits if _share(limit, trial.cost) > 0]
+    return limits or [reason.partition(":")[0] for reason in trial.reasons]
 
 
 def _share(limit: Limit, cost: Cost) -> float:

@@ -27,7 +27,7 @@ from vitnas.counting import (
     stem_part,
 )
 from vitnas.space.gene import Matrix, choices
-from vitnas.space.keeps import Keeps
+from vitnas.space.keeps import Keeps, keeping_all
 from vitnas.space.layout import Layout, Slot
 
 JOINT = 256  # combinations of a block's genes up to which attention and MLP share a table
@@ -255,10 +255,7 @@ def _like(layout: Layout, options: Sequence[int]) -> Arch:
     genes = [0] * len(layout.genes)
     for index, option in zip(layout.of_arch, options, strict=True):
         genes[index] = option
-    arch = layout.arch(tuple(layout.canonical(np.array([genes]))[0].tolist()))
-    last = arch.stages[-1]
-    last = replace(last, blocks=tuple(replace(block, keep=None) for block in last.blocks))
-    return replace(arch, selector=None, stages=(*arch.stages[:-1], last))
+    return keeping_all(layout.arch(tuple(layout.canonical(np.array([genes]))[0].tolist())))
 
 
 def _num_options(layout: Layout) -> tuple[int, ...]:

@@ -11,12 +11,13 @@ How many patches are left is counted in levels: the gene's option, or one more f
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from vitnas.arch import Block
+from vitnas.arch import Arch, Block
 from vitnas.space.gene import Gene, Matrix, option_number
 
 FIELD = "keep"
@@ -128,6 +129,13 @@ class Keeps:
     def gives_column(self, slot: int) -> int | None:
         """The number of the column that says whether a slot's block must tell what it looked at."""
         return self._num_genes + len(self.stretches) + 1 + slot if self.gives_attention else None
+
+
+def keeping_all(arch: Arch) -> Arch:
+    """The same Arch with all patches in every block."""
+    *first, last = arch.stages
+    last = replace(last, blocks=tuple(replace(block, keep=None) for block in last.blocks))
+    return replace(arch, selector=None, stages=(*first, last))
 
 
 def share_of(share: float, patches: int) -> int:

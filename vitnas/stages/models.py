@@ -149,7 +149,7 @@ def train_models(models: Models, searches: Searches, inherited: Inherited) -> No
         if role == "chosen":
             return chosen.arch, chosen.values["accuracy"]
         with searches.run("random_search", "random", inherited.evaluator) as study:
-            best = study.best()
+            best = searches.best(study)
             return best.arch, best.values["accuracy"]
 
     for role in ("chosen", *models.config.baselines):

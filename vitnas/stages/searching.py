@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +11,7 @@ from pathlib import Path
 from optuna.exceptions import StorageInternalError
 
 from vitnas.arch import Arch
-from vitnas.budget import Budget
+from vitnas.budget import DEFAULT_LATENCY_TARGET, Budget
 from vitnas.data import EvalBatches, require_not_test
 from vitnas.errors import UserError, first_line
 from vitnas.exporting import save_timm
@@ -19,10 +19,21 @@ from vitnas.extraction import extract
 from vitnas.measure.latency import LatencyMeter
 from vitnas.model.named import ArchFile, Chosen
 from vitnas.runs import writing
-from vitnas.searching import SEARCHERS, Evaluator, Objective, SearchRecord, Study, Trial, search
+from vitnas.searching import (
+    SEARCHERS,
+    Evaluator,
+    Objective,
+    SearchRecord,
+    Study,
+    TokenSpeed,
+    TokenSpeeds,
+    Trial,
+    search,
+    withdraw_slower,
+)
 from vitnas.space import Genes, Space
 from vitnas.stages.run import SearchConfig
-from vitnas.stages.work import RunImages, Work, load_weights
+from vitnas.stages.work import RunImages, Work, load_weights, quick_meter
 from vitnas.supernet import Supernet
 from vitnas.train import evaluate
 
@@ -147,6 +158,32 @@ class Searches:
                 )
             yield study
 
+    def withdraw_slower(self, study: Study, pick: Callable[[], Sequence[Trial]]) -> list[TokenSpeed]:
+        """Withdraw what `pick` gives and keeps fewer tokens without being faster, on the targets of the run or, where
+        it names none, on a budget's default.
+
+        Raises:
+            UserError: nothing is left.
+        """
+        meters = self.meters or {DEFAULT_LATENCY_TARGET: quick_meter(DEFAULT_LATENCY_TARGET)}
+        speeds = withdraw_slower(study, pick, meters)
+        if not study.scored():
+            raise UserError(
+                f"none of the Archs that keep fewer tokens is faster than with all on {', '.join(meters)}, and nothing "
+                "else was scored. Give space.keep a 1.0, or choose another selector, batch or lower shares."
+            )
+        return speeds
+
+    def best(self, study: Study, budget: Budget | None = None) -> Trial:
+        """The best Trial of a Study, not one that keeps fewer tokens without being faster. One process times."""
+
+        def number() -> int:
+            self.withdraw_slower(study, lambda: [study.best(budget)])
+            return study.best(budget).number
+
+        best = self.work.engine.from_first(number)
+        return next(trial for trial in study.trials() if trial.number == best)
+
     def chosen(self) -> Trial:
         """The Trial that search.json chose.
 
@@ -186,6 +223,9 @@ def search_archs(
             )
 
         def write() -> None:
+            speeds = searches.withdraw_slower(study, study.front)
+            if speeds:
+                TokenSpeeds(tuple(speeds)).write(work.folder)
             for trial in study.front():
                 inherited.save(trial.arch)
             best = study.best()

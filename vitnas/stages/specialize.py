@@ -86,7 +86,7 @@ def _by_study(searches: Searches, sampler: RunSampler, budget: Budget) -> Found:
             "budget in another folder."
         )
     with searches.open() as study:
-        trial = study.best(budget)
+        trial = searches.best(study, budget)
     return trial.arch, trial.values["accuracy"], trial.cost, 0
 
 
