@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,6 +19,10 @@ class TrainConfig:
     make one optimizer step. `drop_path` is the rate of stochastic depth at the last block, rising linearly from 0; None
     leaves what the network was made with. `monitor_every` epochs a few Archs, or the Model that trains, are
     evaluated on the holdout split; 0 for never.
+
+    Parameters in whose name the regular expression `slow_names` is found learn at `slow_lr_scale` times the others'
+    rate, and at a rate of 0 in the first `slow_frozen_epochs`; those of `frozen_names` at 0 throughout. `^(?!head)` is
+    all but the head.
     """
 
     epochs: float = 30
@@ -33,6 +38,10 @@ class TrainConfig:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     ema: float | None = None
     drop_path: float | None = None
+    slow_names: str = ""
+    slow_lr_scale: float = 0.01
+    slow_frozen_epochs: float = 0
+    frozen_names: str = ""
     monitor_every: float = 5
     checkpoint_minutes: float = 3
     log_every: int = 20
@@ -46,6 +55,8 @@ class TrainConfig:
             "warmup_epochs",
             "warmup_lr",
             "min_lr",
+            "slow_lr_scale",
+            "slow_frozen_epochs",
             "monitor_every",
             "checkpoint_minutes",
         ):
@@ -59,6 +70,14 @@ class TrainConfig:
             raise UserError(f"ema is {self.ema}; it is a decay between 0 and 1. Use 0.999, or null for none.")
         if self.drop_path is not None and not 0 <= self.drop_path < 1:
             raise UserError(f"drop_path is {self.drop_path}; it must be from 0 to below 1. Use 0.1.")
+        for name in ("slow_names", "frozen_names"):
+            try:
+                re.compile(getattr(self, name))
+            except re.error as error:
+                raise UserError(
+                    f"{name} is {getattr(self, name)!r}, no regular expression ({error}); it is searched in the names "
+                    "of parameters. Use for example '^blocks'."
+                ) from error
         if self.precision not in ("fp32", "bf16", "fp16"):
             raise UserError(
                 f"precision is {self.precision!r}; it must be fp32, bf16 or fp16. Use fp32 on a CPU."

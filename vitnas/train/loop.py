@@ -42,7 +42,7 @@ from vitnas.train.config import TrainConfig
 from vitnas.train.engine import Engine
 from vitnas.train.metrics import Hooked, Metrics, Monitored, MonitoredArch, Warned
 from vitnas.train.monitor import Monitor, convergence_warning
-from vitnas.train.optim import make_ema, make_mixup, make_optimizer, make_schedule
+from vitnas.train.optim import make_ema, make_mixup, make_optimizer, make_schedule, set_rates
 from vitnas.train.progress import Progress, Silent
 from vitnas.train.task import Batch, Task, read_views
 from vitnas.train.teacher import Teacher, check_task
@@ -232,8 +232,7 @@ class _Training:
 
     def learn(self, step: int, stream: Iterator[tuple[Views, Tensor]]) -> None:
         """The gradients of a step."""
-        if self.schedule is not None:
-            self.schedule.step_update(step)
+        set_rates(self.optimizer, self.schedule, self.config, step, self.steps_per_epoch)
         self.call_hooks(step)
         self.optimizer.zero_grad(set_to_none=True)
         with self.randomness(step):
@@ -261,7 +260,7 @@ class _Training:
 
     def tell(self, step: int) -> None:
         """What is written and shown after a step, and the checkpoint."""
-        epoch, lr = step / self.steps_per_epoch, self.optimizer.param_groups[0]["lr"]
+        epoch, lr = step / self.steps_per_epoch, max(group["lr"] for group in self.optimizer.param_groups)
         if step % self.config.log_every == 0 or step == self.steps:
             self.check_finite()
             self.log.step(step, epoch, lr)

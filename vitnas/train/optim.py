@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from functools import partial
 from typing import Any
 
 import torch
 from timm.data import Mixup
-from timm.optim import create_optimizer_v2, list_optimizers
+from timm.optim import create_optimizer_v2, list_optimizers, param_groups_weight_decay
 from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
 from torch import nn
@@ -17,12 +19,16 @@ from vitnas.errors import UserError, check_word, nearest
 from vitnas.train.checkpoint import take_over
 from vitnas.train.config import TrainConfig
 
+Rules = dict[str, dict[str, float]]  # of a group of parameters, by the regular expression for their names
+
 
 def make_optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """timm's optimizer of that name; biases, norms and what `no_weight_decay` names are not decayed.
 
+    What `slow_names` and `frozen_names` name has groups of its own, with an `lr_scale` that timm's schedules know.
+
     Raises:
-        UserError: an unknown optimizer, or one that cannot train here.
+        UserError: an unknown optimizer, or one that cannot train here; names that no parameter has.
     """
     if config.optimizer.lower() not in (known := list_optimizers()):
         raise UserError(
@@ -35,9 +41,55 @@ def make_optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Optim
 def _create(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     # The fused kernel takes a sixth of the time on nets of many small tensors; the others take no such argument.
     fused = {"fused": True} if config.optimizer.lower() in ("adamw", "adam") else {}
+    rules: Rules = {
+        config.frozen_names: {"lr_scale": 0.0},
+        config.slow_names: {"lr_scale": config.slow_lr_scale, "frozen_epochs": config.slow_frozen_epochs},
+    }
+    rules.pop("", None)
     return create_optimizer_v2(
-        network, opt=config.optimizer, lr=config.lr, weight_decay=config.weight_decay, **fused
+        network,
+        opt=config.optimizer,
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        param_group_fn=partial(_groups, rules=rules, weight_decay=config.weight_decay) if rules else None,
+        **fused,
     )
+
+
+def _groups(network: nn.Module, rules: Rules, weight_decay: float) -> list[dict[str, Any]]:
+    """timm's groups by weight decay, each parted by how fast its parameters learn."""
+    names = {parameter: name for name, parameter in network.named_parameters()}
+    for pattern in rules:
+        if not any(re.search(pattern, name) for name in names.values()):
+            raise UserError(
+                f"no parameter's name has {pattern!r} in it, which slow_names or frozen_names asks for; they are like "
+                f"{next(iter(names.values()))}. Correct it."
+            )
+
+    def rule_of(parameter: nn.Parameter) -> str:
+        return next((pattern for pattern in rules if re.search(pattern, names[parameter])), "")
+
+    spared = getattr(network, "no_weight_decay", lambda: ())()
+    parted = []
+    for group in param_groups_weight_decay(network, weight_decay, no_weight_decay_list=spared):
+        for pattern in ("", *rules):
+            own = [parameter for parameter in group["params"] if rule_of(parameter) == pattern]
+            if own:
+                parted.append({**group, "params": own, **rules.get(pattern, {})})
+    return parted
+
+
+def set_rates(
+    optimizer: torch.optim.Optimizer, schedule: Any, config: TrainConfig, step: int, steps_per_epoch: int
+) -> None:
+    """Give every group its learning rate for `step`, a function of the step alone."""
+    if schedule is not None:
+        schedule.step_update(step)
+    for group in optimizer.param_groups:
+        if schedule is None and "lr_scale" in group:
+            group["lr"] = config.lr * group["lr_scale"]
+        if step < group.get("frozen_epochs", 0) * steps_per_epoch:
+            group["lr"] = 0.0
 
 
 def _try_out(name: str) -> None:
