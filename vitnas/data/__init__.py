@@ -2,7 +2,8 @@
 
 from vitnas.data.batches import EvalBatches, TrainBatches
 from vitnas.data.config import AUGMENTS, Augment, DataConfig
-from vitnas.data.images import Images, require_not_test
+from vitnas.data.given import as_data
+from vitnas.data.images import Images, has_labels, require_labels, require_not_test
 from vitnas.data.open import Data, Fingerprint, Readings, open_data
 from vitnas.data.synthetic import synthetic
 
@@ -16,7 +17,10 @@ __all__ = [
     "Images",
     "Readings",
     "TrainBatches",
+    "as_data",
+    "has_labels",
     "open_data",
+    "require_labels",
     "require_not_test",
     "synthetic",
 ]

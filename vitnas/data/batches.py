@@ -65,7 +65,8 @@ class TrainBatches:
         self._epoch: tuple[int, Tensor] | None = None
 
     def from_step(self, step: int) -> Iterator[Batch]:
-        """Yield (float32 images BCHW, normalised; int64 targets B) for `step`, `step` + 1 and on, without end."""
+        """Yield (float32 images BCHW, normalised; int64 targets B, or (B, 0) without labels) for `step`, `step` + 1 and
+        on, without end."""
         if self.workers == 0:
             for number in itertools.count(step):
                 images_BCHW, targets_B, bad = self.load(number)

@@ -109,6 +109,7 @@ class DataConfig:
     `image_size` is one number, or (height, width). None: images of at most 64 pixels keep their size if all are
     equal, else become squares that enlarge few; larger ones become 224. Without `mean` and `std` they are timm's
     ImageNet constants, or those of a run's pretrained model, for colour, and measured on train for grey images.
+    `labels=False` takes the images alone, wherever they lie below the folder and whatever columns they have.
 
     Raises:
         UserError: a field is out of range; the message names the rule.
@@ -132,6 +133,7 @@ class DataConfig:
     max_images: int | None = None
     input_key: str | None = None
     target_key: str | None = None
+    labels: bool = True
     download: bool = False
     seed: int = 0
 

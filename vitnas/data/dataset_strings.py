@@ -1,4 +1,5 @@
-"""Opening a dataset string: `digits`, a folder of class folders, `torch/...`; `hfds/` and `wds/` are in theirs.
+"""Opening a dataset string: `digits`, a folder of class folders or of images, `torch/...`; `hfds/` and `wds/` are in
+their own files.
 
 Every scheme returns one Source for train and one for test.
 """
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from timm.data import create_dataset
 
 from vitnas.data.config import TEST_NAMES, TRAIN_NAMES, DataConfig
 from vitnas.data.hfds import open_hfds
-from vitnas.data.sources import ArraySource, TimmSource
+from vitnas.data.sources import NO_LABEL, ArraySource, Source, Subset, TimmSource, without_labels
 from vitnas.data.splits import Opened, carve, carve_test, find_test, note_test_name
 from vitnas.data.wds import open_wds
 from vitnas.errors import UserError, first_line, nearest
@@ -35,7 +37,10 @@ def open_sources(config: DataConfig) -> Opened:
     opener = (
         OPENERS.get(scheme.lower(), _open_folder) if slash or config.dataset == "digits" else _open_folder
     )
-    return opener(config)
+    opened = opener(config)
+    if not config.labels:
+        opened = replace(opened, train=without_labels(opened.train), test=without_labels(opened.test))
+    return opened
 
 
 def _open_digits(config: DataConfig) -> Opened:
@@ -55,7 +60,8 @@ def _open_digits(config: DataConfig) -> Opened:
 
 
 def _open_folder(config: DataConfig) -> Opened:
-    """`train/` and `test/` (or `val/`) folders of class folders; or class folders alone, then test is carved."""
+    """`train/` and `test/` (or `val/`) folders of class folders; or class folders alone, then test is carved. The same
+    of images that lie in no class folder, which have no labels."""
     by_root = config.root is not None and config.dataset in (
         "",
         "folder",
@@ -67,33 +73,36 @@ def _open_folder(config: DataConfig) -> Opened:
     if not root.exists():
         known = ("digits", "hfds/", "wds/", *(f"torch/{name}" for name in TORCH_NAMES))
         raise UserError(
-            f"dataset is {text!r}; it must be an existing folder of class folders, 'digits', 'torch/<name>', "
-            f"'hfds/<name or folder>' or 'wds/' with root. Correct the path or name.{nearest(text, known)}"
+            f"dataset is {text!r}; it must be an existing folder of class folders or images, 'digits', "
+            f"'torch/<name>', 'hfds/<name or folder>' or 'wds/' with root. Correct it.{nearest(text, known)}"
         )
     if not root.is_dir():
         raise UserError(
-            f"dataset is {text!r}, a file; it must be a folder of class folders. Unpack it first."
+            f"dataset is {text!r}, a file; it must be a folder of class folders or images. Unpack it first."
         )
     inside = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
     train_name = next((name for name in (config.train_split, *TRAIN_NAMES) if name in inside), None)
     if train_name is None:
         if odd := [name for name in TEST_NAMES if name in inside]:
             raise UserError(f"{text} has the folder {odd[0]!r} but no 'train'; both are needed. Add 'train'.")
-        return carve_test(_folder_source(root), config)
+        return carve_test(_folder_source(root, config.labels), config)
     test_name = find_test(config, inside)
-    train = _folder_source(root / train_name)
+    train = _folder_source(root / train_name, config.labels)
     if test_name is None:
         return carve_test(train, config)
-    return Opened(train=train, test=_folder_source(root / test_name), notes=note_test_name(config, test_name))
+    test = _folder_source(root / test_name, config.labels)
+    return Opened(train=train, test=test, notes=note_test_name(config, test_name))
 
 
-def _folder_source(root: Path) -> TimmSource:
+def _folder_source(root: Path, labels: bool) -> Source:
     dataset = _folder_dataset(root, None)
+    paths = [os.path.relpath(path, root) for path, _ in dataset.reader.samples]
+    meant = [index for index, path in enumerate(paths) if not _left_by_a_system(path)]
+    if not labels or all(os.path.dirname(paths[index]) == "" for index in meant):
+        if not meant:
+            raise _no_images(root)
+        return Subset(TimmSource(dataset, [NO_LABEL] * len(paths), (), paths), meant)
     names = [name for name in dataset.reader.class_to_idx if name]
-    if not names:
-        raise UserError(
-            f"{root} has images but no class folders; each class needs a folder of its own. Sort the images."
-        )
     if len(names) < len(dataset.reader.class_to_idx):  # timm makes a class "" of images beside the folders
         dataset = _folder_dataset(root, {name: number for number, name in enumerate(names)})
     samples = dataset.reader.samples
@@ -105,16 +114,25 @@ def _folder_source(root: Path) -> TimmSource:
     )
 
 
+def _left_by_a_system(path: str) -> bool:
+    """Hidden files and folders, and what macOS packs beside the files of an archive: no images of a person's."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in Path(path).parts)
+
+
 def _folder_dataset(root: Path, class_map: dict[str, int] | None):  # type: ignore[no-untyped-def]
     try:
         return create_dataset(
             "", root=str(root), search_split=False, input_key=IMAGE_TYPES, class_map=class_map
         )
     except RuntimeError as error:  # timm's word for no images
-        raise UserError(
-            f"{root} has no images ({IMAGE_TYPES.replace(';', ' ')}); it must hold one folder of images per "
-            "class. Check the path."
-        ) from error
+        raise _no_images(root) from error
+
+
+def _no_images(root: Path) -> UserError:
+    return UserError(
+        f"{root} has no images ({IMAGE_TYPES.replace(';', ' ')}); it must hold one folder of images per class, or "
+        "images without labels. Check the path."
+    )
 
 
 def _open_torch(config: DataConfig) -> Opened:

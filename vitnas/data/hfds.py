@@ -13,7 +13,7 @@ from timm.data import create_dataset
 from timm.utils.misc import natural_key
 
 from vitnas.data.config import DataConfig
-from vitnas.data.sources import TimmSource
+from vitnas.data.sources import NO_LABEL, TimmSource
 from vitnas.data.splits import Opened, carve_test, find_test, note_test_name
 from vitnas.errors import MissingExtra, UserError, first_line, nearest
 
@@ -62,27 +62,33 @@ def _hfds_source(config: DataConfig, name: str, split: str) -> TimmSource:
     found_label = (key for key, kind in features.items() if isinstance(kind, datasets.ClassLabel))
     image_key = config.input_key or next(found_image, "image")
     target_key = config.target_key or next(found_label, "label")
+    if not config.labels:  # timm's reader must have a column
+        target_key = image_key
     for option, key in (("input_key", image_key), ("target_key", target_key)):
         if key not in features:
             raise UserError(
-                f"{option} is {key!r}; {config.dataset} has the columns {', '.join(features)}. Choose one of them."
+                f"{option} is {key!r}; {config.dataset} has the columns {', '.join(features)}. Choose one of them"
+                + (", or use data.labels=false." if option == "target_key" else ".")
                 + nearest(key, features)
             )
     dataset = create_dataset(
         config.dataset, root=config.root, split=split, input_key=image_key, target_key=target_key
     )
+    name = f"{config.dataset}/{split}"
+    if not config.labels:
+        return TimmSource(dataset, [NO_LABEL] * len(dataset), (), name)
     raw: list[Any] = list(dataset.reader.dataset[target_key][:])
     if any(label is None or label == -1 for label in raw):
         raise UserError(
             f"Split {split!r} of {config.dataset} has images without a label; every image needs one. Choose "
-            "another split."
+            "another split, or use data.labels=false."
         )
     class_names = getattr(features[target_key], "names", None)
     if class_names is None:  # plain numbers or words: the classes are the values that occur
         values = sorted(set(raw), key=lambda value: natural_key(str(value)))
         number = {value: index for index, value in enumerate(values)}
         raw, class_names = [number[value] for value in raw], [str(value) for value in values]
-    return TimmSource(dataset, raw, class_names, f"{config.dataset}/{split}")
+    return TimmSource(dataset, raw, class_names, name)
 
 
 @contextlib.contextmanager

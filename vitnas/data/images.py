@@ -173,7 +173,8 @@ class Store:
 class Images:
     """Images of one split and their classes; `split` says which, so that search can refuse the test split.
 
-    `targets` is an int64 tensor of class numbers, one per image.
+    `targets` is an int64 tensor of class numbers, one per image; of images without labels it is (N, 0), which has a
+    row per image as well and fits no loss and no comparison by mistake.
     """
 
     def __init__(self, store: Store, split: Split, places: Sequence[int] | None = None) -> None:
@@ -181,11 +182,16 @@ class Images:
         self.split = split
         # Places count the store's readable rows, so they also index its tensors.
         self.places = torch.arange(len(store.rows)) if places is None else torch.as_tensor(places)
-        targets = torch.as_tensor(store.source.targets, dtype=torch.int64)
-        self.targets = targets[torch.as_tensor(store.rows)][self.places]
+        self.targets = self.targets_of(store.source)[torch.as_tensor(store.rows)][self.places]
 
     def __len__(self) -> int:
         return len(self.places)
+
+    @staticmethod
+    def targets_of(source: Source) -> Tensor:
+        """All targets of a source."""
+        targets_N = torch.as_tensor(source.targets, dtype=torch.int64)
+        return targets_N if source.class_names else targets_N[:, None][:, :0]
 
     @property
     def form(self) -> Form:
@@ -215,6 +221,24 @@ class Images:
         if store.fixed_NCHW is not None and (store.is_native or not whole):
             return store.fixed_NCHW[place].permute(1, 2, 0).contiguous().numpy()
         return store.decode(store.rows[place], whole=whole)
+
+
+def has_labels(targets: Tensor) -> bool:
+    """Whether targets say anything: those of images without labels are (B, 0)."""
+    return targets.dim() == 1 or targets.shape[1] > 0
+
+
+def require_labels(targets: Tensor, what: str) -> None:
+    """Refuse images without labels.
+
+    Raises:
+        UserError: `targets` are (B, 0); `what` names who needs them.
+    """
+    if not has_labels(targets):
+        raise UserError(
+            f"{what} needs labels, and these images have none. Put the images of each class into a folder of their "
+            "own, and leave data.labels=false out."
+        )
 
 
 def require_not_test(images: Images, what: str) -> None:

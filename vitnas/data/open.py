@@ -20,9 +20,9 @@ from torch import Tensor
 
 from vitnas.data.config import Augment, DataConfig, augment_for
 from vitnas.data.dataset_strings import open_sources
-from vitnas.data.images import UNREADABLE, Form, Images, Split, Store, quiet_pillow
-from vitnas.data.sources import ArraySource, Pixels, Source, Subset
-from vitnas.data.splits import Opened, carve, match_classes
+from vitnas.data.images import UNREADABLE, Form, Images, Split, Store, has_labels, quiet_pillow
+from vitnas.data.sources import NO_LABEL, ArraySource, Pixels, Source, Subset
+from vitnas.data.splits import Opened, carve, carve_test, match_classes
 from vitnas.errors import UserError, first_line
 from vitnas.grids import ImageSize, as_image_size, sides_of
 from vitnas.model.trained import find_trained
@@ -40,7 +40,8 @@ NUM_SAMPLED = 2_048
 
 @dataclass(frozen=True, kw_only=True)
 class Fingerprint:
-    """What was read: `counts` per split and class, names of `corrupt` images, and a hash of labels and pixels."""
+    """What was read: `counts` per split and class (one count where there are no labels), names of `corrupt` images, and
+    a hash of labels and pixels."""
 
     dataset: str
     image_size: ImageSize
@@ -107,7 +108,7 @@ class Data:
 
     @property
     def num_classes(self) -> int:
-        """Number of classes."""
+        """Number of classes; 0 of images without labels."""
         return len(self.class_names)
 
     @property
@@ -174,7 +175,7 @@ class Data:
             counts={
                 "train": _counts(self.train.targets, self.num_classes),
                 "holdout": _counts(self.holdout.targets, self.num_classes),
-                "test": _counts(torch.as_tensor(self._test.targets), self.num_classes),
+                "test": _counts(Images.targets_of(self._test), self.num_classes),
             },
             corrupt=tuple(self.corrupt),
             notes=self.notes,
@@ -187,38 +188,46 @@ class Data:
         cls,
         *,
         train: tuple[Any, Any],
-        test: tuple[Any, Any],
+        test: tuple[Any, Any] | None = None,
         class_names: Sequence[str] | None = None,
         config: DataConfig | None = None,
         name: str = "arrays",
     ) -> Data:
         """Make Data of images in memory: (uint8 images NHWC, NCHW or NHW, targets N), numpy or torch.
 
+        In place of the targets None says that there are none; without `test` a part of `train` is set apart as that.
         `config` gives holdout, augment, seed and the rest; its `dataset` is replaced by `name`. Images keep
         their size unless `config.image_size` is set.
 
         Raises:
             UserError: not uint8, or targets that do not fit.
         """
-        arrays = [
-            _pixels(images, f"{split} images") for split, (images, _) in (("train", train), ("test", test))
-        ]
-        labels = [_labels(targets, len(a)) for a, (_, targets) in zip(arrays, (train, test), strict=True)]
-        count = max(max(some) for some in labels) + 1
+        given = {"train": train} if test is None else {"train": train, "test": test}
+        arrays = {split: _pixels(images, f"{split} images") for split, (images, _) in given.items()}
+        labels = {
+            split: [NO_LABEL] * len(arrays[split])
+            if targets is None
+            else _labels(targets, len(arrays[split]))
+            for split, (_, targets) in given.items()
+        }
+        count = max(max(some, default=NO_LABEL) for some in labels.values()) + 1
         names = list(class_names) if class_names is not None else [str(i) for i in range(count)]
         if len(names) < count:
             raise UserError(
                 f"class_names has {len(names)} names; the targets go up to {count - 1}. Name every class."
             )
-        height, width = arrays[0].shape[1:3]
-        fields = {**vars(config or DataConfig()), "dataset": name, "in_chans": arrays[0].shape[3]}
+        height, width, chans = arrays["train"].shape[1:]
+        fields = {**vars(config or DataConfig()), "dataset": name, "in_chans": chans}
         if fields["image_size"] is None:
             fields["image_size"] = (height, width)
-        sources = [
-            ArraySource(pixels, targets, names, f"{name}/{split}")
-            for pixels, targets, split in zip(arrays, labels, ("train", "test"), strict=True)
-        ]
-        return _assemble(DataConfig(**fields), Opened(train=sources[0], test=sources[1]))
+        config = DataConfig(**fields)
+        sources = {
+            split: ArraySource(arrays[split], some, () if NO_LABEL in some else names, f"{name}/{split}")
+            for split, some in labels.items()
+        }
+        if test is None:
+            return _assemble(config, carve_test(sources["train"], config))
+        return _assemble(config, Opened(train=sources["train"], test=sources["test"]))
 
 
 def open_data(config: DataConfig, *, pretrained: str | None = None) -> Data:
@@ -273,7 +282,8 @@ def _assemble(config: DataConfig, opened: Opened, colour: Constants = IMAGENET) 
     names = [everything.name(i) for i in range(len(everything))]
     count = config.holdout if isinstance(config.holdout, int) else round(config.holdout * len(everything))
     try:
-        rest, holdout = carve(everything.targets.tolist(), names, count, salt=f"holdout/{config.seed}")
+        classes = [train.targets[row] for row in store.rows]
+        rest, holdout = carve(classes, names, count, salt=f"holdout/{config.seed}")
     except UserError as error:
         raise UserError(f"holdout is {config.holdout}: {error}") from error
     return Data(
@@ -380,6 +390,8 @@ def _spread(count: int, most: int) -> list[int]:
 
 
 def _counts(targets: Tensor, num_classes: int) -> tuple[int, ...]:
+    if not has_labels(targets):
+        return (len(targets),)
     return tuple(torch.bincount(targets, minlength=num_classes).tolist())
 
 

@@ -13,10 +13,14 @@ import numpy.typing as npt
 from PIL import Image
 
 Pixels = npt.NDArray[np.uint8]
+NO_LABEL = -1  # the target of each image of a source that has no class names
 
 
 class Source(Protocol):
-    """Images of one split with their classes; `read` may raise any of `images.UNREADABLE`."""
+    """Images of one split with their classes; `read` may raise any of `images.UNREADABLE`.
+
+    Without labels there are no class names, and each target is NO_LABEL.
+    """
 
     class_names: tuple[str, ...]
     targets: list[int]
@@ -115,6 +119,12 @@ class Subset:
 
     def read(self, index: int) -> Image.Image:
         return self.source.read(self.indices[index])
+
+
+def without_labels(source: Source) -> Source:
+    """The same images, of no class."""
+    source.targets, source.class_names = [NO_LABEL] * len(source), ()
+    return source
 
 
 def shrink(image: Image.Image, sides: tuple[int, int], interpolation: str) -> Image.Image:

@@ -43,10 +43,13 @@ def carve(targets: Sequence[int], names: Sequence[str], count: int, salt: str) -
         groups.setdefault(target, []).append(index)
     fewest = min(map(len, groups.values()))
     if fewest < 2 or not len(groups) <= count <= len(targets) - len(groups):
+        rule = (
+            f"each of the {len(groups)} classes needs an image on both sides, and the smallest class has {fewest}"
+            if len(groups) > 1
+            else "there must be one on both sides"
+        )
         raise UserError(
-            f"{count} of {len(targets)} images cannot be set apart; each of the {len(groups)} classes needs "
-            f"an image on both sides, and the smallest class has {fewest}. Give more images, or another "
-            "share."
+            f"{count} of {len(targets)} images cannot be set apart; {rule}. Give more images, or another share."
         )
     shares = _apportion({target: len(group) for target, group in groups.items()}, count)
     carved: list[int] = []
@@ -112,15 +115,23 @@ def match_classes(opened: Opened, config: DataConfig) -> None:
     """Check that train and test have the same classes, at least two, and number test's as train does.
 
     Raises:
-        UserError: one class only, or classes that differ; the odd ones are named.
+        UserError: one class only, or classes that differ; the odd ones are named. Labels in one of both only.
     """
     train, test = opened.train, opened.test
+    if bool(train.class_names) != bool(test.class_names):
+        has, lacks = ("train", "test") if train.class_names else ("test", "train")
+        raise UserError(
+            f"The {has} images of {config.dataset} have labels and its {lacks} images have none; both or neither must "
+            "have them. Add class folders, or use data.labels=false."
+        )
+    if not train.class_names:
+        return
     in_train = {train.class_names[target] for target in set(train.targets)}
     in_test = {test.class_names[target] for target in set(test.targets)}
     if len(in_train) == 1:
         raise UserError(
             f"{config.dataset} has one class only, {next(iter(in_train))!r}; at least 2 are needed. Put the "
-            "images of each class into a folder of their own."
+            "images of each class into a folder of their own, or use data.labels=false for images without labels."
         )
     if in_train != in_test:
         parts = []

@@ -7,6 +7,7 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
+from vitnas.data import require_labels
 from vitnas.measure.environment import environment, git_commit
 from vitnas.records import GeneRecord, Manifest, SpaceRecord
 from vitnas.runs import RunFile
@@ -33,7 +34,9 @@ def prepare(context: Context) -> Feasibility:
         files.append(run.sampler.settles)
     if (folder / "run.yaml").exists() and all(file.exists(folder) for file in files):
         return Feasibility.read(folder)
-    data, space, budget = context.data, context.space, context.budget
+    data = context.data
+    require_labels(data.train.targets, "`vitnas run`")  # its search scores accuracy
+    space, budget = context.space, context.budget
     supernet = context.new_supernet()
     for config in (run.supernet, run.retrain.train):  # what is unknown shows now, not in an hour
         make_schedule(make_optimizer(supernet, config), config, 100, 10)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from vitnas.data import Data
+from vitnas.data import Data, require_labels
 from vitnas.errors import UserError
 from vitnas.exporting.networks import load_network
 from vitnas.grids import Grid
@@ -33,8 +33,11 @@ def make_task(config: TaskConfig, data: Data, grid: Grid) -> tuple[Task, Teacher
         grid: rows and columns of patches in the last stage of what trains.
 
     Raises:
-        UserError: a teacher that cannot be loaded or has other classes; images that would be mixed twice.
+        UserError: a teacher that cannot be loaded or has other classes; images that would be mixed twice, or that have
+            no labels where the Task learns from them.
     """
+    if config.needs_labels:
+        require_labels(data.train.targets, f"task.kind {config.kind!r}")
     task = config.build(TaskGiven(augment=data.augment, num_classes=data.num_classes, grid=grid))
     return task, Teacher(load_teacher(config.taught_by, data.num_classes)) if config.taught_by else None
 
@@ -87,7 +90,7 @@ def load_teacher(name: str, num_classes: int) -> nn.Module:
     """
     teacher = load_network(name, what="task.teacher")
     found = getattr(teacher, "num_classes", num_classes)
-    if found != num_classes:
+    if found != num_classes != 0:  # 0: images without labels
         raise UserError(
             f"task.teacher {name!r} has {found} classes; the data have {num_classes}. Choose a teacher of these."
         )

@@ -104,7 +104,7 @@ class RunImages:
     def about(self) -> dict[str, Any]:
         """What is written beside a model: its classes, and what a user must do to an image."""
         return {
-            "class_names": self.data.class_names,
+            "class_names": self.data.class_names or None,
             "data_config": {
                 "mean": self.data.mean,
                 "std": self.data.std,

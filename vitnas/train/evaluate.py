@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vitnas.arch import Arch
+from vitnas.data import require_labels
 from vitnas.model.modes import evaluating
 
 
@@ -40,12 +41,16 @@ def evaluate(
     Args:
         batches: (B, C, H, W) images and (B,) class numbers.
         device: where the network is; found from its parameters when None.
+
+    Raises:
+        UserError: images without labels.
     """
     target_device = torch.device(device) if device is not None else next(network.parameters()).device
     sides = 1 if arch is None else int(getattr(network, "sides", 1))
     totals = torch.zeros(4, dtype=torch.float64)
     with evaluating(network):
         for images_BCHW, targets_B in batches:
+            require_labels(targets_B, "accuracy")
             images_BCHW, targets_B = images_BCHW.to(target_device), targets_B.to(target_device)
             for side in range(sides):
                 given = () if arch is None else (arch,)

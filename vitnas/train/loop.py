@@ -25,7 +25,7 @@ from timm.data import Mixup
 from torch import Tensor, nn
 
 from vitnas.arch import Arch
-from vitnas.data import Augment
+from vitnas.data import Augment, has_labels
 from vitnas.data.augment import seed_from, seeded_globals
 from vitnas.errors import UserError, first_line
 from vitnas.model import Model
@@ -310,7 +310,8 @@ class _Training:
         return seeded_globals(seed)
 
     def batch_of(self, images: Views, targets_B: Tensor) -> Batch:
-        """A batch on the device, mixed where that is asked for. Mixing pairs images, so an odd one is left out."""
+        """A batch on the device, mixed where that is asked for, with its labels if it has some. Mixing pairs images, so
+        an odd one is left out."""
         device = self.engine.device
         views = (images,) if isinstance(images, Tensor) else tuple(images)
         views = tuple(view.to(device, non_blocking=True) for view in views)
@@ -322,7 +323,11 @@ class _Training:
                 f"the batches have {len(views)} views; mixup and cutmix mix single images. Set both to 0."
             )
         even = len(targets_B) // 2 * 2
-        images_BCHW, targets_BY = self.mixup(views[0][:even], targets_B[:even])
+        if has_labels(targets_B):
+            images_BCHW, targets_BY = self.mixup(views[0][:even], targets_B[:even])
+        else:
+            targets_BY = targets_B[:even]
+            images_BCHW, _ = self.mixup(views[0][:even], targets_BY.new_zeros(even))
         return Batch((images_BCHW,), targets_BY)
 
     def accumulate(self, step: int, batch: Batch, draws: list[Draw]) -> None:

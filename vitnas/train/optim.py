@@ -176,5 +176,5 @@ def make_mixup(augment: Augment | None, num_classes: int | None, batch_size: int
         cutmix_alpha=augment.cutmix,
         prob=augment.mixup_prob,
         label_smoothing=augment.label_smoothing,
-        num_classes=num_classes,
+        num_classes=max(1, num_classes),  # of images without labels only the images are mixed
     )

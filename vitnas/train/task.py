@@ -36,7 +36,7 @@ class Batch:
 
     Attributes:
         views: (B, C, H, W) float images, one tensor per view of the same B pictures; most batches have one.
-        targets: (B,) class numbers, or (B, Y) probabilities after mixing.
+        targets: (B,) class numbers, or (B, Y) probabilities after mixing; (B, 0) where images have no labels.
         patch_targets: (B, N, Y) probabilities per patch, or None.
     """
 
@@ -102,6 +102,7 @@ class TaskConfig(ABC):
     learns_from_archs: ClassVar[bool] = False  # takes another Arch's logits beside the labels
     heads: ClassVar[tuple[str, ...]] = ()  # fields of the Archs that learn this, which are then True
     needs_heads: ClassVar[bool] = False  # cannot do without them
+    needs_labels: ClassVar[bool] = True  # images without labels are refused
 
     @property
     def taught_by(self) -> str:

@@ -7,12 +7,18 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional
 
+from vitnas.data import require_labels
 from vitnas.errors import UserError
 from vitnas.train.task import Batch, Outputs, Task, TaskConfig, TaskGiven
 
 
 def label_loss(logits_BY: Tensor, batch: Batch, label_smoothing: float) -> Tensor:
-    """Cross-entropy to the labels. Smoothing is for class numbers; mixed targets bring their own."""
+    """Cross-entropy to the labels. Smoothing is for class numbers; mixed targets bring their own.
+
+    Raises:
+        UserError: images without labels.
+    """
+    require_labels(batch.targets, "this task")
     smoothing = label_smoothing if batch.targets.dim() == 1 else 0.0
     return functional.cross_entropy(logits_BY, batch.targets, label_smoothing=smoothing)
 

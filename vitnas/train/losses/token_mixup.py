@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from vitnas.data import require_labels
 from vitnas.errors import UserError
 from vitnas.grids import Grid
 from vitnas.train.task import Batch, Outputs, Task, TaskConfig, TaskGiven
@@ -46,9 +47,10 @@ class TokenMixup(Task):
         """Mix every other image by cells, the others as a whole. Draws from Python's and torch's generators.
 
         Raises:
-            UserError: labels that were mixed before, or images that the grid does not divide.
+            UserError: no labels, or labels that were mixed before; images that the grid does not divide.
         """
         images_BCHW, (rows, columns) = batch.images_BCHW.clone(), self.grid
+        require_labels(batch.targets, "token mixup")
         if batch.targets.dim() != 1:
             raise UserError(
                 "the labels are mixed already; token mixup mixes images by itself. Set mixup and cutmix of the "
