@@ -13,6 +13,7 @@ import pytest
 from vitnas.arch import Act, Arch, Block, MlpNorm, Stage
 from vitnas.counting import BYTES, Convention, count, parts
 from vitnas.layers.mlp import ACTS
+from vitnas.layers.select import SELECTIONS
 from vitnas.measure.memory import peak_activation_bytes
 from vitnas.model import build
 from vitnas.model.published import PUBLISHED
@@ -96,19 +97,26 @@ def wild_selections(rng: random.Random) -> Arch:
     """Any shape whose last stage keeps fewer patches once or more often."""
     arch = wild_stages(rng)
     patches, first = prod(arch.grids[-1]), len(arch.stages) == 1
-    selector = rng.choice(["predictor", "fixed", "attention"])
-    if selector == "attention" and not arch.class_token:
+    selector = rng.choice([*SELECTIONS])
+    kind = SELECTIONS[selector]
+    reads_patches = arch.patch_head or arch.global_pool != "token"
+    alone = not reads_patches and rng.random() < 0.5  # the last block gives the class token alone
+    if kind.keeps_keys or alone or (selector == "attention" and not arch.class_token):
         arch = replace(arch, relative_position=0)
     blocks = [block for _ in range(rng.choice([2, 3])) for block in wild_blocks(rng)]
     left = patches
     for index, block in enumerate(blocks):
-        may = left > 1 and (index > 0 or (first and selector != "attention"))
-        keep = rng.randrange(1, left) if may and (rng.random() < 0.5 or index == len(blocks) - 1) else None
+        may, is_last = (
+            left > 1 and (index > 0 or (first and selector != "attention")),
+            index == len(blocks) - 1,
+        )
+        keep = rng.randrange(1, left) if may and (rng.random() < 0.5 or is_last) else None
+        keep = 0 if is_last and alone and index > 0 else keep
         mixers = ["softmax"]
-        if not arch.relative_position and selector != "attention":
+        if not (arch.relative_position or kind.needs_attention or kind.keeps_keys or keep == 0):
             mixers.append("performer")
         blocks[index] = replace(block, mixer=rng.choice(mixers), keep=keep)
-        left = keep or left
+        left = left if keep is None else keep
     rotary = arch.relative_position == 0 and rng.random() < 0.4
     if rotary:
         blocks = [replace(block, head_dim=rng.choice([4, 16])) for block in blocks]
@@ -131,7 +139,7 @@ def wild_selections(rng: random.Random) -> Arch:
 def with_parts(arch: Arch, rng: random.Random) -> Arch:
     """`arch` with some of the parts that pretrained networks are made of."""
     arch = replace(arch, **_attention_parts(arch, rng))
-    if not arch.distill_token and rng.random() < 0.3:
+    if not arch.distill_token and arch.blocks[-1].keep != 0 and rng.random() < 0.3:
         divisors = [n for n in range(1, arch.embed_dim + 1) if arch.embed_dim % n == 0]
         sizes = {"pool_num_heads": rng.choice(divisors), "pool_mlp_hidden": rng.choice([1, 16, 3000])}
         act = rng.choice(list(ACTS))
@@ -214,8 +222,8 @@ def test_count_equals_torch_for_any_selections(number: int) -> None:
         assert sum(part.macs for part in found) == cost.macs
         assert sum(part.params for part in found) == cost.params
         assert max(part.memory for part in found) * BYTES == cost.memory_bytes
-    assert len(tried) == 3
-    assert min(tried.values()) >= number // 6
+    assert set(tried) == {*SELECTIONS}
+    assert min(tried.values()) >= number // 12
 
 
 def test_attention_of_all_tokens_is_counted_beside_its_mean() -> None:

@@ -61,7 +61,9 @@ class Block:
     default. Mixers without heads ignore `num_heads` and `head_dim`.
     `slot` is the block's place in its stage of a Supernet (whose weights it takes); None means its own index, which
     is right whenever blocks are only ever removed from the end. It does not change what the block computes.
-    `keep` patches enter the block, fewer than came before (None: as many); which ones, the Arch's `selector` says.
+    `keep` patches enter the block, fewer than came before (None: as many); which ones, the Arch's `selector` says. With
+    0 the last block gives the class token alone, by keys and values of all that came; so it does with any number where
+    the selector is one of Patch Slimming's.
     """
 
     num_heads: int
@@ -75,9 +77,10 @@ class Block:
     def __post_init__(self) -> None:
         _at_least(1, self, "num_heads", "head_dim", "mlp_hidden")
         check_word("mixer", self.mixer, MIXERS)
-        for name in ("mixer_size", "keep"):
-            if getattr(self, name) is not None:
-                _at_least(1, self, name)
+        if self.mixer_size is not None:
+            _at_least(1, self, "mixer_size")
+        if self.keep is not None:
+            _at_least(0, self, "keep")
         if self.slot is not None and self.slot < 0:
             raise UserError(
                 f"slot is {self.slot}; it counts from 0. Leave it out to use the block's own index."
@@ -315,17 +318,16 @@ class Arch:
             return
         keeps = [(block.mixer, block.keep) for block in self.blocks]
         first = self.depth - len(self.stages[-1].blocks)
-        check_selections(self.selector, keeps, first=first, patches=prod(self.grids[-1]))
-        if self.selector is not None and self.rel_pos_bias != "none":
-            raise UserError(
-                f"selector is {self.selector!r} and rel_pos_bias {self.rel_pos_bias!r}; the bias is for all patches. "
-                "Use rel_pos_bias='none', or keep all patches."
-            )
-        if self.selector == "attention" and self.relative_position and not self.class_token:
-            raise UserError(
-                f"selector is 'attention' and relative_position {self.relative_position} without a class token; the "
-                "attention of all tokens is told without them. Use another selector, or relative_position=0."
-            )
+        check_selections(
+            self.selector,
+            keeps,
+            first=first,
+            patches=prod(self.grids[-1]),
+            class_token=self.class_token,
+            reads_patches=self.patch_head or self.global_pool != "token",
+            relative_position=self.relative_position,
+            rel_pos_bias=self.rel_pos_bias,
+        )
 
     @property
     def embed_dim(self) -> int:
@@ -366,7 +368,7 @@ class Arch:
         if self.selector is not None and SELECTIONS[self.selector].needs_attention:
             whose = "class" if self.class_token else "all"
         behind = (*self.blocks[1:], None)
-        return tuple(["none" if block is None or block.keep is None else whose for block in behind])
+        return tuple([whose if block is not None and block.keep else "none" for block in behind])
 
     @property
     def num_prefix_tokens(self) -> int:
@@ -393,7 +395,7 @@ class Arch:
         """Tokens that come to the end of the last stage, class token included."""
         patches = prod(self.grids[-1])
         if self.selector is not None:
-            patches = min(block.keep or patches for block in self.stages[-1].blocks)
+            patches = min(patches if block.keep is None else block.keep for block in self.stages[-1].blocks)
         return patches + self.num_prefix_tokens
 
     @property

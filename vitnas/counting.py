@@ -33,7 +33,7 @@ from vitnas.layers.mlp import mlp_cost
 from vitnas.layers.pool import AttentionPool
 from vitnas.layers.reduction import SpatialReduction
 from vitnas.layers.rotary import RotaryKind, rotary_of
-from vitnas.layers.select import SELECTIONS, Asked
+from vitnas.layers.select import Asked, selection_of
 from vitnas.layers.stem import STEMS
 from vitnas.mixers import MIXERS, Convention, MixerShape, QkvBias
 
@@ -53,8 +53,8 @@ class Part:
 class Frame(NamedTuple):
     """What a block's cost depends on besides its widths. A tuple, as it is hashed in the fastest path.
 
-    `keep` patches are left of the grid (0: all). `asked`: whose attention the block tells the
-    selection behind it.
+    `keep` patches are left of the grid (None: all). `asked`: whose attention the block tells the
+    selection behind it. `came` patches give keys and values (None: those that are left).
     """
 
     grid: Grid
@@ -68,12 +68,13 @@ class Frame(NamedTuple):
     layer_scale: bool = False
     qk_norm: bool = False
     rel_pos_bias: str = "none"
-    keep: int = 0
+    keep: int | None = None
     asked: Asked = "none"
+    came: int | None = None
 
     @property
     def patches(self) -> int:
-        return self.keep or prod(self.grid)
+        return prod(self.grid) if self.keep is None else self.keep
 
     @classmethod
     def of(cls, arch: Arch, stage: int = 0) -> Frame:
@@ -144,22 +145,29 @@ def framed(arch: Arch) -> Iterator[tuple[Block, int, Frame, Part | None]]:
             if selector is not None:
                 if block.keep is not None:
                     part = selection_part(selector, dim, frame, block.keep)
-                frame = frame._replace(keep=block.keep or frame.keep, asked=next(asked))
+                left = frame.keep if block.keep is None else block.keep
+                frame = frame._replace(
+                    keep=left, asked=next(asked), came=came_of(selector, block.keep, frame)
+                )
             yield block, dim, frame, part
             part = None
         before = dim
 
 
+def came_of(selector: str, keep: int | None, frame: Frame) -> int | None:
+    """How many patches give keys and values to a block that keeps so many behind one of `frame`; None: its own."""
+    return None if keep is None or not selection_of(selector, keep).keeps_keys else frame.patches
+
+
 @lru_cache(maxsize=100_000)
 def selection_part(selector: str, dim: int, frame: Frame, keep: int) -> Part:
     """The selection of `keep` patches behind a block of `frame`, or where frame is the stage's own in front of all."""
-    kind = SELECTIONS[selector]
-    cost = kind.cost(
+    cost = selection_of(selector, keep).cost(
         dim,
         before=frame.patches,
         keep=keep,
         num_prefix_tokens=frame.num_prefix_tokens,
-        again=bool(frame.keep),
+        again=frame.keep is not None,
     )
     return Part(name="selection", macs=cost.macs, params=cost.params, memory=cost.memory)
 
@@ -189,15 +197,15 @@ def block_parts(
     """(macs, params, memory in elements) of attention and of the MLP, each with its norm."""
     shape, kind = shape_of(block, dim, frame), MIXERS[block.mixer]
     inner = mlp_cost(dim, block.mlp_hidden, frame.act, has_norm=frame.scale_mlp_norm)
-    tokens, scale = shape.tokens, dim if frame.layer_scale else 0
-    rows = 2 * tokens if frame.keep else 0  # numbers of the tokens that are left: 64-bit integers
+    tokens, keys, scale = shape.tokens, shape.keys, dim if frame.layer_scale else 0
+    rows = _rows_memory(shape)
     # The authors of ViTAS count patches alone.
     counted = shape._replace(num_prefix_tokens=0) if convention == "patch_tokens" else shape
     attn = (
         kind.macs(counted, convention),
         kind.params(shape) + 2 * dim + scale,
         # The residual and the normed input stay alive while the mixer runs.
-        2 * tokens * dim + kind.memory(shape) + rows,
+        2 * keys * dim + kind.memory(shape) + rows,
     )
     # The block's input and the residual after attention, and the normed input if it is another tensor, stay alive.
     held = 2 if frame.mlp_norm == "stream" else 3
@@ -206,9 +214,21 @@ def block_parts(
         counted.tokens * inner.macs,
         inner.params + 2 * dim + scale,
         # The last sum beside its terms and the block's input is the most where the MLP is narrow.
-        tokens * max(held * dim + inner.memory, 4 * dim) + beside,
+        (keys - tokens) * dim + tokens * max(held * dim + inner.memory, 4 * dim) + beside,
     )
     return attn, mlp
+
+
+def _rows_memory(shape: MixerShape) -> int:
+    """Elements of the numbers of a block's tokens, which are 64-bit integers, where some of the grid's are gone."""
+    if shape.keep is None:
+        return 0
+    rows = 2 * shape.tokens
+    if shape.came is None or shape.came == prod(shape.grid):
+        return rows
+    return (
+        rows + 2 * shape.keys + (rows if shape.keep else 0)
+    )  # those that came, and which of them are picked
 
 
 def shape_of(block: Block, dim: int, frame: Frame) -> MixerShape:
@@ -233,6 +253,7 @@ def shape_of(block: Block, dim: int, frame: Frame) -> MixerShape:
         frame.rel_pos_bias,
         frame.keep,
         frame.asked,
+        frame.came,
     )
 
 

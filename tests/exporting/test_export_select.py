@@ -17,6 +17,8 @@ from vitnas.exporting.torch_export import export_program
 from vitnas.model import Model, build
 
 MODELS: dict[str, dict[str, Any]] = {
+    "patch_slimming": {"position": "rotary_2d"},
+    "dynamic_patch_slimming": {},
     "predictor": {"position": "rotary_2d"},
     "fixed": {"relative_position": 2},
     "attention": {},
@@ -28,10 +30,13 @@ def model_of(selector: str) -> Model:
     like = tiny_model(relative_position=0).arch
     first, second = like.blocks
     blocks = (first, replace(second, keep=9), replace(first, keep=4))
+    if selector == "patch_slimming":  # and the class token alone goes on
+        blocks = (*blocks[:2], replace(first, keep=0))
     stages = (replace(like.stages[0], blocks=blocks),)
     return randomize(build(replace(like, stages=stages, selector=selector, **MODELS[selector])))
 
 
+SLOW_DYNAMIC = pytest.param("dynamic_patch_slimming", marks=pytest.mark.slow)
 SLOW = [pytest.param(selector, marks=pytest.mark.slow) for selector in MODELS if selector != "predictor"]
 
 
@@ -49,10 +54,11 @@ def test_onnx_drops_patches_at_any_batch(selector: str, tmp_path: Path) -> None:
     }
     kept = [shapes[node.output[0]] for node in graph.node if node.op_type == "TopK"]
     assert [0, 9] in kept  # images are open, patches are not
-    assert [0, 4] in kept
+    if selector != "patch_slimming":
+        assert [0, 4] in kept
 
 
-@pytest.mark.parametrize("selector", MODELS)
+@pytest.mark.parametrize("selector", ["patch_slimming", "predictor", "fixed", "attention", SLOW_DYNAMIC])
 def test_torch_export_drops_patches_at_any_batch(selector: str, tmp_path: Path) -> None:
     record = export_program(model_of(selector), tmp_path / "model.pt2", images(12))
     assert record["batch_sizes"] == [1, 3, 8]
@@ -71,9 +77,9 @@ def test_the_legacy_exporter_drops_patches_too(selector: str, tmp_path: Path) ->
 def test_timm_gives_back_the_same_model(selector: str, tmp_path: Path) -> None:
     model = model_of(selector).eval()
     with torch.no_grad():
-        if selector == "fixed":  # places that somebody found, not those it began with
-            for each in model.selections.values():
-                each.worth.copy_(each.worth.flip(0))
+        for name, worth in model.named_buffers():  # places that somebody found, not those it began with
+            if name.endswith(".worth"):
+                worth.copy_(worth.flip(0))
         save_timm(model, tmp_path / "folder")
         again = load_timm(tmp_path / "folder")
         assert isinstance(again, Model)

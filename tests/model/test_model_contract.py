@@ -292,3 +292,25 @@ class TestKeepingWithAttentionPool(ModelContract):
     def model(self) -> Model:
         pool = {"global_pool": "map", "pool_num_heads": 4, "pool_mlp_hidden": 24, "class_token": False}
         return made(keeping(None, 7, selector="predictor", **pool))
+
+
+class TestPatchSlimming(ModelContract):
+    """The last block gives the tokens before the patches alone; queries have other rotary positions than keys."""
+
+    @pytest.fixture
+    def model(self) -> Model:
+        parts = {"position": "rotary_2d", "reg_tokens": 2, "layer_scale": True, "qk_norm": True}
+        return made(keeping(11, 5, 3, 0, selector="patch_slimming", **parts))
+
+
+class TestDynamicPatchSlimming(ModelContract):
+    @pytest.fixture
+    def model(self) -> Model:
+        pool = {"class_token": False, "global_pool": "avg", "qkv_bias": "qv"}
+        return made(keeping(None, 9, None, 4, selector="dynamic_patch_slimming", **pool))
+
+
+class TestPredictorThenTheClassToken(ModelContract):
+    @pytest.fixture
+    def model(self) -> Model:
+        return made(keeping(None, 9, 0, selector="predictor"))

@@ -226,7 +226,7 @@ def test_every_kind_scores_what_is_left() -> None:
     for kind in SELECTIONS.values():
         selection = kind(8, 4, grid=(4, 3), num_prefix_tokens=1).eval()
         found = selection(x, Kept(mask_BN=mask), attention, masked=True)
-        kept = found.kept.mask_BN
+        kept = found.after.mask_BN
         assert kept is not None
         assert kept.sum(1).tolist() == [5, 5]
         assert not bool((kept & ~mask).any())

@@ -195,6 +195,10 @@ def test_fewer_patches_are_cheaper_than_the_predictor_costs() -> None:
         ),
         ({"keep_places": (2,)}, r"keep is empty, but keep_places is \(2,\)"),
         ({"selector": "fixed"}, r"keep is empty, but .* selector 'fixed'"),
+        (
+            {"keep": KEEP, "selector": "patch_slimming"},
+            r"'patch_slimming', whose patches are found block by block",
+        ),
         ({"keep": KEEP, "selector": "fixd"}, r"selector is 'fixd'; it must be one of .* Nearest: 'fixed'"),
         (
             {"keep": KEEP, "selector": "attention", "keep_places": (0,)},

@@ -8,7 +8,9 @@ numbers.
 `predictor` is DynamicViT's (Rao et al., arXiv 2106.02034, section 3.2): a small network scores the patches, and in
 training draws who is kept, straight through (a whole decision forward, its probability backward). `fixed` keeps the
 same places in all images. `attention` keeps what got most of the class token's attention in the block before, or where
-there is no class token most of all tokens'.
+there is no class token most of all tokens'. `patch_slimming` and `dynamic_patch_slimming` are Patch Slimming's (Tang et
+al., arXiv 2106.02852): what leaves in front of a block still gives that block keys and values. The first keeps the same
+places in all images, the second what a small network takes to matter.
 
 Shapes: B images, N tokens, P patches, D dim, k patches kept.
 """
@@ -46,12 +48,32 @@ class Kept(NamedTuple):
     mask_BN: Tensor | None = None
 
 
+class Picked(NamedTuple):
+    """Which tokens of its input a block works on and gives, where the others are among its keys and values too.
+
+    `index_BN` counts the tokens that came, `rows_BN` those of the stage's grid; `index_BN` is None where the tokens
+    before the patches alone go on.
+    """
+
+    index_BN: Tensor | None
+    rows_BN: Tensor
+
+    def of(self, x_BND: Tensor) -> Tensor:
+        """These tokens of all that came."""
+        if self.index_BN is None:
+            return x_BND[:, : self.rows_BN.shape[1]]
+        return x_BND.gather(1, self.index_BN.unsqueeze(-1).expand(-1, -1, x_BND.shape[2]))
+
+
 class Selected(NamedTuple):
-    """The tokens that go on, which they are, and what every patch that was left scored."""
+    """The tokens that enter the block, which they are, which go on behind it, and what every patch that was left
+    scored. `picked`: those among them that the block gives; None: all."""
 
     x_BND: Tensor
-    kept: Kept
+    entering: Kept
+    after: Kept
     scores_BP: Tensor
+    picked: Picked | None = None
 
 
 class Choice(NamedTuple):
@@ -84,8 +106,15 @@ class Trail:
     """What selections leave behind in one pass through the blocks; their choices only where somebody wants them."""
 
     kept: Kept | None = None
+    entering: Kept | None = None  # what a block is given, of which it gives those `picked`
+    picked: Picked | None = None
     attention_BP: Tensor | None = None
     choices: list[Choice] | None = None
+
+    def enter(self) -> tuple[Kept | None, Picked | None]:
+        """What the next block is given, which nobody needs to hold but it."""
+        given, self.entering, self.picked = (self.entering, self.picked), None, None
+        return given
 
     def places(self, x_BND: Tensor, prefix: int) -> Tensor:
         """(B, P) numbers on the grid of the patches among the tokens."""
@@ -107,6 +136,8 @@ class Selection(nn.Module, ABC):
     word: ClassVar[str]  # an Arch's word for it
     needs_attention: ClassVar[bool] = False  # goes by that of the block before
     has_scores: ClassVar[bool] = False  # of the whole grid, before any image
+    keeps_keys: ClassVar[bool] = False  # what leaves still gives the block behind keys and values
+    learns_scores: ClassVar[bool] = False  # its weights learn from its scores alone
 
     def __init__(self, dim: int, keep: int, *, grid: Grid, num_prefix_tokens: int) -> None:
         super().__init__()
@@ -151,14 +182,22 @@ class Selection(nn.Module, ABC):
         if masked:
             mask_BP = self.decide(scores_BP, None if kept.mask_BN is None else kept.mask_BN[:, prefix:])
             ones = mask_BP.new_ones(mask_BP.shape[0], prefix)
-            return Selected(x_BND, Kept(mask_BN=torch.cat([ones, mask_BP], dim=1)), scores_BP)
+            after = Kept(mask_BN=torch.cat([ones, mask_BP], dim=1))
+            return Selected(x_BND, kept if self.keeps_keys else after, after, scores_BP)
+        picked = self.pick(x_BND, kept, scores_BP)
+        after = Kept(rows_BN=picked.rows_BN)
+        if self.keeps_keys:
+            return Selected(x_BND, kept, after, scores_BP, picked)
+        return Selected(picked.of(x_BND), after, after, scores_BP)
+
+    def pick(self, x_BND: Tensor, kept: Kept, scores_BP: Tensor) -> Picked:
+        """The tokens that go on, in the order of the patches."""
+        prefix = self.num_prefix_tokens
         index_Bk = scores_BP.topk(self.keep, dim=1).indices.sort(dim=1).values + prefix
         first = index_Bk[:, :1] * 0 + torch.arange(prefix, device=x_BND.device)  # exporters keep its batch
         index_BN = torch.cat([first, index_Bk], dim=1)
-        del index_Bk
-        x_BND = x_BND.gather(1, index_BN.unsqueeze(-1).expand(-1, -1, x_BND.shape[2]))
-        rows_BN = index_BN if kept.rows_BN is None else kept.rows_BN.gather(1, index_BN)
-        return Selected(x_BND, Kept(rows_BN=rows_BN), scores_BP)
+        del first, index_Bk
+        return Picked(index_BN, index_BN if kept.rows_BN is None else kept.rows_BN.gather(1, index_BN))
 
     @classmethod
     def cost(cls, dim: int, *, before: int, keep: int, num_prefix_tokens: int, again: bool) -> LayerCost:
@@ -169,7 +208,8 @@ class Selection(nn.Module, ABC):
         rows = 2 * tokens if again else 0  # 64-bit integers
         # Places, sorted places with their order, and tokens' numbers are 64-bit integers.
         scores = before if again or not cls.has_scores else 0
-        picking = scores + max(7 * keep, 4 * keep + 2 * left, 2 * left + left * dim)
+        taken = (2 * left if again else 0) if cls.keeps_keys else left * dim  # or the block takes them
+        picking = scores + max(7 * keep, 4 * keep + 2 * left, 2 * left + taken)
         return LayerCost(macs, params, tokens * dim + rows + max(scoring, picking))
 
     @staticmethod
@@ -291,9 +331,95 @@ class AttentionSelection(Selection):
         return attention_BP
 
 
+class PatchSlimming(FixedSelection):
+    """Patch Slimming's fixed places, which `vitnas.slimming.patches` finds."""
+
+    word = "patch_slimming"
+    keeps_keys = True
+
+
+class DynamicPatchSlimming(Selection):
+    """Patch Slimming's scores of every image, predicted by a small network: fewer channels, then one linear layer on a
+    patch's own beside the mean over all patches.
+
+    A score is the logarithm of the paper's, up to a number per image. What the network learns from is its `scores`:
+    which patches are kept has no gradient.
+    """
+
+    word = "dynamic_patch_slimming"
+    keeps_keys = learns_scores = True
+
+    def __init__(self, dim: int, keep: int, *, grid: Grid, num_prefix_tokens: int) -> None:
+        super().__init__(dim, keep, grid=grid, num_prefix_tokens=num_prefix_tokens)
+        inner = _eighth(dim)
+        self.norm = nn.LayerNorm(dim, eps=1e-5)
+        self.down = nn.Linear(dim, inner)
+        self.worth = nn.Linear(2 * inner, 1)
+
+    def axes(self) -> dict[str, Axes]:
+        dim: Axes = (("dim", self.down.in_features),)
+        inner: Axes = (("slimming_dim", self.down.out_features),)
+        one: Axes = (("one", 1),)
+        return {
+            "norm.weight": dim,
+            "norm.bias": dim,
+            "down.weight": inner + dim,
+            "down.bias": inner,
+            "worth.weight": (*one, ("own_whole", 2), *inner),
+            "worth.bias": one,
+        }
+
+    def score(self, x_BPD: Tensor, kept: Kept, attention_BP: Tensor | None) -> Tensor:
+        mask_BN, own = kept.mask_BN, functional.gelu(self.down(self.norm(x_BPD)))
+        mean = own.mean(1) if mask_BN is None else masked_mean(own, mask_BN[:, self.num_prefix_tokens :])
+        both = torch.cat([own, mean.unsqueeze(1).expand_as(own)], dim=-1)
+        scores_BP1: Tensor = self.worth(both)
+        return scores_BP1.squeeze(-1)
+
+    @staticmethod
+    def scoring_cost(dim: int, before: int) -> LayerCost:
+        inner = _eighth(dim)
+        products = dim * inner + 2 * inner
+        memory = before * max(dim + inner, 2 * inner, 3 * inner + 1) + inner
+        return LayerCost(before * products, products + 2 * dim + inner + 1, memory)
+
+
+class PrefixSelection(Selection):
+    """What every kind does where no patch is kept: the tokens before the patches go on, the last block's queries, and
+    the patches still give it keys and values. Without loss where the class token alone is read."""
+
+    word = "prefix"
+    has_scores = keeps_keys = True
+
+    def score(self, x_BPD: Tensor, kept: Kept, attention_BP: Tensor | None) -> Tensor:
+        return x_BPD.new_zeros(1).expand(x_BPD.shape[:2])
+
+    def pick(self, x_BND: Tensor, kept: Kept, scores_BP: Tensor) -> Picked:
+        rows_N = torch.arange(self.num_prefix_tokens, device=x_BND.device)
+        return Picked(None, rows_N.expand(x_BND.shape[0], -1))
+
+    @classmethod
+    def cost(cls, dim: int, *, before: int, keep: int, num_prefix_tokens: int, again: bool) -> LayerCost:
+        tokens = before + num_prefix_tokens
+        rows = 2 * tokens if again else 0
+        return LayerCost(0, 0, tokens * dim + rows + 1 + 2 * num_prefix_tokens)
+
+
 SELECTIONS: dict[str, type[Selection]] = {
-    kind.word: kind for kind in (PredictorSelection, FixedSelection, AttentionSelection)
+    kind.word: kind
+    for kind in (
+        PredictorSelection,
+        FixedSelection,
+        AttentionSelection,
+        PatchSlimming,
+        DynamicPatchSlimming,
+    )
 }
+
+
+def selection_of(selector: str, keep: int) -> type[Selection]:
+    """The class that keeps so many patches where an Arch's selector is this word."""
+    return SELECTIONS[selector] if keep else PrefixSelection
 
 
 def straight_through(odds_BP: Tensor, noise_BP: Tensor) -> Tensor:
@@ -356,3 +482,8 @@ def even_worth(grid: Grid) -> Tensor:
 def _halves(dim: int) -> tuple[int, int]:
     """Half and a quarter of `dim`, at least 1."""
     return max(1, dim // 2), max(1, dim // 4)
+
+
+def _eighth(dim: int) -> int:
+    """An eighth of `dim`, at least 1."""
+    return max(1, dim // 8)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from vitnas.errors import UserError, check_word
 from vitnas.layers.rotary import STEPS, rotary_of
-from vitnas.layers.select import SELECTIONS
+from vitnas.layers.select import SELECTIONS, selection_of
 from vitnas.mixers import MIXERS
 
 
@@ -62,7 +62,15 @@ def check_mixers(
 
 
 def check_selections(
-    selector: str | None, blocks: Sequence[tuple[str, int | None]], *, first: int, patches: int
+    selector: str | None,
+    blocks: Sequence[tuple[str, int | None]],
+    *,
+    first: int,
+    patches: int,
+    class_token: bool,
+    reads_patches: bool,
+    relative_position: int,
+    rel_pos_bias: str,
 ) -> None:
     """Raise UserError where selections cannot be.
 
@@ -71,6 +79,7 @@ def check_selections(
         blocks: mixer and patches kept (None: all that come) of every block.
         first: number of the last stage's first block.
         patches: of the last stage's grid.
+        reads_patches: whether a classifier reads patches of the last block.
     """
     keeping = sum(keep is not None for _, keep in blocks)
     if (selector is None) == (keeping > 0):
@@ -81,6 +90,21 @@ def check_selections(
     if selector is None:
         return
     check_word("selector", selector, SELECTIONS)
+    if rel_pos_bias != "none":
+        raise UserError(
+            f"selector is {selector!r} and rel_pos_bias {rel_pos_bias!r}; the bias is for all patches. Use "
+            "rel_pos_bias='none', or keep all patches."
+        )
+    if selector == "attention" and relative_position and not class_token:
+        raise UserError(
+            f"selector is 'attention' and relative_position {relative_position} without a class token; the attention "
+            "of all tokens is told without them. Use another selector, or relative_position=0."
+        )
+    if blocks[-1][1] == 0 and reads_patches:
+        raise UserError(
+            f"block {len(blocks) - 1}: keep is 0, which leaves the class token alone, but a classifier reads patches. "
+            "Keep at least 1, or use global_pool='token' without a patch head."
+        )
     left = patches
     for index, (mixer, keep) in enumerate(blocks):
         where = f"block {index}: "
@@ -95,7 +119,14 @@ def check_selections(
                     f"{where}keep is {keep}, but {left} patches come to it; keep must be lower. Leave it out to "
                     "keep all."
                 )
-            _check_attention(where, selector, blocks[index - 1][0] if index else None)
+            if keep == 0 and index < len(blocks) - 1:
+                raise UserError(
+                    f"{where}keep is 0; the last block alone can do without patches. Keep at least 1."
+                )
+            if selection_of(selector, keep).needs_attention:
+                _check_attention(where, selector, blocks[index - 1][0] if index else None)
+            if selection_of(selector, keep).keeps_keys:
+                _check_picked(f"{where}keep is {keep} and selector {selector!r}", mixer, relative_position)
             left = keep
         if left < patches and not MIXERS[mixer].takes_selection:
             raise UserError(
@@ -104,9 +135,18 @@ def check_selections(
             )
 
 
+def _check_picked(what: str, mixer: str, relative_position: int) -> None:
+    """That a mixer can have queries of some tokens and keys of more."""
+    if not MIXERS[mixer].takes_picked or relative_position:
+        raise UserError(
+            f"{what} with mixer {mixer!r} and relative_position {relative_position}; what leaves still gives keys and "
+            f"values, which {_able('takes_picked')} without relative positions can take. Use that, or another selector."
+        )
+
+
 def _check_attention(where: str, selector: str, before: str | None) -> None:
-    """That the mixer before can tell its attention, if the selector asks for it."""
-    if SELECTIONS[selector].needs_attention and not (before and MIXERS[before].gives_attention):
+    """That the mixer before can tell its attention."""
+    if not (before and MIXERS[before].gives_attention):
         raise UserError(
             f"{where}selector is {selector!r}, but {f'mixer {before!r}' if before else 'no block'} stands before it; "
             f"it goes by the attention of the block before, which {_able('gives_attention')} tells. Use another."

@@ -22,7 +22,7 @@ from vitnas.errors import UserError
 from vitnas.grids import NO_GRID, Grid, size_text
 from vitnas.layers.axes import Axes
 from vitnas.layers.rotary import Rotary, RotaryKind, rotary_memory
-from vitnas.layers.select import Asked, Kept
+from vitnas.layers.select import Asked, Kept, Picked
 
 QkvBias = bool | Literal["qv"]
 Convention = Literal["executed", "plain", "dense_relative", "patch_tokens"]
@@ -45,12 +45,18 @@ class MixerShape(NamedTuple):
     qkv_bias: QkvBias = True
     qk_norm: bool = False
     rel_pos_bias: str = "none"
-    keep: int = 0  # patches that are left of the grid, 0 for all
+    keep: int | None = None  # patches that are left of the grid, None for all
     asked: Asked = "none"
+    came: int | None = None  # patches that give keys and values, None for those that are left
 
     @property
     def tokens(self) -> int:
-        return (self.keep or prod(self.grid)) + self.num_prefix_tokens
+        return (prod(self.grid) if self.keep is None else self.keep) + self.num_prefix_tokens
+
+    @property
+    def keys(self) -> int:
+        """Tokens that give keys and values."""
+        return self.tokens if self.came is None else self.came + self.num_prefix_tokens
 
     @property
     def inner(self) -> int:
@@ -75,6 +81,7 @@ class Mixer(nn.Module, ABC):
     takes_attention_parts: ClassVar[bool] = False  # has `qk_norm_eps`, `rel_pos_bias`; `qkv_bias` may be "qv"
     takes_selection: ClassVar[bool] = False  # tokens may be dropped or masked in front of it
     gives_attention: ClassVar[bool] = False  # has `look`, which also tells how much attention each patch got
+    takes_picked: ClassVar[bool] = False  # has `mix_picked`: queries of some tokens alone
 
     def __init__(self, *sizes: object, **options: object) -> None:
         super().__init__()
@@ -138,6 +145,10 @@ class Mixer(nn.Module, ABC):
     def mix_kept(self, x_BND: Tensor, kept: Kept) -> Tensor:
         """The same for tokens that selections left. Only mixers that `takes_selection` have it."""
         raise LookupError(f"{self.word} takes no selected tokens")
+
+    def mix_picked(self, x_BND: Tensor, kept: Kept | None, picked: Picked) -> Tensor:
+        """The same for those tokens alone, by keys and values of all. Only mixers that have `takes_picked`."""
+        raise LookupError(f"{self.word} gives what it takes")
 
     def look(self, x_BND: Tensor, kept: Kept | None, asked: Asked) -> tuple[Tensor, Tensor]:
         """The same, and how much attention each patch got, (B, P). Only mixers that have `gives_attention`."""
@@ -319,7 +330,7 @@ def heads_memory(shape: MixerShape, core: int, *, copies: bool, beside: int = 0)
         beside: elements that stay alive beside the merging.
     """
     tokens, inner = shape.tokens, shape.inner
-    whole = prod(shape.grid) + shape.num_prefix_tokens if shape.keep else 0
+    whole = prod(shape.grid) + shape.num_prefix_tokens if shape.keep is not None else 0
     turned, turning = rotary_memory(shape.rotary, tokens, shape.head_dim, inner, inner, whole=whole)
     merging = tokens * (inner + max(shape.dim, inner if copies else 0)) + beside
     normed = 2 * tokens * inner if shape.qk_norm else 0

@@ -7,6 +7,8 @@ Shapes: B images, N tokens, D dim, A heads, K head_dim.
 
 from __future__ import annotations
 
+from math import prod
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -15,7 +17,8 @@ from vitnas.grids import Grid
 from vitnas.layers.axes import Axes
 from vitnas.layers.position_bias import BiasCost, PositionBias
 from vitnas.layers.relative_position import RelativePosition2d, line_features, of_rows
-from vitnas.layers.select import Asked, Kept, masked_attention, masked_mean, sees
+from vitnas.layers.rotary import rotary_memory
+from vitnas.layers.select import Asked, Kept, Picked, masked_attention, masked_mean, sees
 from vitnas.mixers.mixer import (
     Convention,
     HeadMixer,
@@ -38,7 +41,7 @@ class Softmax(HeadMixer):
     word = "softmax"
     takes_relative_position = takes_attention_parts = True
     takes_fewer_keys = True
-    takes_selection = gives_attention = True
+    takes_selection = gives_attention = takes_picked = True
 
     def __init__(
         self,
@@ -104,8 +107,33 @@ class Softmax(HeadMixer):
     def project(self, x_BND: Tensor) -> Tensor:
         if not self.has_qv_bias:
             return super().project(x_BND)
-        bias_I = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        return functional.linear(x_BND, self.qkv.weight, bias_I)
+        return functional.linear(x_BND, self.qkv.weight, self._bias())
+
+    def _bias(self) -> Tensor | None:
+        """Of queries, keys and values side by side."""
+        if not self.has_qv_bias:
+            return self.qkv.bias
+        return torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+
+    def mix_picked(self, x_BND: Tensor, kept: Kept | None, picked: Picked) -> Tensor:
+        """Without positions that are added to the logits (`check_selections`)."""
+        parts = [*self.split_picked(x_BND, kept, picked)]
+        out_BND = self.merge(self._core_of(parts, Kept()))
+        return out_BND if self.proj_drop is None else self.proj_drop(out_BND)
+
+    def split_picked(self, x_BND: Tensor, kept: Kept | None, picked: Picked) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries of the tokens picked, keys and values of all, turned."""
+        rows_BM = None if kept is None else kept.rows_BN
+        inner, weight = self.num_heads * self.head_dim, self.qkv.weight
+        bias = self._bias()
+        kv = functional.linear(x_BND, weight[inner:], None if bias is None else bias[inner:])
+        k_BAMK, v_BAMK = kv.unflatten(2, (2, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
+        q_BNI = functional.linear(picked.of(x_BND), weight[:inner], None if bias is None else bias[:inner])
+        q_BANK = q_BNI.unflatten(2, (self.num_heads, self.head_dim)).transpose(1, 2)
+        del q_BNI, bias
+        (q_BANK,) = self.rotary(self.q_norm(q_BANK), rows_BN=picked.rows_BN)
+        (k_BAMK,) = self.rotary(self.k_norm(k_BAMK), rows_BN=rows_BM)
+        return q_BANK, k_BAMK, v_BAMK
 
     def split(self, x_BND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q_BANK, k_BANK, v_BANK = super().split(x_BND)
@@ -191,7 +219,7 @@ class Softmax(HeadMixer):
     @staticmethod
     def macs(shape: MixerShape, convention: Convention = "executed") -> int:
         tokens, inner = shape.tokens, shape.inner
-        macs = 4 * tokens * shape.dim * inner + 2 * tokens**2 * inner
+        macs = 2 * (tokens + shape.keys) * shape.dim * inner + 2 * tokens * shape.keys * inner
         if shape.asked != "none":
             macs += (1 if shape.asked == "class" else tokens) * tokens * inner
         if shape.rel_pos_bias != "none":
@@ -213,6 +241,8 @@ class Softmax(HeadMixer):
 
     @staticmethod
     def memory(shape: MixerShape) -> int:
+        if shape.came is not None:
+            return _picked_memory(shape)
         tokens, heads, inner = shape.tokens, shape.num_heads, shape.inner
         looking = beside = 0
         if shape.asked != "none":  # attention of some queries to all keys, twice, beside its mean
@@ -231,6 +261,25 @@ def _bias_cost(shape: MixerShape) -> BiasCost:
     return PositionBias.cost(shape.rel_pos_bias, shape.num_heads, shape.grid, shape.num_prefix_tokens)
 
 
+def _picked_memory(shape: MixerShape) -> int:
+    """Elements beside the input where queries are of some of the tokens alone."""
+    tokens, keys, inner = shape.tokens, shape.keys, shape.inner
+    whole = prod(shape.grid) + shape.num_prefix_tokens
+    projecting = (
+        tokens * shape.dim if shape.keep else 0
+    )  # the tokens picked; those before the patches are a view
+    projecting += 3 * inner if shape.qkv_bias == "qv" else 0
+    turned, turning = 0, 0
+    for side in (tokens, keys):
+        of_grid = 0 if side == whole else whole
+        turned, own = rotary_memory(shape.rotary, side, shape.head_dim, inner, whole=of_grid)
+        normed = side * inner if shape.qk_norm else 0
+        turning = max(turning, normed + own)
+    made = keys * inner if shape.qk_norm or turned else 0  # keys beside those that came out of the projection
+    core = max(projecting, turning, made + tokens * (inner + shape.num_heads))
+    return max((2 * keys + tokens) * inner + core, tokens * (inner + shape.dim))
+
+
 def _relative_memory(shape: MixerShape) -> int:
     """Elements beside queries, keys and values, which stay alive, at the peak with relative positions: in attention, or
     with narrow heads on a fine grid when the index into the tables is made or the weights meet them."""
@@ -243,7 +292,7 @@ def _relative_memory(shape: MixerShape) -> int:
     index = 2 * tokens * (rows + cols)  # of 64-bit integers
     making = 2 * whole * (2 * rows + 3 * cols) + 2 * longer * (longer + 1 + prefix)
     lining = 0
-    if shape.keep:  # tables of the whole grid are made, then those rows taken that are left
+    if shape.keep is not None:  # tables of the whole grid are made, then those rows taken that are left
         joining = (
             (patches * (rows + cols + 1 + features), (patches + prefix + whole) * features) if prefix else ()
         )

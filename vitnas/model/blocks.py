@@ -16,7 +16,7 @@ from vitnas.layers.axes import Axes
 from vitnas.layers.mlp import make_mlp, mlp_axes
 from vitnas.layers.reduction import SpatialReduction
 from vitnas.layers.rotary import rotary_of
-from vitnas.layers.select import SELECTIONS, Asked, Kept
+from vitnas.layers.select import Asked, Kept, Picked, selection_of
 from vitnas.mixers import MIXERS, Mixer
 
 
@@ -62,13 +62,23 @@ class TransformerBlock(nn.Module):
             axes |= {"ls1.gamma": dim, "ls2.gamma": dim}
         return axes | {f"mlp.{name}": found for name, found in mlp_axes(self.mlp).items()}
 
-    def forward(self, x_BND: Tensor, kept: Kept | None = None, asked: Asked = "none") -> Any:
+    def forward(
+        self,
+        x_BND: Tensor,
+        kept: Kept | None = None,
+        asked: Asked = "none",
+        picked: Picked | None = None,
+    ) -> Any:
         """(B, N, D) to (B, N, D); with `asked` also how much attention each patch got, (B, P).
 
-        `kept` says which tokens selections left.
+        `kept` says which tokens selections left; `picked` which of them the block gives, by keys and values of all.
         """
         attention_BP = None
-        if asked != "none":
+        if picked is not None:
+            mixed_BND = self.drop_path1(self.ls1(self.attn.mix_picked(self.norm1(x_BND), kept, picked)))
+            x_BND = picked.of(x_BND) + mixed_BND
+            del mixed_BND
+        elif asked != "none":
             mixed_BND, attention_BP = self.attn.look(self.norm1(x_BND), kept, asked)
             x_BND = x_BND + self.drop_path1(self.ls1(mixed_BND))
             del mixed_BND
@@ -137,9 +147,10 @@ def make_selections(arch: Arch) -> nn.ModuleDict:
     made = nn.ModuleDict()
     if arch.selector is None:
         return made
-    kind, prefix = SELECTIONS[arch.selector], arch.num_prefix_tokens
+    prefix = arch.num_prefix_tokens
     for index, block in enumerate(arch.blocks):
         if block.keep is not None:  # in the last stage alone
+            kind = selection_of(arch.selector, block.keep)
             made[str(index)] = kind(arch.embed_dim, block.keep, grid=arch.grids[-1], num_prefix_tokens=prefix)
     return made
 

@@ -9,13 +9,13 @@ from itertools import islice, pairwise
 from math import prod
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vitnas.arch import Arch
 from vitnas.errors import UserError
 from vitnas.model.blocks import make_selections
 from vitnas.model.build import initialize
-from vitnas.model.timm_keys import from_timm
+from vitnas.model.timm_keys import arch_of_timm, from_timm
 from vitnas.model.vit import Model
 
 
@@ -54,6 +54,40 @@ def with_selections(
             made.selections[index].load_state_dict(old[index].state_dict())
     made.record_arch(arch)
     return made
+
+
+@torch.no_grad()
+def with_places(network: nn.Module, places: Sequence[Tensor | None]) -> Model:
+    """A copy of `network` whose blocks give these patches alone in all images, as in Patch Slimming.
+
+    Args:
+        network: a Model that keeps all patches, or a timm ViT that an Arch can say.
+        places: per block the numbers on the grid of the patches that it gives, each set within the one before; None for
+            as many as come.
+
+    Raises:
+        UserError: sets that do not lie within each other, or a network that cannot keep fewer.
+    """
+    arch = network.arch if isinstance(network, Model) else arch_of_timm(network)
+    left = torch.ones(prod(arch.grids[-1]), dtype=torch.bool)
+    worth, keeps = torch.zeros(len(left)), dict[int, int]()
+    for index, found in enumerate(places):
+        if found is None:
+            continue
+        here = torch.zeros_like(left).index_fill(0, found.cpu(), True)
+        if bool((here & ~left).any()):
+            raise UserError(
+                f"block {index} gives patches that the block before does not; each block's lie within those of the "
+                "one before. Leave the others out."
+            )
+        if here.sum() < left.sum():
+            keeps[index] = int(here.sum())
+        worth, left = worth + here, here
+    model = with_selections(network, keeps, selector="patch_slimming")
+    for name, buffer in model.selections.named_buffers():
+        if name.endswith(".worth"):  # what lives longest is worth most: one ranking for all
+            buffer.copy_(worth)
+    return model
 
 
 def keeps_of(

@@ -208,10 +208,10 @@ class Model(nn.Module):
         if index in self._entries:
             reduced: Tensor = self.reductions[self._entries[index]](x_BND)
             return reduced
+        trail.entering = before = trail.kept
         if index not in self._selecting:
             return x_BND
-        selection, before = self.selections[str(index)], trail.kept
-        x_BND, trail.kept, scores_BP = selection(
+        x_BND, trail.entering, trail.kept, scores_BP, trail.picked = self.selections[str(index)](
             x_BND, before, trail.attention_BP, masked=self.carries_dropped
         )
         trail.attention_BP = None
@@ -221,8 +221,8 @@ class Model(nn.Module):
 
     def _through(self, index: int, block: nn.Module, x_BND: Tensor, trail: Trail) -> Tensor:
         """What `block`, of that number, makes of its input."""
-        asked = self._asked[index]
-        given = () if trail.kept is None and asked == "none" else (trail.kept, asked)
+        asked, (kept, picked) = self._asked[index], trail.enter()
+        given = () if asked == "none" and kept is None and picked is None else (kept, asked, picked)
         out = checkpoint(block, x_BND, *given) if self.grad_checkpointing else block(x_BND, *given)
         if asked == "none":
             return out

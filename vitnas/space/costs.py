@@ -181,7 +181,7 @@ def _selections(layout: Layout, keeps: Keeps) -> Iterator[Table]:
         if behind >= before:
             return 0, 0, 0
         patches = math.prod(like.grids[-1])
-        came = 0 if before == keeps.full else keeps.patches(before, patches)
+        came = None if before == keeps.full else keeps.patches(before, patches)
         frame = Frame.of(like, last)._replace(keep=came)
         part = selection_part(keeps.selector, dim, frame, keeps.patches(behind, patches))
         return part.macs, part.params, part.memory

@@ -83,7 +83,13 @@ class Space(ABC):
                     "how fewer patches are kept. Give keep, for example 1.0, 0.7, 0.5."
                 )
             return
-        check_word("selector", self.selector, SELECTIONS)
+        words = [word for word, kind in SELECTIONS.items() if not kind.keeps_keys]
+        if self.selector in SELECTIONS and self.selector not in words:
+            raise UserError(
+                f"selector is {self.selector!r}, whose patches are found block by block in a trained network; genes "
+                f"of a space leave the choice to one of {', '.join(words)}. Use {words[0]!r}."
+            )
+        check_word("selector", self.selector, words)
         blocks = self.fixed_blocks()
         slots = len(blocks[-1])
         places = places or tuple(sorted({slots * n // 4 for n in (1, 2, 3)} - {0}))

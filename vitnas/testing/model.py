@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vitnas.arch import Arch
 from vitnas.layers.axes import named_axes
+from vitnas.layers.select import SELECTIONS
 from vitnas.model import Model, build
 from vitnas.testing.random import randomize_
 from vitnas.testing.refusal import refusal
@@ -76,8 +77,10 @@ class ModelContract:
 
     def test_every_parameter_gets_a_gradient(self, model: Model) -> None:
         randomize_(model, torch.Generator().manual_seed(0))
-        heads = model.train()(self.images(model), want=HEADS_WANTED)
-        sum(tensor.square().sum() for tensor in heads.values()).backward()
+        selector = model.arch.selector
+        learned = ("scores",) if selector and SELECTIONS[selector].learns_scores else ()
+        heads = model.train()(self.images(model), want=(*HEADS_WANTED, *learned))
+        sum(tensor[tensor.isfinite()].square().sum() for tensor in heads.values()).backward()
         without = [n for n, p in model.named_parameters() if p.grad is None or not bool(p.grad.any())]
         assert not without, f"no gradient for {without}"
         assert all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)
@@ -91,7 +94,7 @@ class ModelContract:
         assert model(images).shape == (2, model.num_features)
         model.reset_classifier(0, "")
         assert model(images).shape == (2, arch.num_final_tokens, model.num_features)
-        if not arch.distill_token:
+        if not arch.distill_token and arch.num_final_tokens > arch.num_prefix_tokens:
             model.reset_classifier(3, "avg")
             assert model(images).shape == (2, 3)
             assert model.arch.global_pool == model.global_pool == "avg"
@@ -122,7 +125,8 @@ class ModelContract:
         named = model(images, want=model.output_names)
         left, tokens = prod(arch.grids[0]), found["image_intermediates"]
         for index, places in enumerate(found["image_intermediates_places"]):
-            left = arch.blocks[index].keep or (prod(arch.grids[-1]) if index in model._entries else left)
+            left = prod(arch.grids[-1]) if index in model._entries else left
+            left = left if (keep := arch.blocks[index].keep) is None else keep
             assert places.shape == tokens[index].shape[:2] == (2, left)
             assert bool((places.diff(dim=1) > 0).all())
             if left < prod(arch.grids[-1]):
@@ -130,7 +134,7 @@ class ModelContract:
         whole = named["keep"].sum(2)
         keeps = [block.keep for block in arch.blocks if block.keep is not None]
         torch.testing.assert_close(whole, torch.tensor([keeps] * 2, dtype=whole.dtype))
-        torch.testing.assert_close(named["keep"][:, -1].nonzero()[:, 1].view(2, -1), places)
+        torch.testing.assert_close(named["keep"][:, -1].nonzero()[:, 1].view(2, left), places)
         torch.testing.assert_close(
             model.norm(named[f"blocks.{arch.depth - 1}"])[:, prefix:], tokens[-1], rtol=0, atol=0
         )
