@@ -43,6 +43,24 @@ def named_axes(model: nn.Module, *, without: str | None = None) -> dict[str, Axe
     return found
 
 
+def inputs_of(axes: Axes, inputs: int) -> Axes:
+    """Those axes of a linear layer's weight that its `inputs` run over, the last ones."""
+    size, place = 1, len(axes)
+    while size < inputs:
+        place -= 1
+        size *= axes[place][1]
+    return axes[place:]
+
+
+def outputs_of(axes: Axes, inputs: int) -> Axes:
+    """Those axes that its outputs run over, the first ones.
+
+    >>> outputs_of((("qkv", 3), ("heads", 2), ("head_dim", 4), ("dim", 8)), 8)
+    (('qkv', 3), ('heads', 2), ('head_dim', 4))
+    """
+    return axes[: len(axes) - len(inputs_of(axes, inputs))]
+
+
 def named_tensors(module: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers of `module`, saved ones and others, by full name."""
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}

@@ -7,13 +7,13 @@ axis, leaves what the widest Arch computes as it is. Unlike the authors', the op
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from vitnas.errors import UserError
-from vitnas.layers.axes import Axes
+from vitnas.layers.axes import Axes, named_tensors
 from vitnas.supernet.supernet import Supernet
 
 AXES = ("heads", "hidden")
@@ -47,11 +47,28 @@ def rewire(
         if not changed:
             continue
         moved += changed
-        for name in names:
-            parameter = parameters[name]
-            for tensor in (parameter.data, *_moments(optimizer, parameter, name)):
-                _permute(tensor, supernet.axes[name], axis, order)
+        reorder(supernet, axis, names, order, optimizer)
     return moved
+
+
+@torch.no_grad()
+def reorder(
+    supernet: Supernet,
+    axis: str,
+    names: Iterable[str],
+    order: Tensor,
+    optimizer: torch.optim.Optimizer | None = None,
+) -> None:
+    """Put the entries of `axis` of the shared tensors `names` in `order`, and the optimizer's moments alike.
+
+    Where these are all tensors that meet on that axis, what the widest Arch computes stays as it is, up to rounding.
+    """
+    shared = named_tensors(supernet)
+    for name in names:
+        tensor = shared[name]
+        moments = _moments(optimizer, tensor, name) if isinstance(tensor, nn.Parameter) else []
+        for each in (tensor.data, *moments):
+            _permute(each, supernet.axes[name], axis, order.to(each.device))
 
 
 def _groups(supernet: Supernet) -> Iterator[tuple[str, list[str]]]:
