@@ -15,13 +15,14 @@ from jsonargparse.typing import PositiveInt
 from optuna.storages import JournalStorage
 
 from vitnas.cli import main
-from vitnas.cli.fields import claim_folder, make_run, open_run, split_budgets
+from vitnas.cli.fields import make_run, open_run, split_budgets
 from vitnas.cli.options import options, split
 from vitnas.data import Augment
 from vitnas.errors import UserError
 from vitnas.recipes import RECIPES
 from vitnas.sample import SeveralConfig
 from vitnas.space import SPACES, VitasConfig
+from vitnas.stages.claim import claim_folder
 from vitnas.stages.run import changes, field_names, in_words, plain, save_run
 
 
@@ -281,7 +282,7 @@ def test_the_options_are_frozen() -> None:
     assert len(names) == NUM_FIELDS, sorted(names)
 
 
-NUM_FIELDS = 159
+NUM_FIELDS = 160
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 from jsonargparse.typing import PositiveInt
 from rich.console import Console
@@ -14,7 +14,7 @@ from rich.markup import escape
 
 from vitnas.budget import format_quantity
 from vitnas.cli.bench import bench_mixers_command
-from vitnas.cli.fields import claim_folder, make_run, open_run, split_budgets
+from vitnas.cli.fields import make_run, open_run, split_budgets
 from vitnas.cli.lookup import count_command, doctor_command, list_command, show_command
 from vitnas.cli.options import options, split
 from vitnas.cli.swap import swap_command
@@ -25,7 +25,8 @@ from vitnas.reporting import front_table, report
 from vitnas.reporting.sampler_plots import family
 from vitnas.reporting.tables import feasibility, to_rich
 from vitnas.searching.storage import open_storage
-from vitnas.stages import STAGES, Context, prepare
+from vitnas.stages import plan_of
+from vitnas.stages.claim import begin, opened
 from vitnas.stages.run import Run, field_groups
 from vitnas.stages.specialize import specialize
 from vitnas.train import ConsoleProgress
@@ -75,12 +76,10 @@ class FinetuneOptions:
 
 
 @contextmanager
-def at_work(run: Run, folder: Path, console: Console) -> Iterator[Context]:
-    """A run and its folder for a command, which tells on the console how it goes."""
-    with ConsoleProgress(console) as progress:
-        context = Context(run, folder, progress)
+def at_work(run: Run, folder: Path, console: Console) -> Iterator[Any]:
+    """The parts of a run for a command, which tells on the console how it goes."""
+    with ConsoleProgress(console) as progress, opened(run, folder, progress) as context:
         yield context
-        context.engine.close()
 
 
 def run_command(words: list[str], console: Console) -> None:
@@ -93,20 +92,20 @@ def run_command(words: list[str], console: Console) -> None:
     )
     run = make_run(asked.recipe, texts)
     name = asked.recipe if asked.recipe == run.recipe else Path(asked.recipe).stem
-    where = asked.folder or Path("runs") / name
-    with at_work(run, where, console) as context:
-        with context.engine.together():
-            table = prepare(context) if not (where / "run.yaml").exists() else None
-            context.engine.from_first(lambda: claim_folder(run, where))
-            claim_folder(run, where)
-            table = table or prepare(context)
+    whole_run(run, asked.folder or Path("runs") / name, console)
+
+
+def whole_run(run: Run, folder: Path, console: Console) -> None:
+    """Do what `run` says, and tell how it ended."""
+    with at_work(run, folder, console) as context:
+        table = begin(context)
         if context.engine.is_main:
-            console.print(f"[bold]{run.recipe}[/bold] into {where}")
+            console.print(f"[bold]{run.recipe}[/bold] into {folder}")
             console.print(to_rich(feasibility(table), "Feasibility"))
-        for stage in STAGES.values():
+        for stage in plan_of(run).stages.values():
             stage(context)
         if context.engine.is_main:
-            finale(where, console)
+            finale(folder, console)
 
 
 def stage_command(name: str) -> Command:
@@ -114,8 +113,15 @@ def stage_command(name: str) -> Command:
 
     def command(words: list[str], console: Console) -> None:
         folder = one_folder(words, name)
-        with at_work(open_run(folder), folder, console) as context:
-            STAGES[name](context)
+        run = open_run(folder)
+        stages = plan_of(run).stages
+        if name not in stages:
+            raise UserError(
+                f"{folder} is a run of {run.recipe}, which has no stage {name!r}; it has {', '.join(stages)}. Use one "
+                "of those."
+            )
+        with at_work(run, folder, console) as context:
+            stages[name](context)
             if context.engine.is_main:
                 if name == "evaluate":
                     finale(folder, console)

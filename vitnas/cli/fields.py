@@ -8,15 +8,13 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
 
-import yaml
-
 from vitnas.cli.options import parsed
 from vitnas.data import AUGMENTS
 from vitnas.errors import UserError, check_word, nearest
 from vitnas.recipes import RECIPES
 from vitnas.runs import to_json
-from vitnas.stages import go_on
-from vitnas.stages.run import GROWS, KINDS, Run, changes, field_names, in_words, plain, save_run
+from vitnas.stages.claim import read_yaml
+from vitnas.stages.run import KINDS, Run, field_names, plain
 
 
 def split_budgets(text: str) -> list[str]:
@@ -104,6 +102,8 @@ def _base(name: str, known: Collection[str]) -> dict[str, Any]:
     path = Path(name)
     if path.suffix not in (".yaml", ".yml"):
         raise UserError(f"{name!r} is no recipe; recipes are {', '.join(RECIPES)}.{nearest(name, RECIPES)}")
+    if not path.exists():
+        raise UserError(f"{path} does not exist; give a recipe ({', '.join(RECIPES)}) or a YAML file.")
     values = read_yaml(path)
     recipe = values.get("recipe", "tour")
     check_word(f"{path}: recipe", recipe, RECIPES)
@@ -121,29 +121,6 @@ def _base(name: str, known: Collection[str]) -> dict[str, Any]:
     return base
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file with a mapping.
-
-    Raises:
-        UserError: missing, unreadable or something else.
-    """
-    try:
-        values = yaml.safe_load(path.read_text())
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{path} does not exist; give a recipe ({', '.join(RECIPES)}) or a YAML file."
-        ) from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(
-            f"{path} cannot be read as YAML ({' '.join(str(error).split())}). Mend the file."
-        ) from error
-    if not isinstance(values, dict):
-        raise UserError(
-            f"{path} holds no fields; a run is written as `field: value` lines. See any run.yaml."
-        )
-    return values
-
-
 def _merge(
     base: dict[str, Any], values: dict[str, Any], known: Collection[str], path: Path, prefix: str = ""
 ) -> None:
@@ -155,30 +132,6 @@ def _merge(
             _merge(base[key], value, known, path, f"{name}.")
         else:
             base[key] = value
-
-
-def claim_folder(run: Run, folder: Path) -> None:
-    """Write run.yaml, or check that the folder's is the same run; where only what may grow has grown, let it go on.
-
-    Raises:
-        UserError: the folder holds another run (each differing field is named), or cannot be written.
-    """
-    path = folder / "run.yaml"
-    changed = changes(read_yaml(path), plain(run)) if path.exists() else {}
-    other = {
-        name: (old, new)
-        for name, (old, new) in changed.items()
-        if name not in GROWS or not isinstance(old, int) or new < old
-    }
-    if other:
-        raise UserError(
-            f"{folder} holds another run ({in_words(other)}). Repeat its command, or give another folder=PATH to do "
-            f"all anew; only {', '.join(GROWS)} may grow in a folder."
-        )
-    for name in changed:
-        go_on(run, folder, GROWS[name])
-    if changed or not path.exists():
-        save_run(run, path)
 
 
 def open_run(folder: Path, pairs: Mapping[str, str] | None = None) -> Run:

@@ -1,0 +1,82 @@
+"""A run folder is one run's: run.yaml says which, and the same run goes on in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vitnas.errors import UserError
+from vitnas.searching import Feasibility
+from vitnas.stages.context import Context
+from vitnas.stages.run import GROWS, Run, changes, in_words, plain, save_run
+from vitnas.stages.table import go_on, plan_of
+from vitnas.train import Progress
+
+
+@contextmanager
+def opened(run: Run, folder: Path, progress: Progress) -> Iterator[Any]:
+    """The Context of a run and its folder, as its plan has it."""
+    context = plan_of(run).context(run, folder, progress)
+    yield context
+    context.engine.close()
+
+
+def begin(context: Context) -> Feasibility:
+    """Check a run before its folder is claimed, so that what is wrong leaves none behind; then claim it.
+
+    Raises:
+        UserError: what the plan's `prepare` refuses, or a folder that holds another run.
+    """
+    run, folder, prepare = context.run, context.folder, plan_of(context.run).prepare
+    with context.engine.together():
+        table = prepare(context) if not (folder / "run.yaml").exists() else None
+        context.engine.from_first(lambda: claim_folder(run, folder))
+        claim_folder(run, folder)
+        return table or prepare(context)
+
+
+def claim_folder(run: Run, folder: Path) -> None:
+    """Write run.yaml, or check that the folder's is the same run; where only what may grow has grown, let it go on.
+
+    Raises:
+        UserError: the folder holds another run (each differing field is named), or cannot be written.
+    """
+    path = folder / "run.yaml"
+    changed = changes(read_yaml(path), plain(run)) if path.exists() else {}
+    other = {
+        name: (old, new)
+        for name, (old, new) in changed.items()
+        if name not in GROWS or not isinstance(old, int) or new < old
+    }
+    if other:
+        raise UserError(
+            f"{folder} holds another run ({in_words(other)}). Repeat its command, or give another folder=PATH to do "
+            f"all anew; only {', '.join(GROWS)} may grow in a folder."
+        )
+    for name in changed:
+        go_on(run, folder, GROWS[name])
+    if changed or not path.exists():
+        save_run(run, path)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file with a mapping.
+
+    Raises:
+        UserError: unreadable or something else.
+    """
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(
+            f"{path} cannot be read as YAML ({' '.join(str(error).split())}). Mend the file."
+        ) from error
+    if not isinstance(values, dict):
+        raise UserError(
+            f"{path} holds no fields; a run is written as `field: value` lines. See any run.yaml."
+        )
+    return values

@@ -1,0 +1,120 @@
+"""What a run goes through: its parts, what is checked before any work, and its stages in order.
+
+`plan_of` says which plan a run has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vitnas.records import Correlation, ExportRecord, LatencyRecord, Result, Results, SamplerSummary
+from vitnas.searching import Feasibility, SearchRecord
+from vitnas.stages.context import Context
+from vitnas.stages.models import train_models
+from vitnas.stages.prepare import prepare
+from vitnas.stages.results import export_chosen, final_table, measure
+from vitnas.stages.run import Run
+from vitnas.stages.searching import WEIGHTS, search_archs
+from vitnas.stages.supernet import tell_sampler, train_supernet
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage: what it does with which parts of a run, and the files in the run folder that it is done with.
+
+    Args:
+        again: those of them that are made anew when an earlier stage went on; the stage itself sees to the rest.
+    """
+
+    do: Callable[[Any], object]
+    makes: Callable[[Run], tuple[str, ...]]
+    again: tuple[str, ...] = ()
+
+    def __call__(self, context: Context) -> None:
+        """Do it, unless all that it makes is there."""
+
+        def is_done() -> bool:
+            return all((context.folder / name).exists() for name in self.makes(context.run))
+
+        with context.engine.together():
+            if not context.engine.from_first(is_done):  # all processes do it, or none
+                self.do(context)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A way to run: the parts that its stages are given, what checks them before any work, and the stages by name."""
+
+    context: type[Context]
+    prepare: Callable[[Any], Feasibility]
+    stages: Mapping[str, Stage]
+
+
+def plan_of(run: Run) -> Plan:
+    """The plan of a run."""
+    return SEARCH
+
+
+def go_on(run: Run, folder: Path, name: str) -> None:
+    """Let a finished stage go on from what it has: it is no longer done, and what followed is looked at again."""
+    stages = plan_of(run).stages
+    later = list(stages).index(name)
+    for file in (
+        *stages[name].makes(run),
+        *(file for stage in list(stages.values())[later:] for file in stage.again),
+    ):
+        (folder / file).unlink(missing_ok=True)
+
+
+def _train(context: Context) -> None:
+    run = context.run
+    if not context.engine.from_first((context.folder / WEIGHTS).exists):
+        train_supernet(
+            context.work,
+            context.images,
+            context.new_supernet(),
+            context.sampler,
+            run.task,
+            run.supernet,
+            run.pretrained,
+        )
+    if run.sampler.answers:
+        tell_sampler(context.work, context.sampler, context.inherited)
+
+
+def _search(context: Context) -> None:
+    search_archs(
+        context.searches,
+        context.inherited,
+        lambda: context.sampler.answers(context.budget),
+        kind=context.run.space.kind,
+        recipe=context.run.recipe,
+    )
+
+
+def _models(run: Run) -> tuple[str, ...]:
+    roles = ("chosen", *run.retrain.baselines)
+    return (*(f"models/{role}/{Result.FILE}" for role in roles), Correlation.FILE)
+
+
+STAGES: Mapping[str, Stage] = {
+    "train": Stage(_train, lambda run: (WEIGHTS, *((SamplerSummary.FILE,) if run.sampler.answers else ()))),
+    "search": Stage(_search, lambda run: (SearchRecord.FILE,)),
+    "retrain": Stage(
+        lambda run: train_models(run.models, run.searches, run.inherited), _models, again=(Correlation.FILE,)
+    ),
+    "export": Stage(
+        lambda run: export_chosen(run.models, run.run.export), lambda run: (f"export/{ExportRecord.FILE}",)
+    ),
+    "bench": Stage(
+        lambda run: measure(run.models, run.run.export), lambda run: (f"export/{LatencyRecord.FILE}",)
+    ),
+    "evaluate": Stage(
+        lambda run: final_table(run.models), lambda run: (Results.FILE, "report.html"), again=("report.html",)
+    ),
+}
+
+SEARCH = Plan(Context, prepare, STAGES)
