@@ -13,6 +13,7 @@ import torch
 from vitnas.errors import UserError
 from vitnas.exporting import save_timm
 from vitnas.exporting.networks import load_network
+from vitnas.model.dynamicvit_official import PARTS
 
 NAME = "test_vit"  # timm's smallest
 
@@ -46,6 +47,29 @@ def test_a_file_of_a_network_with_two_heads(tmp_path: Path) -> None:
     safetensors.torch.save_file(model.state_dict(), tmp_path / "a.safetensors")
     found = load_network(f"deit_tiny_distilled_patch16_224@{tmp_path / 'a.safetensors'}", what="pretrained")
     assert found.num_classes == 3
+    images = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        assert torch.equal(found(images), model(images))
+
+
+@pytest.mark.slow  # 10 M parameters
+def test_a_file_of_dynamicvits_authors(tmp_path: Path) -> None:
+    """Their names of the predictors, which stand in front of blocks 3, 6 and 9; positions are resampled."""
+    name = "dynamicvit_deit_256_07"
+    model = timm.create_model(name, num_classes=3).eval()
+    theirs = {
+        key.replace(f"selections.{3 * number + 3}.", f"score_predictor.{number}."): value
+        for key, value in model.state_dict().items()
+        for number in [int(key.split(".")[1]) // 3 - 1 if key.startswith("selections.") else 0]
+    }
+    for part, own in PARTS.items():
+        theirs = {
+            key.replace(f".{own}.", f".{part}.") if key.startswith("score") else key: value
+            for key, value in theirs.items()
+        }
+    torch.save({"model": theirs, "epoch": 29}, tmp_path / "their.pth")
+    assert "score_predictor.2.out_conv.4.bias" in theirs
+    found = load_network(f"{name}@{tmp_path / 'their.pth'}", what="pretrained")
     images = torch.randn(1, 3, 224, 224)
     with torch.no_grad():
         assert torch.equal(found(images), model(images))

@@ -72,6 +72,8 @@ def test_names_follow_the_images_and_files_do_not(tmp_path: Path) -> None:
     assert fitted.stages == PUBLISHED["vitas_a"].stages
     with pytest.raises(UserError, match=r"vitas_a does not fit the data: image_size is 8; .* Nearest: 16"):
         find_arch("vitas_a").fitted(**DATA)
+    fewer = find_arch("dynamicvit_deit_small_07").fitted(image_size=64, in_chans=1, num_classes=10)
+    assert [block.keep for block in fewer.blocks if block.keep] == [11, 8, 5]  # the same share of 16
     ArchFile(ARCH).write(tmp_path)
     found = find_arch(str(tmp_path))
     assert found.fitted(**DATA) == ARCH

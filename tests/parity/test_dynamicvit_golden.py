@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +13,11 @@ from torch import Tensor
 
 from vitnas.arch import Arch, Block, Stage
 from vitnas.counting import count, parts
+from vitnas.errors import UserError
 from vitnas.layers.select import Kept, PredictorSelection, masked_softmax, sees
-from vitnas.model import Model, build
-
-PARTS = {
-    "in_conv.0": "norm",
-    "in_conv.1": "embed",
-    "out_conv.0": "fc1",
-    "out_conv.2": "fc2",
-    "out_conv.4": "decision",
-}
+from vitnas.model import PUBLISHED, Model
+from vitnas.model.dynamicvit_official import dynamicvit_tensors, load_dynamicvit
+from vitnas.model.selections import keeps_of, selecting
 
 
 @pytest.fixture(scope="module")
@@ -32,67 +26,36 @@ def golden(shared: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["config"])
 
 
-def renamed(name: str, places: list[int]) -> str:
-    """Ours of a parameter's name in their code, whose predictors are numbered by themselves."""
-    found = re.fullmatch(r"(?:score_predictor\.(\d+)\.)?((?:in|out)_conv\.\d)\.(\w+)", name)
-    if found is None:
-        return name
-    where = "" if found[1] is None else f"selections.{places[int(found[1])]}."
-    return f"{where}{PARTS[found[2]]}.{found[3]}"
-
-
-def weights_of(tensors: dict[str, Tensor], prefix: str, places: list[int]) -> dict[str, Tensor]:
-    start = f"{prefix}/weights."
-    return {renamed(n.removeprefix(start), places): t for n, t in tensors.items() if n.startswith(start)}
-
-
-def dynamic_deit(
-    dim: int,
-    heads: int,
-    keeps: dict[int, int],
-    *,
-    depth: int = 12,
-    img: int = 224,
-    patch: int = 16,
-    classes: int = 1000,
-) -> Arch:
-    blocks = [
-        Block(num_heads=heads, head_dim=dim // heads, mlp_hidden=4 * dim, keep=keeps.get(index))
-        for index in range(depth)
-    ]
-    return Arch(
-        image_size=img,
-        patch_size=patch,
-        num_classes=classes,
-        stages=(Stage(embed_dim=dim, blocks=tuple(blocks)),),
-        selector="predictor",
-    )
+def weights_of(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    start = f"{prefix}."
+    return {name.removeprefix(start): t for name, t in tensors.items() if name.startswith(start)}
 
 
 @pytest.fixture(scope="module", params=["n196", "n64"])
 def network(request: pytest.FixtureRequest, golden: Any) -> tuple[str, Model, list[int]]:
     tensors, config = golden
     net = config["networks"][request.param]
-    arch = dynamic_deit(
-        net["dim"],
-        net["heads"],
-        dict(zip(net["loc"], net["kept"], strict=True)),
-        depth=net["depth"],
-        img=net["img"],
-        patch=net["patch"],
-        classes=net["classes"],
+    block = Block(num_heads=net["heads"], head_dim=net["dim"] // net["heads"], mlp_hidden=4 * net["dim"])
+    plain = Arch(
+        image_size=net["img"],
+        patch_size=net["patch"],
+        num_classes=net["classes"],
+        stages=(Stage(embed_dim=net["dim"], blocks=(block,) * net["depth"]),),
     )
-    model = build(arch)
-    model.load_state_dict(weights_of(tensors, request.param, net["loc"]))
+    arch = selecting(plain, keeps_of(plain, 0.7, net["loc"]), "predictor")
+    assert [block.keep for block in arch.blocks if block.keep] == net["kept"]
     assert count(arch).params == net["params"]
-    return request.param, model, net["loc"]
+    return request.param, load_dynamicvit(weights_of(tensors, f"{request.param}/weights"), arch), net["loc"]
 
 
 @pytest.mark.parametrize("size", ["", "_small"])
 def test_predictor(golden: Any, size: str) -> None:
     tensors, _ = golden
     predictor = PredictorSelection(16, 3, grid=(1, 7), num_prefix_tokens=0)
-    predictor.load_state_dict(weights_of(tensors, "predictor", []))
+    place = "score_predictor.0."
+    theirs = {place + name: weight for name, weight in weights_of(tensors, "predictor/weights").items()}
+    ours = dynamicvit_tensors(theirs, PUBLISHED["dynamicvit_deit_256_07"])
+    predictor.load_state_dict({name.removeprefix("selections.3."): weight for name, weight in ours.items()})
     kept = Kept(mask_BN=tensors["predictor/policy"][..., 0])
     odds = predictor.score(tensors[f"predictor/x{size}"], kept, None)
     both = torch.stack([odds, -odds], dim=-1).sigmoid().log()
@@ -139,18 +102,21 @@ def test_training_with_their_noise(
     )
 
 
-@pytest.mark.parametrize(
-    ("name", "dim", "heads", "ratio"),
-    [
-        *(("deit-256", 256, 4, ratio) for ratio in (0.5, 0.6, 0.7, 0.8, 0.9)),
-        *(("deit-s", 384, 6, ratio) for ratio in (0.5, 0.6, 0.7, 0.8, 0.9)),
-        ("deit-b", 768, 12, 0.7),
-    ],
-)
-def test_published_costs(golden: Any, name: str, dim: int, heads: int, ratio: float) -> None:
-    published, key = golden[1]["published_224"], f"{name}/{ratio}"
-    keeps = {place: int(196 * ratio ** (index + 1)) for index, place in enumerate((3, 6, 9))}
-    arch = dynamic_deit(dim, heads, keeps)
-    assert (count(arch).macs, count(arch).params) == (published[key]["macs"], published[key]["params"])
-    predictors = [part.params for part in parts(arch) if part.name.startswith("selections.")]
-    assert sum(predictors) == published[key]["predictor_params"]
+def test_published_costs(golden: Any) -> None:
+    published = golden[1]["published_224"]
+    names = {"deit-256": "256", "deit-s": "small", "deit-b": "base"}
+    for key, figures in published.items():
+        name, ratio = key.split("/")
+        if name in names:
+            arch = PUBLISHED[f"dynamicvit_deit_{names[name]}_{ratio.replace('.', '')}"]
+            assert (count(arch).macs, count(arch).params) == (figures["macs"], figures["params"]), key
+            predictors = [part.params for part in parts(arch) if part.name.startswith("selections.")]
+            assert sum(predictors) == figures["predictor_params"]
+
+
+def test_a_checkpoint_of_another_network_says_what_differs(golden: Any) -> None:
+    theirs = weights_of(golden[0], "n64/weights")
+    with pytest.raises(
+        UserError, match=r"the checkpoint is not of d384.*is missing.*Give the Arch of its name"
+    ):
+        load_dynamicvit(theirs, PUBLISHED["dynamicvit_deit_small_07"])

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from vitnas.errors import UserError
 from vitnas.exporting.timm_dir import load_timm
+from vitnas.model import Model
 from vitnas.model.official import read_checkpoint
+from vitnas.model.registry import fit_weights
 from vitnas.model.trained import find_trained
 
 
@@ -49,6 +51,8 @@ def _filled(name: str, state: dict[str, Tensor]) -> Any:
     model = timm.create_model(name, **options)
     if isinstance(model, VisionTransformer):
         state = checkpoint_filter_fn(state, model)  # positions of another image size
+    elif isinstance(model, Model):
+        state = fit_weights(state, model)
     model.load_state_dict(state)
     return model
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Self
 from vitnas.arch import Arch
 from vitnas.errors import UserError, nearest
 from vitnas.grids import ImageSize, size_text
+from vitnas.model.blocks import resized
 from vitnas.model.net_id import arch_of_net_id, net_id_of
 from vitnas.model.published import PUBLISHED
 from vitnas.runs import RunFile
@@ -35,7 +36,7 @@ class Named(NamedTuple):
         wanted: dict[str, Any] = {"image_size": image_size, "in_chans": in_chans, "num_classes": num_classes}
         if not self.is_file:
             try:
-                return replace(self.arch, **wanted)
+                return replace(resized(self.arch, image_size, self.arch.patch_size), **wanted)
             except UserError as error:
                 raise UserError(f"{self.name} does not fit the data: {error}") from error
         has = {name: getattr(self.arch, name) for name in wanted}

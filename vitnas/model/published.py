@@ -12,6 +12,10 @@ ViTAS-A, -B, -C, -E and -F (there is no D): Su et al., "ViTAS: Vision Transforme
 2106.13700), from the `net_id`s of the authors' configurations (C from its widths, which are the same in every
 block).
 
+DynamicViT on DeiT-256, -S and -B at keep ratios 0.5 to 0.9: Rao et al., "DynamicViT: Efficient Vision Transformers with
+Dynamic Token Sparsification" (arXiv 2106.02034); `dynamicvit_deit_small_07` keeps 0.7 of the patches at each of three
+places.
+
 Vision X-formers (arXiv 2107.02239), names that begin with `vix_`: `vision_xformers.py`.
 """
 
@@ -21,6 +25,7 @@ from dataclasses import replace
 
 from vitnas.arch import Arch, Block, Stage
 from vitnas.model.net_id import arch_of_net_id, vitas_arch
+from vitnas.model.selections import keeps_of, selecting
 from vitnas.model.vision_xformers import VISION_XFORMERS
 
 
@@ -90,6 +95,18 @@ RESNAS |= {
     for size in (280, 336, 392)
 }
 
+
+def _deit(embed_dim: int) -> Arch:
+    block = Block(num_heads=embed_dim // 64, head_dim=64, mlp_hidden=4 * embed_dim)
+    return Arch(image_size=224, patch_size=16, stages=(Stage(embed_dim=embed_dim, blocks=(block,) * 12),))
+
+
+DYNAMICVIT: dict[str, Arch] = {
+    f"dynamicvit_deit_{name}_0{tenths}": selecting(deit, keeps_of(deit, tenths / 10), "predictor")
+    for name, deit in (("256", _deit(256)), ("small", _deit(384)), ("base", _deit(768)))
+    for tenths in (5, 6, 7, 8, 9)
+}
+
 PUBLISHED: dict[str, Arch] = {
     "autoformer_tiny": _autoformer(
         192,
@@ -121,4 +138,5 @@ PUBLISHED: dict[str, Arch] = {
     ),
 }
 PUBLISHED |= RESNAS
+PUBLISHED |= DYNAMICVIT
 PUBLISHED |= VISION_XFORMERS

@@ -24,6 +24,7 @@ from vitnas.errors import UserError, nearest
 from vitnas.grids import as_image_size, side_of, size_text
 from vitnas.model.blocks import resized
 from vitnas.model.build import build
+from vitnas.model.dynamicvit_official import dynamicvit_tensors
 from vitnas.model.published import PUBLISHED
 from vitnas.model.timm_cfg import default_cfg
 from vitnas.model.vit import Model
@@ -126,6 +127,8 @@ def _build(name: str, arch: Arch, **options: Any) -> Model:
 def fit_weights(state: dict[str, Tensor], model: Model, made_for: Arch | None = None) -> dict[str, Tensor]:
     """Resample positions and patches of weights that were made for another image or patch size, as timm does.
 
+    Names of DynamicViT's authors become ours.
+
     Args:
         made_for: the Arch that the weights are likely of. If they are, all that a size changes is resampled, as
             `set_input_size` does; else positions are taken to be of square images.
@@ -133,7 +136,8 @@ def fit_weights(state: dict[str, Tensor], model: Model, made_for: Arch | None = 
     Raises:
         UserError: positions are to be resampled, and a stage has none.
     """
-    state, arch = dict(state), model.arch
+    arch = model.arch
+    state = dynamicvit_tensors(state, arch)
     if made_for and (made_for.image_size, made_for.patch_size) != (arch.image_size, arch.patch_size):
         old = build(made_for, device="meta")
         if {key: t.shape for key, t in state.items()} == {
