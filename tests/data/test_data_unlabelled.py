@@ -27,7 +27,7 @@ from vitnas.data import (
 from vitnas.errors import UserError
 from vitnas.sample import Fixed
 from vitnas.train import Batch, Classification, Teacher, TrainConfig, evaluate, fit
-from vitnas.train.losses import Imitation, TokenMixup
+from vitnas.train.losses import Soft, TokenMixup
 
 
 def write_images(folder: Path, count: int, size: tuple[int, int] = (12, 12)) -> None:
@@ -182,7 +182,7 @@ def test_a_teacher_teaches_without_labels(mixed: dict[str, float]) -> None:
     """Mixing mixes the images, which is all there is to mix."""
     data, teacher, seen = unlabelled(), Mean(), list[Batch]()
 
-    class Watched(Imitation):
+    class Watched(Soft):
         def mix(self, batch: Batch) -> Batch:
             seen.append(batch)
             return batch

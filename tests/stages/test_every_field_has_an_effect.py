@@ -22,10 +22,14 @@ from torch import nn
 
 from vitnas.cli import commands, main
 from vitnas.data import Augment, DataConfig, TrainBatches, open_data
+from vitnas.model import build
 from vitnas.sample import SAMPLERS, Found, Given, Moment
 from vitnas.space import SPACES, autoformer, vitas
 from vitnas.stages.run import KINDS, Run
-from vitnas.train import TASKS, TaskGiven
+from vitnas.train import TASKS, Batch, ClassificationConfig, TaskGiven, Teacher, TeacherConfig
+from vitnas.train.losses import TAUGHT_LOSSES
+from vitnas.train.task import read_views
+from vitnas.train.teacher import settled_task
 
 PACKAGE = str(Path(commands.__file__).parents[1])
 # Functions that go through all fields, and methods of a configuration that only judge its fields.
@@ -42,6 +46,12 @@ QUIET = {
     "data.input_key": "of timm's data sets: tests/data/test_data_hub.py",
     "data.target_key": "of timm's data sets: tests/data/test_data_hub.py",
 }
+
+
+# And those of a teacher, which the run has not: below.
+OF_A_TEACHER = {"losses", "weights", "label_weight", "soft.temperature", "features.blocks", "features.parts"}
+OF_A_TEACHER |= {"features.cosine", "features.smooth_l1"}
+QUIET |= {f"teacher.{name}": "of a teacher: below" for name in OF_A_TEACHER}
 
 
 class Reads:
@@ -205,11 +215,26 @@ def test_every_field_of_a_sampler_is_read(kind: str, reads: Reads) -> None:
     assert {item.name for item in fields(config)} <= reads.found
 
 
+GIVEN = TaskGiven(augment=Augment(), num_classes=3, grid=(2, 2))
+
+
 @pytest.mark.parametrize("kind", TASKS)
 def test_every_field_of_a_task_is_read(kind: str, reads: Reads) -> None:
-    needed = {"teacher": "x"} if kind == "hard_distillation" else {}
-    config = TASKS[kind](**needed)
+    config = TASKS[kind]()
     reads.follow(config, "")
-    config.build(TaskGiven(augment=Augment(), num_classes=3, grid=(2, 2)))
-    assert config.taught_by == needed.get("teacher", "")
+    config.build(GIVEN)
     assert {item.name for item in fields(config)} <= reads.found
+
+
+def test_every_field_of_a_teacher_is_read(reads: Reads) -> None:
+    parts = [item.name for item in fields(TeacherConfig) if item.name in TAUGHT_LOSSES]
+    config = TeacherConfig(network="x", losses=tuple(parts), weights=(1.0,) * len(parts))
+    reads.follow(config, "teacher.")
+    network = build(autoformer("micro", image_size=8).smallest())
+    task, taught_by = config.task(ClassificationConfig().build(GIVEN)), Teacher(network)
+    size = network.arch.input_size
+    task = settled_task(task, network, taught_by, None, lambda: size)
+    images, targets = torch.zeros(2, *size), torch.zeros(2, dtype=torch.long)
+    outputs = read_views(network, [images], task.wants)
+    task(outputs, Batch((images,), targets), taught_by.answer([images], task.wants_taught))
+    assert {f"teacher.{name}" for name in OF_A_TEACHER} <= reads.found

@@ -125,11 +125,6 @@ def test_fine_tuning_refuses_what_cannot_be(finished: Path, capsys: pytest.Captu
             {"sampler.kind": "sandwich", "task.kind": "token_mixup"},
             r"sampler\.distill is on and task\.kind is 'token_mixup'",
         ),
-        ({"task.kind": "hard_distillation"}, r"task\.teacher is empty; hard_distillation learns from one"),
-        (
-            {"task.kind": "hard_distillation", "task.teacher": "x", "task.teacher_weight": "2"},
-            r"teacher_weight is 2\.0; .* a share from 0 to 1",
-        ),
     ],
     ids=lambda value: "" if isinstance(value, str) else next(iter(value)),
 )
@@ -153,9 +148,9 @@ def test_a_space_without_patch_heads_is_refused(tmp_path: Path, capsys: pytest.C
 def test_teachers_that_cannot_be_loaded_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fields = {**RESNAS, "task__kind": "hard_distillation", "task__teacher": "no_such_model"}
+    fields = {**RESNAS, "task__kind": "classification", "teacher": "no_such_model"}
     text = refused(words(tmp_path / "run", **fields), capsys)
-    assert "task.teacher is 'no_such_model'; it must be a folder of a saved model or a name" in text
+    assert "teacher is 'no_such_model'; it must be a folder of a saved model or a name" in text
 
 
 def test_a_teacher_of_colour_images_is_refused_for_grey_ones(
@@ -178,20 +173,10 @@ def test_a_teacher_of_colour_images_is_refused_for_grey_ones(
         save_timm(teacher, tmp_path / f"teacher{in_chans}")
         fields = {
             **RESNAS,
-            "task__kind": "hard_distillation",
-            "task__teacher": str(tmp_path / f"teacher{in_chans}"),
+            "teacher": str(tmp_path / f"teacher{in_chans}"),
             "budget": "macs<=1",
         }
         assert said in refused(words(tmp_path / f"run{in_chans}", **fields), capsys)
-
-
-def test_a_trained_model_teaches(finished: Path, tmp_path: Path) -> None:
-    from vitnas.stages.training import load_teacher
-
-    teacher = load_teacher(str(finished / "models" / "chosen"), 10)
-    assert teacher(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
-    with pytest.raises(UserError, match=r"has 10 classes; the data have 5"):
-        load_teacher(str(finished / "models" / "chosen"), 5)
 
 
 @pytest.mark.parametrize("name", ["vit_resnas", "vit_resnas_cifar"])

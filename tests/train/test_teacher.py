@@ -26,8 +26,8 @@ from vitnas.train import (
     AverageTeacher,
     Batch,
     Classification,
-    HardDistillation,
-    Imitation,
+    Hard,
+    Soft,
     Task,
     Teacher,
     TokenMixup,
@@ -36,7 +36,7 @@ from vitnas.train import (
     fit,
 )
 from vitnas.train.task import Outputs, read_views
-from vitnas.train.teacher import Pixels
+from vitnas.train.teacher import Pixels, settled_task
 
 SPACE = autoformer(
     "micro", image_size=16, patch_size=8, num_classes=4, embed_dims=(16, 32), depths=(1, 2), head_dim=8
@@ -78,7 +78,7 @@ def test_a_teacher_is_given_the_pixels_that_it_was_made_for(data: Data, size: in
     if size == 16:
         network.set_input_size(img_size=16)
     seen, images = seen_by(network), next(batches(data).from_step(0))[0]
-    fit(student(), Imitation(), Fixed(), batches(data), config=ONE_STEP, teacher=Teacher(network))
+    fit(student(), Soft(), Fixed(), batches(data), config=ONE_STEP, teacher=Teacher(network))
     raw = images * torch.tensor(data.std).view(3, 1, 1) + torch.tensor(data.mean).view(3, 1, 1)
     want = (raw - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
     if size != 16:
@@ -91,7 +91,7 @@ def test_images_of_any_type_are_renormalised_in_their_own() -> None:
     """Also where the same teacher has seen another type before."""
     given = Pixels((0.1, 0.2, 0.3), (0.7, 0.8, 0.9)), Pixels((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
     teacher, images = Teacher(student(), pixels=given[1]), torch.randn(2, 3, 4, 4, dtype=torch.float64)
-    teacher.check(["logits"], given[0])
+    teacher.see(given[0])
     for dtype in (torch.bfloat16, torch.float32, torch.float64):
         here = images.to(dtype)
         old_mean, old_std, mean, std = (
@@ -106,7 +106,7 @@ def test_a_saved_model_of_the_same_images_is_given_them_unchanged(data: Data, tm
     # Of the second nobody said how its images are normalised.
     for network in (load_timm(tmp_path), student(1)):
         seen, images = seen_by(network), next(batches(data).from_step(0))[0]
-        fit(student(), Imitation(), Fixed(), batches(data), config=ONE_STEP, teacher=Teacher(network))
+        fit(student(), Soft(), Fixed(), batches(data), config=ONE_STEP, teacher=Teacher(network))
         torch.testing.assert_close(seen, [images], rtol=0, atol=0)
 
 
@@ -116,7 +116,7 @@ def test_without_a_loader_that_knows_the_students_description_counts() -> None:
     images, seen = torch.randn(4, 3, 32, 32), seen_by(network)
     network.pretrained_cfg["input_size"] = learner.pretrained_cfg["input_size"] = (3, 32, 32)
     loader = [(images, torch.arange(4))]
-    fit(learner, Imitation(), Fixed(), loader, config=ONE_STEP, teacher=Teacher(network))
+    fit(learner, Soft(), Fixed(), loader, config=ONE_STEP, teacher=Teacher(network))
     torch.testing.assert_close(seen, [images * 0.5 + 0.5 - 0.1])
 
 
@@ -128,7 +128,7 @@ def test_a_teacher_stays_as_it_was(data: Data) -> None:
     network.register_forward_pre_hook(
         lambda module, given: modes.append(module.training or torch.is_grad_enabled())
     )
-    fit(student(), Imitation(), Fixed(), batches(data), config=CONFIG, teacher=Teacher(network))
+    fit(student(), Soft(), Fixed(), batches(data), config=CONFIG, teacher=Teacher(network))
     assert modes == [False] * batches(data).steps_per_epoch
     assert [m.training for m in network.modules()] == [m.training for m in before.modules()]
     assert all(p.grad is None and p.requires_grad for p in network.parameters())
@@ -162,10 +162,10 @@ def test_one_answer_is_shared_by_all_archs_of_a_step(data: Data, kind: Any) -> N
 @pytest.mark.parametrize(
     ("task", "teacher", "words"),
     [
-        (HardDistillation(), None, r"HardDistillation learns from a teacher's logits and there is none"),
+        (Hard(), None, r"Hard learns from a teacher's logits and there is none"),
         (TokenMixup(num_classes=4, grid=(2, 2)), "same", "TokenMixup learns nothing from a teacher"),
-        (Imitation(), "grey", "takes images of 1 channels, the student's have 3; both must see the same"),
-        (Imitation(), "classes", "the teacher has 7 classes, the network 4"),
+        (Soft(), "grey", "takes images of 1 channels, the student's have 3; both must see the same"),
+        (Soft(), "classes", "the teacher has 7 classes, the network 4"),
         ("tokns", "same", r"the output 'tokns' is wanted; .*Nearest: 'tokens'"),
         ("head_dist", "same", "the output 'head_dist' is wanted"),
     ],
@@ -179,8 +179,7 @@ def test_what_cannot_be_taught_is_refused_before_training(
         "classes": timm.create_model("resnet10t", num_classes=7),
     }
     if isinstance(task, str):
-        task, name = Imitation(), task
-        object.__setattr__(task, "wants_taught", (name,))
+        task = Wanting(task)
     learner = student()
     before = copy.deepcopy(learner.state_dict())
     taught_by = None if teacher is None else Teacher(networks[teacher])
@@ -216,6 +215,14 @@ def test_what_no_arch_of_a_supernet_gives_is_refused_before_training(data: Data)
     assert drawn
 
 
+class Wanting(Soft):
+    """Wants something else of its teacher."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        object.__setattr__(self, "wants_taught", (name,))
+
+
 def test_a_supernet_teaches_as_an_arch_that_is_given() -> None:
     largest = SPACE.largest()
     for teacher, want, message in [
@@ -224,7 +231,7 @@ def test_a_supernet_teaches_as_an_arch_that_is_given() -> None:
         (AverageTeacher(Supernet(SPACE), arch=largest), "token", "'token' is wanted.*Nearest: 'tokens'"),
     ]:
         with pytest.raises(UserError, match=message):
-            teacher.check([want], Pixels())
+            settled_task(Wanting(want), student(), teacher, None, lambda: (3, 16, 16))
 
 
 def test_an_averaging_teacher_follows_its_schedule(data: Data) -> None:
@@ -242,7 +249,7 @@ def test_an_averaging_teacher_follows_its_schedule(data: Data) -> None:
                 want[name] = share * want[name] + (1 - share) * value
 
     teacher.__class__ = Following
-    fit(learner, Imitation(), Fixed(), batches(data), config=CONFIG, teacher=teacher)
+    fit(learner, Soft(), Fixed(), batches(data), config=CONFIG, teacher=teacher)
     assert steps == [*range(1, batches(data).steps_per_epoch + 1)]
     moved = teacher.network.state_dict()
     torch.testing.assert_close(dict(moved), want)

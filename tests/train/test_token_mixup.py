@@ -16,7 +16,7 @@ from vitnas.model import build
 from vitnas.sample import Fixed, Spread
 from vitnas.space import vit_resnas
 from vitnas.supernet import Supernet
-from vitnas.train import Batch, HardDistillation, Teacher, TokenMixup, TrainConfig, fit
+from vitnas.train import Batch, Classification, Distillation, Hard, Teacher, TokenMixup, TrainConfig, fit
 from vitnas.train.losses.token_mixup import as_fine, random_box
 from vitnas.train.task import Outputs
 
@@ -149,7 +149,8 @@ def test_a_batch_is_mixed_once_and_then_shared() -> None:
 def test_the_teachers_choice_is_learned_by_the_distillation_token() -> None:
     arch = replace(SPACE.largest(), patch_head=False, distill_token=True)
     torch.manual_seed(0)
-    model, task = build(arch).eval(), HardDistillation(weight=0.25)
+    model = build(arch).eval()
+    task = Distillation(losses={"hard": (Hard(), 0.25)}, labels=Classification(), label_weight=0.75)
     images, targets = torch.randn(6, 3, 16, 16), torch.arange(6) % 5
     taught = {"logits": torch.randn(6, 5)}
     heads = model(images, want=task.wants)
@@ -160,11 +161,9 @@ def test_the_teachers_choice_is_learned_by_the_distillation_token() -> None:
     plain = build(replace(arch, distill_token=False)).eval()
     losses = task(plain(images, want=task.wants), Batch((images,), targets), taught)
     choice = taught["logits"].argmax(-1)
-    torch.testing.assert_close(losses["kd"], functional.cross_entropy(plain(images), choice))
+    torch.testing.assert_close(losses["hard"], functional.cross_entropy(plain(images), choice))
     with pytest.raises(UserError, match="the teacher has 4 classes, the network 5"):
         task(heads, Batch((images,), targets), {"logits": torch.randn(6, 4)})
-    with pytest.raises(UserError, match=r"weight is 2; it is a share from 0 to 1"):
-        HardDistillation(weight=2)
 
 
 def test_both_train_a_model() -> None:
@@ -179,7 +178,7 @@ def test_both_train_a_model() -> None:
     distilled = replace(SPACE.smallest(), patch_head=False, distill_token=True)
     for arch, task, taught_by in (
         (SPACE.smallest(), TASK, None),
-        (distilled, HardDistillation(), Teacher(teacher)),
+        (distilled, Distillation(losses={"hard": (Hard(), 1.0)}, labels=Classification()), Teacher(teacher)),
     ):
         model = build(arch, generator=torch.Generator().manual_seed(0))
         fit(model, task, Fixed(), loader, config=config, teacher=taught_by)

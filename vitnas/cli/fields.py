@@ -14,7 +14,7 @@ from vitnas.errors import UserError, check_word, nearest
 from vitnas.recipes import RECIPES
 from vitnas.runs import to_json
 from vitnas.stages.claim import read_yaml
-from vitnas.stages.run import KINDS, Run, field_names, plain
+from vitnas.stages.run import KINDS, SHORT, Run, field_names, plain
 
 
 def split_budgets(text: str) -> list[str]:
@@ -50,6 +50,10 @@ def make_run(name: str, pairs: Mapping[str, str]) -> Run:
             value of the wrong type.
     """
     known = field_names()
+    for short, field in SHORT.items():
+        if short in pairs and field in pairs:
+            raise UserError(f"{short} and {field} are both given; the first is short for it. Leave one out.")
+    pairs = {SHORT.get(field, field): text for field, text in pairs.items()}
     for field in pairs:
         if field not in known:
             raise UserError(
@@ -128,6 +132,8 @@ def _merge(
         name = f"{prefix}{key}"
         if name not in known:
             raise UserError(f"{path} has an unknown field {name!r}.{nearest(name, known)}")
+        if name in SHORT and not isinstance(value, dict):
+            value = {SHORT[name].rpartition(".")[2]: value}
         if isinstance(value, dict) and isinstance(base.get(key), dict):
             _merge(base[key], value, known, path, f"{name}.")
         else:

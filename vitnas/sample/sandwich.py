@@ -54,6 +54,11 @@ class SandwichConfig(SamplerConfig):
         return Sandwich(space, num_random=self.num_random, distill=self.distill)
 
     def check(self, run: Any) -> None:
+        if self.distill and run.teacher.network:
+            raise UserError(
+                f"sampler.distill is on and the teacher is {run.teacher.network!r}; either that teaches or the largest "
+                "Arch. Set sampler.distill to false, or leave the teacher out."
+            )
         if self.distill and not run.task.learns_from_archs:
             raise UserError(
                 f"sampler.distill is on and task.kind is {run.task.kind!r}, which does not learn from other Archs. Set "

@@ -20,7 +20,7 @@ from vitnas.stages.sampler import RunSampler
 from vitnas.stages.searching import Inherited, Searches
 from vitnas.stages.work import RunImages, Work, quick_meter
 from vitnas.supernet import Supernet, make_sharing
-from vitnas.train import Engine, Progress, Silent, TaskConfig
+from vitnas.train import Engine, Progress, Silent, TaskConfig, TeacherConfig
 
 
 class Context:
@@ -60,7 +60,7 @@ class Context:
     @cached_property
     def space(self) -> Space:
         config = self.run.space.starting_from(self.run.pretrained)
-        return make_space(config, self.data, self.run.task)
+        return make_space(config, self.data, self.run.task, self.run.teacher)
 
     @cached_property
     def budget(self) -> Budget:
@@ -108,20 +108,23 @@ class Context:
             self.work,
             self.images,
             self.run.task,
+            self.run.teacher,
             self.run.retrain,
             cells=lambda: self.space.largest().grids[-1],
         )
 
 
-def make_space(config: SpaceConfig, data: Data, task: TaskConfig | None = None) -> Space:
-    """The Space for these images, with the heads that the task learns by.
+def make_space(
+    config: SpaceConfig, data: Data, task: TaskConfig | None = None, teacher: TeacherConfig | None = None
+) -> Space:
+    """The Space for these images, with the heads that the task and the teacher's losses learn by.
 
     Raises:
         UserError: the Space's Archs have no such head, or what the Space refuses.
     """
     heads = task.heads if task else ()
-    has = [head for head in heads if head in SPACES[config.kind].space.__dataclass_fields__]
-    if task and task.needs_heads and len(has) < len(heads):
+    known = SPACES[config.kind].space.__dataclass_fields__
+    if task and task.needs_heads and not set(heads) <= set(known):
         able = [word for word, kind in SPACES.items() if set(heads) <= set(kind.space.__dataclass_fields__)]
         raise UserError(
             f"task.kind is {task.kind!r}; it needs Archs with a {' and a '.join(heads)}, which space.kind "
@@ -131,5 +134,5 @@ def make_space(config: SpaceConfig, data: Data, task: TaskConfig | None = None) 
         image_size=data.image_size,
         in_chans=data.in_chans,
         num_classes=data.num_classes,
-        **dict.fromkeys(has, True),
+        **{head: True for head in (*heads, *(teacher.heads if teacher else ())) if head in known},
     )

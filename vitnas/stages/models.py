@@ -33,7 +33,7 @@ from vitnas.stages.run import RetrainConfig
 from vitnas.stages.searching import Inherited, Searches
 from vitnas.stages.training import train
 from vitnas.stages.work import RunImages, Work
-from vitnas.train import Monitor, TaskConfig, TrainConfig, evaluate
+from vitnas.train import Monitor, TaskConfig, TeacherConfig, TrainConfig, evaluate
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,14 @@ class Models:
     work: Work
     images: RunImages
     task: TaskConfig
+    teacher: TeacherConfig
     config: RetrainConfig
     cells: Callable[[], Grid]
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """Fields of Archs that what is learned makes True."""
+        return (*self.task.heads, *self.teacher.heads)
 
     def folder(self, role: str) -> Path:
         return self.work.folder / "models" / role
@@ -92,6 +98,7 @@ class Models:
             self.images,
             model,
             self.task,
+            self.teacher,
             config,
             stage=stage,
             grid=cells if fits else patches,

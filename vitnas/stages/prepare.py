@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from vitnas.data import require_labels
+from vitnas.data.augment import seeded_globals
 from vitnas.measure.environment import environment, git_commit
 from vitnas.records import GeneRecord, Manifest, SpaceRecord
 from vitnas.runs import RunFile
@@ -16,7 +17,7 @@ from vitnas.stages.context import Context
 from vitnas.stages.supernet import start_from_pretrained
 from vitnas.stages.training import make_task
 from vitnas.train.optim import make_optimizer, make_schedule
-from vitnas.train.teacher import Pixels
+from vitnas.train.teacher import settled_task
 
 
 def prepare(context: Context) -> Feasibility:
@@ -42,9 +43,10 @@ def prepare(context: Context) -> Feasibility:
         make_schedule(make_optimizer(supernet, config), config, 100, 10)
     if run.pretrained:
         start_from_pretrained(supernet, run.pretrained)
-    task, teacher = make_task(run.task, data, space.largest().grids[-1])
-    if teacher is not None:
-        teacher.check(task.wants_taught, Pixels(data.mean, data.std))
+    form = data.train.form
+    task, teacher = make_task(run.task, run.teacher, data, space.largest().grids[-1])
+    with seeded_globals(run.seed):
+        settled_task(task, supernet, teacher, form, lambda: form.input_size)
     if run.search.storage is not None:
         with context.searches.open():
             pass

@@ -36,7 +36,7 @@ def retrain(models: Models, arch: Arch | str, role: str | None = None) -> Path:
             f"role is {role!r}; it must be a word of letters, digits, '.', '_' and '-', and none of "
             f"{', '.join(RESERVED)}, which the run trains by itself. Use role=mine."
         )
-    data, heads = models.images.data, models.task.heads
+    data, heads = models.images.data, models.heads
     fitted = named.fitted(image_size=data.image_size, in_chans=data.in_chans, num_classes=data.num_classes)
     # Heads that the task does not train would stay random, and a distillation token's speaks in every answer.
     fitted = replace(fitted, patch_head="patch_head" in heads, distill_token="distill_token" in heads)

@@ -18,7 +18,7 @@ from vitnas.sample import SAMPLERS, SamplerConfig, UniformConfig
 from vitnas.searching import SEARCHERS
 from vitnas.space import SPACES, AutoFormerConfig, SpaceConfig
 from vitnas.supernet import Coupled
-from vitnas.train import TASKS, ClassificationConfig, TaskConfig, TrainConfig
+from vitnas.train import TASKS, ClassificationConfig, TaskConfig, TeacherConfig, TrainConfig
 
 # Fields that may change when a run is resumed: they change how fast or how loud it is, not what comes out.
 FREE = {"threads", "workers", "trackers", "device", "log_every", "checkpoint_minutes"}
@@ -122,6 +122,7 @@ class Run:
     sampler: SamplerConfig = field(default_factory=UniformConfig)
     sharing: SharingConfig = field(default_factory=SharingConfig)
     task: TaskConfig = field(default_factory=ClassificationConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
     supernet: TrainConfig = field(default_factory=TrainConfig)
     pretrained: str | None = None
     search: SearchConfig = field(default_factory=SearchConfig)
@@ -164,6 +165,10 @@ KINDS: Mapping[str, Mapping[str, type[Any]]] = {
     "sampler": SAMPLERS,
     "task": TASKS,
 }
+
+
+# A word that stands for a field: `teacher=NAME` sets `teacher.network`.
+SHORT = {"teacher": "teacher.network"}
 
 
 def field_groups(kind: type[Any] = Run, prefix: str = "") -> Iterator[tuple[str, str, type[Any]]]:

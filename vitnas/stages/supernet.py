@@ -11,7 +11,7 @@ from vitnas.stages.training import train
 from vitnas.stages.work import RunImages, Work, save_weights
 from vitnas.supernet import Supernet
 from vitnas.supernet.pretrained import start_from_timm
-from vitnas.train import Monitor, Rewiring, TaskConfig, TrainConfig
+from vitnas.train import Monitor, Rewiring, TaskConfig, TeacherConfig, TrainConfig
 
 
 def train_supernet(
@@ -20,6 +20,7 @@ def train_supernet(
     supernet: Supernet,
     sampler: RunSampler,
     task: TaskConfig,
+    teacher: TeacherConfig,
     config: TrainConfig,
     pretrained: str | None = None,
 ) -> None:
@@ -32,6 +33,7 @@ def train_supernet(
         images,
         supernet,
         task,
+        teacher,
         config,
         stage="supernet",
         grid=supernet.space.largest().grids[-1],

@@ -78,6 +78,7 @@ def _train(context: Context) -> None:
             context.new_supernet(),
             context.sampler,
             run.task,
+            run.teacher,
             run.supernet,
             run.pretrained,
         )

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from torch import nn
 
 from vitnas.data import Data, require_labels
-from vitnas.errors import UserError
 from vitnas.exporting.networks import load_network
 from vitnas.grids import Grid
 from vitnas.sample import Fixed, Hook, Sampler
@@ -21,25 +20,29 @@ from vitnas.train import (
     TaskConfig,
     TaskGiven,
     Teacher,
+    TeacherConfig,
     TrainConfig,
     fit,
 )
 
 
-def make_task(config: TaskConfig, data: Data, grid: Grid) -> tuple[Task, Teacher | None]:
+def make_task(
+    config: TaskConfig, teacher: TeacherConfig, data: Data, grid: Grid
+) -> tuple[Task, Teacher | None]:
     """The Task of a run, and who teaches it.
 
     Args:
         grid: rows and columns of patches in the last stage of what trains.
 
     Raises:
-        UserError: a teacher that cannot be loaded or has other classes; images that would be mixed twice, or that have
-            no labels where the Task learns from them.
+        UserError: a teacher that cannot be loaded; images that would be mixed twice, or that have no labels where the
+            Task learns from them.
     """
-    if config.needs_labels:
+    if config.needs_labels and teacher.learns_labels:
         require_labels(data.train.targets, f"task.kind {config.kind!r}")
     task = config.build(TaskGiven(augment=data.augment, num_classes=data.num_classes, grid=grid))
-    return task, Teacher(load_teacher(config.taught_by, data.num_classes)) if config.taught_by else None
+    network = load_network(teacher.network, what="teacher") if teacher.network else None
+    return teacher.task(task), None if network is None else Teacher(network)
 
 
 def train(
@@ -47,6 +50,7 @@ def train(
     images: RunImages,
     network: nn.Module,
     task: TaskConfig,
+    teacher: TeacherConfig,
     config: TrainConfig,
     *,
     stage: str,
@@ -62,14 +66,14 @@ def train(
         grid: see `make_task`.
         sampler: which Archs of a Supernet train.
     """
-    learned, teacher = make_task(task, images.data, grid)
+    learned, taught_by = make_task(task, teacher, images.data, grid)
     return fit(
         network,
         CombinedSides(learned) if isinstance(network, Supernet) and network.sides > 1 else learned,
         sampler or Fixed(),
         images.train_batches(stage),
         config=config,
-        teacher=teacher,
+        teacher=taught_by,
         augment=images.data.augment,
         num_classes=images.data.num_classes,
         seed=work.seed,
@@ -80,18 +84,3 @@ def train(
         progress=work.progress,
         hooks=hooks,
     )
-
-
-def load_teacher(name: str, num_classes: int) -> nn.Module:
-    """A trained network with the same classes, by what `load_network` takes.
-
-    Raises:
-        UserError: it cannot be loaded, or has another number of classes.
-    """
-    teacher = load_network(name, what="task.teacher")
-    found = getattr(teacher, "num_classes", num_classes)
-    if found != num_classes != 0:  # 0: images without labels
-        raise UserError(
-            f"task.teacher {name!r} has {found} classes; the data have {num_classes}. Choose a teacher of these."
-        )
-    return teacher

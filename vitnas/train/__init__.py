@@ -9,17 +9,20 @@ from vitnas.train.losses import (
     Classification,
     ClassificationConfig,
     CombinedSides,
-    HardDistillation,
-    HardDistillationConfig,
-    Imitation,
+    Distillation,
+    Features,
+    Hard,
+    Soft,
     TokenMixup,
     TokenMixupConfig,
+    Tokens,
 )
 from vitnas.train.monitor import Monitor, convergence_warning
 from vitnas.train.progress import ConsoleProgress, Progress, Silent
 from vitnas.train.rewiring import Rewiring
 from vitnas.train.task import Batch, Task, TaskConfig, TaskGiven
 from vitnas.train.teacher import AverageTeacher, Teacher, cosine
+from vitnas.train.teaching import TeacherConfig
 
 __all__ = [
     "TASKS",
@@ -29,23 +32,26 @@ __all__ = [
     "ClassificationConfig",
     "CombinedSides",
     "ConsoleProgress",
+    "Distillation",
     "Engine",
+    "Features",
     "Fitted",
-    "HardDistillation",
-    "HardDistillationConfig",
-    "Imitation",
+    "Hard",
     "Monitor",
     "NonFiniteLossError",
     "Progress",
     "Rewiring",
     "Score",
     "Silent",
+    "Soft",
     "Task",
     "TaskConfig",
     "TaskGiven",
     "Teacher",
+    "TeacherConfig",
     "TokenMixup",
     "TokenMixupConfig",
+    "Tokens",
     "TrainConfig",
     "convergence_warning",
     "cosine",

@@ -15,7 +15,7 @@ from vitnas.model.modes import evaluating
 from vitnas.sample import Fixed
 from vitnas.train.config import TrainConfig
 from vitnas.train.loop import Fitted, fit
-from vitnas.train.losses import Imitation
+from vitnas.train.losses import Soft
 from vitnas.train.teacher import Teacher
 
 SHORT = TrainConfig(epochs=5, lr=1e-4, warmup_epochs=0.5, weight_decay=0.05, monitor_every=0)
@@ -43,8 +43,15 @@ def imitate(
     >>> teacher = copy.deepcopy(model).eval()               # doctest: +SKIP
     >>> imitate(swap_attention(model, "nystrom"), teacher, batches)  # doctest: +SKIP
     """
-    task = Imitation(temperature)
-    return fit(model, task, Fixed(), loader, config=config, teacher=Teacher(teacher), **options)
+    return fit(
+        model,
+        Soft(temperature=temperature),
+        Fixed(),
+        loader,
+        config=config,
+        teacher=Teacher(teacher),
+        **options,
+    )
 
 
 @torch.no_grad()

@@ -1,8 +1,8 @@
 """fit: the one training loop, for Supernets and for single Models.
 
 Everything random (data order, augmentation, mixing, Archs, dropout) is a function of (seed, step, rank). A checkpoint
-is therefore weights, optimizer state, what an averaging teacher has become, and the step; a run that was killed and
-resumed equals one that was not, bit for bit on a CPU.
+is therefore weights, optimizer state, what a Task trains itself, what an averaging teacher has become, and the step; a
+run that was killed and resumed equals one that was not, bit for bit on a CPU.
 
 Losses are not waited for. On an accelerator they are read every `READ_EVERY` steps, in one transfer; on a CPU, where
 there is nothing to wait for, at every step before the weights are touched. Promised is: on a CPU the weights that a
@@ -45,7 +45,7 @@ from vitnas.train.monitor import Monitor, convergence_warning
 from vitnas.train.optim import make_ema, make_mixup, make_optimizer, make_schedule, set_rates
 from vitnas.train.progress import Progress, Silent
 from vitnas.train.task import Batch, Task, read_views
-from vitnas.train.teacher import Teacher, check_task
+from vitnas.train.teacher import Teacher, settled_task
 
 READ_EVERY = 10
 Views = Tensor | Sequence[Tensor]
@@ -184,15 +184,22 @@ class _Training:
             network.set_drop_path(config.drop_path)
         network.to(engine.device).train()
         engine.broadcast(network)  # processes may have started with other weights
-        check_task(self.task, network, self.teacher, self.batches)
+        images = getattr(self.batches, "images", None)
+        with seeded_globals(seed_from("task", self.seed)):  # for what the Task trains itself
+            self.task = settled_task(
+                self.task, network, self.teacher, getattr(images, "form", None), self.input_size
+            )
         if self.teacher is not None:
             engine.broadcast(self.teacher.network)
+        trained = [network]
+        if self.task.own is not None:
+            trained.append(self.task.own.to(engine.device).train())
         self.steps_per_epoch = max(1, self.batches.steps_per_epoch // config.accumulate)
         self.steps = max(1, round(config.epochs * self.steps_per_epoch))
-        self.optimizer = engine.prepare(make_optimizer(network, config))
+        self.optimizer = engine.prepare(make_optimizer(network, config, self.task.own))
         self.schedule = make_schedule(self.optimizer, config, self.steps, self.steps_per_epoch)
         self.ema = make_ema(network, config)
-        self.parameters = [p for p in network.parameters() if p.requires_grad]
+        self.parameters = [p for part in trained for p in part.parameters() if p.requires_grad]
         self.read_every = steps_between_readings(engine.device)
         self.log = Metrics(self.folder, self.stage, engine)
         self.checkpoint = (
@@ -210,6 +217,15 @@ class _Training:
         every = max(1, round(config.monitor_every * self.steps_per_epoch))
         watched = self.monitor is not None and config.monitor_every > 0
         self.monitored = {*range(every, self.steps + 1, every), self.steps} if watched else set()
+
+    def input_size(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image."""
+        form = getattr(getattr(self.batches, "images", None), "form", None)
+        if form is not None:
+            return cast(tuple[int, int, int], form.input_size)
+        images, _ = next(iter(self.batches.from_step(0)))
+        channels, height, width = (images if isinstance(images, Tensor) else images[0]).shape[1:]
+        return channels, height, width
 
     @property
     def result(self) -> nn.Module:
@@ -415,6 +431,8 @@ class _Training:
             parts["ema"] = self.ema.module.state_dict()
         if self.teacher is not None:
             parts["teacher"] = self.teacher.tensors()
+        if self.task.own is not None:
+            parts["task"] = self.task.own.state_dict()
         parts |= {f"hook{i}": hook.tensors() for i, hook in enumerate(self.hooks)}
         scaler = self.engine.scaler_state()
         save_checkpoint(
@@ -450,6 +468,8 @@ class _Training:
             restore_optimizer(self.optimizer, parts["optimizer"], meta["optimizer"])
             if self.teacher is not None:
                 self.teacher.restore(parts.get("teacher", {}))
+            if self.task.own is not None:
+                self.task.own.load_state_dict(parts.get("task", {}))
         except (RuntimeError, ValueError, KeyError) as error:
             raise UserError(
                 f"{path} is of another network, optimizer or teacher ({first_line(error)}). Use another run "

@@ -22,10 +22,15 @@ from vitnas.train.config import TrainConfig
 Rules = dict[str, dict[str, float]]  # of a group of parameters, by the regular expression for their names
 
 
-def make_optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+def make_optimizer(
+    network: nn.Module, config: TrainConfig, own: nn.Module | None = None
+) -> torch.optim.Optimizer:
     """timm's optimizer of that name; biases, norms and what `no_weight_decay` names are not decayed.
 
     What `slow_names` and `frozen_names` name has groups of its own, with an `lr_scale` that timm's schedules know.
+
+    Args:
+        own: trained with the network at its full rate.
 
     Raises:
         UserError: an unknown optimizer, or one that cannot train here; names that no parameter has.
@@ -35,7 +40,10 @@ def make_optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Optim
             f"optimizer is {config.optimizer!r}; it must be one of timm's.{nearest(config.optimizer, known)}"
         )
     _try_out(config.optimizer)
-    return _create(network, config)
+    optimizer = _create(network, config)
+    for group in [] if own is None else param_groups_weight_decay(own, config.weight_decay):
+        optimizer.add_param_group(group)
+    return optimizer
 
 
 def _create(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:

@@ -26,6 +26,7 @@ from vitnas.data import Augment
 from vitnas.errors import UserError
 from vitnas.grids import Grid
 from vitnas.model.outputs import read_outputs
+from vitnas.train.gives import Gives
 
 Outputs = Mapping[str, Tensor]
 
@@ -65,10 +66,22 @@ class Task:
         wants: outputs of the network that learns.
         wants_taught: outputs of the teacher, which is the Teacher of `fit`, or where there is none and the Sampler says
             `distill` the first Draw of the step. A name that ends in "?" may be left untaught.
+        own: what the Task trains itself beside the network (a projection of its features). `fit` moves, trains and
+            checkpoints it; it is in no result.
     """
 
     wants: tuple[str, ...] = ("logits",)
     wants_taught: tuple[str, ...] = ()
+    own: nn.Module | None = None
+
+    def meet(self, student: Gives, teacher: Gives) -> Task:
+        """The Task between these two networks, with its `own`. Called once, before training, where there is a teacher;
+        may draw from the global generators.
+
+        Raises:
+            UserError: the one cannot learn this from the other.
+        """
+        return self
 
     def mix(self, batch: Batch) -> Batch:
         """Called once per batch, before the Archs of a step share it; may draw from the global generators."""
@@ -103,11 +116,6 @@ class TaskConfig(ABC):
     heads: ClassVar[tuple[str, ...]] = ()  # fields of the Archs that learn this, which are then True
     needs_heads: ClassVar[bool] = False  # cannot do without them
     needs_labels: ClassVar[bool] = True  # images without labels are refused
-
-    @property
-    def taught_by(self) -> str:
-        """The name or folder of the network that teaches; empty for none."""
-        return ""
 
     @abstractmethod
     def build(self, given: TaskGiven) -> Task:

@@ -19,10 +19,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vitnas.arch import Arch
+from vitnas.data.images import Form
 from vitnas.errors import UserError
 from vitnas.model.modes import evaluating
 from vitnas.model.outputs import output_names, wanted
 from vitnas.model.timm_cfg import default_cfg
+from vitnas.train.gives import Gives
 from vitnas.train.task import Task, bare_names, read_views
 
 Momentum = Callable[[int, int], float]  # of (step, steps)
@@ -78,11 +80,11 @@ class Teacher:
         self.pixels = Pixels.of(network) if pixels is None else pixels
         self._seen = Pixels()
 
-    def check(self, want: Sequence[str], seen: Pixels) -> None:
-        """Take note of the student's pixels, and refuse what cannot be taught, before any training.
+    def see(self, seen: Pixels) -> None:
+        """Take note of the student's pixels.
 
         Raises:
-            UserError: outputs that the network has not, or images of another number of channels.
+            UserError: images of another number of channels, or a Supernet without an Arch.
         """
         network: Any = self.network
         is_supernet = getattr(network, "space", None) is not None
@@ -91,13 +93,24 @@ class Teacher:
                 f"the teacher is a {type(network).__name__} and its arch {self.arch and self.arch.id}; a Supernet "
                 f"teaches as one of its Archs, and only a Supernet. {'Give' if is_supernet else 'Leave out'} arch."
             )
-        wanted(bare_names(want), output_names(network.subnet(self.arch).skeleton if is_supernet else network))
         self._seen = seen
         if seen.mean is not None and self.pixels.mean is not None and len(seen.mean) != len(self.pixels.mean):
             raise UserError(
                 f"the teacher takes images of {len(self.pixels.mean)} channels, the student's have {len(seen.mean)}; "
                 "both must see the same. Use another teacher, or data.in_chans."
             )
+
+    def check(self, want: Sequence[str]) -> None:
+        """Refuse what cannot be taught, before any training.
+
+        Raises:
+            UserError: outputs that the network has not.
+        """
+        network: Any = self.network
+        wanted(
+            bare_names(want),
+            output_names(network if self.arch is None else network.subnet(self.arch).skeleton),
+        )
 
     def answer(self, views: Sequence[Tensor], want: Sequence[str]) -> dict[str, Tensor]:
         """Its outputs of these names (`train/task.py`), without gradient."""
@@ -176,8 +189,18 @@ def cosine(start: float, end: float = 1.0) -> Momentum:
     return lambda step, steps: end + (start - end) * (1 + math.cos(math.pi * step / steps)) / 2
 
 
-def check_task(task: Task, network: nn.Module, teacher: Teacher | None, loader: Any) -> None:
-    """Refuse a Task that asks for what cannot be had, before any training.
+def settled_task(
+    task: Task,
+    network: nn.Module,
+    teacher: Teacher | None,
+    form: Form | None,
+    input_size: Callable[[], tuple[int, int, int]],
+) -> Task:
+    """The Task between student and teacher; what cannot be had is refused before any training.
+
+    Args:
+        form: of the student's images, where it is known; else the network's description says what they are.
+        input_size: channels, height and width of an image, where the Task must know what the networks give.
 
     Raises:
         UserError: outputs that network or teacher have not, a Task that must be taught by nobody, a teacher that
@@ -190,14 +213,17 @@ def check_task(task: Task, network: nn.Module, teacher: Teacher | None, loader: 
                 f"{name} learns from a teacher's {', '.join(must)} and there is none. Pass teacher=Teacher(network) to "
                 "fit."
             )
-    elif not task.wants_taught:
-        raise UserError(f"{name} learns nothing from a teacher. Leave the teacher out, or use another task.")
     else:
-        form = getattr(getattr(loader, "images", None), "form", None)
-        own = Pixels.of(network)
-        seen = own if form is None else Pixels(tuple(form.mean), tuple(form.std))
-        teacher.check(task.wants_taught, seen)
+        teacher.see(Pixels.of(network) if form is None else Pixels(tuple(form.mean), tuple(form.std)))
+        taught_by = Gives(teacher.network, input_size, arch=teacher.arch, convert=teacher.convert)
+        task = task.meet(Gives(network, input_size), taught_by)
+        if not task.wants_taught:
+            raise UserError(
+                f"{name} learns nothing from a teacher. Leave the teacher out, or use another task."
+            )
+        teacher.check(task.wants_taught)
     wanted(bare_names(task.wants), output_names(network))
+    return task
 
 
 def channels_of(network: nn.Module) -> int:

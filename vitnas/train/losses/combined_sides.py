@@ -6,12 +6,13 @@ before the softmax; `combine="mean"` takes their mean instead, so that training 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitnas.errors import UserError
+from vitnas.train.gives import Gives
 from vitnas.train.task import Batch, Outputs, Task
 
 COMBINES = ("sum", "mean")
@@ -34,6 +35,13 @@ class CombinedSides(Task):
         for name in ("wants", "wants_taught"):
             names = tuple(f"sides.{self.combine}.{each}" for each in getattr(self.task, name))
             object.__setattr__(self, name, names)
+
+    @property
+    def own(self) -> nn.Module | None:  # type: ignore[override]
+        return self.task.own
+
+    def meet(self, student: Gives, teacher: Gives) -> CombinedSides:
+        return replace(self, task=self.task.meet(student, teacher))
 
     def mix(self, batch: Batch) -> Batch:
         return self.task.mix(batch)

@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from vitnas.data import require_labels
 from vitnas.errors import UserError
+from vitnas.train.losses.distillation import TaughtLoss
 from vitnas.train.task import Batch, Outputs, Task, TaskConfig, TaskGiven
 
 
@@ -78,69 +79,38 @@ class ClassificationConfig(TaskConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class HardDistillation(Task):
-    """A teacher's decisions as labels (DeiT, arXiv 2012.12877, section 4; a variant of ViT-ResNAS).
+class Soft(TaughtLoss):
+    """The teacher's probabilities at `temperature` (Hinton et al., arXiv 1503.02531): the divergence of the student's
+    from them, mean over images, times the temperature squared."""
 
-    Cross-entropy to the labels by the class token, and to the teacher's first choice by the distillation token; without
-    a distillation token both are by the class token.
-
-    Attributes:
-        weight: share of the teacher's term; labels get the rest. Half and half in the papers.
-        label_smoothing: for class numbers; mixed targets bring their own.
-    """
-
-    weight: float = 0.5
-    label_smoothing: float = 0.0
-    wants = ("head", "head_dist?")
-    wants_taught = ("logits",)
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.weight <= 1:
-            raise UserError(f"weight is {self.weight}; it is a share from 0 to 1. Use 0.5.")
-
-    def __call__(self, outputs: Outputs, batch: Batch, taught: Outputs) -> dict[str, Tensor]:
-        ce = label_loss(outputs["head"], batch, self.label_smoothing)
-        by_token_BY = outputs.get("head_dist", outputs["head"])
-        check_classes(by_token_BY, taught["logits"])
-        kd = functional.cross_entropy(by_token_BY, taught["logits"].argmax(-1))
-        return {"loss": (1 - self.weight) * ce + self.weight * kd, "ce": ce, "kd": kd}
-
-
-@dataclass(frozen=True, kw_only=True)
-class HardDistillationConfig(TaskConfig):
-    """The labels, and with `teacher_weight` the choices of `teacher`: a folder of a trained model, or a timm name."""
-
-    kind = "hard_distillation"
-    heads = ("distill_token",)
-
-    teacher: str = ""
-    teacher_weight: float = 0.5
-
-    def __post_init__(self) -> None:
-        if not self.teacher:
-            raise UserError(
-                "task.teacher is empty; hard_distillation learns from one. Name a folder of a trained model, or a timm "
-                "model."
-            )
-        if not 0 <= self.teacher_weight <= 1:
-            raise UserError(
-                f"task.teacher_weight is {self.teacher_weight}; it is a share from 0 to 1. Use 0.5."
-            )
-
-    @property
-    def taught_by(self) -> str:
-        return self.teacher
-
-    def build(self, given: TaskGiven) -> HardDistillation:
-        return HardDistillation(weight=self.teacher_weight, label_smoothing=given.augment.label_smoothing)
-
-
-@dataclass(frozen=True)
-class Imitation(Task):
-    """The teacher's logits alone; labels are not looked at."""
+    word = "soft"
+    compares_classes = True
 
     temperature: float = 1.0
     wants_taught = ("logits",)
 
+    def __post_init__(self) -> None:
+        if self.temperature <= 0:
+            raise UserError(f"temperature is {self.temperature}; logits are divided by it. Use 1 to 4.")
+
     def __call__(self, outputs: Outputs, batch: Batch, taught: Outputs) -> dict[str, Tensor]:
-        return {"loss": soft_loss(outputs["logits"], taught["logits"], self.temperature)}
+        logits_BY, taught_BY = outputs["logits"], taught["logits"]
+        check_classes(logits_BY, taught_BY)
+        student_BY, teacher_BY = ((x / self.temperature).log_softmax(-1) for x in (logits_BY, taught_BY))
+        divergence = functional.kl_div(student_BY, teacher_BY, reduction="batchmean", log_target=True)
+        return {"loss": divergence * self.temperature**2}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hard(TaughtLoss):
+    """The teacher's first choices as labels (DeiT, arXiv 2012.12877, section 4; a variant of ViT-ResNAS)."""
+
+    word = "hard"
+    compares_classes = True
+    heads = ("distill_token",)
+
+    wants_taught = ("logits",)
+
+    def __call__(self, outputs: Outputs, batch: Batch, taught: Outputs) -> dict[str, Tensor]:
+        check_classes(outputs["logits"], taught["logits"])
+        return {"loss": functional.cross_entropy(outputs["logits"], taught["logits"].argmax(-1))}

@@ -1,0 +1,123 @@
+"""Which blocks and tokens of two networks are held side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+from torch.nn import functional
+
+from vitnas.errors import UserError
+from vitnas.grids import Grid
+from vitnas.train.gives import Gives, split_tokens
+from vitnas.train.task import Outputs
+
+Pairs = tuple[tuple[int, int], ...]
+"""(block of the student, block of the teacher); negative numbers count from the last."""
+
+
+class Side(NamedTuple):
+    """One network's tokens for one place.
+
+    Attributes:
+        prefix_BKD: those in front of the patches.
+        patches_BPD: in the order of the grid.
+    """
+
+    prefix_BKD: Tensor
+    patches_BPD: Tensor
+    grid: Grid
+
+
+def first_and_last(student: int, teacher: int, most: int = 4) -> Pairs:
+    """The first `most` blocks and the last `most`, fewer in a network that is not so deep.
+
+    Args:
+        student, teacher: how many blocks each has.
+    """
+    depth = min(student, teacher, 2 * most)
+    first = (depth + 1) // 2
+    early = tuple((index, index) for index in range(first))
+    return early + tuple((student - left, teacher - left) for left in range(depth - first, 0, -1))
+
+
+def settled(asked: Pairs, student: int, teacher: int) -> Pairs:
+    """`asked` counted from the first block; those of blocks that the student has not are left out."""
+    pairs = ((s + student if s < 0 else s, t + teacher if t < 0 else t) for s, t in asked)
+    return tuple((s, t) for s, t in pairs if 0 <= s < student)
+
+
+def check_pairs(asked: Pairs, student: Gives, teacher: Gives, field: str) -> None:
+    """Refuse blocks that a network has not.
+
+    Raises:
+        UserError: naming the block and how many there are.
+    """
+    for whose, side, network in (("network", 0, student), ("teacher", 1, teacher)):
+        for pair in asked:
+            if not -network.depth <= pair[side] < network.depth:
+                has = f"blocks 0 to {network.depth - 1}" if network.depth else "no blocks"
+                raise UserError(
+                    f"{field} has {list(pair)}, but the {whose} has {has}; a pair is a block of the network, then one "
+                    "of the teacher. Choose others, or leave it empty."
+                )
+
+
+def student_blocks(asked: Pairs, student: Gives) -> tuple[str, ...]:
+    """The outputs to want of the student for `asked`: of a Supernet all blocks, as Archs differ in depth."""
+    if student.space is not None:
+        return tuple(f"blocks.{index}?" for index in range(student.depth))
+    return tuple(dict.fromkeys(f"blocks.{index % student.depth}" for index, _ in asked))
+
+
+def depth_of(outputs: Outputs, student: Gives) -> int:
+    """How many blocks the Arch has whose outputs these are."""
+    return student.depth if student.space is None else sum(name.startswith("blocks.") for name in outputs)
+
+
+def side_of(x_BND: Tensor, network: Gives, whose: str) -> Side:
+    """Take tokens apart.
+
+    Raises:
+        UserError: patches that are no whole grid.
+    """
+    found = split_tokens(x_BND.shape[1], network.prefix, network.image_size)
+    if found is None:
+        height, width = network.image_size
+        raise UserError(
+            f"the {whose} gives {x_BND.shape[1]} tokens, which are no grid of patches for images of {height} x {width} "
+            "pixels; patches of both networks are matched by their places. Use a network that keeps them all."
+        )
+    first, grid = found
+    return Side(x_BND[:, :first], x_BND[:, first:], grid)
+
+
+def kept_BP(outputs: Outputs) -> Tensor | None:
+    """1 for each patch that the student keeps to its end, where it drops some; without gradient."""
+    return outputs["keep"][:, -1].detach() if "keep" in outputs else None
+
+
+def mean_of_kept(loss_BP: Tensor, keep_BP: Tensor | None) -> Tensor:
+    """The mean over the patches of a batch that the student keeps; 0 where it keeps none."""
+    return loss_BP.mean() if keep_BP is None else (loss_BP * keep_BP).sum() / keep_BP.sum().clamp_min(1)
+
+
+def matched(student: Side, teacher: Side, keep_BP: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Patches of both, (B, P, .) each, on one grid: the finer is resampled to the coarser, by places.
+
+    Where the student drops patches (`keep_BP`), the teacher's are resampled to the student's.
+    """
+    mine, theirs = student.patches_BPD, teacher.patches_BPD
+    if student.grid == teacher.grid:
+        return mine, theirs
+    if keep_BP is not None or mine.shape[1] < theirs.shape[1]:
+        return mine, resampled(theirs, teacher.grid, student.grid)
+    return resampled(mine, student.grid, teacher.grid), theirs
+
+
+def resampled(x_BPD: Tensor, old: Sequence[int], new: Sequence[int]) -> Tensor:
+    """A map of features on another grid, bilinearly, averaging where the new one is coarser."""
+    x_BDRC = x_BPD.transpose(1, 2).unflatten(2, tuple(old))
+    x_BDRC = functional.interpolate(x_BDRC.float(), size=tuple(new), mode="bilinear", antialias=True)
+    return x_BDRC.flatten(2).transpose(1, 2)

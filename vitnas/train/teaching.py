@@ -1,0 +1,87 @@
+"""TeacherConfig: who teaches what a run trains, and by which losses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import MISSING, Field, dataclass, field, fields
+from typing import Any
+
+from vitnas.errors import UserError, check_words
+from vitnas.train.losses import TAUGHT_LOSSES, Distillation, Features, Soft
+from vitnas.train.losses.distillation import TaughtLoss
+from vitnas.train.task import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherConfig:
+    """Who teaches all that the run trains (`network`: a folder of a saved model, a timm name or NAME@FILE), and by
+    which `losses`: soft and hard on logits, features, tokens. `teacher=NAME` is short for `teacher.network=NAME`.
+
+    They are added with `weights`, one each (none: 1 each), to `label_weight` times the loss of the run's task; with
+    label_weight=0 labels are not looked at. Teachers of other classes teach features only. The fields of a loss are
+    under its name (`teacher.soft.temperature`).
+    """
+
+    network: str | None = None
+    losses: tuple[str, ...] = ("soft",)
+    weights: tuple[float, ...] = ()
+    label_weight: float = 1.0
+    soft: Soft = field(default_factory=Soft)
+    features: Features = field(default_factory=Features)
+
+    def __post_init__(self) -> None:
+        check_words("teacher.losses", self.losses, TAUGHT_LOSSES)
+        if not self.losses or len({*self.losses}) < len(self.losses):
+            raise UserError(
+                f"teacher.losses is {list(self.losses)}; it must name at least one, and each once. Use [soft]."
+            )
+        if self.weights and len(self.weights) != len(self.losses):
+            raise UserError(
+                f"teacher.weights has {len(self.weights)} numbers and teacher.losses {len(self.losses)}; each loss has "
+                "one weight. Give as many, or leave them out for 1 each."
+            )
+        if self.label_weight < 0 or any(weight <= 0 for weight in self.weights):
+            raise UserError(
+                f"teacher.weights is {list(self.weights)} and teacher.label_weight {self.label_weight}; weights "
+                "must be above 0, that of the labels at least 0. Leave out a loss that should not count."
+            )
+        for name, value in ((item.name, getattr(self, item.name)) for item in fields(self)):
+            if isinstance(value, TaughtLoss) and name not in self.losses and value != type(value)():
+                raise UserError(
+                    f"teacher.{name} is given, but teacher.losses is {list(self.losses)}. Add {name} to it, or leave "
+                    "its fields out."
+                )
+        if self.network is None and any(getattr(self, item.name) != _default(item) for item in fields(self)):
+            raise UserError(
+                "teacher.network is not given, but other fields of teacher are. Name a folder of a trained model or a "
+                "timm model, or leave them out."
+            )
+
+    @property
+    def learns_labels(self) -> bool:
+        """Labels are looked at."""
+        return not self.network or self.label_weight > 0
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """Fields of the Archs that learn this, which are then True."""
+        return tuple(head for loss in self._losses() for head in loss.heads) if self.network else ()
+
+    def task(self, labels: Task) -> Task:
+        """What is learned: `labels` beside the teacher, or by itself where nobody teaches."""
+        if not self.network:
+            return labels
+        weights = self.weights or (1.0,) * len(self.losses)
+        return Distillation(
+            losses={loss.word: (loss, weight) for loss, weight in zip(self._losses(), weights, strict=True)},
+            labels=labels if self.learns_labels else None,
+            label_weight=self.label_weight,
+        )
+
+    def _losses(self) -> Iterator[TaughtLoss]:
+        for word in self.losses:
+            yield getattr(self, word, None) or TAUGHT_LOSSES[word]()
+
+
+def _default(item: Field[Any]) -> Any:
+    return item.default if item.default_factory is MISSING else item.default_factory()
