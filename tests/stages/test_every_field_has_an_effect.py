@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from slim_help import save, slim_words, trained
 from stage_help import words
 from torch import nn
 
@@ -25,7 +26,7 @@ from vitnas.data import Augment, DataConfig, TrainBatches, open_data
 from vitnas.model import build
 from vitnas.sample import SAMPLERS, Found, Given, Moment
 from vitnas.space import SPACES, autoformer, vitas
-from vitnas.stages.run import KINDS, Run
+from vitnas.stages.run import KINDS, Run, SlimConfig
 from vitnas.train import TASKS, Batch, ClassificationConfig, TaskGiven, Teacher, TeacherConfig
 from vitnas.train.losses import TAUGHT_LOSSES
 from vitnas.train.task import read_views
@@ -45,6 +46,7 @@ QUIET = {
     "data.download": "of timm's data sets: tests/data/test_data_hub.py",
     "data.input_key": "of timm's data sets: tests/data/test_data_hub.py",
     "data.target_key": "of timm's data sets: tests/data/test_data_hub.py",
+    **dict.fromkeys((f"slim.{item.name}" for item in fields(SlimConfig)), "of slimming: below"),
 }
 
 
@@ -123,6 +125,21 @@ def test_a_run_reads_every_field(reads: Reads, tmp_path: Path, monkeypatch: pyte
     unread = set(leaves()) - reads.found
     assert unread <= set(QUIET), f"nothing reads {sorted(unread - set(QUIET))}: fields without an effect"
     assert unread == set(QUIET), f"these are read after all: {sorted(set(QUIET) - unread)}"
+
+
+@pytest.mark.slow
+def test_slimming_reads_its_own(reads: Reads, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make = commands.make_run
+
+    def made(*given: Any) -> Run:
+        run = make(*given)
+        reads.follow(run, "")
+        return run
+
+    monkeypatch.setattr(commands, "make_run", made)
+    net = save(trained(epochs=0.5), tmp_path / "net")
+    assert main(slim_words(net, tmp_path / "run", data__image_size="12", resample="true")) == 0
+    assert {name for name in leaves() if name.startswith("slim.")} <= reads.found
 
 
 def test_a_folder_and_crops_read_theirs(reads: Reads, tmp_path: Path) -> None:

@@ -19,6 +19,14 @@ USAGE = """\
   vitnas run run.yaml \\[field=value ...]   the same from a file (every run folder has one)
       folder=PATH                         where to; default runs/RECIPE
 
+[bold]A trained network made smaller[/bold]
+  vitnas slim MODEL data.dataset=PATH budget=TEXT \\[field=value ...]
+                                          from a ViT of timm, NAME@FILE or a folder of a saved one to files that meet a
+                                          budget; labels are not needed
+      effort=fold|recover|search          without training, the chosen one learns from MODEL, or a supernet does, too;
+                                          by default the largest that fits time=30m
+      images=256 axes=\\[heads,hidden,blocks] importance=activation front=5 multiple=8 folder=PATH
+
 [bold]One stage of a run folder[/bold] (in this order; each does nothing when its result is there)
   vitnas train FOLDER                     train the supernet
   vitnas search FOLDER                    score Archs within the budget; start it several times to search together

@@ -20,17 +20,22 @@ from vitnas.cli.options import options, split
 from vitnas.cli.swap import swap_command
 from vitnas.errors import MissingExtra, UserError
 from vitnas.grids import size_text
-from vitnas.records import Family, FinalScores, Result, Results
+from vitnas.records import Family, FinalScores, Forecast, Original, Result, Results, SlimResults
 from vitnas.reporting import front_table, report
 from vitnas.reporting.sampler_plots import family
+from vitnas.reporting.slimming import comparison, forecast
 from vitnas.reporting.tables import feasibility, to_rich
 from vitnas.searching.storage import open_storage
 from vitnas.stages import plan_of
 from vitnas.stages.claim import begin, opened
-from vitnas.stages.run import Run, field_groups
+from vitnas.stages.run import Run, SlimConfig, field_groups
 from vitnas.stages.specialize import specialize
 from vitnas.train import ConsoleProgress
 
+SLIM_USAGE = (
+    "`vitnas slim` takes a trained network, data.dataset=PATH and budget=TEXT, as in `vitnas slim NAME "
+    "data.dataset=images budget='macs<=50%'`; effort, time, images, axes, folder and other fields may follow."
+)
 Command = Callable[[list[str], Console], None]
 
 
@@ -46,6 +51,14 @@ class RunOptions:
     """A recipe or a YAML file, and where to."""
 
     recipe: str
+    folder: Path | None = None
+
+
+@dataclass(frozen=True)
+class SlimOptions:
+    """A trained network, and where to."""
+
+    model: str
     folder: Path | None = None
 
 
@@ -95,12 +108,27 @@ def run_command(words: list[str], console: Console) -> None:
     whole_run(run, asked.folder or Path("runs") / name, console)
 
 
+def slim_command(words: list[str], console: Console) -> None:
+    """A trained network made smaller, to a budget: all stages of the recipe `slim`."""
+    own, texts = split(SlimOptions, words)
+    asked = options(SlimOptions, own, SLIM_USAGE)
+    short = {item.name: f"slim.{item.name}" for item in fields(SlimConfig)}
+    short["multiple"] = "space.multiple"
+    given = {short.get(name, name): text for name, text in texts.items()}
+    run = make_run("slim", {**given, "pretrained": asked.model})
+    whole_run(run, asked.folder or Path("runs") / f"slim_{Path(asked.model.partition('@')[0]).name}", console)
+
+
 def whole_run(run: Run, folder: Path, console: Console) -> None:
     """Do what `run` says, and tell how it ended."""
     with at_work(run, folder, console) as context:
         table = begin(context)
         if context.engine.is_main:
             console.print(f"[bold]{run.recipe}[/bold] into {folder}")
+            if run.slim:
+                for note in Original.read(folder).notes:
+                    console.print(f"  {note}", markup=False)
+                console.print(to_rich(forecast(Forecast.read(folder)), "What each effort takes here"))
             console.print(to_rich(feasibility(table), "Feasibility"))
         for stage in plan_of(run).stages.values():
             stage(context)
@@ -255,14 +283,21 @@ def one_folder(words: list[str], command: str) -> Path:
 
 def finale(folder: Path, console: Console) -> None:
     """The table a person wants, and where the files are."""
-    results = Results.read(folder)
-    console.print(front_table(results))
-    for name, path in results.files.items():
+    if SlimResults.exists(folder):
+        slim = SlimResults.read(folder)
+        console.print(to_rich(comparison(slim), f"On {slim.rows[0].agreement.n} test images"))
+        found = slim.files
+    else:
+        results = Results.read(folder)
+        console.print(front_table(results))
+        found = results.files
+    for name, path in found.items():
         console.print(f"  {name:<13} {folder / path}")
 
 
 COMMANDS: dict[str, Command] = {
     "run": run_command,
+    "slim": slim_command,
     "train": stage_command("train"),
     "search": stage_command("search"),
     "specialize": specialize_command,

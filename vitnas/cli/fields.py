@@ -60,6 +60,11 @@ def make_run(name: str, pairs: Mapping[str, str]) -> Run:
                 f"there is no field {field!r}.{nearest(field, known)} `vitnas show RECIPE` lists them all."
             )
     base = _base(name, known)
+    for field in pairs:
+        if field.startswith("slim.") and base["slim"] is None:
+            raise UserError(
+                f"{field} belongs to the recipe slim; this run is of {base['recipe']}. Leave it out."
+            )
     if any(field.startswith("data.augment.") for field in pairs) and isinstance(base["data"]["augment"], str):
         named = base["data"]["augment"]
         if named not in AUGMENTS:

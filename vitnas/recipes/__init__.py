@@ -7,6 +7,7 @@ from collections.abc import Callable
 from vitnas.recipes.autoformer import autoformer, autoformer_cifar
 from vitnas.recipes.focusformer import focusformer, focusformer_tour
 from vitnas.recipes.images import images
+from vitnas.recipes.slim import slim
 from vitnas.recipes.tour import tour
 from vitnas.recipes.vision_xformers import vision_xformers, vision_xformers_tour
 from vitnas.recipes.vit_resnas import vit_resnas, vit_resnas_cifar
@@ -16,6 +17,7 @@ from vitnas.stages.run import Run
 RECIPES: dict[str, Callable[[], Run]] = {
     "tour": tour,
     "images": images,
+    "slim": slim,
     "autoformer_cifar": autoformer_cifar,
     "autoformer": autoformer,
     "vit_resnas_cifar": vit_resnas_cifar,

@@ -71,7 +71,7 @@ def sentence(run: RunFiles) -> str:
     known = f"{number(cost.params)} params, {number(cost.macs, 'MACs')}" if cost else f"cost {MISSING}"
     if model and model.test_accuracy is not None:
         accuracy = accuracy_text(model.test_accuracy, model.n_test, "test")
-    elif model:
+    elif model and model.holdout_accuracy is not None:
         accuracy = f"{accuracy_text(model.holdout_accuracy, model.n_holdout, 'holdout')}; test {MISSING}"
     elif run.chosen_trial:
         accuracy = f"{percent(run.chosen_trial.values['accuracy'])} with inherited weights; not retrained yet"

@@ -135,9 +135,10 @@ class Models:
             train=asdict(config),
             **more,
         )
-        self.work.once(Result.path(self.folder(role)), lambda: self._write(model, result))
+        self.work.once(Result.path(self.folder(role)), lambda: self.write(model, result))
 
-    def _write(self, model: Model, result: Result) -> None:
+    def write(self, model: Model, result: Result) -> None:
+        """A model's folder, with its result."""
         folder = self.folder(result.role)
         with writing(folder):
             save_timm(model.cpu(), folder, **self.images.about)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, TypeAlias, get_args, get_type_hints
 
 import yaml
 
@@ -13,9 +14,11 @@ from vitnas.budget import QUANTITIES, Budget, split_target
 from vitnas.data import DataConfig
 from vitnas.errors import UserError, check_word, check_words
 from vitnas.measure.target import parse_target
+from vitnas.records import Effort
 from vitnas.runs import to_json, write_atomic
 from vitnas.sample import SAMPLERS, SamplerConfig, UniformConfig
 from vitnas.searching import SEARCHERS
+from vitnas.slimming import IMPORTANCE
 from vitnas.space import SPACES, AutoFormerConfig, SpaceConfig
 from vitnas.supernet import Coupled
 from vitnas.train import TASKS, ClassificationConfig, TaskConfig, TeacherConfig, TrainConfig
@@ -25,6 +28,7 @@ FREE = {"threads", "workers", "trackers", "device", "log_every", "checkpoint_min
 # Fields that may become larger in a finished run: the stage then goes on from what it has, and later ones follow.
 GROWS = {"search.num_trials": "search"}
 BASELINES = ("hand_scaled", "random_search")
+Axis: TypeAlias = Literal["heads", "hidden", "embed_dim", "blocks", "tokens"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,11 +111,52 @@ class ExportConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SlimConfig:
+    """How a trained network is made smaller.
+
+    `effort` is `fold` (what is removed is made up for in closed form, nothing is trained), `recover` (the chosen one
+    then learns from the network) or `search` (a supernet learns from it before the search, too); None takes the largest
+    that a forecast lets fit into `time` (`30m`, `90s`, `2h`), which also says how long there is to train. `importance`
+    is what sorts units, `images` how many train images activations are taken from, `front` how many networks are made,
+    and `axes` what may go. `resample` lets data.image_size differ from the network's own.
+    """
+
+    effort: Effort | None = None
+    time: str = "30m"
+    importance: str = "activation"
+    images: int = 256
+    front: int = 5
+    axes: tuple[Axis, ...] = ("heads", "hidden", "blocks")
+    resample: bool = False
+
+    def __post_init__(self) -> None:
+        check_word("slim.importance", self.importance, IMPORTANCE)
+        check_words("slim.axes", self.axes, get_args(Axis))
+        if self.effort is not None:
+            check_word("slim.effort", self.effort, get_args(Effort))
+        if not re.fullmatch(r"\d+(\.\d+)?[smh]", self.time) or self.seconds <= 0:
+            raise UserError(
+                f"slim.time is {self.time!r}; it is a number and s, m or h. Write 90s, 30m or 2h."
+            )
+        if self.images < 1:
+            raise UserError(f"slim.images is {self.images}; it must be at least 1. Use 256.")
+        if self.front < 5:
+            raise UserError(f"slim.front is {self.front}; a front has at least 5 networks. Use 5.")
+        if not self.axes:
+            raise UserError(f"slim.axes is empty; something must go. Use {', '.join(get_args(Axis)[:2])}.")
+
+    @property
+    def seconds(self) -> float:
+        """`time` in seconds."""
+        return float(self.time[:-1]) * {"s": 1, "m": 60, "h": 3600}[self.time[-1]]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """A complete run. `budget` is text (`macs<=1.3G and params<=6M`); empty means no limit.
 
     `pretrained` is the ViT that the supernet starts from: a timm name, a name and a file of weights (`NAME@FILE`), or a
-    folder of a saved model. `threads` are CPU threads (None: torch's choice).
+    folder of a saved model; with `slim` it is the one to make smaller. `threads` are CPU threads (None: torch's).
     """
 
     recipe: str = "tour"
@@ -125,6 +170,7 @@ class Run:
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     supernet: TrainConfig = field(default_factory=TrainConfig)
     pretrained: str | None = None
+    slim: SlimConfig | None = None
     search: SearchConfig = field(default_factory=SearchConfig)
     retrain: RetrainConfig = field(default_factory=RetrainConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
@@ -154,7 +200,8 @@ class Run:
                 "that serves a prefix only. Use prefix, or leave it out."
             )
         self.sampler.check(self)
-        self.space.starting_from(self.pretrained)  # refuses a network that is missing
+        if self.slim is None:
+            self.space.starting_from(self.pretrained)  # refuses a network that is missing
         if self.threads is not None and self.threads < 1:
             raise UserError(f"threads is {self.threads}; it must be at least 1. Leave it out for all cores.")
 

@@ -1,6 +1,6 @@
 """What a run goes through: its parts, what is checked before any work, and its stages in order.
 
-`plan_of` says which plan a run has.
+There are two such plans: a search from images, and slimming a trained network. `plan_of` says which a run has.
 """
 
 from __future__ import annotations
@@ -10,14 +10,36 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitnas.records import Correlation, ExportRecord, LatencyRecord, Result, Results, SamplerSummary
+from vitnas.records import (
+    Allocation,
+    Correlation,
+    ExportRecord,
+    LatencyRecord,
+    Result,
+    Results,
+    SamplerSummary,
+    SlimFront,
+    SlimResults,
+)
 from vitnas.searching import Feasibility, SearchRecord
+from vitnas.slimming import Sensitivity
 from vitnas.stages.context import Context
 from vitnas.stages.models import train_models
 from vitnas.stages.prepare import prepare
 from vitnas.stages.results import export_chosen, final_table, measure
 from vitnas.stages.run import Run
 from vitnas.stages.searching import WEIGHTS, search_archs
+from vitnas.stages.slim.context import SlimContext
+from vitnas.stages.slim.prepare import prepare_slim
+from vitnas.stages.slim.stages import (
+    choose,
+    evaluate_front,
+    fold_front,
+    measure_damage,
+    measure_side_by_side,
+    order,
+    share_out_budgets,
+)
 from vitnas.stages.supernet import tell_sampler, train_supernet
 
 
@@ -55,7 +77,7 @@ class Plan:
 
 def plan_of(run: Run) -> Plan:
     """The plan of a run."""
-    return SEARCH
+    return SLIM if run.slim else SEARCH
 
 
 def go_on(run: Run, folder: Path, name: str) -> None:
@@ -118,4 +140,16 @@ STAGES: Mapping[str, Stage] = {
     ),
 }
 
+SLIM_STAGES: Mapping[str, Stage] = {
+    "train": Stage(order, lambda run: (WEIGHTS,)),
+    "sensitivity": Stage(measure_damage, lambda run: (Sensitivity.FILE,)),
+    "search": Stage(share_out_budgets, lambda run: (Allocation.FILE,)),
+    "fold": Stage(fold_front, lambda run: (SlimFront.FILE,)),
+    "bench": Stage(measure_side_by_side, lambda run: (f"export/{LatencyRecord.FILE}",)),
+    "retrain": Stage(choose, lambda run: (f"models/chosen/{Result.FILE}",)),
+    "export": STAGES["export"],
+    "evaluate": Stage(evaluate_front, lambda run: (SlimResults.FILE, "report.html")),
+}
+
 SEARCH = Plan(Context, prepare, STAGES)
+SLIM = Plan(SlimContext, prepare_slim, SLIM_STAGES)

@@ -1,0 +1,128 @@
+"""`vitnas slim`: a trained network made smaller to a budget, as a run folder that everything else works on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from slim_help import digits, save, slim_words, trained
+
+from vitnas.cli import main
+from vitnas.cli.fields import open_run
+from vitnas.counting import count
+from vitnas.data import EvalBatches, Readings
+from vitnas.exporting import load_timm
+from vitnas.records import Allocation, Forecast, Original, Result, SlimFront, SlimResults
+from vitnas.runs import RunFile
+from vitnas.slimming import agreement
+from vitnas.stages import plan_of
+from vitnas.train import evaluate
+
+
+@pytest.fixture(scope="session")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small trained network."""
+    return save(trained(), tmp_path_factory.mktemp("original") / "net")
+
+
+@pytest.fixture(scope="session")
+def slimmed(original: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a whole run that slimmed it. Copy it before changing anything."""
+    folder = tmp_path_factory.mktemp("slimmed") / "run"
+    assert main(slim_words(original, folder)) == 0
+    return folder
+
+
+def test_a_network_is_slimmed_to_a_budget(slimmed: Path) -> None:
+    """Every file says what the weights beside it do, on images that nothing else used."""
+    results, first = SlimResults.read(slimmed), Original.read(slimmed)
+    original, chosen, *front = results.rows
+    assert (original.role, original.arch_id, original.agreement.top1) == ("original", first.arch_id, 1.0)
+    assert chosen.cost.macs <= 180_000 < original.cost.macs
+    assert results.met
+    assert len(front) >= 5
+    assert [row.cost.macs for row in front] == sorted((row.cost.macs for row in front), reverse=True)
+    assert len({row.arch_id for row in front}) == len(front)
+    assert len(Readings.read(slimmed).readings) == 1
+    test = EvalBatches(digits().open_test(slimmed.parent / "log.json"), batch_size=64)
+    network = load_timm(original_of(slimmed))
+    for row in (chosen, *front):
+        model = load_timm(slimmed / row.folder)
+        found = agreement(model, network, test)
+        assert found.top1 == pytest.approx(row.agreement.top1)
+        assert found.tokens == pytest.approx(row.agreement.tokens, abs=1e-6)
+        assert evaluate(model, test).accuracy == pytest.approx(row.accuracy)
+        assert count(model.arch).macs == row.cost.macs  # type: ignore[arg-type]
+    assert chosen.agreement.tokens is not None
+    assert chosen.agreement.tokens > 0.9
+
+
+def original_of(folder: Path) -> Path:
+    return Path(Original.read(folder).name)
+
+
+def test_what_is_smaller_agrees_less_and_the_chosen_is_the_best_that_fits(slimmed: Path) -> None:
+    members = SlimFront.read(slimmed).members
+    result = Result.read(slimmed / "models" / "chosen")
+    met = [member for member in members if member.cost.macs <= 180_000]
+    best = min(met, key=lambda member: member.measured)
+    assert (result.start, result.arch_id) == (best.folder, best.arch_id)
+    assert result.agreement == best.agreement
+    assert members[0].measured < members[-1].measured
+
+
+def test_the_forecast_says_what_each_effort_takes(slimmed: Path) -> None:
+    forecast = Forecast.read(slimmed)
+    seconds = [row.seconds for row in forecast.efforts]
+    assert seconds == sorted(seconds)
+    assert (forecast.effort, forecast.asked) == ("fold", True)
+    assert forecast.measured["train"] > forecast.measured["forward"] > 0
+
+
+def test_the_same_command_does_nothing_again(
+    original: Path, slimmed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in slimmed.rglob("*") if path.is_file()}
+    assert main(slim_words(original, slimmed)) == 0
+    assert before == {path: path.stat().st_mtime_ns for path in slimmed.rglob("*") if path.is_file()}
+
+
+class Stop(BaseException):
+    """As a kill: nothing is told."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", ["order.json", "sensitivity.json", "allocation.json", "front/02/member.json",
+                                  "front.json", "export/latency.json", "models/chosen/result.json", "slimmed.json",
+                                  "report.html"])  # fmt: skip
+def test_a_run_cut_short_goes_on_to_the_same(
+    file: str, original: Path, slimmed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before each file is written; weights and choices are then those of a run in one go."""
+    save_file = RunFile.save
+
+    def stopping(self: RunFile, path: Path) -> None:
+        if str(path).endswith(file):
+            raise Stop
+        save_file(self, path)
+
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        patched.setattr(RunFile, "save", stopping)
+        patched.setattr("vitnas.stages.slim.stages.report", lambda folder: (_ for _ in ()).throw(Stop))
+        with pytest.raises(Stop):
+            main(slim_words(original, folder))
+    assert not (folder / file).exists()
+    assert main(slim_words(original, folder)) == 0
+    for path in slimmed.rglob("*.safetensors"):
+        assert (folder / path.relative_to(slimmed)).read_bytes() == path.read_bytes(), path
+    assert Allocation.read(folder) == Allocation.read(slimmed)
+    assert Result.read(folder / "models/chosen").agreement == Result.read(slimmed / "models/chosen").agreement
+
+
+def test_a_command_that_such_a_run_has_not_says_which_it_has(
+    slimmed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = open_run(slimmed)
+    assert list(plan_of(run).stages)[:3] == ["train", "sensitivity", "search"]
+    assert main(["search", str(slimmed)]) == 0

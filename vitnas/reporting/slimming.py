@@ -1,0 +1,65 @@
+"""A slimmed network in tables: what each effort takes, and the original beside what was made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vitnas.measure.latency import Latency
+from vitnas.records import Forecast, SlimResults, SlimRow
+from vitnas.reporting.tables import MISSING, Table, number, percent, significant
+
+EFFORTS = {
+    "fold": "what is removed is made up for in closed form; nothing is trained",
+    "recover": "the same, and the chosen one learns from MODEL",
+    "search": "a supernet learns from MODEL first; then search and recovery",
+}
+
+
+def duration(seconds: float) -> str:
+    """`40 s`, `12 min` or `3.5 h`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def forecast(found: Forecast) -> Table:
+    """Each effort's time on this machine; the one that is taken stands out."""
+    rows = []
+    for row in found.efforts:
+        epochs = ", ".join(f"{name} {significant(epochs, 2)} epochs" for name, epochs in row.epochs.items())
+        note = "asked for" if found.asked else "the largest that fits"
+        taken = note if row.effort == found.effort else "" if row.fits else "does not fit"
+        rows.append((row.effort, duration(row.seconds), epochs, EFFORTS[row.effort], taken))
+    strong = [row.effort for row in found.efforts].index(found.effort)
+    headers = ("Effort", "Takes about", "Training", "What it does", f"In {duration(found.time_s)}")
+    return Table(headers, tuple(rows), numeric=(1,), strong=strong)
+
+
+def comparison(results: SlimResults) -> Table:
+    """The original, the chosen one and the front: cost, agreement, accuracy, latency."""
+    original = results.rows[0]
+    targets = list(dict.fromkeys(target for row in results.rows for target in row.latency_ms))
+    labelled, classed = original.accuracy is not None, original.agreement.top1 is not None
+    headers = ["Network", "MACs", "", "Params", "Cosine"]
+    headers += ["Same first class"] * classed + ["Accuracy"] * labelled
+    headers += [each for target in targets for each in (f"ms, {target}", "Faster")]
+    rows = []
+    for row in results.rows:
+        cells = [_name(row), number(row.cost.macs), percent(row.cost.macs / original.cost.macs, 0)]
+        found = row.agreement
+        cells += [number(row.cost.params), f"{found.pooled if found.tokens is None else found.tokens:.3f}"]
+        cells += [percent(found.top1)] * classed + [percent(row.accuracy)] * labelled
+        for target in targets:
+            cells += _against(row.latency_ms.get(target), original.latency_ms.get(target))
+        rows.append(tuple(cells))
+    return Table(tuple(headers), tuple(rows), numeric=tuple(range(1, len(headers))), strong=1)
+
+
+def _name(row: SlimRow) -> str:
+    return "MODEL" if row.role == "original" else row.role
+
+
+def _against(own: Latency | None, first: Latency | None) -> Sequence[str]:
+    if own is None or first is None:
+        return MISSING, ""
+    return significant(own.median_ms), f"{first.median_ms / own.median_ms:.2f}x"

@@ -1,0 +1,156 @@
+"""search: how much of what goes at each budget of the front, by predicted damage, and latency as measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from vitnas.budget import Budget, Limit, exact_quantity, format_quantity
+from vitnas.errors import UserError
+from vitnas.measure.latency import LatencyMeter
+from vitnas.records import Allocation, Candidate, Place
+from vitnas.searching.latency import LatencyModel, PredictedLatency, measure_ms
+from vitnas.slimming import PredictedDamage, allocate
+from vitnas.space import Space
+from vitnas.stages.run import SearchConfig
+from vitnas.stages.work import Work
+
+SHORTLIST = 3  # Archs per budget that are really folded and measured
+TIMED = 16  # Archs that the table of latencies is fitted to
+ATTEMPTS = 8  # at a latency that the clock says, not the table
+CLOSE = 0.03  # members of the front are further apart than this share of the MACs
+
+
+@dataclass(frozen=True)
+class Allocator:
+    """Proposes Archs within a budget.
+
+    Args:
+        damage: what is predicted of an Arch.
+        meters, tables: of the targets that budgets may limit: a clock, and what was fitted to a few of its readings.
+    """
+
+    work: Work
+    damage: PredictedDamage
+    config: SearchConfig
+    meters: Mapping[str, LatencyMeter]
+    tables: Mapping[str, LatencyModel]
+
+    @property
+    def space(self) -> Space:
+        return self.damage.space
+
+    def propose(self, budget: Budget, number: int = SHORTLIST) -> tuple[Candidate, ...]:
+        """The least damaged Archs that meet `budget`, by the tables, best first.
+
+        Raises:
+            UserError: none does, or latency on a target of which there is no table.
+        """
+        unknown = [target for target in budget.latency_targets if target not in self.tables]
+        if unknown:
+            raise UserError(
+                f"the budget {budget.text!r} limits latency on {', '.join(unknown)}, of which this run made no "
+                f"table (it has: {', '.join(self.tables) or 'none'}). Limit macs, params or memory, or slim with that "
+                "budget in another folder."
+            )
+        quick = {
+            target: PredictedLatency(self.space, self.tables[target]) for target in budget.latency_targets
+        }
+        trials = allocate(
+            self.damage,
+            budget,
+            meter=quick or None,
+            num_trials=self.config.num_trials,
+            seed=self.work.seed,
+        )
+        if not trials:
+            raise UserError(f"no network was found that meets {budget.text!r}. Widen the budget.")
+        return tuple(
+            Candidate(arch_id=t.arch.id, genes=t.genes, damage=t.values["damage"], cost=t.cost)
+            for t in trials[:number]
+        )
+
+    def within(self, budget: Budget, tried: list[tuple[str, str, float]]) -> tuple[Candidate, ...]:
+        """The same by the clock: what the tables thought fast enough and is not gives way to something smaller.
+
+        Raises:
+            UserError: nothing measured meets the budget (with the fastest that was).
+        """
+        asked = budget
+        for _ in range(ATTEMPTS):
+            found = self.propose(asked)
+            if not budget.latency_targets:
+                return found
+            timed = [self._timed(candidate, budget, tried) for candidate in found]
+            met = tuple(candidate for candidate in timed if not budget.misses(candidate.cost))
+            if met:
+                return met
+            asked = tightened(asked, budget, timed[0])
+        fastest = min(ms for _, _, ms in tried)
+        raise UserError(
+            f"{budget.text} was met by none of {len(tried)} measurements; the fastest took "
+            f"{format_quantity(fastest, 'latency')}. Widen the budget, or let more go (axes=)."
+        )
+
+    def _timed(self, candidate: Candidate, budget: Budget, tried: list[tuple[str, str, float]]) -> Candidate:
+        arch = self.space.arch_of(candidate.genes)
+        latency_ms = {target: measure_ms(self.meters[target], arch) for target in budget.latency_targets}
+        tried += [(candidate.arch_id, target, ms) for target, ms in latency_ms.items()]
+        return replace(candidate, cost=replace(candidate.cost, latency_ms=latency_ms))
+
+
+def tightened(asked: Budget, budget: Budget, missed: Candidate) -> Budget:
+    """`asked` with latencies as much lower as `missed` was above `budget`, and a little more."""
+
+    def lower(limit: Limit) -> Limit:
+        if limit.quantity != "latency" or limit.high is None:
+            return limit
+        own = next(
+            each for each in budget.limits if each.target == limit.target and each.quantity == "latency"
+        )
+        over = missed.cost.latency_ms[limit.target] / (own.high or limit.high)
+        return replace(limit, high=limit.high / max(1.02, over * 1.01), low=None)
+
+    return Budget.of(tuple(map(lower, asked.limits)))
+
+
+def fit_tables(space: Space, meters: Mapping[str, LatencyMeter], seed: int) -> dict[str, LatencyModel]:
+    """Latency by target as a function of counts, fitted to a few exported files."""
+    return {target: LatencyModel.fit(space, meter, n=TIMED, seed=seed) for target, meter in meters.items()}
+
+
+def share_out(allocator: Allocator, budget: Budget, number: int) -> Allocation:
+    """Proposals for `budget` and for `number` - 1 budgets of MACs around it, largest first."""
+    tried: list[tuple[str, str, float]] = []
+    update = allocator.work.progress.update
+    update("search", 0, number, "")
+    chosen = allocator.within(budget, tried)
+    macs = chosen[0].cost.macs
+    least, most = allocator.space.cost_span("macs")
+    places: list[Place] = []
+    for index, limit in enumerate(ladder(macs, int(least), int(most), number)):
+        asked = None if limit == macs else f"macs<={exact_quantity(limit, 'macs')}"
+        found = chosen if asked is None else allocator.propose(Budget.parse(asked), 1)
+        places.append(Place(number=index + 1, budget=asked or budget.text, candidates=found))
+        update("search", index + 1, number, "")
+    return Allocation(
+        places=tuple(places),
+        chosen=1 + next(i for i, place in enumerate(places) if place.candidates is chosen),
+        latency_error={target: table.error for target, table in allocator.tables.items()},
+        tried=tuple(tried),
+    )
+
+
+def ladder(macs: int, least: int, most: int, number: int) -> list[int]:
+    """`number` limits of MACs, largest first, `macs` among them: as many above as below where there is room.
+
+    >>> ladder(50, 10, 100, 5)
+    [83, 67, 50, 37, 25]
+    """
+    low, high = max(least, macs / 2), most
+    room_below, room_above = (macs - low) / macs > 2 * CLOSE, (high - macs) / macs > 2 * CLOSE
+    below = (number - 1) // 2 if room_below and room_above else number - 1 if room_below else 0
+    above = number - 1 - below
+    upper = [round(macs + (high - macs) * i / (above + 1)) for i in range(above, 0, -1)]
+    lower = [round(macs - (macs - low) * i / below) for i in range(1, below + 1)]
+    return [*upper, macs, *lower]

@@ -1,0 +1,74 @@
+"""SlimContext: a run that makes a trained network smaller, and its folder."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+from vitnas.budget import Budget, split_target
+from vitnas.measure.latency import LatencyMeter
+from vitnas.model import Model
+from vitnas.records import Effort, Forecast, Original
+from vitnas.space import AroundConfig, AroundSpace
+from vitnas.stages.context import Context
+from vitnas.stages.run import SlimConfig
+from vitnas.stages.slim.folded import Folded
+from vitnas.stages.slim.original import SlimImages, fitted, load_original, space_around
+from vitnas.stages.work import quick_meter
+
+
+class SlimContext(Context):
+    """The parts of a run that has `slim`."""
+
+    @property
+    def slim(self) -> SlimConfig:
+        assert self.run.slim is not None
+        return self.run.slim
+
+    @cached_property
+    def original(self) -> Model:
+        """The network, at the size of the run's images, on the CPU."""
+        model = load_original(self.run.pretrained)
+        return model if self.run.data.image_size is None else self._resized(model)
+
+    def _resized(self, model: Model) -> Model:
+        self.__dict__["images"] = images = SlimImages(self.run, self.work, model)  # refuses another size
+        assert images.config.image_size is not None
+        return fitted(model, images.config.image_size)
+
+    @cached_property
+    def images(self) -> SlimImages:
+        return SlimImages(self.run, self.work, self.original)
+
+    @cached_property
+    def space(self) -> AroundSpace:
+        config = self.run.space
+        assert isinstance(config, AroundConfig)
+        name = Path((self.run.pretrained or "").partition("@")[0]).name
+        return space_around(self.original.arch, config, self.slim.axes, name)
+
+    @cached_property
+    def budget(self) -> Budget:
+        """In numbers, as written down when the run was begun."""
+        return Budget.parse(Original.read(self.folder).budget)
+
+    @cached_property
+    def targets(self) -> tuple[str, ...]:
+        """What latency is measured on: the budget's targets and the export's."""
+        asked = Budget.parse(self.run.budget).latency_targets
+        return tuple(
+            dict.fromkeys((*asked, *(split_target(f"latency@{t}")[1] for t in self.run.export.latency)))
+        )
+
+    @cached_property
+    def meters(self) -> dict[str, LatencyMeter]:
+        return {target: quick_meter(target) for target in Budget.parse(self.run.budget).latency_targets}
+
+    @property
+    def effort(self) -> Effort:
+        """The effort that was asked for, or else taken by the forecast."""
+        return Forecast.read(self.folder).effort
+
+    @cached_property
+    def inherited(self) -> Folded:
+        return Folded(self.work, self.images, self.new_supernet, self.original, self.slim)

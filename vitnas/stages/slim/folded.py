@@ -1,0 +1,127 @@
+"""Networks folded out of the ordered supernet of a slim run, each held against the original."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitnas.arch import Arch
+from vitnas.counting import count
+from vitnas.data import EvalBatches
+from vitnas.exporting import save_timm
+from vitnas.layers.axes import named_axes, named_tensors
+from vitnas.model import Model
+from vitnas.model.named import ArchFile
+from vitnas.records import Candidate, ExportRecord, Member, Order
+from vitnas.runs import writing
+from vitnas.slimming import Agreement, agreement, fold
+from vitnas.stages.results import export_files
+from vitnas.stages.run import SlimConfig
+from vitnas.stages.searching import Inherited
+from vitnas.stages.slim.original import SlimImages, calibration
+from vitnas.stages.work import Work
+from vitnas.supernet import Supernet
+from vitnas.train import evaluate
+
+BATCH = 64  # images at once while activations are kept
+
+
+@torch.no_grad()
+def restored(model: Model, order_D: Tensor) -> Model:
+    """The channels of a network's stream in another order, in place; what it computes stays, up to rounding."""
+    axes = named_axes(model)
+    for name, tensor in named_tensors(model).items():
+        sizes = axes.get(name, ())
+        for place in (i for i, (axis, _) in enumerate(sizes) if axis == "dim"):
+            by_axes = tensor.view([size for _, size in sizes])
+            by_axes.copy_(by_axes.index_select(place, order_D))
+    return model
+
+
+def damage(found: Agreement) -> float:
+    """In one number: how far the final tokens turned away."""
+    return 1 - (found.pooled if found.tokens is None else found.tokens)
+
+
+class Folded(Inherited):
+    """The ordered supernet of a slim run, and the networks that come out of it.
+
+    Args:
+        original: the network itself, as it was found.
+    """
+
+    def __init__(
+        self,
+        work: Work,
+        images: SlimImages,
+        make: Callable[[], Supernet],
+        original: Model,
+        config: SlimConfig,
+    ) -> None:
+        super().__init__(work, images, make)
+        self.images: SlimImages = images
+        self.original, self.config = original, config
+
+    @cached_property
+    def calibration(self) -> EvalBatches:
+        """What activations are taken from."""
+        return self.batches(calibration(self.images, self.config.images))
+
+    @cached_property
+    def holdout(self) -> EvalBatches:
+        """What members are held against the original on."""
+        return self.batches(self.images.data.holdout)
+
+    def batches(self, images: Any) -> EvalBatches:
+        """`images` in order, few enough at once for their activations to be kept."""
+        return EvalBatches(images, batch_size=BATCH, workers=self.images.config.workers)
+
+    def fold(self, arch: Arch) -> Model:
+        """The network of `arch`, with what is removed made up for, its channels in the order of the original's."""
+        model = fold(self.supernet, arch, self.calibration)
+        order = Order.read(self.work.folder).width[: arch.embed_dim]
+        return restored(model, torch.argsort(torch.tensor(order))) if order else model
+
+    def best(self, candidates: Sequence[Candidate], archs: Mapping[str, Arch]) -> tuple[Candidate, Model]:
+        """Of several proposals the one that agrees best once it is folded."""
+        made = [(candidate, self.fold(archs[candidate.arch_id])) for candidate in candidates]
+        if len(made) == 1:
+            return made[0]
+        return min(made, key=lambda each: damage(self.compared(each[1], self.holdout)[0]))
+
+    def compared(self, model: Model, batches: EvalBatches) -> tuple[Agreement, float | None]:
+        """How a network agrees with the original, and its accuracy where there are labels."""
+        device = self.work.engine.device
+        found = agreement(model.to(device), self.original.to(device), batches)
+        return found, evaluate(model, batches).accuracy if self.images.has_labels else None
+
+    def member(
+        self, folder: Path, budget: str, candidate: Candidate, model: Model, formats: Sequence[str]
+    ) -> Member:
+        """Write a network as a folder of timm's and as verified files, and say how it agrees."""
+        start = time.monotonic()
+        agreed, accuracy = self.compared(model, self.holdout)
+        model = model.cpu()
+        with writing(folder):
+            save_timm(model, folder, **self.images.about)
+        ArchFile(model.arch).write(folder)
+        ExportRecord(export_files(self.images, model, folder, formats)).write(folder)
+        member = Member(
+            folder=str(folder.relative_to(self.work.folder)),
+            arch_id=model.arch.id,
+            budget=budget,
+            cost=count(model.arch),
+            predicted=candidate.damage,
+            measured=damage(agreed),
+            agreement=agreed,
+            accuracy=accuracy,
+            seconds=time.monotonic() - start,
+        )
+        member.write(folder)
+        return member

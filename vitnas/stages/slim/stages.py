@@ -1,0 +1,235 @@
+"""The stages of a slim run: order, sensitivity, search, fold, recover, export, bench, evaluate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from vitnas.budget import Budget, Cost
+from vitnas.counting import count
+from vitnas.data import Readings
+from vitnas.errors import UserError
+from vitnas.exporting import load_timm
+from vitnas.measure.latency import Latency, LatencyMeter
+from vitnas.model import Model
+from vitnas.records import (
+    Allocation,
+    LatencyRecord,
+    LatencyRow,
+    Member,
+    Order,
+    Place,
+    Result,
+    SlimFront,
+    SlimResults,
+    SlimRow,
+    Tables,
+)
+from vitnas.reporting import report
+from vitnas.slimming import IMPORTANCE, PredictedDamage, Sensitivity, ordered, sensitivity
+from vitnas.stages.results import files
+from vitnas.stages.searching import WEIGHTS
+from vitnas.stages.slim.allocate import Allocator, fit_tables, share_out
+from vitnas.stages.slim.context import SlimContext
+from vitnas.stages.work import save_weights
+
+ORIGINAL = "original"
+
+
+def order(context: SlimContext) -> None:
+    """order.json and supernet.safetensors: the network, its units sorted by importance on every axis."""
+    folder, target, word = context.folder, context.folder / WEIGHTS, context.slim.importance
+
+    def make() -> None:
+        images, generator = context.inherited.calibration, context.work.generator("importance")
+        scores = IMPORTANCE[word](context.original, images, generator)
+        width = torch.argsort(scores.width[0], descending=True, stable=True).tolist()
+        moves = len(scores.width) == 1 and "embed_dim" in context.slim.axes
+        Order(importance=word, images=context.slim.images, width=tuple(width) if moves else ()).write(folder)
+        save_weights(ordered(context.original, context.space, scores), target)
+
+    context.work.once(target, make)
+
+
+def measure_damage(context: SlimContext) -> None:
+    """sensitivity.json: what each option of each gene costs alone."""
+    folder = context.folder
+
+    def make() -> None:
+        sensitivity(context.inherited.supernet, context.inherited.calibration).write(folder)
+
+    context.work.once(Sensitivity.path(folder), make)
+
+
+def share_out_budgets(context: SlimContext) -> None:
+    """latency_tables.json and allocation.json: which Archs are worth folding, for every budget of the front."""
+    folder = context.folder
+
+    def make() -> None:
+        if not Tables.exists(folder):
+            Tables(fit_tables(context.space, context.meters, context.run.seed)).write(folder)
+        share_out(allocator(context), context.budget, context.slim.front).write(folder)
+
+    context.work.once(Allocation.path(folder), make)
+
+
+def allocator(context: SlimContext) -> Allocator:
+    """What proposes Archs within a budget, from what was measured once."""
+    damage = PredictedDamage(context.space, Sensitivity.read(context.folder))
+    tables = Tables.read(context.folder).models
+    return Allocator(context.work, damage, context.run.search, context.meters, tables)
+
+
+def fold_front(context: SlimContext) -> None:
+    """front/NN/ and front.json: for every budget the best of the proposals, folded, exported, measured."""
+    context.work.once(SlimFront.path(context.folder), lambda: _fold_front(context))
+
+
+def _fold_front(context: SlimContext) -> None:
+    plan, folder, progress = Allocation.read(context.folder), context.folder, context.work.progress
+    members: list[Member] = []
+    for place in plan.places:
+        where = folder / "front" / f"{place.number:02d}"
+        if not Member.exists(where):
+            fold_place(context, where, place)
+        members.append(Member.read(where))
+        progress.update("fold", len(members), len(plan.places), in_words(members[-1]))
+    SlimFront(tuple(members)).write(folder)
+
+
+def fold_place(context: SlimContext, where: Path, place: Place) -> None:
+    """The best of a budget's proposals into `where`."""
+    archs = {each.arch_id: context.space.arch_of(each.genes) for each in place.candidates}
+    candidate, model = context.inherited.best(place.candidates, archs)
+    context.inherited.member(where, place.budget, candidate, model, context.run.export.formats)
+
+
+def in_words(member: Member) -> str:
+    """How a member agrees with the original."""
+    found = member.agreement
+    same = "" if found.top1 is None else f", {found.top1:.1%} same first class"
+    return f"{member.folder}: cosine {found.pooled if found.tokens is None else found.tokens:.3f}{same}"
+
+
+def measure_side_by_side(context: SlimContext) -> None:
+    """export/latency.json: the original and the whole front, each as an exported file, timed in the same rounds."""
+    target = context.folder / "export"
+
+    def make() -> None:
+        models: dict[str, Model] = {ORIGINAL: context.original.cpu()}
+        for member in SlimFront.read(context.folder).members:
+            models[member.folder] = load_model(context.folder / member.folder)
+        rows = [
+            LatencyRow(role, text, latency)
+            for text in context.targets
+            for role, latency in LatencyMeter(text).compare(models).items()
+        ]
+        LatencyRecord(tuple(rows)).write(target)
+
+    context.work.once(LatencyRecord.path(target), make)
+
+
+def load_model(folder: Path) -> Model:
+    """A network of the run, on the CPU."""
+    model = load_timm(folder)
+    assert isinstance(model, Model)
+    return model
+
+
+def timed(folder: Path) -> dict[str, dict[str, Latency]]:
+    """Latencies by role and target."""
+    found: dict[str, dict[str, Latency]] = {}
+    for row in LatencyRecord.read(folder / "export").rows:
+        found.setdefault(row.role, {})[row.target] = row.latency
+    return found
+
+
+def as_measured(member: Member, times: Mapping[str, Mapping[str, Latency]]) -> Cost:
+    """What a member costs, latency as it was timed beside the original."""
+    latency_ms = {target: latency.median_ms for target, latency in times.get(member.folder, {}).items()}
+    return replace(member.cost, latency_ms=latency_ms)
+
+
+def pick(members: Sequence[Member], budget: Budget, times: Mapping[str, Mapping[str, Latency]]) -> Member:
+    """The least damaged member that meets the budget as measured: what the clock says too slow gives way to the next.
+
+    Raises:
+        UserError: none does.
+    """
+    met = [member for member in members if not budget.misses(as_measured(member, times))]
+    if not met:
+        raise UserError(
+            f"none of the {len(members)} networks made meets {budget.text!r} as measured beside MODEL; the machine was "
+            "busier than while they were chosen. Free it, delete allocation.json, front.json and front/, and run the "
+            "same command again."
+        )
+    return min(met, key=lambda member: member.measured)
+
+
+def choose(context: SlimContext) -> None:
+    """models/chosen/: the member that meets the budget, and has learned from the original where the effort says so."""
+    models = context.models
+
+    def make() -> None:
+        member = pick(SlimFront.read(context.folder).members, context.budget, timed(context.folder))
+        model, seconds, epochs = load_model(context.folder / member.folder), 0.0, 0.0
+        cost = member.cost
+        result = Result(
+            role="chosen",
+            arch_id=member.arch_id,
+            macs=cost.macs,
+            params=cost.params,
+            memory_bytes=cost.memory_bytes,
+            holdout_accuracy=member.accuracy,
+            n_holdout=member.agreement.n,
+            epochs=epochs,
+            seconds=seconds,
+            start=member.folder,
+            train={},
+            agreement=member.agreement,
+        )
+        models.write(model, result)
+
+    context.work.once(Result.path(models.folder("chosen")), make)
+
+
+def evaluate_front(context: SlimContext) -> None:
+    """slimmed.json and report.html: original, chosen one and front on the test split, which is read once."""
+    folder = context.folder
+    context.work.once(SlimResults.path(folder), lambda: _final(context).write(folder))
+    context.work.once(folder / "report.html", lambda: report(folder))
+
+
+def _final(context: SlimContext) -> SlimResults:
+    folder, folded, times = context.folder, context.inherited, timed(context.folder)
+    result, members = Result.read(context.models.folder("chosen")), SlimFront.read(folder).members
+    start = next(member for member in members if member.folder == result.start)
+    test = context.images.data.open_test(Readings.path(folder), purpose="final table of a slimmed network")
+    batches = folded.batches(test)
+    entries = [
+        (ORIGINAL, "", context.original, count(context.original.arch)),
+        ("chosen", "models/chosen", context.models.load("chosen"), start.cost),
+        *(
+            (member.folder, member.folder, load_model(folder / member.folder), member.cost)
+            for member in members
+        ),
+    ]
+    rows = []
+    for role, path, model, cost in entries:
+        agreed, accuracy = folded.compared(model, batches)
+        rows.append(
+            SlimRow(
+                role=role,
+                folder=path,
+                arch_id=model.arch.id,
+                cost=cost,
+                agreement=agreed,
+                accuracy=accuracy,
+                latency_ms=times.get(start.folder if role == "chosen" else role, {}),
+            )
+        )
+    met = not context.budget.misses(as_measured(start, times))
+    return SlimResults(rows=tuple(rows), budget=context.budget.text, met=met, files=files(folder))
