@@ -332,7 +332,6 @@ def test_an_arch_that_keeps_fewer_patches() -> None:
             {"selector": "attention", "relative_position": 3, "class_token": False, "global_pool": "avg"},
             r"selector is 'attention' and relative_position 3 without a class token",
         ),
-        ((None, 9, 0, None), {}, r"block 2: keep is 0; the last block alone can do without patches"),
         ((None, 0), {"global_pool": "avg"}, r"block 1: keep is 0, .* but a classifier reads patches"),
         (
             (None, 9),

@@ -62,8 +62,8 @@ class Block:
     `slot` is the block's place in its stage of a Supernet (whose weights it takes); None means its own index, which
     is right whenever blocks are only ever removed from the end. It does not change what the block computes.
     `keep` patches enter the block, fewer than came before (None: as many); which ones, the Arch's `selector` says. With
-    0 the last block gives the class token alone, by keys and values of all that came; so it does with any number where
-    the selector is one of Patch Slimming's.
+    0 the block gives the class token alone, by keys and values of all that came; so it does with any number where the
+    selector is one of Patch Slimming's.
     """
 
     num_heads: int

@@ -1,4 +1,4 @@
-"""Patch Slimming: the slimmed network and its MACs, to an independent implementation's numbers."""
+"""Patch Slimming, to numbers by hand and of an independent implementation: scores, errors, search, network, MACs."""
 
 from __future__ import annotations
 
@@ -15,6 +15,11 @@ from vitnas.arch import Arch, Block, Stage
 from vitnas.counting import count
 from vitnas.model import Model, build
 from vitnas.model.selections import selecting, with_places
+from vitnas.slimming import slim_patches
+from vitnas.slimming.patch_scores import Blocks, Streams, patch_scores
+from vitnas.slimming.patches import PatchSlimming
+
+ERRORS = {"mse": "mse", "relative_frobenius_sq": "relative", "raw_frobenius_sq": "sum"}
 
 Golden = tuple[dict[str, Tensor], dict[str, Any]]
 
@@ -69,3 +74,67 @@ def test_macs(golden: Golden) -> None:
     whole_until_last = [part["tokens"]] * (part["depth"] - 1) + [1]
     want = part["macs_all_tokens_until_the_last_block"]
     assert count(arch_of(part, whole_until_last)).macs == want
+
+
+def test_scores(golden: Golden) -> None:
+    """In float64 to all digits, in float32 to its own, whatever the batches."""
+    tensors, part = golden
+    keep = [tensors[f"keep.{index}"] for index in range(part["depth"])]
+    model, images = whole(golden), tensors["images"].double()
+    for precision, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-4)):
+        blocks = Blocks(model.to(precision))
+        streams = Streams(blocks, images.to(precision).split(1), memory_bytes=1)
+        for index in range(part["depth"] - 1):
+            into = streams.into(index)
+            if (name := f"hybrid.{index}.block_input") in tensors:
+                torch.testing.assert_close(
+                    torch.cat(into).double(), tensors[name], rtol=tolerance, atol=tolerance
+                )
+            found = torch.cat([patch_scores(blocks, index, x, keep[index + 1 :]) for x in into])
+            torch.testing.assert_close(found, tensors[f"score.{index}.paths"], rtol=tolerance, atol=0)
+
+
+def test_attention(golden: Golden) -> None:
+    """Of the whole block, and of later ones among the tokens that are left."""
+    tensors, part = golden
+    model = whole(golden)
+    keep = [tensors[f"keep.{index}"] for index in range(part["depth"])]
+    blocks, x = Blocks(model), tensors["hybrid.0.block_input"]
+    came = everything = blocks.all_tokens
+    torch.testing.assert_close(blocks.attention(0, x, came, came), tensors["hybrid.0.attention"])
+    x = blocks.run(0, x, everything, everything)
+    for index in range(1, part["depth"]):
+        found, given = blocks.attention(index, x, came, keep[index]), keep[index]
+        want = tensors[f"hybrid.0.attention_after.{index}"]
+        torch.testing.assert_close(found, want[..., given, :][..., came])
+        x, came = blocks.run(index, x, came, given), given
+
+
+def test_errors_of_candidates(golden: Golden) -> None:
+    tensors, part = golden
+    given = {index: tensors[f"keep.{index}"] for index in range(part["depth"])}
+    for theirs, ours in ERRORS.items():
+        slimming = PatchSlimming(whole(golden), [tensors["images"].double()], error=ours)  # type: ignore[arg-type]
+        for name, want in part["reconstruction_error"].items():
+            index = int(name.split("/")[0])
+            found = slimming.layer(slimming.blocks, index, given).error(torch.tensor(want["keep"]))
+            assert found == pytest.approx(want[theirs], rel=1e-9, abs=1e-20)
+
+
+def test_search_without_tuning(golden: Golden) -> None:
+    tensors, part = golden
+    images = tensors["images"].double()
+    for name, want in part["search_without_fine_tuning"].items():
+        theirs, _, tolerance = name.partition("<=")
+        found = slim_patches(
+            whole(golden),
+            [images],
+            tolerance=float(tolerance),
+            step=want["step"],
+            error=ERRORS[theirs],  # type: ignore[arg-type]
+        )
+        assert [[0, *(places + 1).tolist()] for places in found.places] == want["keep"]
+        assert [list(tried[:3]) for tried in found.tried] == [tried[:3] for tried in want["tried"]]
+        torch.testing.assert_close(list(found.errors), want["errors"], rtol=1e-9, atol=0)
+        logits = tensors[f"search.{theirs}.{tolerance}.logits"]
+        torch.testing.assert_close(found.model(images), logits, rtol=1e-12, atol=1e-12)

@@ -100,11 +100,6 @@ def check_selections(
             f"selector is 'attention' and relative_position {relative_position} without a class token; the attention "
             "of all tokens is told without them. Use another selector, or relative_position=0."
         )
-    if blocks[-1][1] == 0 and reads_patches:
-        raise UserError(
-            f"block {len(blocks) - 1}: keep is 0, which leaves the class token alone, but a classifier reads patches. "
-            "Keep at least 1, or use global_pool='token' without a patch head."
-        )
     left = patches
     for index, (mixer, keep) in enumerate(blocks):
         where = f"block {index}: "
@@ -119,9 +114,10 @@ def check_selections(
                     f"{where}keep is {keep}, but {left} patches come to it; keep must be lower. Leave it out to "
                     "keep all."
                 )
-            if keep == 0 and index < len(blocks) - 1:
+            if keep == 0 and reads_patches:
                 raise UserError(
-                    f"{where}keep is 0; the last block alone can do without patches. Keep at least 1."
+                    f"{where}keep is 0, which leaves the class token alone, but a classifier reads patches. Keep at "
+                    "least 1, or use global_pool='token' without a patch head."
                 )
             if selection_of(selector, keep).needs_attention:
                 _check_attention(where, selector, blocks[index - 1][0] if index else None)

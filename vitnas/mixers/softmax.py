@@ -135,6 +135,18 @@ class Softmax(HeadMixer):
         (k_BAMK,) = self.rotary(self.k_norm(k_BAMK), rows_BN=rows_BM)
         return q_BANK, k_BAMK, v_BAMK
 
+    def attention(self, x_BND: Tensor, kept: Kept | None = None, picked: Picked | None = None) -> Tensor:
+        """(B, A, N, M) how much each token looks at each, in float32 at least; of the tokens picked where some are.
+
+        Without positions that are added to the logits.
+        """
+        if picked is None:
+            q_BANK, k_BAMK, _ = self._turned(x_BND, None if kept is None else kept.rows_BN)
+        else:
+            q_BANK, k_BAMK, _ = self.split_picked(x_BND, kept, picked)
+        scores_BANM = (q_BANK * self.scale) @ k_BAMK.transpose(2, 3)
+        return scores_BANM.to(torch.promote_types(scores_BANM.dtype, torch.float32)).softmax(-1)
+
     def split(self, x_BND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q_BANK, k_BANK, v_BANK = super().split(x_BND)
         return (
