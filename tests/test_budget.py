@@ -85,6 +85,72 @@ def test_text_round_trips_exactly() -> None:
         assert Budget.parse(budget.text) == budget
 
 
+@pytest.mark.parametrize(
+    ("text", "low", "high", "written"),
+    [
+        ("macs<=50%", None, 0.5, "macs<=50%"),
+        ("macs <= 50 %", None, 0.5, "macs<=50%"),
+        ("50%>=macs", None, 0.5, "macs<=50%"),
+        ("macs<=0.5x", None, 0.5, "macs<=50%"),
+        ("macs<=.5 X", None, 0.5, "macs<=50%"),
+        ("macs<=1x", None, 1.0, "macs<=100%"),
+        ("macs>=12.5%", 0.125, None, "macs>=12.5%"),
+        ("30%<=macs<=0.5x", 0.3, 0.5, "30%<=macs<=50%"),
+        ("macs in 30%..50%", 0.3, 0.5, "30%<=macs<=50%"),
+        ("macs>=30% and macs<=50%", 0.3, 0.5, "30%<=macs<=50%"),
+    ],
+)
+def test_shares(text: str, low: float | None, high: float | None, written: str) -> None:
+    budget = Budget.parse(text)
+    assert budget.limits == (Limit("macs", low, high, is_share=True),)
+    assert (budget.text, budget.has_shares) == (written, True)
+
+
+def test_shares_become_numbers_by_what_the_network_costs() -> None:
+    full = Cost(macs=1001, params=100, memory_bytes=4000, latency_ms={"torch,batch=1": 8.5})
+    budget = Budget.parse("30%<=macs<=50% and params<=29% and memory<=1KB and latency<=0.5x@torch,batch=1")
+    found = budget.resolved(full)
+    # 0.29 of 100 are 29 exactly, which floats would make 28.999...
+    assert found.text == "301<=macs<=500 and params<=29 and memory<=1KB and latency<=4.25ms@torch,batch=1"
+    assert found.resolved(full) == found
+    assert not found.has_shares
+    assert Budget.parse("latency<=50%").latency_targets == ("onnxruntime,batch=1",)
+    with pytest.raises(UserError, match="latency on onnxruntime,batch=1 was not measured"):
+        Budget.parse("latency<=50%").resolved(full)
+    assert Budget.parse("params<=0.1%").resolved(full).text == "params<=1"
+
+
+def test_shares_of_any_size_round_trip() -> None:
+    rng = random.Random(0)
+    for _ in range(300):
+        low, high = sorted(rng.choice((rng.random(), 10 ** rng.uniform(-12, 0))) for _ in range(2))
+        limits = (
+            Limit("macs", low, high, is_share=True),
+            Limit("params", None, round(high, 4), is_share=True)
+            if round(high, 4)
+            else Limit("params", None, 6),
+            Limit("memory", low, None, is_share=True),
+            Limit("latency", low, high, "torch,batch=1", is_share=True),
+        )
+        budget = Budget.of(limits)
+        assert Budget.parse(budget.text) == budget
+        macs = rng.randrange(10**12, 10**14)
+        (limit,) = Budget.of((Limit("macs", None, high, is_share=True),)).resolved(Cost(macs, 1, 1)).limits
+        assert limit.high is not None
+        assert 0 <= high * macs - limit.high <= 1.01 or limit.high == 1
+
+
+def test_shares_judge_nothing_before_they_are_numbers() -> None:
+    budget = Budget.parse("macs<=50%")
+    match = r"the limit macs<=50% is a share of what a network costs, and which network is not said\. Write"
+    with pytest.raises(UserError, match=match):
+        budget.misses(COST)
+    with pytest.raises(UserError, match=match):
+        budget.violation(COST)
+    with pytest.raises(UserError, match=match):
+        budget.mask({"macs": np.array([1.0])})
+
+
 def test_reasons() -> None:
     assert Budget.parse("macs<=1.3G").misses(COST) == ["macs are 1.41G; the budget allows at most 1.30G"]
     assert Budget.parse("params>=6M").misses(COST) == ["params are 5.87M; the budget allows at least 6.00M"]
@@ -149,6 +215,20 @@ def test_mask_agrees_with_misses() -> None:
         ("macs<=2G and macs<=1G", "macs has two upper bounds"),
         ("macs<=1G@torch", "only latency has one"),
         ("latency<=8ms@", "has nothing after '@'"),
+        (
+            "macs<=150%",
+            r"a share of macs is 150%; it must be above 0% and at most 100% of what the network costs",
+        ),
+        ("latency<=2x@torch,batch=1", r"a share of latency is 200%; it must be above 0%"),
+        ("params<=0%", r"a share of params is 0%; it must be above 0%"),
+        ("memory<=-5%", r"a share of memory is -5%; it must be above 0%"),
+        ("macs<=1e-400%", r"a share of macs is 0%"),
+        ("60%<=macs<=50%", r"the limit on macs is at least 60% and at most 50%; nothing meets both"),
+        ("macs<=50%%", "cannot be read"),
+        ("macs<=%", "cannot be read"),
+        ("1M<=macs<=50%", r"has a share and a number; give both bounds in one way"),
+        ("macs>=1M and macs<=50%", r"macs has a share and a number \(macs>=1M and macs<=50%\); give both"),
+        ("latency<=50", r"latency takes us, ms, s, or a share as 50% or 0\.5x"),
     ],
 )
 def test_refused(text: str, message: str) -> None:

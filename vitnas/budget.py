@@ -4,9 +4,11 @@
     0.9G<=macs<=1.0G and params<=6M
     macs in 0.9G..1.0G; memory<=200MB
     latency<=8ms@onnxruntime,batch=1
+    macs<=50% and latency<=0.5x@onnxruntime,batch=1
 
 Limits are joined by `and`, `&`, `;`, a new line, or a comma in front of another limit. Counts take K, M, G,
 T; memory takes B, KB, MB, GB (powers of 1000) or KiB, MiB, GiB; latency takes us, ms, s. `<` is read as `<=`.
+Any of them takes a share, `50%` or `0.5x`, of what a given network costs, which `Budget.resolved` is told.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from decimal import Decimal, InvalidOperation
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal, InvalidOperation
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -38,6 +40,7 @@ _UNITS: dict[str, dict[str, Decimal]] = {
     },
     "latency": {"us": Decimal("0.001"), "ms": Decimal(1), "s": Decimal(1000)},
 }
+_SHARES = {"%": Decimal("0.01"), "x": Decimal(1)}
 # Units that text is written with; the others are only read.
 _WRITTEN = {
     "macs": ("T", "G", "M", "K"),
@@ -85,16 +88,26 @@ class Cost:
 
 @dataclass(frozen=True)
 class Limit:
-    """Bounds on one quantity. `low`, `high` are in MACs, parameters, bytes or milliseconds; None is open."""
+    """Bounds on one quantity. `low`, `high` are in MACs, parameters, bytes or milliseconds; None is open.
+
+    With `is_share` they are shares, above 0 and up to 1, of what a given network costs; such a Limit judges nothing
+    before it is `resolved`.
+    """
 
     quantity: str
     low: float | None
     high: float | None
     target: str = ""
+    is_share: bool = False
 
     def __post_init__(self) -> None:
         _check_quantity(self.quantity)
         for bound in (self.low, self.high):
+            if bound is not None and self.is_share and not 0 < bound <= 1:
+                raise UserError(
+                    f"a share of {self.quantity} is {_share_text(bound)}; it must be above 0% and at most 100% of what "
+                    "the network costs. Write 50% or 0.5x, or a number with its unit."
+                )
             if bound is not None and not (math.isfinite(bound) and bound > 0):
                 raise UserError(
                     f"a bound on {self.quantity} is {bound}; it must be a positive number. Mend it."
@@ -102,7 +115,7 @@ class Limit:
         if self.low is None and self.high is None:
             raise UserError(f"the limit on {self.quantity} has no bound; give at least one of low and high.")
         if self.low is not None and self.high is not None and self.low > self.high:
-            low, high = (exact_quantity(bound, self.quantity) for bound in (self.low, self.high))
+            low, high = self._text(self.low), self._text(self.high)
             raise UserError(
                 f"the limit on {self.quantity} is at least {low} and at most {high}; nothing meets both. "
                 "Swap or change the bounds."
@@ -117,8 +130,30 @@ class Limit:
         """The quantity as a person says it: `macs`, or `latency on onnxruntime,batch=1`."""
         return f"latency on {self.target}" if self.quantity == "latency" else self.quantity
 
+    def resolved(self, full: float) -> Limit:
+        """This in the units of `full`, which it is a share of. What is counted is rounded to what still meets it."""
+        if not self.is_share:
+            return self
+        exact = [None if b is None else Decimal(repr(b)) * Decimal(repr(full)) for b in (self.low, self.high)]
+        if self.quantity != "latency":
+            exact = [
+                None if b is None else max(Decimal(1), b.to_integral_value(way))
+                for b, way in zip(exact, (ROUND_CEILING, ROUND_FLOOR), strict=True)
+            ]
+        low, high = (None if b is None else float(b) for b in exact)
+        return Limit(self.quantity, low, high, self.target)
+
+    def check_resolved(self) -> None:
+        """Raise UserError where this is a share still."""
+        if self.is_share:
+            raise UserError(
+                f"the limit {self} is a share of what a network costs, and which network is not said. Write a number "
+                "with its unit, or give budget.resolved(cost of the network)."
+            )
+
     def misses(self, value: float) -> list[str]:
         """Why `value` is outside; empty when it is inside."""
+        self.check_resolved()
         verb = "are" if self.quantity in ("macs", "params") else "is"
         for bound, outside, word in (
             (self.high, self.high is not None and value > self.high, "at most"),
@@ -131,6 +166,7 @@ class Limit:
 
     def violation(self, value: float) -> float:
         """By how much `value` is outside, as a share of the bound it misses; 0 when inside."""
+        self.check_resolved()
         if self.high is not None and value > self.high:
             return value / self.high - 1
         if self.low is not None and value < self.low:
@@ -139,13 +175,15 @@ class Limit:
 
     def __str__(self) -> str:
         at = f"@{self.target}" if self.target else ""
-        low = None if self.low is None else exact_quantity(self.low, self.quantity)
-        high = None if self.high is None else exact_quantity(self.high, self.quantity)
+        low, high = (None if bound is None else self._text(bound) for bound in (self.low, self.high))
         if low is None:
             return f"{self.quantity}<={high}{at}"
         if high is None:
             return f"{self.quantity}>={low}{at}"
         return f"{low}<={self.quantity}<={high}{at}"
+
+    def _text(self, bound: float) -> str:
+        return _share_text(bound) if self.is_share else exact_quantity(bound, self.quantity)
 
 
 @dataclass(frozen=True, init=False)
@@ -213,6 +251,27 @@ class Budget:
         return tuple(limit.target for limit in self.limits if limit.quantity == "latency")
 
     @property
+    def has_shares(self) -> bool:
+        """Whether it says shares of what a network costs, which must be `resolved` before anything is judged."""
+        return any(limit.is_share for limit in self.limits)
+
+    def resolved(self, cost: Cost) -> Budget:
+        """This Budget with shares as numbers, by what the network costs that they are shares of.
+
+        Raises:
+            UserError: a share of a latency that `cost` does not hold.
+
+        >>> str(Budget.parse("macs<=50%").resolved(Cost(macs=1001, params=6, memory_bytes=1)))
+        'macs<=500'
+        """
+        return Budget.of(
+            tuple(
+                limit.resolved(cost.value(limit.quantity, limit.target)) if limit.is_share else limit
+                for limit in self.limits
+            )
+        )
+
+    @property
     def counted(self) -> Budget:
         """The limits that counting alone decides: all but latency."""
         return Budget.of(tuple(limit for limit in self.limits if limit.quantity != "latency"))
@@ -251,6 +310,7 @@ class Budget:
         length = len(next(iter(costs.values())))
         inside = np.ones(length, dtype=bool)
         for limit in self.counted.limits:
+            limit.check_resolved()
             values = costs[limit.quantity]
             if limit.low is not None:
                 inside &= values >= limit.low
@@ -282,6 +342,11 @@ def exact_quantity(value: float, quantity: str) -> str:
     unit = next((u for u in _WRITTEN[quantity] if exact >= _UNITS[quantity][u]), _PLAIN[quantity])
     number = (exact / _UNITS[quantity][unit]).normalize()
     return f"{number:f}{unit}"
+
+
+def _share_text(share: float) -> str:
+    """The shortest text that reads back to exactly `share`, e.g. `50%`."""
+    return f"{(Decimal(repr(float(share))) * 100).normalize():f}%"
 
 
 def _distinct(value: float, bound: float, quantity: str) -> tuple[str, str]:
@@ -321,9 +386,11 @@ def _join(a: Limit, b: Limit) -> Limit:
     for side, first, second in (("lower", a.low, b.low), ("upper", a.high, b.high)):
         if first is not None and second is not None:
             raise UserError(f"{a.name} has two {side} bounds ({a} and {b}); give one.")
+    if a.is_share != b.is_share:
+        raise UserError(f"{a.name} has a share and a number ({a} and {b}); give both bounds in one way.")
     low = a.low if a.low is not None else b.low
     high = a.high if a.high is not None else b.high
-    return Limit(a.quantity, low, high, a.target)
+    return Limit(a.quantity, low, high, a.target, a.is_share)
 
 
 def _clauses(text: str) -> Iterator[str]:
@@ -338,7 +405,7 @@ def _clauses(text: str) -> Iterator[str]:
         yield from (piece.strip() for piece in pieces if piece.strip())
 
 
-_NUMBER = r"(?P<{0}>[+-]?[\d_.]+(?:[eE][+-]?\d+)?)\s*(?P<{0}_unit>[A-Za-zµ]*)"
+_NUMBER = r"(?P<{0}>[+-]?[\d_.]+(?:[eE][+-]?\d+)?)\s*(?P<{0}_unit>[A-Za-zµ]*|%)"
 _WORD = r"(?P<quantity>[A-Za-z_]+)"
 _FORMS = tuple(
     re.compile(form)
@@ -367,21 +434,29 @@ def _parse_limit(clause: str) -> Limit:
     quantity = groups["quantity"].lower()
     _check_quantity(quantity)
     a = _parse_number(groups["a"], groups["a_unit"], quantity, clause)
+    is_share = _is_share(groups["a_unit"])
     if at and not target:
         raise UserError(f"budget part {clause!r} has nothing after '@'; name what runs the Model there.")
     target = _clean_target(target) if target else (DEFAULT_LATENCY_TARGET if quantity == "latency" else "")
     if groups.get("b"):
-        return Limit(quantity, a, _parse_number(groups["b"], groups["b_unit"], quantity, clause), target)
+        b = _parse_number(groups["b"], groups["b_unit"], quantity, clause)
+        if _is_share(groups["b_unit"]) != is_share:
+            raise UserError(f"budget part {clause!r} has a share and a number; give both bounds in one way.")
+        return Limit(quantity, a, b, target, is_share)
     is_upper = groups.get("sign") == "<" or groups.get("mirrored") == ">"
-    return Limit(quantity, None if is_upper else a, a if is_upper else None, target)
+    return Limit(quantity, None if is_upper else a, a if is_upper else None, target, is_share)
+
+
+def _is_share(unit: str) -> bool:
+    return unit.lower() in _SHARES
 
 
 def _parse_number(number: str, unit: str, quantity: str, clause: str) -> float:
-    units = _UNITS[quantity]
+    units = {**_UNITS[quantity], **_SHARES}
     known = {name.lower(): factor for name, factor in units.items()}
     folded = unit.replace("µ", "u").lower()
     if folded not in known:
-        allowed = ", ".join(name for name in units if name)
+        allowed = ", ".join(name for name in _UNITS[quantity] if name) + ", or a share as 50% or 0.5x"
         problem = f"unit {unit!r}" if unit else "no unit"
         raise UserError(
             f"budget part {clause!r} has {problem}; {quantity} takes {allowed}."

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import timm
 import torch
 from stage_help import refused, words
 
+from vitnas.budget import Budget, Limit, exact_quantity
 from vitnas.cli import main
 from vitnas.cli.fields import make_run, open_run
+from vitnas.counting import count
 from vitnas.exporting import save_timm
+from vitnas.measure.latency import LatencyMeter
 from vitnas.model import build
-from vitnas.records import SpaceRecord
+from vitnas.records import Family, SpaceRecord
+from vitnas.searching import SearchRecord
 from vitnas.space import autoformer, space_from_json
 from vitnas.stages import Context
 
@@ -83,7 +89,8 @@ def test_a_space_stands_around_the_network_that_the_run_starts_from(
     arch = autoformer("micro", image_size=8, patch_size=2, in_chans=1, num_classes=10).middle()
     save_timm(build(arch), tmp_path / "saved")
     folder = tmp_path / "run"
-    given = words(folder, **AROUND, pretrained=form.format(tmp_path / "saved"))
+    shares = {**AROUND, "budget": "macs<=90%"}
+    given = words(folder, **shares, pretrained=form.format(tmp_path / "saved"))
     assert main(given) == 0
     assert "started from a pretrained Model: 100% of the supernet's weights" in capsys.readouterr().out
     record = SpaceRecord.read(folder)
@@ -91,10 +98,47 @@ def test_a_space_stands_around_the_network_that_the_run_starts_from(
     assert record.name.endswith("saved")
     space = space_from_json(record.space)
     assert space.largest().stages == arch.stages
+    assert SearchRecord.read(folder).budget == f"macs<={exact_quantity(count(arch).macs * 9 // 10, 'macs')}"
+    assert main(["specialize", str(folder), "budget=[macs<=95%, params<=0.9x]"]) == 0
+    limits = [Budget.parse(answer.budget) for answer in Family.read(folder).answers]
+    assert [budget.violation(count(arch)) > 0 and not budget.has_shares for budget in limits] == [True, True]
     (folder / "search.json").unlink()
     assert main(["search", str(folder)]) == 0
     assert main(given) == 0
     assert Context(open_run(folder), folder).space == space
+
+
+def test_shares_of_a_budget_are_of_the_network(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arch = autoformer("micro", image_size=8, patch_size=2, in_chans=1, num_classes=10).middle()
+    save_timm(build(arch), tmp_path / "saved")
+    timed: list[str] = []
+
+    def compare(meter: LatencyMeter, models: dict[str, Any]) -> dict[str, Any]:
+        timed.append(str(meter.target))
+        assert models["model"].arch.stages == arch.stages
+        return {"model": SimpleNamespace(median_ms=8.5)}
+
+    monkeypatch.setattr(LatencyMeter, "compare", compare)
+    fields = {"space.kind": "around", "pretrained": str(tmp_path / "saved"), "device": "cpu"}
+    fields |= {"budget": "macs<=50% and latency<=0.5x@torch,batch=1"}
+    wanted = Budget.of(
+        (Limit("macs", None, count(arch).macs // 2), Limit("latency", None, 4.25, "torch,batch=1"))
+    )
+    for _ in range(2):  # a run that goes on keeps the budget that it began with
+        context = Context(make_run("tour", fields), tmp_path / "run")
+        assert context.budget == wanted
+    assert len(timed) == 1
+    assert context.resolved(Budget.parse("latency<=10%@torch,batch=1,threads=1")).limits[0].high == 0.85
+    assert len(timed) == 2
+    assert Context(make_run("tour", fields), tmp_path / "run").budget == wanted
+    assert len(timed) == 2
+    said = refused(words(tmp_path / "no", budget="macs<=50%"), capsys)
+    assert re.search(
+        r"budget is 'macs<=50%' and space.kind is 'autoformer'; .* use space.kind=around with", said
+    )
+    assert not (tmp_path / "no").exists()
 
 
 def test_a_network_of_the_space_goes_before_the_pretrained_one(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from jsonargparse.typing import PositiveInt
 from rich.console import Console
 from rich.markup import escape
 
-from vitnas.budget import format_quantity
+from vitnas.budget import Budget, format_quantity
 from vitnas.cli.bench import bench_mixers_command
 from vitnas.cli.fields import make_run, open_run, split_budgets
 from vitnas.cli.lookup import count_command, doctor_command, list_command, show_command
@@ -175,9 +175,10 @@ def specialize_command(words: list[str], console: Console) -> None:
     asked = options(SpecializeOptions, words, usage)
     if not asked.budget:
         raise UserError(usage)
-    folder, budgets = asked.folder, split_budgets(asked.budget)
+    folder, texts = asked.folder, split_budgets(asked.budget)
     with at_work(open_run(folder), folder, console) as context:
         formats = context.run.export.formats
+        budgets = [context.resolved(Budget.parse(text)) for text in texts]
         found = specialize(context.searches, context.sampler, context.inherited, formats, budgets)
     console.print(to_rich(family(Family(tuple(answer for _, answer in found)))))
     for arch, answer in found:

@@ -12,16 +12,18 @@ What every loader of authors' weights needs is here too: `read_checkpoint`, `for
 
 from __future__ import annotations
 
+import argparse
 import codecs
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy
 import torch
-from timm.models import load_state_dict
+from safetensors.torch import load_file
 from torch import Tensor
 
 from vitnas.arch import Arch, Block, Stage
@@ -45,11 +47,12 @@ TOP = {"patch_embed_super.proj": "patch_embed.proj", "norm": "norm", "head": "he
 WHOLE = ("cls_token", "pos_embed")
 HEAD_DIM = 64  # in all of their spaces
 WRAPPERS = (
-    *("state_dict_ema", "model_ema", "ema_state_dict", "ema"),
-    *("model_state_dict", "state_dict", "model", "module", "network", "net"),
+    *("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema", "averaged_model", "teacher"),
+    *("model_state_dict", "state_dict", "model", "module", "network", "net", "student", "backbone"),
 )
 # Of DDP and EMA, of torch.compile, of a class around the network.
 PREFIXES = ("module.", "_orig_mod.", "model.")
+AVERAGE = re.compile(r"\bema|ema\b|teacher|averag", re.IGNORECASE)
 NUMPY_TYPES = ("float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")
 
 
@@ -144,46 +147,86 @@ def arch_of_autoformer(
     )
 
 
-def read_checkpoint(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
+def read_checkpoint(
+    source: str | Path | Mapping[str, Any], wanted: Collection[str] = ()
+) -> dict[str, Tensor]:
     """A state dict, out of what training code wraps it in; every loader of foreign weights asks here.
 
     A file is safetensors, or torch's, of which only tensors and plain values are read. The weights may lie under one
-    of `WRAPPERS` (an average comes first, as in timm), their names may all begin with one of `PREFIXES`.
+    of `WRAPPERS` (an average comes first), their names may all begin with one of `PREFIXES`. Where the names are known,
+    the weights may lie anywhere and their names begin with anything: what has most of these names is taken, and what
+    does not begin as they do is another network's.
 
     Args:
         source: a file, or what it held.
+        wanted: names of the network that the weights are for.
 
     Raises:
         UserError: no such file, or none that holds a state dict.
     """
     content = source if isinstance(source, Mapping) else _content(Path(source))
-    while isinstance(content, Mapping) and not all(isinstance(value, Tensor) for value in content.values()):
-        content = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
-    if not content:
+    states = list(_states(content, anywhere=bool(wanted)))
+    if not states:
         raise UserError(
             f"{'what was given' if isinstance(source, Mapping) else source} holds no state dict; a name must lead to a "
             "tensor. Choose another file."
         )
-    state = {name: tensor for name, tensor in content.items() if name != "n_averaged"}
+    found = [_named(state, frozenset(wanted)) for state in states]
+    return max(found, key=lambda state: len(state.keys() & wanted)) if wanted else found[0]
+
+
+def _states(content: Any, *, anywhere: bool, depth: int = 0) -> Iterator[dict[str, Tensor]]:
+    """The state dicts in what a file held, the likeliest first."""
+    if not isinstance(content, Mapping) or depth > 4:
+        return
+    for key in WRAPPERS:
+        yield from _states(content.get(key), anywhere=anywhere, depth=depth + 1)
+    own = {
+        name: value for name, value in content.items() if isinstance(value, Tensor) and isinstance(name, str)
+    }
+    own.pop("n_averaged", None)
+    if own:
+        yield own
+    for key, value in content.items() if anywhere else ():
+        if key not in WRAPPERS:
+            yield from _states(value, anywhere=True, depth=depth + 1)
+
+
+def _named(state: dict[str, Tensor], wanted: frozenset[str]) -> dict[str, Tensor]:
+    """A state dict without what its names begin with."""
+    hits = Counter(
+        name[:at]
+        for name in state
+        for at in (0, *(i + 1 for i, letter in enumerate(name) if letter == "."))
+        if name[at:] in wanted
+    )
+    if hits:
+        # Of a network and its average or teacher side by side, the latter.
+        start, _ = max(hits.items(), key=lambda hit: (hit[1], bool(AVERAGE.search(hit[0])), -len(hit[0])))
+        return {name.removeprefix(start): value for name, value in state.items() if name.startswith(start)}
     while prefix := next((each for each in PREFIXES if all(name.startswith(each) for name in state)), ""):
         state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
     return state
 
 
 def _content(path: Path) -> Any:
-    """What a file holds, as timm reads it."""
+    """What a file holds; nothing in it is run."""
     number, array = (value.__reduce__()[0] for value in (numpy.float64(0), numpy.zeros(1)))
-    # Scores beside the weights are often numpy's.
-    allowed: list[Any] = [numpy.dtype, numpy.ndarray, codecs.encode]
+    # Scores beside the weights are often numpy's, and the settings of a training a Namespace.
+    allowed: list[Any] = [numpy.dtype, numpy.ndarray, codecs.encode, argparse.Namespace]
     allowed += [type(numpy.dtype(word)) for word in NUMPY_TYPES]
     for package in ("numpy.core", "numpy._core"):  # before numpy 2 and since
         allowed += [(number, f"{package}.multiarray.scalar"), (array, f"{package}.multiarray._reconstruct")]
     try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
         with torch.serialization.safe_globals(allowed):
-            return load_state_dict(str(path), use_ema=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file fails in any way
         words = " ".join(str(error).split()) or type(error).__name__
-        if "weights_only" in words:  # torch's advice is to run the file's code
+        if (
+            "weights_only" in words.lower() or "Unsupported global" in words
+        ):  # torch's advice is to run the file's code
             words = f"it holds {_objects(path)} besides tensors and plain values"
         elif isinstance(error, FileNotFoundError):
             words = "there is no such file"

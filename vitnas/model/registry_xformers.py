@@ -84,13 +84,14 @@ def _swapped_entry(name: str, base: str, mixer: str) -> Callable[..., Any]:
         overlay = options.pop("pretrained_cfg_overlay", None)
         # Of weights of this very net; else a tag.
         own = given if given and not isinstance(given, str) else None
-        model = timm.create_model(base, pretrained=pretrained and own is None, **options)
+        of_this = own is not None or not {"state_dict", "file"}.isdisjoint(overlay or {})
+        model = timm.create_model(base, pretrained=pretrained and not of_this, **options)
         swap_attention(model, mixer)
         if (base_cfg := getattr(model, "pretrained_cfg", None)) is not None:
             mine = own.to_dict() if isinstance(own, PretrainedCfg) else own
             model.pretrained_cfg = {**base_cfg, **(mine or {}), **(overlay or {}), "architecture": name}
             model.default_cfg = model.pretrained_cfg
-        if pretrained and own is not None:
+        if pretrained and of_this:
             sizes: dict[str, Any] = {"num_classes": model.num_classes, "in_chans": options.get("in_chans", 3)}
             load_pretrained(model, model.pretrained_cfg, cache_dir=cache_dir, **sizes)
         return model

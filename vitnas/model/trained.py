@@ -1,4 +1,5 @@
-"""Where a trained network is, by what a user types: a folder of a saved model, a timm name, or NAME@FILE."""
+"""Where a trained network is, by what a user types: a folder of a saved model, RUN or RUN@ROLE of a run folder, a timm
+name, or NAME@FILE."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ import timm
 from vitnas.errors import UserError, nearest
 
 SUFFIXES = (".pth", ".pt", ".tar", ".ckpt", ".bin", ".safetensors")  # of files of weights
+LOCAL = "local-dir:"  # timm's word for a folder
 
 
 class Trained(NamedTuple):
@@ -29,10 +31,14 @@ def find_trained(text: str, *, what: str) -> Trained:
     Raises:
         UserError: no such folder, name or file.
     """
-    path = Path(text)
+    path = Path(text.removeprefix(LOCAL))
     if path.is_dir():
-        return Trained(f"local-dir:{text}", folder=path)
+        return _in_folder(path, "", text, what)
+    if text.startswith(LOCAL):
+        raise UserError(f"{what} is {text!r}, but there is no folder {str(path)!r}. Correct the path.")
     name, _, file = text.partition("@")
+    if file and (Path(name) / "run.yaml").exists():
+        return _in_folder(Path(name), file, text, what)
     if not file and (path.suffix in SUFFIXES or path.is_file()):
         raise UserError(
             f"{what} is {text!r}; a file of weights does not say what they are of. Write NAME@{text}, for example "
@@ -48,3 +54,21 @@ def find_trained(text: str, *, what: str) -> Trained:
     if file and not Path(file).is_file():
         raise UserError(f"{what} is {text!r}, but there is no file {file!r}. Correct the path.")
     return Trained(name, file=Path(file) if file else None)
+
+
+def _in_folder(folder: Path, role: str, text: str, what: str) -> Trained:
+    """A saved model's folder: itself, or one in a run folder."""
+    if role or ((folder / "run.yaml").exists() and not (folder / "config.json").exists()):
+        saved = (
+            path.parent
+            for part in ("front", "models")
+            for path in sorted(folder.glob(f"{part}/*/config.json"))
+        )
+        found = {path.name: path for path in saved}
+        if (wanted := role or "chosen") not in found:
+            raise UserError(
+                f"{what} is {text!r}, but {folder} has no model {wanted!r} (it has: {', '.join(found) or 'none yet'}). "
+                f"Give {folder}@NAME with one of these, or let the run make it.{nearest(wanted, found)}"
+            )
+        folder = found[wanted]
+    return Trained(f"{LOCAL}{folder}", folder=folder)

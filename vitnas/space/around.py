@@ -276,6 +276,7 @@ class AroundConfig(SpaceConfig):
     space = AroundSpace
     sizes = SIZES
     make = staticmethod(around_named)
+    stands_around = True
 
     size: str = "half"
     network: str | None = None

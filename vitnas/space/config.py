@@ -24,6 +24,9 @@ class SpaceConfig:
     space: ClassVar[type[Space]]
     sizes: ClassVar[Presets]
     make: ClassVar[Callable[..., Space]]
+    stands_around: ClassVar[bool] = (
+        False  # a given network, its largest Arch, of whose cost a Budget may be a share
+    )
 
     size: str = "micro"
     keep: tuple[float, ...] | None = None

@@ -14,8 +14,9 @@ from vitnas.data import Data
 from vitnas.errors import UserError
 from vitnas.measure.latency import LatencyMeter
 from vitnas.space import SPACES, Space, SpaceConfig
+from vitnas.stages.full import full_cost
 from vitnas.stages.models import Models
-from vitnas.stages.run import Run, lasting, plain
+from vitnas.stages.run import Run, check_shares, lasting, plain
 from vitnas.stages.sampler import RunSampler
 from vitnas.stages.searching import Inherited, Searches
 from vitnas.stages.work import RunImages, Work, quick_meter
@@ -64,7 +65,19 @@ class Context:
 
     @cached_property
     def budget(self) -> Budget:
-        return Budget.parse(self.run.budget) if self.run.budget else Budget()
+        return self.resolved(Budget.parse(self.run.budget))
+
+    def resolved(self, budget: Budget) -> Budget:
+        """A Budget with shares as numbers, by what the Space's largest Arch costs; all processes ask.
+
+        Raises:
+            UserError: the Space stands around no network.
+        """
+        check_shares(budget, self.run.space)
+        if not budget.has_shares:
+            return budget
+        timed = [limit.target for limit in budget.limits if limit.is_share and limit.target]
+        return budget.resolved(full_cost(self.work, self.space.largest(), timed))
 
     @cached_property
     def meters(self) -> dict[str, LatencyMeter]:

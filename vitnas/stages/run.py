@@ -153,7 +153,8 @@ class SlimConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A complete run. `budget` is text (`macs<=1.3G and params<=6M`); empty means no limit.
+    """A complete run. `budget` is text (`macs<=1.3G and params<=6M`, in a space around a network also `macs<=50%` of
+    it); empty means no limit.
 
     `pretrained` is the ViT that the supernet starts from: a timm name, a name and a file of weights (`NAME@FILE`), or a
     folder of a saved model; with `slim` it is the one to make smaller. `threads` are CPU threads (None: torch's).
@@ -179,8 +180,7 @@ class Run:
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        if self.budget:
-            Budget.parse(self.budget)
+        check_shares(Budget.parse(self.budget), self.space)
         if SEARCHERS[self.search.searcher].asks_sampler and not self.sampler.answers:
             able = [word for word, kind in SAMPLERS.items() if kind.answers]
             raise UserError(
@@ -204,6 +204,16 @@ class Run:
             self.space.starting_from(self.pretrained)  # refuses a network that is missing
         if self.threads is not None and self.threads < 1:
             raise UserError(f"threads is {self.threads}; it must be at least 1. Leave it out for all cores.")
+
+
+def check_shares(budget: Budget, space: SpaceConfig) -> None:
+    """Raise UserError where a Budget says shares and the Space stands around no network that they could be of."""
+    if budget.has_shares and not space.stands_around:
+        able = [word for word, kind in SPACES.items() if kind.stands_around]
+        raise UserError(
+            f"budget is {budget.text!r} and space.kind is {space.kind!r}; a share is of what a network costs, and "
+            f"there is none. Write numbers, or use space.kind={' or '.join(able)} with pretrained=NAME."
+        )
 
 
 # The fields of a Run that are one kind of several: their configurations, by the word that `.kind` holds.

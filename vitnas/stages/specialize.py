@@ -26,7 +26,11 @@ LOOKS_SHARE = 20  # the policy's answers cost at most one of so many of another 
 
 
 def specialize(
-    searches: Searches, sampler: RunSampler, inherited: Inherited, formats: Sequence[str], budgets: list[str]
+    searches: Searches,
+    sampler: RunSampler,
+    inherited: Inherited,
+    formats: Sequence[str],
+    budgets: Sequence[Budget],
 ) -> list[tuple[Arch, Answer]]:
     """One answer per budget, each saved and exported (front/<arch id>/), and family.json with all of them.
 
@@ -35,12 +39,13 @@ def specialize(
 
     Args:
         formats: files to export, see `export_files`.
+        budgets: without shares.
 
     Raises:
         UserError: a budget that cannot be met or asked for.
     """
     folder = searches.work.folder
-    parsed = {budget.text: budget for budget in map(Budget.parse, budgets)}
+    parsed = {budget.text: budget for budget in budgets}
     found = [_answer(searches, sampler, inherited, budget) for budget in parsed.values()]
     known = Family.read(folder).answers if Family.exists(folder) else ()
     for arch, _ in found:  # only now, so that a budget that cannot be met leaves nothing behind

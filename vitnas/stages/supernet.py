@@ -53,7 +53,8 @@ def start_from_pretrained(supernet: Supernet, pretrained: str) -> str:
     Raises:
         UserError: that network cannot be loaded, or the space's Archs have other parts.
     """
-    return start_from_timm(supernet, load_network(pretrained, what="pretrained"))
+    image_size = supernet.space.largest().image_size
+    return start_from_timm(supernet, load_network(pretrained, what="pretrained", image_size=image_size))
 
 
 def tell_sampler(work: Work, sampler: RunSampler, inherited: Inherited) -> None:
