@@ -150,7 +150,7 @@ def slim_patches(
             found = slimming.search(0.0 if tolerance is None else tolerance, tuning)
         else:
             asked = Budget.parse(budget) if isinstance(budget, str) else budget
-            found = slimming.within(asked, selector, tuning)
+            found = slimming.within(asked.resolved(count(model.arch)), selector, tuning)
         if not dynamic:
             return found
         return slimming.predicting(found, dynamic if isinstance(dynamic, Prediction) else None)
