@@ -18,6 +18,10 @@ from vitnas.layers.select import Kept, PredictorSelection, masked_softmax, sees
 from vitnas.model import PUBLISHED, Model
 from vitnas.model.dynamicvit_official import dynamicvit_tensors, load_dynamicvit
 from vitnas.model.selections import keeps_of, selecting
+from vitnas.train import Distillation, KeepRatio, Soft, Teacher
+from vitnas.train.gives import Gives
+from vitnas.train.task import Batch, read_views
+from vitnas.train.teaching import TeacherConfig
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +104,63 @@ def test_training_with_their_noise(
     torch.testing.assert_close(
         found["tokens"][:, 1:], tensors[f"{name}/train.features"], rtol=1e-3, atol=1e-4
     )
+
+
+def task_between(student: Model, teacher: Model, **ratio: Any) -> Distillation:
+    """The four terms, by the authors' weights."""
+    net = TeacherConfig(network="the same", losses=("soft", "tokens"), weights=(0.5, 0.5))
+    task = net.task(KeepRatio(**ratio))
+    assert isinstance(task, Distillation)
+    return task.meet(*(Gives(network, lambda: student.arch.input_size) for network in (student, teacher)))
+
+
+def test_every_loss_term_and_the_gradients(
+    golden: Any, network: tuple[str, Model, list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All variants of the authors' loss, and the gradients of the published one through the recorded draws."""
+    tensors, (name, model, places), config = golden[0], network, golden[1]["networks"][network[0]]
+    teacher = load_dynamicvit(weights_of(tensors, f"{name}/teacher.weights"), selecting(model.arch, {}, ""))
+    images = tensors[f"{name}/images"]
+    task = task_between(model, teacher, shares=tuple(config["ratio"]))
+    noise = [tensors[f"{name}/train.gumbel.{index}"] for index in range(len(places))]
+    left = iter([-side for pair in noise for side in (pair[..., 1], pair[..., 0])])
+    monkeypatch.setattr(Tensor, "exponential_", lambda self: self.copy_(next(left).exp()))
+    outputs = read_views(model.train(), (images,), task.wants)
+    taught = Teacher(teacher).answer((images,), task.wants_taught)
+    torch.testing.assert_close(taught["logits"], tensors[f"{name}/teacher.logits"], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(taught["tokens"][:, 1:], tensors[f"{name}/teacher.tokens"], rtol=1e-4, atol=1e-4)
+
+    soft, whole = (Batch((images,), tensors[f"{name}/labels.{kind}"]) for kind in ("soft", "int"))
+    nothing = {**outputs, "keep": torch.zeros_like(outputs["keep"])}
+    shares = {"shares": tuple(config["ratio"])}
+    cases: dict[str, tuple[dict[str, Any], Batch, Any]] = {
+        "soft_mse_w2": (shares, soft, outputs),
+        "soft_mse_w5": ({**shares, "ratio_weight": 5.0}, soft, outputs),
+        "int_mse_w2_dynamic": ({**shares, "per": "batch"}, whole, outputs),
+        "nothing_kept_int_mse_w2": (shares, whole, nothing),
+    }
+    for case, (ratio, batch, given) in cases.items():
+        want, found = config["losses"][case], task_between(model, teacher, **ratio)(given, batch, taught)
+        theirs = {"ce": "cls", "soft": "cls_kl", "tokens": "token", "loss": "total"}
+        assert found["loss"].shape == ()
+        for ours, their in theirs.items():
+            assert found[ours].item() == pytest.approx(want[their], rel=2e-5), (case, ours)
+        assert 3 * found["ratio"].item() == pytest.approx(want["ratio_sum_over_stages"], rel=1e-5), case
+    # Their other token loss is the divergence that `soft` takes of logits.
+    kept = outputs["keep"][:, -1] > 0.5
+    rows = {"logits": outputs["tokens"][:, 1:][kept]}, soft, {"logits": taught["tokens"][:, 1:][kept]}
+    assert Soft()(*rows)["loss"].item() == pytest.approx(config["losses"]["soft_kl_w2"]["token"], rel=2e-5)
+
+    loss = task(outputs, soft, taught)["loss"]
+    torch.testing.assert_close(loss, tensors[f"{name}/loss.total"][0], rtol=2e-5, atol=0)
+    loss.backward()
+    grads = {key: torch.zeros_like(p) if p.grad is None else p.grad for key, p in model.named_parameters()}
+    ours = dynamicvit_tensors({key: torch.tensor(0) for key in config["grad_norm_names"]}, model.arch)
+    norms = torch.stack([grads[key].norm() for key in ours])
+    torch.testing.assert_close(norms, tensors[f"{name}/grad.norms"], rtol=5e-4, atol=1e-6)
+    theirs = {key: t for key, t in weights_of(tensors, f"{name}/grad").items() if key != "norms"}
+    for key, grad in dynamicvit_tensors(theirs, model.arch).items():
+        torch.testing.assert_close(grads[key], grad, rtol=1e-3, atol=1e-5, msg=key)
 
 
 def test_published_costs(golden: Any) -> None:

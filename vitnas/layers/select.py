@@ -31,6 +31,7 @@ from vitnas.layers.axes import Axes
 from vitnas.layers.cost import LayerCost
 
 MASK_EPS = 1e-6  # keeps a row finite in which attention has nothing left, as in DynamicViT's code
+TINY = 1e-30  # an exponential variable may come out as 0, whose logarithm is none
 
 
 Asked = Literal["none", "class", "all"]
@@ -77,11 +78,12 @@ class Selected(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """One selection's scores, which patches it had them of, and which it kept."""
+    """One selection's scores, which patches it had them of, which it kept, and how many it keeps in evaluation."""
 
     scores_BP: Tensor
     before: Kept
     after: Kept
+    keep: int
 
     def keep_on(self, patches: int, prefix: int) -> Tensor:
         """(B, patches) of the whole grid: 1 for those kept, with the gradient of a decision in training."""
@@ -99,6 +101,11 @@ class Choice(NamedTuple):
         if self.before.mask_BN is not None:
             return self.scores_BP.masked_fill(self.before.mask_BN[:, prefix:] == 0, -torch.inf)
         return self.scores_BP
+
+    def shares_on(self, patches: int, prefix: int) -> Tensor:
+        """(B,) the share of the whole grid that is kept in evaluation."""
+        share = self.keep / patches
+        return self.scores_BP.new_full((len(self.scores_BP),), share, dtype=torch.float32)
 
 
 @dataclass(slots=True)
@@ -275,10 +282,8 @@ class PredictorSelection(Selection):
         if not self.training:
             return super().decide(scores_BP, mask_BP)
         odds_BP = scores_BP.float()  # differences of Gumbel noise: one per outcome
-        noise_BP = (
-            torch.empty_like(odds_BP).exponential_().log() - torch.empty_like(odds_BP).exponential_().log()
-        )
-        drawn_BP = straight_through(odds_BP, noise_BP)
+        one_BP, other_BP = (torch.empty_like(odds_BP).exponential_().clamp_(min=TINY).log() for _ in range(2))
+        drawn_BP = straight_through(odds_BP, one_BP - other_BP)
         return drawn_BP if mask_BP is None else drawn_BP * mask_BP
 
     @staticmethod

@@ -7,6 +7,7 @@
     blocks.<i>    (B, N, D) what block i gives; blocks are numbered through all stages
     keep, scores  (B, S, P) over all patches of the grid, of each of S selections: 1 for those kept, and what patches
                   scored (-inf where they were gone before)
+    shares        (B, S) the share of the grid's patches that each selection keeps in evaluation
     places.<i>    (B, P) numbers on the grid of the patches in blocks.<i>, behind a selection; in training all are there
 
 A name that ends in "?" is left out where the network has no such output. Maps of rows and columns become tokens.

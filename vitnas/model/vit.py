@@ -43,6 +43,7 @@ from vitnas.model.outputs import wanted
 from vitnas.model.timm_cfg import classifiers, default_cfg
 
 HEADS = ("head", "head_dist", "patch_head")
+OF_CHOICES = ("keep", "scores", "shares")
 
 
 class Model(nn.Module):
@@ -139,7 +140,7 @@ class Model(nn.Module):
         names += ["logits", "pooled", "tokens", *(f"blocks.{i}" for i in range(len(self.blocks)))]
         if self._selecting:
             fewer = range(min(self._selecting), len(self.blocks))
-            names += ["keep", "scores", *(f"places.{i}" for i in fewer)]
+            names += [*OF_CHOICES, *(f"places.{i}" for i in fewer)]
         return names
 
     def forward(self, images_BCHW: Tensor, *, want: Sequence[str] | None = None) -> Any:
@@ -152,7 +153,7 @@ class Model(nn.Module):
         if want is None:
             return self._head(self.norm(self._run(images_BCHW, trail)), trail.kept)
         found: dict[str, Any] = dict.fromkeys(wanted(want, self.output_names))
-        if "keep" in found or "scores" in found:
+        if found.keys() & OF_CHOICES:
             trail.choices = []
         tokens_BND = self.norm(self._run(images_BCHW, trail, found))
         return {
@@ -165,11 +166,9 @@ class Model(nn.Module):
         kept = trail.kept
         if name == "tokens":
             return tokens_BND
-        if name in ("keep", "scores"):
+        if name in OF_CHOICES:
             sizes = prod(self.arch.grids[-1]), self.num_prefix_tokens
-            return torch.stack(
-                [getattr(choice, f"{name}_on")(*sizes) for choice in trail.choices or ()], dim=1
-            )
+            return torch.stack([getattr(c, f"{name}_on")(*sizes) for c in trail.choices or ()], dim=1)
         if name in ("pooled", "logits"):
             return self._head(tokens_BND, kept, pre_logits=name == "pooled")
         if name == "patch_head":
@@ -216,7 +215,8 @@ class Model(nn.Module):
         )
         trail.attention_BP = None
         if trail.choices is not None:
-            trail.choices.append(Choice(scores_BP, before or Kept(), trail.kept))
+            keep = self.arch.blocks[index].keep or 0
+            trail.choices.append(Choice(scores_BP, before or Kept(), trail.kept, keep))
         return x_BND
 
     def _through(self, index: int, block: nn.Module, x_BND: Tensor, trail: Trail) -> Tensor:

@@ -9,6 +9,8 @@ from vitnas.train.losses.combined_sides import CombinedSides as CombinedSides
 from vitnas.train.losses.distillation import Distillation as Distillation
 from vitnas.train.losses.distillation import TaughtLoss
 from vitnas.train.losses.features import Features as Features
+from vitnas.train.losses.keep_ratio import KeepRatio as KeepRatio
+from vitnas.train.losses.keep_ratio import KeepRatioConfig as KeepRatioConfig
 from vitnas.train.losses.soft import Classification as Classification
 from vitnas.train.losses.soft import ClassificationConfig as ClassificationConfig
 from vitnas.train.losses.soft import Hard as Hard
