@@ -128,7 +128,9 @@ def test_every_loss_term_and_the_gradients(
     outputs = read_views(model.train(), (images,), task.wants)
     taught = Teacher(teacher).answer((images,), task.wants_taught)
     torch.testing.assert_close(taught["logits"], tensors[f"{name}/teacher.logits"], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(taught["tokens"][:, 1:], tensors[f"{name}/teacher.tokens"], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        taught["tokens"][:, 1:], tensors[f"{name}/teacher.tokens"], rtol=1e-4, atol=1e-4
+    )
 
     soft, whole = (Batch((images,), tensors[f"{name}/labels.{kind}"]) for kind in ("soft", "int"))
     nothing = {**outputs, "keep": torch.zeros_like(outputs["keep"])}
