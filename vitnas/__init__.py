@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from vitnas.model.outputs import read_outputs
     from vitnas.model.selections import with_selections
     from vitnas.model.swap import swap_attention
+    from vitnas.recipes.slim import slim_network as slim
     from vitnas.reporting import report
     from vitnas.sample import Fixed, Sandwich, Several, Spread, Uniform
     from vitnas.searching import Study, search
@@ -58,6 +59,7 @@ _HOME = {
     "UserError": "errors",
     "count": "counting",
     "export": "exporting",
+    "slim": "recipes.slim",
     "extract": "extraction",
     "read_outputs": "model.outputs",
     "report": "reporting",
@@ -65,7 +67,7 @@ _HOME = {
     "with_selections": "model.selections",
     "spaces": "space",
 }
-_OTHER_NAME = {"export": "export_model"}
+_OTHER_NAME = {"export": "export_model", "slim": "slim_network"}
 
 __all__ = sorted(_HOME)
 

@@ -60,7 +60,7 @@ def test_overrides_are_typed_and_nested() -> None:
         (["run", "tuor"], r"'tuor' is no recipe.*Nearest: 'tour'"),
         (["run", "tour", "supernet.epoch=3"], r"no field 'supernet\.epoch'.*Nearest: 'supernet\.epochs'"),
         (["run", "tour", "supernet.epochs=many"], "supernet.epochs is 'many'; it must be a number"),
-        (["run", "tour", "budget=macs<=1X"], r"1X|unit"),
+        (["run", "tour", "budget=macs<=1Q"], r"1Q|unit"),
         (["run", "tour", "supernet.lr=-1"], r"lr is -1\.0; it must be above 0"),
         (["run"], "takes one recipe"),
         (["rum", "tour"], r"'rum' is no command.*Nearest: 'run'"),

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
-from slim_help import digits, save, slim_words, trained
+import torch
+from slim_help import ARCH, digits, save, slim_words, trained
+from stage_help import refused
 
+import vitnas
 from vitnas.cli import main
 from vitnas.cli.fields import open_run
 from vitnas.counting import count
@@ -126,3 +130,45 @@ def test_a_command_that_such_a_run_has_not_says_which_it_has(
     run = open_run(slimmed)
     assert list(plan_of(run).stages)[:3] == ["train", "sensitivity", "search"]
     assert main(["search", str(slimmed)]) == 0
+
+
+def test_further_budgets_come_from_the_same_run(
+    slimmed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is sorted or measured anew; a share is of what MODEL costs."""
+    folder = tmp_path / "run"
+    shutil.copytree(slimmed, folder)
+    made = {file: (folder / file).stat().st_mtime_ns for file in ("supernet.safetensors", "sensitivity.json")}
+    whole = Original.read(folder).cost
+    assert main(["specialize", str(folder), "budget=[macs<=40%, params<=9K]"]) == 0
+    said = capsys.readouterr().out
+    *_, first, second = SlimFront.read(folder).members
+    assert (first.folder, second.folder) == ("front/06", "front/07")
+    assert first.cost.macs <= 0.4 * whole.macs
+    assert second.cost.params <= 9000
+    for member in (first, second):
+        assert f"{folder / member.folder}" in said
+        assert load_timm(folder / member.folder).arch.id == member.arch_id  # type: ignore[union-attr]
+    assert made == {file: (folder / file).stat().st_mtime_ns for file in made}
+    assert main(["specialize", str(folder), "budget=macs<=40%"]) == 0
+    assert len(SlimFront.read(folder).members) == 7
+    assert "latency on torch, of which this run made no table" in refused(
+        ["specialize", str(folder), "budget=latency<=1ms@torch"], capsys
+    )
+
+
+def test_one_call_of_a_library(original: Path, slimmed: Path, tmp_path: Path) -> None:
+    """The network stays as it is; images without labels are enough, and the same call goes on in its folder."""
+    network = load_timm(original)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    images = digits().train.pixels(torch.arange(200))
+    assert images is not None
+    run = open_run(slimmed)
+    done = vitnas.slim(network, images, budget="macs<=50%", effort="fold", folder=tmp_path / "run", run=run)
+    model, row = done.model, done.results.rows[1]
+    assert count(model.arch).macs <= 0.5 * count(ARCH).macs
+    assert row.accuracy is None
+    assert row.agreement.top1 is not None
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+    again = vitnas.slim(network, images, budget="macs<=50%", effort="fold", folder=tmp_path / "run", run=run)
+    assert again.results == done.results

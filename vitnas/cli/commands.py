@@ -20,16 +20,14 @@ from vitnas.cli.options import options, split
 from vitnas.cli.swap import swap_command
 from vitnas.errors import MissingExtra, UserError
 from vitnas.grids import size_text
-from vitnas.records import Family, FinalScores, Forecast, Original, Result, Results, SlimResults
+from vitnas.records import FinalScores, Forecast, Original, Result, Results, SlimResults
 from vitnas.reporting import front_table, report
-from vitnas.reporting.sampler_plots import family
 from vitnas.reporting.slimming import comparison, forecast
 from vitnas.reporting.tables import feasibility, to_rich
 from vitnas.searching.storage import open_storage
 from vitnas.stages import plan_of
 from vitnas.stages.claim import begin, opened
 from vitnas.stages.run import Run, SlimConfig, field_groups
-from vitnas.stages.specialize import specialize
 from vitnas.train import ConsoleProgress
 
 SLIM_USAGE = (
@@ -175,14 +173,13 @@ def specialize_command(words: list[str], console: Console) -> None:
     asked = options(SpecializeOptions, words, usage)
     if not asked.budget:
         raise UserError(usage)
-    folder, texts = asked.folder, split_budgets(asked.budget)
-    with at_work(open_run(folder), folder, console) as context:
-        formats = context.run.export.formats
+    folder, texts, run = asked.folder, split_budgets(asked.budget), open_run(asked.folder)
+    with at_work(run, folder, console) as context:
         budgets = [context.resolved(Budget.parse(text)) for text in texts]
-        found = specialize(context.searches, context.sampler, context.inherited, formats, budgets)
-    console.print(to_rich(family(Family(tuple(answer for _, answer in found)))))
-    for arch, answer in found:
-        console.print(f"{arch.id}: {arch.describe()}\n  {folder / answer.path}")
+        table, lines = plan_of(run).specialize(context, budgets)
+    console.print(to_rich(table))
+    for line in lines:
+        console.print(line)
 
 
 def retrain_command(words: list[str], console: Console) -> None:

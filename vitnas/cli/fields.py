@@ -14,7 +14,7 @@ from vitnas.errors import UserError, check_word, nearest
 from vitnas.recipes import RECIPES
 from vitnas.runs import to_json
 from vitnas.stages.claim import read_yaml
-from vitnas.stages.run import KINDS, SHORT, Run, field_names, plain
+from vitnas.stages.run import KINDS, SHORT, Run, SlimConfig, field_names, plain
 
 
 def split_budgets(text: str) -> list[str]:
@@ -85,6 +85,8 @@ def make_run(name: str, pairs: Mapping[str, str]) -> Run:
                 f"{kinds[group]!r}. Set {group}.kind, or leave it out."
             )
     types = {**get_type_hints(Run), **{group: KINDS[group][kind] for group, kind in kinds.items()}}
+    if base["slim"] is not None:  # then each of its fields is told of by its own name
+        types["slim"] = SlimConfig
     return Run(**parsed(types, (f"{field}={text}" for field, text in texts.items())))
 
 

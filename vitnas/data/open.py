@@ -152,7 +152,14 @@ class Data:
 
     def resized(self, image_size: ImageSize) -> Data:
         """Return the same images, in the same splits, at another size; their sources are not opened again."""
-        return _assemble(replace(self.config, image_size=image_size), self._opened, self._colour)
+        return self.formed(replace(self.config, image_size=image_size))
+
+    def formed(self, config: DataConfig) -> Data:
+        """Return the same images by another `config`: of another size, otherwise normalised or cropped.
+
+        What it says of where they are is not looked at.
+        """
+        return _assemble(config, self._opened, self._colour)
 
     def fingerprint(self) -> Fingerprint:
         """Return what was read.

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vitnas.measure.latency import Latency
-from vitnas.records import Forecast, SlimResults, SlimRow
+from vitnas.records import Forecast, Member, SlimResults, SlimRow
 from vitnas.reporting.tables import MISSING, Table, number, percent, significant
+from vitnas.slimming import Agreement
 
 EFFORTS = {
     "fold": "what is removed is made up for in closed form; nothing is trained",
@@ -47,12 +48,28 @@ def comparison(results: SlimResults) -> Table:
     for row in results.rows:
         cells = [_name(row), number(row.cost.macs), percent(row.cost.macs / original.cost.macs, 0)]
         found = row.agreement
-        cells += [number(row.cost.params), f"{found.pooled if found.tokens is None else found.tokens:.3f}"]
+        cells += [number(row.cost.params), cosine(found)]
         cells += [percent(found.top1)] * classed + [percent(row.accuracy)] * labelled
         for target in targets:
             cells += _against(row.latency_ms.get(target), original.latency_ms.get(target))
         rows.append(tuple(cells))
     return Table(tuple(headers), tuple(rows), numeric=tuple(range(1, len(headers))), strong=1)
+
+
+def members(found: Sequence[Member]) -> Table:
+    """Networks of the front, each with the budget that it was made for; agreement is on held-out images."""
+    rows = []
+    for each in found:
+        agreed = each.agreement
+        cells = [each.folder, each.budget, number(each.cost.macs), number(each.cost.params), cosine(agreed)]
+        rows.append((*cells, "" if agreed.top1 is None else percent(agreed.top1)))
+    headers = ("Network", "Budget", "MACs", "Params", "Cosine", "Same first class")
+    return Table(headers, tuple(rows), numeric=(2, 3, 4, 5))
+
+
+def cosine(found: Agreement) -> str:
+    """Of the final tokens, or where some are gone of what is pooled."""
+    return f"{found.pooled if found.tokens is None else found.tokens:.3f}"
 
 
 def _name(row: SlimRow) -> str:

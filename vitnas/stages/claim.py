@@ -50,12 +50,13 @@ def claim_folder(run: Run, folder: Path) -> None:
     other = {
         name: (old, new)
         for name, (old, new) in changed.items()
-        if name not in GROWS or not isinstance(old, int) or new < old
+        if name not in GROWS or run.slim or not isinstance(old, int) or new < old
     }
     if other:
+        grow = ", ".join(GROWS)
         raise UserError(
             f"{folder} holds another run ({in_words(other)}). Repeat its command, or give another folder=PATH to do "
-            f"all anew; only {', '.join(GROWS)} may grow in a folder."
+            f"all anew{'' if run.slim else f'; only {grow} may grow in a folder'}."
         )
     for name in changed:
         go_on(run, folder, GROWS[name])

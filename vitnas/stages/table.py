@@ -5,15 +5,17 @@ There are two such plans: a search from images, and slimming a trained network. 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vitnas.budget import Budget
 from vitnas.records import (
     Allocation,
     Correlation,
     ExportRecord,
+    Family,
     LatencyRecord,
     Result,
     Results,
@@ -21,6 +23,9 @@ from vitnas.records import (
     SlimFront,
     SlimResults,
 )
+from vitnas.reporting.sampler_plots import family
+from vitnas.reporting.slimming import members
+from vitnas.reporting.tables import Table
 from vitnas.searching import Feasibility, SearchRecord
 from vitnas.slimming import Sensitivity
 from vitnas.stages.context import Context
@@ -31,6 +36,7 @@ from vitnas.stages.run import Run
 from vitnas.stages.searching import WEIGHTS, search_archs
 from vitnas.stages.slim.context import SlimContext
 from vitnas.stages.slim.prepare import prepare_slim
+from vitnas.stages.slim.specialize import specialize_slim
 from vitnas.stages.slim.stages import (
     choose,
     evaluate_front,
@@ -40,6 +46,7 @@ from vitnas.stages.slim.stages import (
     order,
     share_out_budgets,
 )
+from vitnas.stages.specialize import specialize
 from vitnas.stages.supernet import tell_sampler, train_supernet
 
 
@@ -68,11 +75,13 @@ class Stage:
 
 @dataclass(frozen=True)
 class Plan:
-    """A way to run: the parts that its stages are given, what checks them before any work, and the stages by name."""
+    """A way to run: the parts that its stages are given, what checks them before any work, the stages by name, and what
+    answers further budgets, as a table and the folders of what is in it."""
 
     context: type[Context]
     prepare: Callable[[Any], Feasibility]
     stages: Mapping[str, Stage]
+    specialize: Callable[[Any, Sequence[Budget]], tuple[Table, list[str]]]
 
 
 def plan_of(run: Run) -> Plan:
@@ -118,6 +127,19 @@ def _search(context: Context) -> None:
     )
 
 
+def _specialize(context: Context, budgets: Sequence[Budget]) -> tuple[Table, list[str]]:
+    found = specialize(
+        context.searches, context.sampler, context.inherited, context.run.export.formats, budgets
+    )
+    lines = [f"{arch.id}: {arch.describe()}\n  {context.folder / answer.path}" for arch, answer in found]
+    return family(Family(tuple(answer for _, answer in found))), lines
+
+
+def _specialize_slim(context: SlimContext, budgets: Sequence[Budget]) -> tuple[Table, list[str]]:
+    found = specialize_slim(context, budgets)
+    return members(found), [f"  {context.folder / member.folder}" for member in found]
+
+
 def _models(run: Run) -> tuple[str, ...]:
     roles = ("chosen", *run.retrain.baselines)
     return (*(f"models/{role}/{Result.FILE}" for role in roles), Correlation.FILE)
@@ -151,5 +173,5 @@ SLIM_STAGES: Mapping[str, Stage] = {
     "evaluate": Stage(evaluate_front, lambda run: (SlimResults.FILE, "report.html")),
 }
 
-SEARCH = Plan(Context, prepare, STAGES)
-SLIM = Plan(SlimContext, prepare_slim, SLIM_STAGES)
+SEARCH = Plan(Context, prepare, STAGES, _specialize)
+SLIM = Plan(SlimContext, prepare_slim, SLIM_STAGES, _specialize_slim)

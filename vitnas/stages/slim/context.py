@@ -6,19 +6,31 @@ from functools import cached_property
 from pathlib import Path
 
 from vitnas.budget import Budget, split_target
+from vitnas.data import Data
 from vitnas.measure.latency import LatencyMeter
 from vitnas.model import Model
-from vitnas.records import Effort, Forecast, Original
+from vitnas.records import Effort, Forecast
 from vitnas.space import AroundConfig, AroundSpace
 from vitnas.stages.context import Context
-from vitnas.stages.run import SlimConfig
+from vitnas.stages.run import Run, SlimConfig
 from vitnas.stages.slim.folded import Folded
-from vitnas.stages.slim.original import SlimImages, fitted, load_original, space_around
+from vitnas.stages.slim.original import SlimImages, fitted, images_for, load_original, space_around
 from vitnas.stages.work import quick_meter
+from vitnas.train import Progress
 
 
 class SlimContext(Context):
-    """The parts of a run that has `slim`."""
+    """The parts of a run that has `slim`.
+
+    Args:
+        data: its images, where they are open already.
+    """
+
+    def __init__(
+        self, run: Run, folder: Path, progress: Progress | None = None, data: Data | None = None
+    ) -> None:
+        super().__init__(run, folder, progress)
+        self.given = data
 
     @property
     def slim(self) -> SlimConfig:
@@ -28,17 +40,13 @@ class SlimContext(Context):
     @cached_property
     def original(self) -> Model:
         """The network, at the size of the run's images, on the CPU."""
-        model = load_original(self.run.pretrained)
-        return model if self.run.data.image_size is None else self._resized(model)
-
-    def _resized(self, model: Model) -> Model:
-        self.__dict__["images"] = images = SlimImages(self.run, self.work, model)  # refuses another size
-        assert images.config.image_size is not None
-        return fitted(model, images.config.image_size)
+        size = self.run.data.image_size
+        model = load_original(self.run.pretrained, size if self.slim.resample else None)
+        return fitted(model, images_for(self.run.data, model, self.slim).image_size)
 
     @cached_property
     def images(self) -> SlimImages:
-        return SlimImages(self.run, self.work, self.original)
+        return SlimImages(self.run, self.work, self.original, self.given)
 
     @cached_property
     def space(self) -> AroundSpace:
@@ -46,11 +54,6 @@ class SlimContext(Context):
         assert isinstance(config, AroundConfig)
         name = Path((self.run.pretrained or "").partition("@")[0]).name
         return space_around(self.original.arch, config, self.slim.axes, name)
-
-    @cached_property
-    def budget(self) -> Budget:
-        """In numbers, as written down when the run was begun."""
-        return Budget.parse(Original.read(self.folder).budget)
 
     @cached_property
     def targets(self) -> tuple[str, ...]:

@@ -24,8 +24,11 @@ KEEP = (1.0, 0.7, 0.5)
 WIDTHS = (0.5, 0.625, 0.75, 0.875, 1.0)
 
 
-def load_original(text: str | None) -> Model:
+def load_original(text: str | None, image_size: ImageSize | None = None) -> Model:
     """The trained network that `text` stands for, as a Model in evaluation mode.
+
+    Args:
+        image_size: what a checkpoint is loaded for, by default what its name says.
 
     Raises:
         UserError: it cannot be loaded, or written as an Arch (saying what exactly), or has weights that are no numbers.
@@ -34,15 +37,8 @@ def load_original(text: str | None) -> Model:
         raise UserError(
             "no network is named; one is slimmed. Write `vitnas slim MODEL`, or pretrained=MODEL."
         )
-    network = load_network(text, what="MODEL")
+    network = load_network(text, what="MODEL", image_size=image_size)
     model = network if isinstance(network, Model) else from_timm(network)
-    bad = [name for name, tensor in model.state_dict().items() if not bool(tensor.isfinite().all())]
-    if bad:
-        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
-        raise UserError(
-            f"MODEL {text!r} has weights that are not finite ({bad[0]}{more}); nothing can be learned from them. Load "
-            "a checkpoint that was saved before its training failed."
-        )
     return model.eval()
 
 
@@ -78,7 +74,7 @@ def images_for(config: DataConfig, model: Model, slim: SlimConfig) -> DataConfig
     )
 
 
-def fitted(model: Model, image_size: ImageSize) -> Model:
+def fitted(model: Model, image_size: ImageSize | None) -> Model:
     """The network for images of that size, its positions resampled where it is another."""
     if model.arch.image_size != image_size:
         model.set_input_size(img_size=image_size)
@@ -113,9 +109,9 @@ def space_around(arch: Arch, config: AroundConfig, axes: tuple[str, ...], name: 
         "embed_dim": (config.embed_dim or WIDTHS) if "embed_dim" in axes else (1.0,),
     }
     there = [block.num_heads for block in arch.blocks], [block.mlp_hidden for block in arch.blocks]
-    for name, numbers, unit in zip(("heads", "hidden"), there, (1, multiple), strict=True):
+    for axis, numbers, unit in zip(("heads", "hidden"), there, (1, multiple), strict=True):
         least = min(numbers)
-        options[name] = tuple(share for share in options[name] if 2 * share * least >= unit)
+        options[axis] = tuple(share for share in options[axis] if 2 * share * least >= unit)
     if "blocks" not in axes:
         options["blocks"] = ()
     elif config.blocks is not None:
@@ -133,12 +129,18 @@ def space_around(arch: Arch, config: AroundConfig, axes: tuple[str, ...], name: 
 
 
 class SlimImages(RunImages):
-    """A slim run's images: as the network takes them, and named by its classes."""
+    """A slim run's images: as the network takes them, and named by its classes.
 
-    def __init__(self, run: Run, work: Work, model: Model) -> None:
+    Args:
+        given: images that are open already, whose config is the run's.
+    """
+
+    def __init__(self, run: Run, work: Work, model: Model, given: Data | None = None) -> None:
         assert run.slim is not None
         super().__init__(images_for(run.data, model, run.slim), work)
         self.model = model
+        if given is not None:
+            self.data = given.formed(self.config)
 
     @property
     def has_labels(self) -> bool:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from math import ceil
 
 from vitnas.arch import Arch
-from vitnas.budget import Budget
-from vitnas.counting import count
+from vitnas.budget import Cost
 from vitnas.errors import UserError
 from vitnas.grids import size_text
 from vitnas.records import Forecast, GeneRecord, Manifest, Original, SpaceRecord
 from vitnas.runs import RunFile
 from vitnas.searching import Feasibility, feasibility
 from vitnas.space import AroundConfig
+from vitnas.stages.full import full_cost
 from vitnas.stages.prepare import manifest
 from vitnas.stages.slim.context import SlimContext
 from vitnas.stages.slim.forecast import Amounts, forecast, time_steps
@@ -39,7 +40,15 @@ def prepare_slim(context: SlimContext) -> Feasibility:
     if (folder / "run.yaml").exists() and all(file.exists(folder) for file in FILES):
         return Feasibility.read(folder)
     engine = context.engine
-    found = engine.from_first(lambda: _look(context))
+    if not context.run.budget:
+        raise UserError(
+            "no budget is given; slimming goes down to one. Add budget='macs<=50%', params, memory or "
+            "latency<=8ms@onnxruntime,batch=1."
+        )
+    notes = [check_classes(context.original, context.images.data), *_said(context)]
+    enough_images(context.slim.images, len(context.images.data.train), context.original.arch)
+    cost = full_cost(context.work, context.original.arch, context.budget.latency_targets)
+    found = engine.from_first(lambda: _look(context, cost, notes))
 
     def write() -> None:
         for record in found:
@@ -51,21 +60,9 @@ def prepare_slim(context: SlimContext) -> Feasibility:
     return next(record for record in found if isinstance(record, Feasibility))
 
 
-def _look(context: SlimContext) -> tuple[RunFile, ...]:
-    run, model = context.run, context.original
-    if not run.budget:
-        raise UserError(
-            "no budget is given; slimming goes down to one. Add budget='macs<=50%', params, memory or "
-            "latency<=8ms@onnxruntime,batch=1."
-        )
-    asked, data = Budget.parse(run.budget), context.images.data
-    notes = [*data.notes, check_classes(model, data), *_said(context)]
-    enough_images(context.slim.images, len(data.train), model.arch)
-    cost = count(model.arch)
-    if context.meters:
-        latency_ms = {target: meter.measure(model).median_ms for target, meter in context.meters.items()}
-        cost = replace(cost, latency_ms=latency_ms)
-    budget, space = asked, context.space
+def _look(context: SlimContext, cost: Cost, notes: Sequence[str]) -> tuple[RunFile, ...]:
+    run, model, data = context.run, context.original, context.images.data
+    budget, space = context.budget, context.space
     # One process, so that clocks are not disturbed by the others'.
     table = feasibility(space, budget, n=DRAWN, seed=run.seed, latency_meter=context.meters)
     supernet = context.new_supernet()
@@ -91,7 +88,7 @@ def _look(context: SlimContext) -> tuple[RunFile, ...]:
             cost=cost,
             budget=budget.text,
             labels=context.images.has_labels,
-            notes=tuple(filter(None, notes)),
+            notes=tuple(filter(None, (*data.notes, *notes))),
         ),
         SpaceRecord(
             name=space.name,

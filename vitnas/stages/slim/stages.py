@@ -29,6 +29,7 @@ from vitnas.records import (
     Tables,
 )
 from vitnas.reporting import report
+from vitnas.reporting.slimming import cosine
 from vitnas.slimming import IMPORTANCE, PredictedDamage, Sensitivity, ordered, sensitivity
 from vitnas.stages.results import files
 from vitnas.stages.searching import WEIGHTS
@@ -111,7 +112,7 @@ def in_words(member: Member) -> str:
     """How a member agrees with the original."""
     found = member.agreement
     same = "" if found.top1 is None else f", {found.top1:.1%} same first class"
-    return f"{member.folder}: cosine {found.pooled if found.tokens is None else found.tokens:.3f}{same}"
+    return f"{member.folder}: cosine {cosine(found)}{same}"
 
 
 def measure_side_by_side(context: SlimContext) -> None:
@@ -153,13 +154,22 @@ def as_measured(member: Member, times: Mapping[str, Mapping[str, Latency]]) -> C
     return replace(member.cost, latency_ms=latency_ms)
 
 
+def as_asked(context: SlimContext, times: Mapping[str, Mapping[str, Latency]]) -> Budget:
+    """The budget with its shares as numbers: of latency, those of the original timed beside it."""
+    latency_ms = {target: latency.median_ms for target, latency in times.get(ORIGINAL, {}).items()}
+    return Budget.parse(context.run.budget).resolved(
+        replace(count(context.original.arch), latency_ms=latency_ms)
+    )
+
+
 def pick(members: Sequence[Member], budget: Budget, times: Mapping[str, Mapping[str, Latency]]) -> Member:
     """The least damaged member that meets the budget as measured: what the clock says too slow gives way to the next.
 
     Raises:
         UserError: none does.
     """
-    met = [member for member in members if not budget.misses(as_measured(member, times))]
+    timed = [m for m in members if set(budget.latency_targets) <= times.get(m.folder, {}).keys()]
+    met = [member for member in timed if not budget.misses(as_measured(member, times))]
     if not met:
         raise UserError(
             f"none of the {len(members)} networks made meets {budget.text!r} as measured beside MODEL; the machine was "
@@ -174,7 +184,8 @@ def choose(context: SlimContext) -> None:
     models = context.models
 
     def make() -> None:
-        member = pick(SlimFront.read(context.folder).members, context.budget, timed(context.folder))
+        times = timed(context.folder)
+        member = pick(SlimFront.read(context.folder).members, as_asked(context, times), times)
         model, seconds, epochs = load_model(context.folder / member.folder), 0.0, 0.0
         cost = member.cost
         result = Result(
@@ -231,5 +242,6 @@ def _final(context: SlimContext) -> SlimResults:
                 latency_ms=times.get(start.folder if role == "chosen" else role, {}),
             )
         )
-    met = not context.budget.misses(as_measured(start, times))
-    return SlimResults(rows=tuple(rows), budget=context.budget.text, met=met, files=files(folder))
+    budget = as_asked(context, times)
+    met = not budget.misses(as_measured(start, times))
+    return SlimResults(rows=tuple(rows), budget=budget.text, met=met, files=files(folder))
