@@ -1,4 +1,5 @@
-"""Slimming a trained network: what matters, in which order, what may go, and how to make up for it. No training."""
+"""Slimming a trained network: what matters, in which order, what may go, and how to make up for it: in closed form, and
+then, where there is time, by training (`recover`)."""
 
 from vitnas.slimming.agreement import Agreement, agreement
 from vitnas.slimming.allocation import PredictedDamage, allocate
@@ -8,16 +9,19 @@ from vitnas.slimming.importance import IMPORTANCE, Importance, Scores
 from vitnas.slimming.ordering import ordered
 from vitnas.slimming.patch_prediction import Prediction
 from vitnas.slimming.patches import BlockTuning, Slimmed, slim_patches
+from vitnas.slimming.recovery import RECOVERY, Recovery, recover, recovery_task, step_seconds
 from vitnas.slimming.sensitivity import Sensitivity, sensitivity
 
 __all__ = [
     "IMPORTANCE",
+    "RECOVERY",
     "Agreement",
     "BlockTuning",
     "Images",
     "Importance",
     "PredictedDamage",
     "Prediction",
+    "Recovery",
     "Scores",
     "Sensitivity",
     "Slimmed",
@@ -25,6 +29,9 @@ __all__ = [
     "allocate",
     "fold",
     "ordered",
+    "recover",
+    "recovery_task",
     "sensitivity",
     "slim_patches",
+    "step_seconds",
 ]
