@@ -131,6 +131,7 @@ class Result(RunFile):
         start: `scratch`, `inherited` (from the supernet), or the role or folder of the front that it went on from.
         holdout_accuracy: None where the images have no labels that it could be told by.
         train: the TrainConfig's fields; none where it was not trained.
+        teacher, teacher_losses: who taught it, and by what.
         agreement: with the network that it was slimmed from.
         supernet_accuracy: with inherited weights, where the Arch is of this run's search.
         asked: what a user called the Arch, where it is none of the run's own.
@@ -152,6 +153,8 @@ class Result(RunFile):
     start: str
     train: Mapping[str, Any]
     agreement: Agreement | None = None
+    teacher: str | None = None
+    teacher_losses: tuple[str, ...] = ()
     supernet_accuracy: float | None = None
     test_accuracy: float | None = None
     n_test: int | None = None

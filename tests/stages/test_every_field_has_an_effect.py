@@ -52,7 +52,14 @@ QUIET = {
 
 # And those of a teacher, which the run has not: below.
 OF_A_TEACHER = {"losses", "weights", "label_weight", "soft.temperature", "features.blocks", "features.parts"}
-OF_A_TEACHER |= {"features.cosine", "features.smooth_l1"}
+OF_A_TEACHER |= {
+    "features.cosine",
+    "features.smooth_l1",
+    "manifold.blocks",
+    "manifold.sample",
+    "manifold.patch",
+}
+OF_A_TEACHER |= {"manifold.random", "manifold.num_random", "compare"}
 QUIET |= {f"teacher.{name}": "of a teacher: below" for name in OF_A_TEACHER}
 
 
@@ -254,4 +261,5 @@ def test_every_field_of_a_teacher_is_read(reads: Reads) -> None:
     images, targets = torch.zeros(2, *size), torch.zeros(2, dtype=torch.long)
     outputs = read_views(network, [images], task.wants)
     task(outputs, Batch((images,), targets), taught_by.answer([images], task.wants_taught))
+    assert not config.rivals()
     assert {f"teacher.{name}" for name in OF_A_TEACHER} <= reads.found

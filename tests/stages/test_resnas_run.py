@@ -13,7 +13,6 @@ from vitnas.budget import Budget
 from vitnas.cli import main
 from vitnas.cli.fields import make_run
 from vitnas.errors import UserError
-from vitnas.exporting import save_timm
 from vitnas.model.named import ArchFile
 from vitnas.recipes import RECIPES
 from vitnas.records import Result, Results
@@ -151,32 +150,6 @@ def test_teachers_that_cannot_be_loaded_are_refused(
     fields = {**RESNAS, "task__kind": "classification", "teacher": "no_such_model"}
     text = refused(words(tmp_path / "run", **fields), capsys)
     assert "teacher is 'no_such_model'; it must be a folder of a saved model or a name" in text
-
-
-def test_a_teacher_of_colour_images_is_refused_for_grey_ones(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Before the run begins; another size or normalisation is no reason, as images are converted."""
-    for in_chans, said in (
-        (3, "the teacher takes images of 3 channels, the student's have 1"),
-        (1, "cannot be met"),
-    ):
-        teacher = timm.create_model(
-            "vit_tiny_patch16_224",
-            img_size=32,
-            embed_dim=12,
-            depth=1,
-            num_heads=1,
-            in_chans=in_chans,
-            num_classes=10,
-        )
-        save_timm(teacher, tmp_path / f"teacher{in_chans}")
-        fields = {
-            **RESNAS,
-            "teacher": str(tmp_path / f"teacher{in_chans}"),
-            "budget": "macs<=1",
-        }
-        assert said in refused(words(tmp_path / f"run{in_chans}", **fields), capsys)
 
 
 @pytest.mark.parametrize("name", ["vit_resnas", "vit_resnas_cifar"])

@@ -27,6 +27,7 @@ from vitnas.train import (
     Distillation,
     Features,
     Hard,
+    Manifold,
     Soft,
     Task,
     Teacher,
@@ -191,7 +192,8 @@ def test_a_resumed_training_of_lifts_equals_an_uninterrupted_one(
     data: Data, tmp_path: Path, supernet: bool
 ) -> None:
     """Bit for bit, from a teacher of other classes; the lifts are in the checkpoint and not in the result."""
-    task = Distillation(losses={"features": (Features(blocks=((-1, 1),)), 2.0)}, labels=LABELS)
+    losses = {"features": (Features(blocks=((-1, 1),)), 2.0), "manifold": (Manifold(num_random=8), 3.0)}
+    task = Distillation(losses=losses, labels=LABELS)
     whole = learned(data, task, supernet, None, 0)
     with pytest.raises(Killed):
         learned(data, task, supernet, tmp_path, 0, Kill(at=2))
@@ -235,7 +237,7 @@ def test_without_labels_images_alone_are_learned_from(data: Data) -> None:
     network, teacher = student(), vit()
     task = Distillation(losses={"soft": (Soft(), 1.0), "features": (Features(), 0.5)})
     before = float(losses_of(Soft(), network, teacher, images)["loss"].detach())
-    fit(network, task, Fixed(), loader, config=replace(CONFIG, epochs=30), teacher=Teacher(teacher))
+    fit(network, task, Fixed(), loader, config=replace(CONFIG, epochs=15), teacher=Teacher(teacher))
     assert float(losses_of(Soft(), network.eval(), teacher, images)["loss"].detach()) < before / 2
 
 
@@ -312,11 +314,15 @@ def test_tokens_are_the_mean_square_over_patches() -> None:
         ),
         (Hard(), {"num_classes": 0}, "has no classes, the network 4; the loss 'hard'"),
         (Tokens(), {}, "tokens have 16 channels, the teacher's 24; .*Use the loss features"),
-        (Features(blocks=((0, 3),)), {}, r"features.blocks has \[0, 3\], but the teacher has blocks 0 to 2"),
+        (
+            Features(blocks=((0, 3),)),
+            {},
+            "features.blocks asks for block 3 of the teacher, which has blocks 0 to 2",
+        ),
         (
             Features(blocks=((-2, 0),)),
             {},
-            r"features.blocks has \[-2, 0\], but the network has blocks 0 to 0",
+            "features.blocks asks for block -2 of the network, which has blocks 0 to 0",
         ),
         (
             Features(parts=("class",)),
@@ -343,3 +349,34 @@ def test_what_networks_give_is_found_without_a_trace() -> None:
     assert gives.split("tokens") == (0, (2, 2))
     assert network.training
     torch.testing.assert_close(dict(network.state_dict()), before, rtol=0, atol=0)
+
+
+def test_gram_matrices_are_float32_whatever_the_rest_is() -> None:
+    """Under autocast, of the same features, bit for bit; each pair draws its own patches."""
+    network, teacher = student(), vit(depth=2)
+    task, taught_by = met(Manifold(num_random=5), network, teacher)
+    images = torch.randn(3, 3, 16, 16)
+    outputs, taught = read_views(network, [images], task.wants), taught_by.answer([images], task.wants_taught)
+    found = []
+    for enabled in (False, True):
+        torch.manual_seed(0)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            found.append(task(outputs, Batch((images,), torch.zeros(3, 0)), taught)["loss"])
+    torch.testing.assert_close(*found, rtol=0, atol=0)
+    assert found[0].dtype == torch.float32
+
+
+@pytest.mark.parametrize("fields", [{"name": "deit_tiny_distilled_patch16_224"}, {"patch_size": 4}])
+def test_a_teacher_of_more_tokens_is_no_nonsense(fields: dict[str, Any]) -> None:
+    """Two tokens in front, or another grid: patches meet patches, and no relation differs by more than 2."""
+    network, teacher = student(), vit(**fields)
+    images = torch.randn(3, 3, 16, 16)
+    task, taught_by = met(Manifold(blocks=((0, 1),), num_random=12), network, teacher)
+    outputs, taught = read_views(network, [images], task.wants), taught_by.answer([images], task.wants_taught)
+    losses = task(outputs, Batch((images,), torch.zeros(3, 0)), taught)
+    mine, theirs = outputs["blocks.0"][:, 1:], taught["blocks.1"][:, teacher.num_prefix_tokens :]
+    if theirs.shape[1] != 4:
+        theirs = resampled(theirs, (4, 4), (2, 2))
+    grams = [x @ x.transpose(1, 2) for x in (functional.normalize(x, dim=-1) for x in (mine, theirs))]
+    torch.testing.assert_close(losses["patch"], 4 * (grams[0] - grams[1]).square().mean())
+    assert losses["random"] < 0.2 * 4

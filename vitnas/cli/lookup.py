@@ -26,6 +26,7 @@ from vitnas.searching import SEARCHERS
 from vitnas.space import SPACES
 from vitnas.stages.run import plain
 from vitnas.train import TASKS
+from vitnas.train.losses import TAUGHT_LOSSES
 
 EXTRAS = {
     "data": ("datasets", "hfds/ dataset strings"),
@@ -49,6 +50,7 @@ def list_command(words: list[str], console: Console) -> None:
     console.print(f"\nspaces     {spaces}")
     console.print(f"samplers   {', '.join(SAMPLERS)}")
     console.print(f"tasks      {', '.join(TASKS)}")
+    console.print(f"losses     {', '.join(TAUGHT_LOSSES)} (of a teacher)")
     console.print(f"searchers  {', '.join(SEARCHERS)}")
     console.print(f"mixers     {', '.join(MIXERS)}")
     console.print(f"models     {', '.join(PUBLISHED)} (timm.create_model after `import vitnas`)")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from vitnas.recipes.autoformer import autoformer, autoformer_cifar
 from vitnas.recipes.focusformer import focusformer, focusformer_tour
 from vitnas.recipes.images import images
+from vitnas.recipes.manifold import manifold, manifold_tour
 from vitnas.recipes.slim import slim
 from vitnas.recipes.tour import tour
 from vitnas.recipes.vision_xformers import vision_xformers, vision_xformers_tour
@@ -26,6 +27,8 @@ RECIPES: dict[str, Callable[[], Run]] = {
     "vision_xformers": vision_xformers,
     "focusformer_tour": focusformer_tour,
     "focusformer": focusformer,
+    "manifold_tour": manifold_tour,
+    "manifold": manifold,
     "vitas_tour": vitas_tour,
     "vitas": vitas,
 }

@@ -30,7 +30,13 @@ from vitnas.train import metrics
 F = TypeVar("F", bound=RunFile)
 
 # The order in which models are shown; other roles follow by name.
-ROLES = {"chosen": "chosen", "hand_scaled": "hand-scaled ViT", "random_search": "random search"}
+ROLES = {
+    "chosen": "chosen",
+    "without_teacher": "same without the teacher",
+    "soft_labels": "same by soft labels alone",
+    "hand_scaled": "hand-scaled ViT",
+    "random_search": "random search",
+}
 # What proves that a folder belongs to a run: one of these is enough to make a report.
 SIGNS = (
     "run.yaml",

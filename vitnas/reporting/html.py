@@ -54,6 +54,7 @@ def render(run: RunFiles, page: Path) -> str:
         "snippets": headline.snippets(run),
         "image_shape": headline.image_shape(run.chosen),
         "comparison": tables.comparison(run),
+        "taught": tables.taught(run),
         "not_measured": tables.MISSING,
         **_search(run, figures),
         **_training(run, figures),

@@ -23,7 +23,7 @@ from vitnas.searching import Feasibility, SearchRecord
 
 MISSING = "not measured"
 MAX_LISTED = 20  # longer lists of the manifest are cut there, and say so
-WAYS = {2: "two", 3: "three"}
+WAYS = {2: "two", 3: "three", 4: "four", 5: "five"}
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,29 @@ def comparison(run: RunFiles) -> Table:
     costs = ("Test accuracy", "95 % CI", "n", "Params", "MACs", "Peak memory")
     headers = ("Model", *costs, *(f"ms, {target}" for target in targets), "Arch")
     return Table(headers, tuple(rows), numeric=tuple(range(1, len(headers) - 1)), strong=strong)
+
+
+def taught(run: RunFiles) -> tuple[str, ...]:
+    """One sentence for each other way in which the chosen Arch was taught: what the teacher brings, what it takes."""
+    chosen, found = run.models.get("chosen"), []
+    for role in ("without_teacher", "soft_labels"):
+        rival = run.models.get(role)
+        if chosen is None or rival is None:
+            continue
+        pairs = [(each.test_accuracy, each.n_test, "test") for each in (chosen, rival)]
+        if any(accuracy is None for accuracy, *_ in pairs):
+            pairs = [(each.holdout_accuracy, each.n_holdout, "holdout") for each in (chosen, rival)]
+        (mine, n, split), (other, *_) = pairs
+        if mine is None or other is None:
+            continue
+        start = "" if chosen.start == "scratch" else " Both began with the taught supernet's weights."
+        found.append(
+            f"Taught by {chosen.teacher} ({', '.join(chosen.teacher_losses)}): {percent(mine)} on {n} {split} images; "
+            f"the {role_name(role)}, of equal cost and trained for as many epochs: {percent(other)}, "
+            f"{100 * (mine - other):+.1f} points (training took {number(chosen.seconds, 's')} and "
+            f"{number(rival.seconds, 's')}, one run each).{start}"
+        )
+    return tuple(found)
 
 
 def _result_cells(result: Result) -> tuple[str, ...]:

@@ -60,9 +60,14 @@ class Models:
         return self.work.folder / "models" / role
 
     @property
+    def own_roles(self) -> tuple[str, ...]:
+        """The models that the run trains by itself, as they are shown."""
+        return roles_of(self.config, self.teacher)
+
+    @property
     def roles(self) -> list[str]:
         """The models that are there, the chosen one first, those that were asked for by name last."""
-        wanted = ("chosen", *self.config.baselines)
+        wanted = self.own_roles
         results = {
             path.parent.name: path for path in sorted(self.work.folder.glob(f"models/*/{Result.FILE}"))
         }
@@ -89,8 +94,14 @@ class Models:
         assert isinstance(model, Model)
         return model.eval()
 
-    def train(self, model: Model, config: TrainConfig, stage: str) -> tuple[Model, float]:
-        """Train `model` on the train split; returns what to use, with the seconds that it took."""
+    def train(
+        self, model: Model, config: TrainConfig, stage: str, teacher: TeacherConfig | None = None
+    ) -> tuple[Model, float]:
+        """Train `model` on the train split; returns what to use, with the seconds that it took.
+
+        Args:
+            teacher: in place of the run's.
+        """
         cells, patches = self.cells(), model.arch.grids[-1]
         fits = all(n % c == 0 for n, c in zip(patches, cells, strict=True))
         fitted = train(
@@ -98,7 +109,7 @@ class Models:
             self.images,
             model,
             self.task,
-            self.teacher,
+            self.teacher if teacher is None else teacher,
             config,
             stage=stage,
             grid=cells if fits else patches,
@@ -112,14 +123,24 @@ class Models:
         return build(arch, generator=self.work.generator(stage))
 
     def train_role(
-        self, role: str, model: Model, config: TrainConfig, stage: str, *, start: str, **more: Any
+        self,
+        role: str,
+        model: Model,
+        config: TrainConfig,
+        stage: str,
+        *,
+        start: str,
+        teacher: TeacherConfig | None = None,
+        **more: Any,
     ) -> None:
         """Train `model` and write it with its result.json (holdout accuracy; test comes last).
 
         Args:
+            teacher: in place of the run's.
             start, more: see `Result`.
         """
-        model, seconds = self.train(model, config, stage)
+        model, seconds = self.train(model, config, stage, teacher)
+        teacher = self.teacher if teacher is None else teacher
         score, cost = evaluate(model, self.images.holdout), count(model.arch)
         result = Result(
             role=role,
@@ -133,6 +154,8 @@ class Models:
             seconds=seconds,
             start=start,
             train=asdict(config),
+            teacher=teacher.network,
+            teacher_losses=teacher.losses if teacher.network else (),
             **more,
         )
         self.work.once(Result.path(self.folder(role)), lambda: self.write(model, result))
@@ -146,6 +169,11 @@ class Models:
         result.write(folder)
 
 
+def roles_of(config: RetrainConfig, teacher: TeacherConfig) -> tuple[str, ...]:
+    """The models that a run trains: the chosen one, the same taught otherwise where that is compared, the baselines."""
+    return ("chosen", *teacher.rivals(), *config.baselines)
+
+
 def train_models(models: Models, searches: Searches, inherited: Inherited) -> None:
     """Train `chosen` and the baselines into models/<role>/, then correlation.json. Skips what is there."""
     chosen = searches.chosen()
@@ -154,13 +182,14 @@ def train_models(models: Models, searches: Searches, inherited: Inherited) -> No
         """The Arch, and the accuracy that the supernet gives it where it is of this run's search."""
         if role == "hand_scaled":
             return hand_scaled(chosen.arch, searches.budget), None
-        if role == "chosen":
+        if role == "chosen" or role in rivals:
             return chosen.arch, chosen.values["accuracy"]
         with searches.run("random_search", "random", inherited.evaluator) as study:
             best = searches.best(study)
             return best.arch, best.values["accuracy"]
 
-    for role in ("chosen", *models.config.baselines):
+    rivals = models.teacher.rivals()
+    for role in models.own_roles:
         arch, accuracy = pick(role)
         if Result.exists(models.folder(role)):
             if Result.read(models.folder(role)).arch_id == arch.id:
@@ -168,13 +197,15 @@ def train_models(models: Models, searches: Searches, inherited: Inherited) -> No
             models.work.progress.note(f"{role} is another Arch now, and is trained anew")
             models.forget(role)
         stage, inherits = f"retrain/{role}", models.config.start == "inherited" and accuracy is not None
+        weights = "retrain/chosen" if role in rivals else stage  # the same new ones
         models.train_role(
             role,
-            extract(inherited.supernet, arch).cpu() if inherits else models.fresh(arch, stage),
+            extract(inherited.supernet, arch).cpu() if inherits else models.fresh(arch, weights),
             models.config.train,
             stage,
             start="inherited" if inherits else "scratch",
             supernet_accuracy=accuracy,
+            teacher=rivals.get(role),
         )
     rank_archs(models, searches)
 

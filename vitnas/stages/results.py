@@ -105,7 +105,7 @@ def _make_table(models: Models) -> None:
     if "chosen" not in names:
         raise UserError(f"{folder} has no trained model yet; `vitnas retrain` makes it. Run that first.")
     if not FinalScores.exists(folder):  # the only place where the test split is read, and it is read once
-        missing = {"chosen", *models.config.baselines} - set(names)
+        missing = {*models.own_roles} - set(names)
         if missing:
             raise UserError(
                 f"{', '.join(sorted(missing))} not trained yet; the test split is read once, for all models together. "

@@ -13,7 +13,7 @@ from vitnas.records import Result
 from vitnas.stages.models import Models
 from vitnas.stages.run import BASELINES
 
-RESERVED = ("chosen", *BASELINES)
+RESERVED = ("chosen", "without_teacher", "soft_labels", *BASELINES)
 
 
 def retrain(models: Models, arch: Arch | str, role: str | None = None) -> Path:

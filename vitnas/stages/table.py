@@ -29,7 +29,7 @@ from vitnas.reporting.tables import Table
 from vitnas.searching import Feasibility, SearchRecord
 from vitnas.slimming import Sensitivity
 from vitnas.stages.context import Context
-from vitnas.stages.models import train_models
+from vitnas.stages.models import roles_of, train_models
 from vitnas.stages.prepare import prepare
 from vitnas.stages.results import export_chosen, final_table, measure
 from vitnas.stages.run import Run
@@ -141,7 +141,7 @@ def _specialize_slim(context: SlimContext, budgets: Sequence[Budget]) -> tuple[T
 
 
 def _models(run: Run) -> tuple[str, ...]:
-    roles = ("chosen", *run.retrain.baselines)
+    roles = roles_of(run.retrain, run.teacher)
     return (*(f"models/{role}/{Result.FILE}" for role in roles), Correlation.FILE)
 
 

@@ -61,6 +61,11 @@ class Gives:
         return sum(name.startswith("blocks.") for name in output_names(self._network))
 
     @property
+    def least_depth(self) -> int:
+        """The fewest blocks that an Arch of a Supernet has; else as `depth`."""
+        return self.depth if self.space is None else int(self.space.smallest().depth)
+
+    @property
     def varies(self) -> bool:
         """Archs of a Supernet differ in the width of their last tokens."""
         ends = () if self.space is None else (self.space.smallest(), self.space.largest())

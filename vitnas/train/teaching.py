@@ -7,7 +7,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any
 
 from vitnas.errors import UserError, check_words
-from vitnas.train.losses import TAUGHT_LOSSES, Distillation, Features, Soft
+from vitnas.train.losses import TAUGHT_LOSSES, Distillation, Features, Manifold, Soft
 from vitnas.train.losses.distillation import TaughtLoss
 from vitnas.train.task import Task
 
@@ -15,19 +15,23 @@ from vitnas.train.task import Task
 @dataclass(frozen=True, kw_only=True)
 class TeacherConfig:
     """Who teaches all that the run trains (`network`: a folder of a saved model, a timm name or NAME@FILE), and by
-    which `losses`: soft and hard on logits, features, tokens. `teacher=NAME` is short for `teacher.network=NAME`.
+    which `losses`: soft and hard on logits, features, tokens, manifold. `teacher=NAME` is short for
+    `teacher.network=NAME`.
 
     They are added with `weights`, one each (none: 1 each), to `label_weight` times the loss of the run's task; with
-    label_weight=0 labels are not looked at. Teachers of other classes teach features only. The fields of a loss are
-    under its name (`teacher.soft.temperature`).
+    label_weight=0 labels are not looked at. Teachers of other classes teach features only. With `compare` the chosen
+    Arch is also trained without the teacher, and where more than logits teaches by soft labels alone. The fields of a
+    loss are under its name (`teacher.soft.temperature`).
     """
 
     network: str | None = None
     losses: tuple[str, ...] = ("soft",)
     weights: tuple[float, ...] = ()
     label_weight: float = 1.0
+    compare: bool = False
     soft: Soft = field(default_factory=Soft)
     features: Features = field(default_factory=Features)
+    manifold: Manifold = field(default_factory=Manifold)
 
     def __post_init__(self) -> None:
         check_words("teacher.losses", self.losses, TAUGHT_LOSSES)
@@ -61,6 +65,19 @@ class TeacherConfig:
     def learns_labels(self) -> bool:
         """Labels are looked at."""
         return not self.network or self.label_weight > 0
+
+    def rivals(self) -> dict[str, TeacherConfig]:
+        """How the chosen Arch is trained beside `chosen`, by role: without the teacher, and where features are learned
+        besides logits, by soft labels alone."""
+        if not (self.network and self.compare):
+            return {}
+        found = {"without_teacher": TeacherConfig()}
+        logits = [loss.compares_classes for loss in self._losses()]
+        if any(logits) and not all(logits):
+            found["soft_labels"] = TeacherConfig(
+                network=self.network, label_weight=self.label_weight, soft=self.soft
+            )
+        return found
 
     @property
     def heads(self) -> tuple[str, ...]:

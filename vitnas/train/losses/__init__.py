@@ -11,6 +11,7 @@ from vitnas.train.losses.distillation import TaughtLoss
 from vitnas.train.losses.features import Features as Features
 from vitnas.train.losses.keep_ratio import KeepRatio as KeepRatio
 from vitnas.train.losses.keep_ratio import KeepRatioConfig as KeepRatioConfig
+from vitnas.train.losses.manifold import Manifold as Manifold
 from vitnas.train.losses.soft import Classification as Classification
 from vitnas.train.losses.soft import ClassificationConfig as ClassificationConfig
 from vitnas.train.losses.soft import Hard as Hard

@@ -11,7 +11,6 @@ Shapes: B images, N tokens, P patches, D channels of the student, T of the teach
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,19 +21,10 @@ from torch.nn import functional
 from vitnas.errors import UserError, check_words
 from vitnas.train.gives import Gives
 from vitnas.train.losses.distillation import TaughtLoss
-from vitnas.train.losses.pairing import (
-    Pairs,
-    check_pairs,
-    depth_of,
-    kept_BP,
-    matched,
-    mean_of_kept,
-    settled,
-    side_of,
-    student_blocks,
-)
+from vitnas.train.losses.pairing import BlockPairs, Pairs, kept_BP, matched, mean_of_kept, side_of
 from vitnas.train.task import Batch, Outputs, Task
 
+TOKENS = [("tokens", "tokens", "tokens")]  # name of the lift, output of the student, of the teacher
 Part = Literal["class", "patch"]
 PARTS: tuple[Part, ...] = ("class", "patch")
 
@@ -75,19 +65,15 @@ class Lifted(Task):
     """
 
     def __init__(self, config: Features, student: Gives, teacher: Gives) -> None:
-        check_pairs(config.blocks, student, teacher, "features.blocks")
         self.config, self.student, self.teacher = config, student, teacher
-        self.wants = ("keep?", *(student_blocks(config.blocks, student) if config.blocks else ("tokens",)))
-        taught = [f"blocks.{index % teacher.depth}" for _, index in config.blocks] or ["tokens"]
-        self.wants_taught = tuple(dict.fromkeys(taught))
-        mine = [f"blocks.{index % student.depth}" for index, _ in config.blocks] or ["tokens"]
+        self.pairs = BlockPairs(config.blocks, student, teacher, "features.blocks") if config.blocks else None
+        self.wants = ("keep?", *(("tokens",) if self.pairs is None else self.pairs.wants))
+        self.wants_taught = ("tokens",) if self.pairs is None else self.pairs.wants_taught
+        places = TOKENS if self.pairs is None else self.pairs.most
         self.own: nn.ModuleDict = nn.ModuleDict(
-            {
-                name: nn.Linear(student.width(own), teacher.width(other))
-                for name, own, other in zip(self._names, mine, taught, strict=True)
-            }
+            {name: nn.Linear(student.width(mine), teacher.width(theirs)) for name, mine, theirs in places}
         )
-        for name in dict.fromkeys(taught):
+        for name in self.wants_taught:
             prefix, _ = teacher.split(name) or (0, None)
             if "patch" not in config.parts and not (prefix and student.prefix):
                 raise UserError(
@@ -95,36 +81,20 @@ class Lifted(Task):
                     "there is nothing to compare. Use features.parts=[patch]."
                 )
 
-    @property
-    def _names(self) -> list[str]:
-        """Of the lifts: one per pair, whatever the depth of an Arch."""
-        return [f"{mine}:{theirs}" for mine, theirs in self.config.blocks] or ["tokens"]
-
     def __call__(self, outputs: Outputs, batch: Batch, taught: Outputs) -> dict[str, Tensor]:
         keep_BP = kept_BP(outputs)
         losses = [
             self._compare(name, outputs[mine], taught[theirs], keep_BP)
-            for name, mine, theirs in self._places(outputs)
+            for name, mine, theirs in (TOKENS if self.pairs is None else self.pairs.of(outputs))
         ]
         return {"loss": torch.stack(losses).mean()}
-
-    def _places(self, outputs: Outputs) -> Iterator[tuple[str, str, str]]:
-        """Name of the lift, output of the student, output of the teacher."""
-        if not self.config.blocks:
-            yield "tokens", "tokens", "tokens"
-        depth = depth_of(outputs, self.student)
-        for name, pair in zip(self._names, self.config.blocks, strict=True) if self.config.blocks else ():
-            for mine, theirs in settled((pair,), depth, self.teacher.depth):
-                yield name, f"blocks.{mine}", f"blocks.{theirs}"
 
     def _compare(self, name: str, mine_BND: Tensor, theirs_BNT: Tensor, keep_BP: Tensor | None) -> Tensor:
         lift = self.own[name]
         assert isinstance(lift, nn.Linear)
         lifted_BNT = functional.linear(mine_BND, lift.weight[:, : mine_BND.shape[-1]], lift.bias)
-        mine, theirs = (
-            side_of(lifted_BNT, self.student, "network"),
-            side_of(theirs_BNT, self.teacher, "teacher"),
-        )
+        mine = side_of(lifted_BNT, self.student, "network")
+        theirs = side_of(theirs_BNT, self.teacher, "teacher")
         found = []
         with torch.autocast(mine_BND.device.type, enabled=False):
             if "patch" in self.config.parts:

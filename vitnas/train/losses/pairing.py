@@ -42,38 +42,67 @@ def first_and_last(student: int, teacher: int, most: int = 4) -> Pairs:
     return early + tuple((student - left, teacher - left) for left in range(depth - first, 0, -1))
 
 
-def settled(asked: Pairs, student: int, teacher: int) -> Pairs:
-    """`asked` counted from the first block; those of blocks that the student has not are left out."""
-    pairs = ((s + student if s < 0 else s, t + teacher if t < 0 else t) for s, t in asked)
-    return tuple((s, t) for s, t in pairs if 0 <= s < student)
+class BlockPairs:
+    """The pairs of blocks between two networks, of each Arch of a Supernet those that it has.
 
-
-def check_pairs(asked: Pairs, student: Gives, teacher: Gives, field: str) -> None:
-    """Refuse blocks that a network has not.
+    Args:
+        asked: pairs; none for `first_and_last`.
+        field: what the user calls them, for errors.
 
     Raises:
-        UserError: naming the block and how many there are.
+        UserError: a block that a network has not, or none that every Arch has.
     """
-    for whose, side, network in (("network", 0, student), ("teacher", 1, teacher)):
-        for pair in asked:
-            if not -network.depth <= pair[side] < network.depth:
-                has = f"blocks 0 to {network.depth - 1}" if network.depth else "no blocks"
+
+    def __init__(self, asked: Pairs, student: Gives, teacher: Gives, field: str) -> None:
+        self.asked, self._student, self._teacher = asked, student, teacher
+        for whose, side, network in (("network", 0, student), ("teacher", 1, teacher)):
+            numbers = [pair[side] for pair in asked] or [0]
+            bad = [number for number in numbers if not -network.depth <= number < network.depth]
+            if bad:
+                has = f"blocks 0 to {network.depth - 1}" if network.depth else "none"
                 raise UserError(
-                    f"{field} has {list(pair)}, but the {whose} has {has}; a pair is a block of the network, then one "
-                    "of the teacher. Choose others, or leave it empty."
+                    f"{field} asks for block {bad[0]} of the {whose}, which has {has}; a pair is a block of the "
+                    "network, then one of the teacher. Choose others."
                 )
+        if not self._of(student.least_depth):
+            raise UserError(
+                f"{field} is {[list(pair) for pair in asked]}, and an Arch of {student.least_depth} blocks has none of "
+                "these; every Arch must learn something. Add [-1,-1], the last of both."
+            )
 
+    @property
+    def wants(self) -> tuple[str, ...]:
+        """Of the student; of a Supernet all blocks, as Archs differ in depth."""
+        if self._student.space is not None:
+            return tuple(f"blocks.{index}?" for index in range(self._student.depth))
+        return tuple(dict.fromkeys(mine for _, mine, _ in self.most))
 
-def student_blocks(asked: Pairs, student: Gives) -> tuple[str, ...]:
-    """The outputs to want of the student for `asked`: of a Supernet all blocks, as Archs differ in depth."""
-    if student.space is not None:
-        return tuple(f"blocks.{index}?" for index in range(student.depth))
-    return tuple(dict.fromkeys(f"blocks.{index % student.depth}" for index, _ in asked))
+    @property
+    def wants_taught(self) -> tuple[str, ...]:
+        """Of the teacher, for an Arch of any depth."""
+        depths = range(self._student.least_depth, self._student.depth + 1)
+        return tuple(dict.fromkeys(theirs for depth in depths for *_, theirs in self._of(depth)))
 
+    @property
+    def most(self) -> list[tuple[str, str, str]]:
+        """As `of`, for the deepest Arch."""
+        return self._of(self._student.depth)
 
-def depth_of(outputs: Outputs, student: Gives) -> int:
-    """How many blocks the Arch has whose outputs these are."""
-    return student.depth if student.space is None else sum(name.startswith("blocks.") for name in outputs)
+    def of(self, outputs: Outputs) -> list[tuple[str, str, str]]:
+        """For the Arch whose outputs these are: a name for the pair, the same at any depth, and both outputs."""
+        one = self._student.space is None
+        depth = sum(name.startswith("blocks.") for name in outputs)
+        return self._of(self._student.depth if one else depth)
+
+    def _of(self, depth: int) -> list[tuple[str, str, str]]:
+        last, found = self._teacher.depth, []
+        for pair in self.asked or first_and_last(depth, last):
+            mine, theirs = (
+                number + of if number < 0 else number for number, of in zip(pair, (depth, last), strict=True)
+            )
+            if 0 <= mine < depth:
+                found.append((f"{pair[0]}:{pair[1]}", f"blocks.{mine}", f"blocks.{theirs}"))
+        return found
 
 
 def side_of(x_BND: Tensor, network: Gives, whose: str) -> Side:
