@@ -31,7 +31,7 @@ from vitnas.arch import Arch, Block, Stage
 from vitnas.counting import count
 from vitnas.data import DataConfig, Images, open_data
 from vitnas.data.augment import seed_from
-from vitnas.layers.select import SELECTIONS
+from vitnas.layers.selectors import SELECTIONS
 from vitnas.measure.latency import LatencyMeter
 from vitnas.model import Model, build
 from vitnas.model.selections import with_selections

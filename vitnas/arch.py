@@ -19,7 +19,8 @@ from typing import Any, Literal, get_args
 from vitnas.errors import UserError, check_word, nearest
 from vitnas.grids import Grid, ImageSize, as_image_size, sides_of, size_text
 from vitnas.layers.rotary import BASES, rotary_of
-from vitnas.layers.select import SELECTIONS, Asked
+from vitnas.layers.select import Asked
+from vitnas.layers.selectors import SELECTIONS
 from vitnas.mixers import MIXERS, QkvBias
 from vitnas.mixers.fitting import check_mixers, check_selections
 
@@ -322,7 +323,7 @@ class Arch:
             self.selector,
             keeps,
             first=first,
-            patches=prod(self.grids[-1]),
+            grid=self.grids[-1],
             class_token=self.class_token,
             reads_patches=self.patch_head or self.global_pool != "token",
             relative_position=self.relative_position,
@@ -363,12 +364,12 @@ class Arch:
 
     @property
     def asked(self) -> tuple[Asked, ...]:
-        """Whose attention each block tells the selection behind it."""
-        whose: Asked = "none"
-        if self.selector is not None and SELECTIONS[self.selector].needs_attention:
-            whose = "class" if self.class_token else "all"
+        """What each block tells the selection behind it."""
+        what: Asked = "none"
+        if self.selector is not None:
+            what = SELECTIONS[self.selector].asked(class_token=self.class_token)
         behind = (*self.blocks[1:], None)
-        return tuple([whose if block is not None and block.keep else "none" for block in behind])
+        return tuple([what if block is not None and block.keep else "none" for block in behind])
 
     @property
     def num_prefix_tokens(self) -> int:

@@ -33,7 +33,8 @@ from vitnas.layers.mlp import mlp_cost
 from vitnas.layers.pool import AttentionPool
 from vitnas.layers.reduction import SpatialReduction
 from vitnas.layers.rotary import RotaryKind, rotary_of
-from vitnas.layers.select import Asked, selection_of
+from vitnas.layers.select import Asked, SelectionFrame
+from vitnas.layers.selectors import selection_of
 from vitnas.layers.stem import STEMS
 from vitnas.mixers import MIXERS, Convention, MixerShape, QkvBias
 
@@ -53,8 +54,8 @@ class Part:
 class Frame(NamedTuple):
     """What a block's cost depends on besides its widths. A tuple, as it is hashed in the fastest path.
 
-    `keep` patches are left of the grid (None: all). `asked`: whose attention the block tells the
-    selection behind it. `came` patches give keys and values (None: those that are left).
+    `keep` patches are left of the grid (None: all), `came` patches give keys and values (None: those left), and
+    with `sized` these stand for different numbers of patches. `asked`: what the block tells the selection behind it.
     """
 
     grid: Grid
@@ -71,6 +72,7 @@ class Frame(NamedTuple):
     keep: int | None = None
     asked: Asked = "none"
     came: int | None = None
+    sized: bool = False
 
     @property
     def patches(self) -> int:
@@ -135,7 +137,7 @@ def parts(arch: Arch, *, convention: Convention = "executed") -> list[Part]:
 
 def framed(arch: Arch) -> Iterator[tuple[Block, int, Frame, Part | None]]:
     """Each block with its width, its frame, and the reduction or the selection in front of it."""
-    before, part, selector = 0, None, arch.selector
+    before, part, selector, head_dim = 0, None, arch.selector, 0
     asked = iter(()) if selector is None else iter(arch.asked)
     for number, stage in enumerate(arch.stages):
         dim, frame = stage.embed_dim, Frame.of(arch, number)
@@ -144,30 +146,33 @@ def framed(arch: Arch) -> Iterator[tuple[Block, int, Frame, Part | None]]:
         for block in stage.blocks:
             if selector is not None:
                 if block.keep is not None:
-                    part = selection_part(selector, dim, frame, block.keep)
-                left = frame.keep if block.keep is None else block.keep
-                frame = frame._replace(
-                    keep=left, asked=next(asked), came=came_of(selector, block.keep, frame)
-                )
+                    part = selection_part(selector, dim, frame, block.keep, head_dim)
+                frame = behind(selector, frame, block.keep)._replace(asked=next(asked))
             yield block, dim, frame, part
-            part = None
+            part, head_dim = None, block.head_dim
         before = dim
 
 
-def came_of(selector: str, keep: int | None, frame: Frame) -> int | None:
-    """How many patches give keys and values to a block that keeps so many behind one of `frame`; None: its own."""
-    return None if keep is None or not selection_of(selector, keep).keeps_keys else frame.patches
+def behind(selector: str, frame: Frame, keep: int | None) -> Frame:
+    """Of the block behind one of `frame`, which keeps so many patches (None: all that come)."""
+    if keep is None:
+        return frame._replace(came=None, sized=frame.sized and frame.keep != 0)
+    kind = selection_of(selector, keep)
+    came = frame.patches if kind.keeps_keys else None
+    return frame._replace(keep=keep, came=came, sized=frame.sized or kind.has_sizes)
 
 
 @lru_cache(maxsize=100_000)
-def selection_part(selector: str, dim: int, frame: Frame, keep: int) -> Part:
-    """The selection of `keep` patches behind a block of `frame`, or where frame is the stage's own in front of all."""
+def selection_part(selector: str, dim: int, frame: Frame, keep: int, head_dim: int) -> Part:
+    """The selection of `keep` patches behind a block of `frame` whose heads are `head_dim` wide, or where frame is the
+    stage's own in front of all."""
     cost = selection_of(selector, keep).cost(
         dim,
         before=frame.patches,
         keep=keep,
-        num_prefix_tokens=frame.num_prefix_tokens,
-        again=frame.keep is not None,
+        frame=SelectionFrame(
+            frame.grid, frame.num_prefix_tokens, head_dim, frame.keep is not None, frame.sized
+        ),
     )
     return Part(name="selection", macs=cost.macs, params=cost.params, memory=cost.memory)
 
@@ -199,6 +204,7 @@ def block_parts(
     inner = mlp_cost(dim, block.mlp_hidden, frame.act, has_norm=frame.scale_mlp_norm)
     tokens, keys, scale = shape.tokens, shape.keys, dim if frame.layer_scale else 0
     rows = _rows_memory(shape)
+    told = {"none": 0, "keys": tokens * block.head_dim}.get(frame.asked, tokens)
     # The authors of ViTAS count patches alone.
     counted = shape._replace(num_prefix_tokens=0) if convention == "patch_tokens" else shape
     attn = (
@@ -209,7 +215,7 @@ def block_parts(
     )
     # The block's input and the residual after attention, and the normed input if it is another tensor, stay alive.
     held = 2 if frame.mlp_norm == "stream" else 3
-    beside = rows + (0 if frame.asked == "none" else tokens)  # the attention told stays alive too
+    beside = rows + told  # which stays alive too
     mlp = (
         counted.tokens * inner.macs,
         inner.params + 2 * dim + scale,
@@ -220,15 +226,15 @@ def block_parts(
 
 
 def _rows_memory(shape: MixerShape) -> int:
-    """Elements of the numbers of a block's tokens, which are 64-bit integers, where some of the grid's are gone."""
+    """Elements of the numbers of a block's tokens, which are 64-bit integers, and of their sizes, where some of the
+    grid's are gone."""
     if shape.keep is None:
         return 0
-    rows = 2 * shape.tokens
+    rows, sizes = 2 * shape.tokens, shape.keys if shape.sized else 0
     if shape.came is None or shape.came == prod(shape.grid):
-        return rows
-    return (
-        rows + 2 * shape.keys + (rows if shape.keep else 0)
-    )  # those that came, and which of them are picked
+        return rows + sizes
+    # Those that came, and which of them are picked.
+    return rows + sizes + 2 * shape.keys + (rows if shape.keep else 0)
 
 
 def shape_of(block: Block, dim: int, frame: Frame) -> MixerShape:
@@ -254,6 +260,7 @@ def shape_of(block: Block, dim: int, frame: Frame) -> MixerShape:
         frame.keep,
         frame.asked,
         frame.came,
+        frame.sized,
     )
 
 
@@ -290,16 +297,34 @@ def reduction_part(arch: Arch, index: int, dim: int, out_dim: int) -> Part:
     return Part(name=f"reductions.{index}", macs=cost.macs, params=cost.params, memory=cost.memory)
 
 
-def head_part(arch: Arch, dim: int, convention: Convention = "executed") -> Part:
-    """Final norm and classifiers, for features of width `dim`."""
-    left, classes = arch.num_final_tokens, arch.num_classes
-    tokens, patches, used = left * dim, left - arch.num_prefix_tokens, 1 + arch.distill_token
+def head_part(
+    arch: Arch,
+    dim: int,
+    convention: Convention = "executed",
+    *,
+    keep: int | None = None,
+    selector: str | None = None,
+) -> Part:
+    """Final norm and classifiers, for features of width `dim`; where `keep` patches are given that `selector` left, of
+    these instead of what `arch` keeps."""
+    patches = arch.num_final_tokens - arch.num_prefix_tokens
+    if keep is None:
+        selector = arch.selector
+    else:
+        patches = keep
+    left, classes = patches + arch.num_prefix_tokens, arch.num_classes
+    tokens, used = left * dim, 1 + arch.distill_token
     macs, params, pooling = 0, 0, 0
-    if arch.global_pool == "seq":
+    sized = selector is not None and selection_of(selector, patches).has_sizes
+    sizes = patches if sized and arch.global_pool in ("avg", "seq") else 0
+    if arch.global_pool == "avg" and sized:
+        pooling = sizes + max(patches * dim + dim, 2 * dim + 1)
+    elif arch.global_pool == "seq":
         macs, params = 2 * patches * dim, dim + 1
+        pooling = sizes + 4 * patches + 1 if sized else 0
     elif arch.global_pool == "map":
-        sizes = (dim, arch.pool_num_heads, arch.pool_mlp_hidden, arch.act)
-        cost = AttentionPool.cost(*sizes, patches=patches)
+        of_pool = (dim, arch.pool_num_heads, arch.pool_mlp_hidden, arch.act)
+        cost = AttentionPool.cost(*of_pool, patches=patches)
         macs, params, pooling = cost.macs, cost.params, cost.memory
     pooled = 0 if arch.global_pool == "token" else dim  # the class token alone is a view
     normed = dim if arch.fc_norm else 0
@@ -312,6 +337,6 @@ def head_part(arch: Arch, dim: int, convention: Convention = "executed") -> Part
         params=2 * dim + heads + params,
         # The tokens stay alive to the end.
         memory=tokens
-        + (0 if arch.selector is None else 2 * left)
-        + max(tokens, pooling, pooled + normed, (normed or pooled) + logits),
+        + (0 if selector is None else 3 * left if sized else 2 * left)
+        + max(tokens, pooling, sizes + pooled + normed, (normed or pooled) + logits),
     )

@@ -22,22 +22,28 @@ MODELS: dict[str, dict[str, Any]] = {
     "predictor": {"position": "rotary_2d"},
     "fixed": {"relative_position": 2},
     "attention": {},
+    "evit": {"position": "rotary"},
+    "merge": {"class_token": False, "global_pool": "avg"},
+    "pool": {},
+    "random": {},
+    "first": {},
 }
 
 
 def model_of(selector: str) -> Model:
-    """Three blocks on 16 px images, which 16, 9 and 4 patches enter."""
+    """Three blocks on 16 px images, which 16, 9 and 4 patches enter, or of those that pool 16, 4 and 1."""
     like = tiny_model(relative_position=0).arch
     first, second = like.blocks
-    blocks = (first, replace(second, keep=9), replace(first, keep=4))
+    keeps = (4, 1) if selector == "pool" else (9, 4)
     if selector == "patch_slimming":  # and the class token alone goes on
-        blocks = (*blocks[:2], replace(first, keep=0))
+        keeps = (9, 0)
+    blocks = (first, replace(second, keep=keeps[0]), replace(first, keep=keeps[1]))
     stages = (replace(like.stages[0], blocks=blocks),)
     return randomize(build(replace(like, stages=stages, selector=selector, **MODELS[selector])))
 
 
-SLOW_DYNAMIC = pytest.param("dynamic_patch_slimming", marks=pytest.mark.slow)
 SLOW = [pytest.param(selector, marks=pytest.mark.slow) for selector in MODELS if selector != "predictor"]
+MOST = [each for each in SLOW if each.values[0] not in ("merge", "patch_slimming")]
 
 
 @pytest.mark.parametrize("selector", ["predictor", *SLOW])
@@ -52,13 +58,13 @@ def test_onnx_drops_patches_at_any_batch(selector: str, tmp_path: Path) -> None:
     shapes = {
         item.name: [dim.dim_value for dim in item.type.tensor_type.shape.dim] for item in graph.value_info
     }
-    kept = [shapes[node.output[0]] for node in graph.node if node.op_type == "TopK"]
-    assert [0, 9] in kept  # images are open, patches are not
-    if selector != "patch_slimming":
-        assert [0, 4] in kept
+    normed = {tuple(shapes[node.output[0]]) for node in graph.node if node.op_type == "LayerNormalization"}
+    prefix, patches = model.num_prefix_tokens, (16, *(each.keep for each in model.selections.values()))
+    assert normed >= {(0, prefix + left, 24) for left in patches}  # images are open, patches are not
+    assert all(shape[0] == 0 and all(shape[1:]) for shape in normed)
 
 
-@pytest.mark.parametrize("selector", ["patch_slimming", "predictor", "fixed", "attention", SLOW_DYNAMIC])
+@pytest.mark.parametrize("selector", ["patch_slimming", "predictor", "merge", *MOST])
 def test_torch_export_drops_patches_at_any_batch(selector: str, tmp_path: Path) -> None:
     record = export_program(model_of(selector), tmp_path / "model.pt2", images(12))
     assert record["batch_sizes"] == [1, 3, 8]
@@ -66,7 +72,7 @@ def test_torch_export_drops_patches_at_any_batch(selector: str, tmp_path: Path) 
     assert record["max_abs_diff"] < 1e-5
 
 
-@pytest.mark.parametrize("selector", ["predictor", "attention"])
+@pytest.mark.parametrize("selector", ["predictor", "attention", "pool"])
 def test_the_legacy_exporter_drops_patches_too(selector: str, tmp_path: Path) -> None:
     record = export_onnx(model_of(selector), tmp_path / "model.onnx", images(12), exporter="legacy")
     assert record["batch_sizes"] == [1, 3, 8]

@@ -278,6 +278,67 @@ class TestAttentionOfAll(ModelContract):
         )
 
 
+class TestEvit(ModelContract):
+    """With a class token, and rotary positions by place."""
+
+    @pytest.fixture
+    def model(self) -> Model:
+        return made(keeping(None, 9, None, 4, selector="evit", position="rotary_2d"))
+
+
+class TestEvitOfAll(ModelContract):
+    @pytest.fixture
+    def model(self) -> Model:
+        return made(keeping(None, 10, 3, selector="evit", class_token=False, global_pool="avg"))
+
+
+class TestMerge(ModelContract):
+    """Less than half and more than half at a place, with a class token, register tokens and relative positions."""
+
+    @pytest.fixture
+    def model(self) -> Model:
+        arch = keeping(None, 11, None, 2, selector="merge", reg_tokens=2, relative_position=2)
+        return made(arch)
+
+
+class TestMergeAndMean(ModelContract):
+    """The mean goes by how many patches a token stands for."""
+
+    @pytest.fixture
+    def model(self) -> Model:
+        mixers = ("softmax", "performer", "softmax", "performer")
+        options = {"class_token": False, "global_pool": "avg", "position": "rotary"}
+        return made(keeping(None, 11, None, 4, selector="merge", mixers=mixers, **options))
+
+
+class TestMergeAndAttentionPool(ModelContract):
+    @pytest.fixture
+    def model(self) -> Model:
+        pool = {"global_pool": "map", "pool_num_heads": 4, "pool_mlp_hidden": 24, "class_token": False}
+        return made(keeping(None, 7, selector="merge", **pool))
+
+
+class TestPool(ModelContract):
+    """Twice, with rotary positions of the upper left patches."""
+
+    @pytest.fixture
+    def model(self) -> Model:
+        arch = keeping(None, 8, None, 2, selector="pool", position="rotary_2d", image_size=(16, 32))
+        return made(arch)
+
+
+class TestRandom(ModelContract):
+    @pytest.fixture
+    def model(self) -> Model:
+        return made(keeping(None, 10, 4, selector="random", global_pool="avg"))
+
+
+class TestFirst(ModelContract):
+    @pytest.fixture
+    def model(self) -> Model:
+        return made(keeping(9, 4, selector="first", reg_tokens=1, position="rotary_2d"))
+
+
 class TestKeepingInTheLastStage(ModelContract):
     @pytest.fixture
     def model(self) -> Model:

@@ -101,7 +101,7 @@ def test_other_rates_keep_a_trained_predictor() -> None:
         (0.7, (2, 1), "numbers of blocks that rise"),
         (0.7, (), "places is empty"),
         ({4: 3}, None, "places has 4"),
-        ({1: 0}, None, "keep is 0"),
+        ({1: -1}, None, "keep is -1"),
     ],
 )
 def test_what_cannot_be_kept(keep: Any, places: Any, message: str) -> None:

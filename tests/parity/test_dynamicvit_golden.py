@@ -14,7 +14,8 @@ from torch import Tensor
 from vitnas.arch import Arch, Block, Stage
 from vitnas.counting import count, parts
 from vitnas.errors import UserError
-from vitnas.layers.select import Kept, PredictorSelection, masked_softmax, sees
+from vitnas.layers.choose import PredictorSelection
+from vitnas.layers.select import Kept, masked_softmax, sees
 from vitnas.model import PUBLISHED, Model
 from vitnas.model.dynamicvit_official import dynamicvit_tensors, load_dynamicvit
 from vitnas.model.selections import keeps_of, selecting

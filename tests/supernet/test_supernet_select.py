@@ -5,9 +5,11 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from vitnas.counting import count
 from vitnas.extraction import extract
 from vitnas.space import Space, autoformer, vitas
 from vitnas.supernet import Bilateral, Sharing, Supernet, select
@@ -16,8 +18,31 @@ from vitnas.testing import SupernetContract, randomize_
 
 def keeping(selector: str, **options: Any) -> Space:
     """The patches left in front of slots 1 and 2 are a third or two thirds."""
-    sizes = {"image_size": 16, "patch_size": 4, "num_classes": 5, "depths": (2, 3)}
-    return autoformer("micro", **sizes, keep=(0.3, 0.7), keep_places=(1, 2), selector=selector, **options)
+    sizes = {"image_size": 16, "patch_size": 4, "num_classes": 5, "depths": (2, 3), "keep": (0.3, 0.7)}
+    return autoformer("micro", **{**sizes, "keep_places": (1, 2), "selector": selector, **options})
+
+
+@pytest.mark.parametrize("selector", ["evit", "merge", "pool", "random", "first"])
+def test_any_selector_in_a_supernet(selector: str) -> None:
+    """Archs of all lengths: what is scored is what is extracted, bit for bit, and costs are those that are counted."""
+    options: dict[str, Any] = {"keep": (0.25, 1.0)} if selector == "pool" else {}
+    if selector in ("evit", "merge"):
+        options["depths"] = (3,)  # the block before the first place stays
+    space = keeping(selector, **options)
+    supernet = Supernet(space).eval()
+    randomize_(supernet, torch.Generator().manual_seed(0))
+    images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    rng = random.Random(0)
+    archs = list(dict.fromkeys([space.smallest(), *(space.sample(rng) for _ in range(4))]))
+    assert any(arch.selector == selector for arch in archs)
+    costs = space.cost_table().costs(np.array([space.encode(arch) for arch in archs]))
+    with torch.no_grad():
+        for row, arch in enumerate(archs):
+            model = extract(supernet, arch).eval()
+            torch.testing.assert_close(model(images), supernet(images, arch), rtol=0, atol=0)
+            cost = count(arch)
+            found = [int(costs[name][row]) for name in ("macs", "params", "memory")]
+            assert found == [cost.macs, cost.params, cost.memory_bytes]
 
 
 class TestPredictorFromBothEnds(SupernetContract):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vitnas.arch import Arch, Block, Stage
 from vitnas.data import Augment
 from vitnas.errors import UserError
-from vitnas.layers.select import PredictorSelection
+from vitnas.layers.choose import PredictorSelection
 from vitnas.model import Model, build
 from vitnas.model.selections import with_selections
 from vitnas.sample import Fixed

@@ -32,7 +32,7 @@ class SequencePool(nn.Module):
         return {"score.weight": (*one, ("dim", self.score.in_features)), "score.bias": one}
 
     def forward(self, x_BnD: Tensor, mask_Bn: Tensor | None = None) -> Tensor:
-        """`mask_Bn` says which patches count."""
+        """`mask_Bn` says how much each patch counts."""
         if mask_Bn is None:
             weights_B1n = self.score(x_BnD).softmax(1).transpose(1, 2)
         else:
@@ -80,9 +80,12 @@ class AttentionPool(AttentionPoolLatent):  # type: ignore[misc]  # timm leaves i
         }
         return axes | {f"mlp.{name}": found for name, found in mlp_axes(self.mlp, "pool_hidden").items()}
 
-    def forward(self, x_BnD: Tensor, mask_Bn: Tensor | None = None) -> Tensor:
-        """`mask_Bn` says which patches count; where it leaves none, all do."""
-        seen = None
+    def forward(
+        self, x_BnD: Tensor, mask_Bn: Tensor | None = None, log_size_Bn: Tensor | None = None
+    ) -> Tensor:
+        """`mask_Bn` says which patches count; where it leaves none, all do. `log_size_Bn`: the logarithm of how often
+        each counts."""
+        seen = None if log_size_Bn is None else log_size_Bn[:, None, None].to(x_BnD.dtype)
         if mask_Bn is not None:
             seen_Bn = mask_Bn != 0
             seen = (seen_Bn | ~seen_Bn.any(1, keepdim=True))[:, None, None]

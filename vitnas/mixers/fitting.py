@@ -4,10 +4,12 @@ themselves."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import prod
 
 from vitnas.errors import UserError, check_word
+from vitnas.grids import Grid
 from vitnas.layers.rotary import STEPS, rotary_of
-from vitnas.layers.select import SELECTIONS, selection_of
+from vitnas.layers.selectors import SELECTIONS, selection_of
 from vitnas.mixers import MIXERS
 
 
@@ -66,7 +68,7 @@ def check_selections(
     blocks: Sequence[tuple[str, int | None]],
     *,
     first: int,
-    patches: int,
+    grid: Grid,
     class_token: bool,
     reads_patches: bool,
     relative_position: int,
@@ -78,7 +80,7 @@ def check_selections(
         selector: the word of their kind.
         blocks: mixer and patches kept (None: all that come) of every block.
         first: number of the last stage's first block.
-        patches: of the last stage's grid.
+        grid: rows and columns of the last stage's patches.
         reads_patches: whether a classifier reads patches of the last block.
     """
     keeping = sum(keep is not None for _, keep in blocks)
@@ -95,12 +97,12 @@ def check_selections(
             f"selector is {selector!r} and rel_pos_bias {rel_pos_bias!r}; the bias is for all patches. Use "
             "rel_pos_bias='none', or keep all patches."
         )
-    if selector == "attention" and relative_position and not class_token:
+    if relative_position and SELECTIONS[selector].asked(class_token=class_token) == "all":
         raise UserError(
-            f"selector is 'attention' and relative_position {relative_position} without a class token; the attention "
+            f"selector is {selector!r} and relative_position {relative_position} without a class token; the attention "
             "of all tokens is told without them. Use another selector, or relative_position=0."
         )
-    left = patches
+    patches = left = prod(grid)
     for index, (mixer, keep) in enumerate(blocks):
         where = f"block {index}: "
         if keep is not None:
@@ -119,10 +121,12 @@ def check_selections(
                     f"{where}keep is 0, which leaves the class token alone, but a classifier reads patches. Keep at "
                     "least 1, or use global_pool='token' without a patch head."
                 )
-            if selection_of(selector, keep).needs_attention:
-                _check_attention(where, selector, blocks[index - 1][0] if index else None)
-            if selection_of(selector, keep).keeps_keys:
+            kind = selection_of(selector, keep)
+            _check_asked(where, selector, kind.asks, blocks[index - 1][0] if index else None)
+            if kind.keeps_keys:
                 _check_picked(f"{where}keep is {keep} and selector {selector!r}", mixer, relative_position)
+            if (why := kind.refusal(keep, left, grid)) is not None:
+                raise UserError(f"{where}keep is {keep} of {left} patches and selector {selector!r}; {why}")
             left = keep
         if left < patches and not MIXERS[mixer].takes_selection:
             raise UserError(
@@ -140,12 +144,12 @@ def _check_picked(what: str, mixer: str, relative_position: int) -> None:
         )
 
 
-def _check_attention(where: str, selector: str, before: str | None) -> None:
-    """That the mixer before can tell its attention."""
-    if not (before and MIXERS[before].gives_attention):
+def _check_asked(where: str, selector: str, asks: str, before: str | None) -> None:
+    """That the mixer before can tell what the selector asks."""
+    if asks != "nothing" and not (before and MIXERS[before].gives_attention):
         raise UserError(
             f"{where}selector is {selector!r}, but {f'mixer {before!r}' if before else 'no block'} stands before it; "
-            f"it goes by the attention of the block before, which {_able('gives_attention')} tells. Use another."
+            f"it goes by the {asks} of the block before, which {_able('gives_attention')} tells. Use another."
         )
 
 

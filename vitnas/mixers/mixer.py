@@ -48,6 +48,7 @@ class MixerShape(NamedTuple):
     keep: int | None = None  # patches that are left of the grid, None for all
     asked: Asked = "none"
     came: int | None = None  # patches that give keys and values, None for those that are left
+    sized: bool = False  # these stand for different numbers of patches
 
     @property
     def tokens(self) -> int:
@@ -80,7 +81,7 @@ class Mixer(nn.Module, ABC):
     takes_relative_position: ClassVar[bool] = False  # has the argument `relative_position`
     takes_attention_parts: ClassVar[bool] = False  # has `qk_norm_eps`, `rel_pos_bias`; `qkv_bias` may be "qv"
     takes_selection: ClassVar[bool] = False  # tokens may be dropped or masked in front of it
-    gives_attention: ClassVar[bool] = False  # has `look`, which also tells how much attention each patch got
+    gives_attention: ClassVar[bool] = False  # has `look`, which also tells its attention or its keys
     takes_picked: ClassVar[bool] = False  # has `mix_picked`: queries of some tokens alone
 
     def __init__(self, *sizes: object, **options: object) -> None:
@@ -151,7 +152,7 @@ class Mixer(nn.Module, ABC):
         raise LookupError(f"{self.word} gives what it takes")
 
     def look(self, x_BND: Tensor, kept: Kept | None, asked: Asked) -> tuple[Tensor, Tensor]:
-        """The same, and how much attention each patch got, (B, P). Only mixers that have `gives_attention`."""
+        """The same, and what is asked of it (see `Asked`). Only mixers that have `gives_attention`."""
         raise LookupError(f"{self.word} has no attention to tell of")
 
     def set_grid(self, grid: Grid) -> None:
@@ -322,12 +323,13 @@ def check_tokens(name: str, tokens: int, grid: Grid, num_prefix_tokens: int) -> 
     return tokens
 
 
-def heads_memory(shape: MixerShape, core: int, *, copies: bool, beside: int = 0) -> int:
+def heads_memory(shape: MixerShape, core: int, *, copies: bool, beside: int = 0, early: int = 0) -> int:
     """Peak of a mixer of queries, keys and values: projections, positions, then `core` elements at most, then merging.
 
     Args:
         copies: the core's output has its heads apart, so that laying them side by side copies it.
         beside: elements that stay alive beside the merging.
+        early: those of these that are there before positions.
     """
     tokens, inner = shape.tokens, shape.inner
     whole = prod(shape.grid) + shape.num_prefix_tokens if shape.keep is not None else 0
@@ -335,7 +337,9 @@ def heads_memory(shape: MixerShape, core: int, *, copies: bool, beside: int = 0)
     merging = tokens * (inner + max(shape.dim, inner if copies else 0)) + beside
     normed = 2 * tokens * inner if shape.qk_norm else 0
     projecting = 3 * inner if shape.qkv_bias == "qv" else 0  # the bias, put together
-    return max(3 * tokens * inner + max(projecting, normed + turning, max(normed, turned) + core), merging)
+    return max(
+        3 * tokens * inner + max(projecting, normed + early + turning, max(normed, turned) + core), merging
+    )
 
 
 def shared_params(shape: MixerShape) -> int:

@@ -67,19 +67,29 @@ class Performer(HeadMixer):
         return in_full_precision(self._favor, q_BANK, k_BANK, v_BANK)
 
     def core_kept(self, q_BANK: Tensor, k_BANK: Tensor, v_BANK: Tensor, kept: Kept) -> Tensor:
-        """Keys and values of dropped tokens count for nothing; a token does not see itself where it was dropped."""
-        if kept.mask_BN is None:
+        """Keys and values count as often as their tokens stand for patches, those of dropped tokens not at all; a token
+        does not see itself where it was dropped."""
+        weights_BN = kept.weights_BP(0)
+        if weights_BN is None:
             return self.core(q_BANK, k_BANK, v_BANK)
-        return in_full_precision(
-            self._favor, q_BANK, k_BANK, v_BANK, kept.mask_BN[:, None, :, None].to(v_BANK.dtype)
-        )
+        favor = self._favor if kept.mask_BN is None else self._favor_kept
+        return in_full_precision(favor, q_BANK, k_BANK, v_BANK, weights_BN[:, None, :, None].to(v_BANK.dtype))
+
+    def _favor_kept(self, q_BANK: Tensor, k_BANK: Tensor, v_BANK: Tensor, mask_B1N1: Tensor) -> Tensor:
+        return self._favor(q_BANK, k_BANK, v_BANK, mask_B1N1, mask_B1N1)
 
     def _favor(
-        self, q_BANK: Tensor, k_BANK: Tensor, v_BANK: Tensor, mask_B1N1: Tensor | None = None
+        self,
+        q_BANK: Tensor,
+        k_BANK: Tensor,
+        v_BANK: Tensor,
+        weights_B1N1: Tensor | None = None,
+        mask_B1N1: Tensor | None = None,
     ) -> Tensor:
+        """`weights_B1N1` say how often keys and values count, `mask_B1N1` which tokens are there."""
         values = functional.pad(v_BANK, (0, 1), value=1.0)
-        if mask_B1N1 is not None:
-            values = values * mask_B1N1
+        if weights_B1N1 is not None:
+            values = values * weights_B1N1
         keys_BANM = self._features_of(k_BANK, (0, 1, 2, 3) if self.official else (2, 3), mask_B1N1)
         context_BAMV = keys_BANM.transpose(2, 3) @ values
         del keys_BANM
@@ -124,7 +134,7 @@ class Performer(HeadMixer):
         making = matrix + phi + values  # products, squares and their sums
         keys = values + max(making, phi + context, context + sums)
         queries = context + max(making, phi + values, values + max(sums, tokens * inner))
-        return heads_memory(shape, max(keys, queries), copies=True)
+        return heads_memory(shape, max(keys, queries) + (tokens if shape.sized else 0), copies=True)
 
 
 def orthogonal_features(rows: int, cols: int, generator: torch.Generator | None = None) -> Tensor:

@@ -118,7 +118,8 @@ class Softmax(HeadMixer):
     def mix_picked(self, x_BND: Tensor, kept: Kept | None, picked: Picked) -> Tensor:
         """Without positions that are added to the logits (`check_selections`)."""
         parts = [*self.split_picked(x_BND, kept, picked)]
-        out_BND = self.merge(self._core_of(parts, Kept()))
+        sizes = Kept(log_size_BN=None if kept is None else kept.log_size_BN)
+        out_BND = self.merge(self._core_of(parts, sizes))
         return out_BND if self.proj_drop is None else self.proj_drop(out_BND)
 
     def split_picked(self, x_BND: Tensor, kept: Kept | None, picked: Picked) -> tuple[Tensor, Tensor, Tensor]:
@@ -165,15 +166,19 @@ class Softmax(HeadMixer):
                 q_BANK, k_BANK, v_BANK, attn_mask=bias_1ANN, scale=self.scale
             )
         if self.rel_pos_k is None or self.rel_pos_v is None:
-            return self._attend(q_BANK, k_BANK, v_BANK, kept.mask_BN)
+            return self._attend(q_BANK, k_BANK, v_BANK, kept)
         return self._relative(q_BANK, k_BANK, v_BANK, self.rel_pos_k, self.rel_pos_v, kept)
 
     def look(self, x_BND: Tensor, kept: Kept | None, asked: Asked) -> tuple[Tensor, Tensor]:
         kept = kept or Kept()
-        parts = [*self._turned(x_BND, kept.rows_BN)]
-        attention_BP = self._attention(parts[0].detach(), parts[1].detach(), kept, asked)
+        parts = [*self.split(x_BND)]
+        if asked == "keys":  # before they are turned: by what they hold
+            told = parts[1].mean(1)[:, self.num_prefix_tokens :]
+        parts[:2] = self.rotary(*parts[:2], rows_BN=kept.rows_BN)
+        if asked != "keys":
+            told = self._attention(parts[0], parts[1], kept, asked)
         out_BND = self.merge(self._core_of(parts, kept))
-        return out_BND if self.proj_drop is None else self.proj_drop(out_BND), attention_BP
+        return out_BND if self.proj_drop is None else self.proj_drop(out_BND), told
 
     def _core_of(self, parts: list[Tensor], kept: Kept) -> Tensor:
         q_BANK, k_BANK, v_BANK = parts
@@ -198,9 +203,14 @@ class Softmax(HeadMixer):
             return seen_BNN[:, 0, prefix:]
         return masked_mean(seen_BNN, mask_BN.detach())[:, prefix:]
 
-    def _attend(self, q_BANK: Tensor, k_BANK: Tensor, v_BANK: Tensor, mask_BN: Tensor | None) -> Tensor:
+    def _attend(self, q_BANK: Tensor, k_BANK: Tensor, v_BANK: Tensor, kept: Kept) -> Tensor:
+        mask_BN = kept.mask_BN
         if mask_BN is None:
-            return functional.scaled_dot_product_attention(q_BANK, k_BANK, v_BANK, scale=self.scale)
+            sizes = kept.log_size_BN
+            bias = None if sizes is None else sizes[:, None, None].to(q_BANK.dtype)
+            return functional.scaled_dot_product_attention(
+                q_BANK, k_BANK, v_BANK, attn_mask=bias, scale=self.scale
+            )
         if mask_BN.dtype == torch.bool:
             return functional.scaled_dot_product_attention(
                 q_BANK, k_BANK, v_BANK, attn_mask=sees(mask_BN), scale=self.scale
@@ -224,7 +234,7 @@ class Softmax(HeadMixer):
             torch.cat([q_BANK, keys.scores(q_BANK, kept.rows_BN).to(q_BANK.dtype)], dim=-1),
             torch.cat([k_BANK, lines], dim=-1),
             torch.cat([v_BANK, lines], dim=-1),
-            kept.mask_BN,
+            kept,
         )
         return out[..., : self.head_dim] + values.combine(out[..., self.head_dim :], kept.rows_BN)
 
@@ -232,7 +242,7 @@ class Softmax(HeadMixer):
     def macs(shape: MixerShape, convention: Convention = "executed") -> int:
         tokens, inner = shape.tokens, shape.inner
         macs = 2 * (tokens + shape.keys) * shape.dim * inner + 2 * tokens * shape.keys * inner
-        if shape.asked != "none":
+        if shape.asked in ("class", "all"):
             macs += (1 if shape.asked == "class" else tokens) * tokens * inner
         if shape.rel_pos_bias != "none":
             macs += _bias_cost(shape).macs
@@ -257,7 +267,10 @@ class Softmax(HeadMixer):
             return _picked_memory(shape)
         tokens, heads, inner = shape.tokens, shape.num_heads, shape.inner
         looking = beside = 0
-        if shape.asked != "none":  # attention of some queries to all keys, twice, beside its mean
+        early = tokens * shape.head_dim if shape.asked == "keys" else 0
+        if early:
+            beside = early
+        elif shape.asked != "none":  # attention of some queries to all keys, twice, beside its mean
             queries, beside = 1 if shape.asked == "class" else tokens, tokens
             scores = queries * heads * tokens
             looking = scores + max(queries * inner, scores + tokens)
@@ -266,7 +279,7 @@ class Softmax(HeadMixer):
             bias = _bias_cost(shape)
             core = max(bias.making, bias.made + core)
         copies = bool(shape.relative_position)
-        return heads_memory(shape, max(looking, core + beside), copies=copies, beside=beside)
+        return heads_memory(shape, max(looking, core + beside), copies=copies, beside=beside, early=early)
 
 
 def _bias_cost(shape: MixerShape) -> BiasCost:

@@ -16,7 +16,8 @@ from vitnas.layers.axes import Axes
 from vitnas.layers.mlp import make_mlp, mlp_axes
 from vitnas.layers.reduction import SpatialReduction
 from vitnas.layers.rotary import rotary_of
-from vitnas.layers.select import Asked, Kept, Picked, selection_of
+from vitnas.layers.select import Asked, Kept, Picked, Selection
+from vitnas.layers.selectors import selection_of
 from vitnas.mixers import MIXERS, Mixer
 
 
@@ -69,17 +70,17 @@ class TransformerBlock(nn.Module):
         asked: Asked = "none",
         picked: Picked | None = None,
     ) -> Any:
-        """(B, N, D) to (B, N, D); with `asked` also how much attention each patch got, (B, P).
+        """(B, N, D) to (B, N, D); with `asked` also what the selection behind goes by.
 
         `kept` says which tokens selections left; `picked` which of them the block gives, by keys and values of all.
         """
-        attention_BP = None
+        told = None
         if picked is not None:
             mixed_BND = self.drop_path1(self.ls1(self.attn.mix_picked(self.norm1(x_BND), kept, picked)))
             x_BND = picked.of(x_BND) + mixed_BND
             del mixed_BND
         elif asked != "none":
-            mixed_BND, attention_BP = self.attn.look(self.norm1(x_BND), kept, asked)
+            mixed_BND, told = self.attn.look(self.norm1(x_BND), kept, asked)
             x_BND = x_BND + self.drop_path1(self.ls1(mixed_BND))
             del mixed_BND
         elif kept is None:
@@ -91,7 +92,7 @@ class TransformerBlock(nn.Module):
             x_BND = x_BND + self.drop_path2(self.ls2(self.mlp(x_BND)))
         else:
             x_BND = x_BND + self.drop_path2(self.ls2(self.mlp(self.norm2(x_BND))))
-        return x_BND if asked == "none" else (x_BND, attention_BP)
+        return x_BND if asked == "none" else (x_BND, told)
 
 
 def make_block(arch: Arch, stage: int, block: Block, drop_path: float) -> TransformerBlock:
@@ -194,3 +195,13 @@ def set_block_grids(blocks: Iterable[nn.Module], arch: Arch) -> None:
         for module in block.modules():
             if isinstance(module, Mixer):
                 module.set_grid(grid)
+
+
+def set_grids_between(reductions: nn.ModuleList, selections: nn.ModuleDict, arch: Arch) -> None:
+    """The same for what lies between the blocks."""
+    for reduction, grid in zip(reductions, arch.grids, strict=False):
+        assert isinstance(reduction, SpatialReduction)
+        reduction.set_grid(grid)
+    for name, selection in selections.items():
+        assert isinstance(selection, Selection)
+        selection.set_grid(arch.grids[-1], arch.blocks[int(name)].keep or 0)

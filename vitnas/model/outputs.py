@@ -5,8 +5,9 @@
     pooled        (B, D) what the classifier gets
     tokens        (B, N, D) the last tokens, behind the final norm, prefix tokens first
     blocks.<i>    (B, N, D) what block i gives; blocks are numbered through all stages
-    keep, scores  (B, S, P) over all patches of the grid, of each of S selections: 1 for those kept, and what patches
-                  scored (-inf where they were gone before)
+    keep, scores  (B, S, P) over all patches of the grid, of each of S selections: 1 for those kept (or at whose place a
+                  merged token stands), and what patches scored (-inf where they were gone before)
+    groups        (B, S, P) the place of the token that each patch of the grid is in behind each selection, -1 in none
     shares        (B, S) the share of the grid's patches that each selection keeps in evaluation
     places.<i>    (B, P) numbers on the grid of the patches in blocks.<i>, behind a selection; in training all are there
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from math import prod
 from typing import Any, Literal
 
@@ -25,8 +26,8 @@ from vitnas.errors import UserError
 from vitnas.grids import as_image_size, side_of, sides_of
 from vitnas.layers.axes import Axes
 from vitnas.layers.pool import AttentionPool, SequencePool
-from vitnas.layers.reduction import SpatialReduction
-from vitnas.layers.select import Choice, Kept, Selection, Trail, masked_mean
+from vitnas.layers.select import OF_CHOICES, Kept, Selection, Trail, masked_mean
+from vitnas.layers.selectors import SELECTIONS
 from vitnas.layers.stem import STEMS
 from vitnas.model.blocks import (
     TransformerBlock,
@@ -37,13 +38,13 @@ from vitnas.model.blocks import (
     make_selections,
     resized,
     set_block_grids,
+    set_grids_between,
 )
 from vitnas.model.features import as_features, feature_info, stage_starts, take_indices
 from vitnas.model.outputs import wanted
 from vitnas.model.timm_cfg import classifiers, default_cfg
 
 HEADS = ("head", "head_dist", "patch_head")
-OF_CHOICES = ("keep", "scores", "shares")
 
 
 class Model(nn.Module):
@@ -167,8 +168,7 @@ class Model(nn.Module):
         if name == "tokens":
             return tokens_BND
         if name in OF_CHOICES:
-            sizes = prod(self.arch.grids[-1]), self.num_prefix_tokens
-            return torch.stack([getattr(c, f"{name}_on")(*sizes) for c in trail.choices or ()], dim=1)
+            return trail.told_by_choices(name, tokens_BND, prod(self.arch.grids[-1]), self.num_prefix_tokens)
         if name in ("pooled", "logits"):
             return self._head(tokens_BND, kept, pre_logits=name == "pooled")
         if name == "patch_head":
@@ -207,17 +207,10 @@ class Model(nn.Module):
         if index in self._entries:
             reduced: Tensor = self.reductions[self._entries[index]](x_BND)
             return reduced
-        trail.entering = before = trail.kept
+        trail.entering = trail.kept
         if index not in self._selecting:
             return x_BND
-        x_BND, trail.entering, trail.kept, scores_BP, trail.picked = self.selections[str(index)](
-            x_BND, before, trail.attention_BP, masked=self.carries_dropped
-        )
-        trail.attention_BP = None
-        if trail.choices is not None:
-            keep = self.arch.blocks[index].keep or 0
-            trail.choices.append(Choice(scores_BP, before or Kept(), trail.kept, keep))
-        return x_BND
+        return trail.select(self.selections[str(index)], x_BND, masked=self.carries_dropped)
 
     def _through(self, index: int, block: nn.Module, x_BND: Tensor, trail: Trail) -> Tensor:
         """What `block`, of that number, makes of its input."""
@@ -226,13 +219,15 @@ class Model(nn.Module):
         out = checkpoint(block, x_BND, *given) if self.grad_checkpointing else block(x_BND, *given)
         if asked == "none":
             return out
-        x_BND, trail.attention_BP = out
+        x_BND, trail.told = out
         return x_BND
 
     @property
     def carries_dropped(self) -> bool:
         """Whether tokens that selections drop are carried along and masked, instead of leaving: in training, unless
-        `masks_tokens` says otherwise."""
+        `masks_tokens` says otherwise; never where tokens are merged (`Selection.has_mask`)."""
+        if any(not isinstance(each, Selection) or not each.has_mask for each in self.selections.values()):
+            return False
         return self.training if self.masks_tokens is None else self.masks_tokens
 
     def forward_head(self, x_BND: Tensor, pre_logits: bool = False) -> Tensor:
@@ -242,12 +237,19 @@ class Model(nn.Module):
         are averaged with the class token's, as DeiT does.
 
         Raises:
-            UserError: a mean over patches where some were dropped and carried along, which the tokens do not tell.
+            UserError: a mean over patches where some were dropped and carried along, or of tokens that stand for
+                different numbers of patches, which the tokens do not tell.
         """
-        if self._selecting and self.carries_dropped and self.global_pool in ("avg", "seq", "map"):
+        sized = self.arch.selector is not None and SELECTIONS[self.arch.selector].has_sizes
+        if self.global_pool in ("avg", "seq", "map") and (
+            sized or (self._selecting and self.carries_dropped)
+        ):
+            hold = (
+                "stand for different numbers of patches" if sized else "hold dropped patches, as in training"
+            )
             raise UserError(
-                f"the tokens of {self.arch.id} hold dropped patches, as in training, and global_pool "
-                f"{self.global_pool!r} must leave these out. Call the model itself, or set masks_tokens=False."
+                f"the tokens of {self.arch.id} {hold}, and global_pool {self.global_pool!r} must go by that. Call the "
+                f"model itself{'' if sized else ', or set masks_tokens=False'}."
             )
         return self._head(x_BND, None, pre_logits)
 
@@ -261,15 +263,18 @@ class Model(nn.Module):
         return pooled if pre_logits else self.head(pooled)
 
     def _pool(self, x_BND: Tensor, kept: Kept | None) -> Tensor:
-        prefix = self.num_prefix_tokens
-        mask_BP = None if kept is None or kept.mask_BN is None else kept.mask_BN[:, prefix:]
+        prefix, weights_BP = self.num_prefix_tokens, None
         pool: Any = self.seq_pool or self.attn_pool
-        if pool is None and mask_BP is not None and self.global_pool == "avg":
+        if kept is not None and kept.log_size_BN is not None and self.global_pool == "map":
+            pool = partial(pool, log_size_Bn=kept.log_size_BN[:, prefix:])
+        elif kept is not None and self.global_pool != "token":
+            weights_BP = kept.weights_BP(prefix)
+        if pool is None and weights_BP is not None and self.global_pool == "avg":
             pool = masked_mean
         pooled: Tensor = (
             global_pool_nlc(x_BND, pool_type=self.global_pool, num_prefix_tokens=prefix)
             if pool is None
-            else pool(x_BND[:, prefix:], mask_BP)
+            else pool(x_BND[:, prefix:], weights_BP)
         )
         normed: Tensor = self.fc_norm(pooled)
         return normed
@@ -435,13 +440,8 @@ class Model(nn.Module):
                 self.pos_embed, [*arch.grids[0]], [*old.grids[0]], num_prefix_tokens=arch.num_prefix_positions
             )
             self.pos_embed = nn.Parameter(table.detach(), requires_grad=self.pos_embed.requires_grad)
-        for reduction, grid in zip(self.reductions, arch.grids, strict=False):
-            assert isinstance(reduction, SpatialReduction)
-            reduction.set_grid(grid)
         set_block_grids(self.blocks, arch)
-        for name, selection in self.selections.items():
-            assert isinstance(selection, Selection)
-            selection.set_grid(arch.grids[-1], arch.blocks[int(name)].keep or 0)
+        set_grids_between(self.reductions, self.selections, arch)
         noted = getattr(self, "_model_args", None)
         if noted is not None:  # timm's factory made this Model, and its savers read what it noted
             size = sides_of(arch.image_size)

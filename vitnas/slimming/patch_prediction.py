@@ -18,7 +18,8 @@ from torch import Tensor
 
 from vitnas.arch import Arch
 from vitnas.errors import UserError
-from vitnas.layers.select import DynamicPatchSlimming, Kept
+from vitnas.layers.choose import DynamicPatchSlimming
+from vitnas.layers.select import Kept
 from vitnas.model import Model, build
 from vitnas.slimming.patch_scores import Blocks, Streams, patch_scores
 

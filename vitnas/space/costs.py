@@ -20,6 +20,7 @@ from vitnas.counting import (
     BYTES,
     Frame,
     Part,
+    behind,
     block_parts,
     head_part,
     reduction_part,
@@ -162,12 +163,8 @@ def _kept_head(layout: Layout, keeps: Keeps) -> Table:
 
     def cost(like: Arch, dim: int, level: int) -> tuple[int, int, int]:
         patches = math.prod(like.grids[-1])
-        stage, left = like.stages[-1], keeps.patches(level, patches)
-        if left < patches:  # "fixed" needs nothing before it, and who chooses does not matter here
-            block = replace(stage.blocks[0], slot=None)
-            stage = replace(stage, blocks=(block, replace(block, keep=left)))
-            like = replace(like, selector="fixed", stages=(*like.stages[:-1], stage))
-        part = head_part(like, dim)
+        left = keeps.patches(level, patches)
+        part = head_part(like, dim, keep=left, selector=keeps.selector if left < patches else None)
         return part.macs, part.params, part.memory
 
     return _by_level(layout, (keeps.level_column(len(keeps.stretches)),), cost)
@@ -176,14 +173,15 @@ def _kept_head(layout: Layout, keeps: Keeps) -> Table:
 def _selections(layout: Layout, keeps: Keeps) -> Iterator[Table]:
     """The cost of the selection in front of each stretch, by the patches before and behind it."""
     last = len(layout.stages) - 1
+    head_dim = layout.blocks[-1][0].get("head_dim", 0)  # one for all blocks, if the kind goes by keys
 
-    def cost(like: Arch, dim: int, before: int, behind: int) -> tuple[int, int, int]:
-        if behind >= before:
+    def cost(like: Arch, dim: int, before: int, after: int) -> tuple[int, int, int]:
+        if after >= before:
             return 0, 0, 0
         patches = math.prod(like.grids[-1])
         came = None if before == keeps.full else keeps.patches(before, patches)
         frame = Frame.of(like, last)._replace(keep=came)
-        part = selection_part(keeps.selector, dim, frame, keeps.patches(behind, patches))
+        part = selection_part(keeps.selector, dim, frame, keeps.patches(after, patches), head_dim)
         return part.macs, part.params, part.memory
 
     for k in range(len(keeps.stretches)):
@@ -236,9 +234,10 @@ def _block_parts(
                 frames[key] = Frame.of(_like(layout, key), number)
             frame = frames[key]
             if layout.keeps and kept[0] is not None and chosen[kept[0]] < layout.keeps.full:
-                frame = frame._replace(keep=layout.keeps.patches(chosen[kept[0]], math.prod(frame.grid)))
-            if kept[1] is not None and chosen[kept[1]]:
-                frame = frame._replace(asked="class" if layout.fixed.get("class_token", True) else "all")
+                left = layout.keeps.patches(chosen[kept[0]], math.prod(frame.grid))
+                frame = behind(layout.keeps.selector, frame, left)
+            if layout.keeps and kept[1] is not None and chosen[kept[1]]:
+                frame = frame._replace(asked=layout.keeps.asked)
             block = Block(**layout.block(chosen, slot, fixed, dim))
             parts = list(block_parts(block, dim, frame, "executed"))[wanted]
             return sum(p[0] for p in parts), sum(p[1] for p in parts), max(p[2] for p in parts)

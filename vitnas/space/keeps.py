@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vitnas.arch import Arch, Block
+from vitnas.layers.select import Asked
 from vitnas.space.gene import Gene, Matrix, option_number
 
 FIELD = "keep"
@@ -38,19 +39,17 @@ class Keeps:
         genes: of the Space, all.
         num_slots: of the last stage.
         selector: the Arch's word for who chooses.
-        gives_attention: whether a block costs more if a selection behind it asks what it looked at.
+        asked: what a selection asks of the block before it, which then costs more.
     """
 
-    def __init__(
-        self, genes: Sequence[Gene], num_slots: int, selector: str, *, gives_attention: bool
-    ) -> None:
+    def __init__(self, genes: Sequence[Gene], num_slots: int, selector: str, asked: Asked) -> None:
         mine = [(index, gene) for index, gene in enumerate(genes) if gene.field == FIELD]
         starts = [gene.slot for _, gene in mine]
         self.stretches = tuple(
             Stretch(index, start, stop)
             for (index, _), start, stop in zip(mine, starts, [*starts[1:], num_slots], strict=True)
         )
-        self.selector, self.gives_attention = selector, gives_attention
+        self.selector, self.asked, self.asks = selector, asked, asked != "none"
         self.shares: tuple[float, ...] = mine[0][1].options
         self.full = len(self.shares) - (self.shares[-1] == 1.0)
         self.num_slots, self._num_genes = num_slots, len(genes)
@@ -100,11 +99,11 @@ class Keeps:
 
     def columns(self, genes: Matrix, filled: npt.NDArray[np.bool_]) -> Matrix:
         """(n, columns) what costs depend on besides genes: the level before each stretch and at the end, then, where a
-        selector asks for attention, for each slot whether it must give it."""
+        selector asks, for each slot whether it must tell."""
         levels = [np.full(len(genes), self.full)]
         for gene, start, stop in self.stretches:
             levels.append(np.where(filled[:, start:stop].any(axis=1), genes[:, gene], levels[-1]))
-        if not self.gives_attention:
+        if not self.asks:
             return np.stack(levels, axis=1)
         asked, gives = np.zeros(len(genes), dtype=np.bool_), []
         for slot in reversed(range(self.num_slots)):
@@ -120,15 +119,15 @@ class Keeps:
     def num_options(self) -> tuple[int, ...]:
         """How many values each of `columns` has."""
         levels = (self.full + 1,) * (len(self.stretches) + 1)
-        return levels + (2,) * (self.num_slots if self.gives_attention else 0)
+        return levels + (2,) * (self.num_slots if self.asks else 0)
 
     def level_column(self, stretch: int) -> int:
         """The number, behind all genes, of the column of the level before a stretch."""
         return self._num_genes + stretch
 
     def gives_column(self, slot: int) -> int | None:
-        """The number of the column that says whether a slot's block must tell what it looked at."""
-        return self._num_genes + len(self.stretches) + 1 + slot if self.gives_attention else None
+        """The number of the column that says whether a slot's block must tell."""
+        return self._num_genes + len(self.stretches) + 1 + slot if self.asks else None
 
 
 def keeping_all(arch: Arch) -> Arch:

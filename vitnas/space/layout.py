@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from vitnas.arch import Arch, Block, Stage
-from vitnas.grids import sides_of
-from vitnas.layers.select import SELECTIONS
+from vitnas.grids import Grid, sides_of
+from vitnas.layers.selectors import SELECTIONS
 from vitnas.space.gene import Gene, Genes, Matrix, choices, option_number
 from vitnas.space.keeps import FIELD as KEEP
 from vitnas.space.keeps import Keeps, Stretch
@@ -87,8 +87,8 @@ class Layout:
         self.num_slots = sum(len(stage.slots) for stage in self.stages)
         self.keeps: Keeps | None = None
         if any(gene.field == KEEP for gene in genes):
-            asks = SELECTIONS[selector].needs_attention
-            self.keeps = Keeps(genes, len(self.stages[-1].slots), selector, gives_attention=asks)
+            asked = SELECTIONS[selector].asked(class_token=fixed.get("class_token", True))
+            self.keeps = Keeps(genes, len(self.stages[-1].slots), selector, asked)
         self._columns = self._find_columns()
         exist = [[slot.exists for slot in stage.slots if slot.exists is not None] for stage in self.stages]
         self._emptiable = [
@@ -164,20 +164,23 @@ class Layout:
             for i, block in blocks.items():
                 block["slot"] = None if in_order else i
             stages.append((width, blocks))
-        if self.keeps and (selector := self.keeps.write(stages[-1][1], genes, self._patches_of(arch))):
+        if self.keeps and (
+            selector := self.keeps.write(stages[-1][1], genes, math.prod(self._grid_of(arch)))
+        ):
             arch["selector"] = selector
         return Plan(arch, stages)
 
-    def patches(self, genes: Sequence[int]) -> int:
-        """Patches of the last stage."""
-        return self._patches_of(self._arch_fields(genes))
+    def grid(self, genes: Sequence[int]) -> Grid:
+        """Rows and columns of the last stage's patches."""
+        return self._grid_of(self._arch_fields(genes))
 
     def _arch_fields(self, genes: Sequence[int]) -> Fields:
         return self.fixed | {self.genes[index].field: self.option(index, genes) for index in self.of_arch}
 
-    def _patches_of(self, arch: Fields) -> int:
-        sides = (side // arch["patch_size"] >> len(self.stages) - 1 for side in sides_of(arch["image_size"]))
-        return math.prod(sides)
+    def _grid_of(self, arch: Fields) -> Grid:
+        height, width = sides_of(arch["image_size"])
+        smaller = len(self.stages) - 1
+        return height // arch["patch_size"] >> smaller, width // arch["patch_size"] >> smaller
 
     def block(self, genes: Sequence[int], slot: Slot, fixed: Fields, width: int) -> Fields:
         """The fields of the block in a slot."""
@@ -373,7 +376,7 @@ class Layout:
         """
         stage, keeps = self.stages[number], self.keeps if number == len(self.stages) - 1 else None
         depths = (len(stage.slots),) if stage.depth is None else self.genes[stage.depth].options
-        asks = keeps is not None and keeps.gives_attention
+        asks = keeps is not None and keeps.asks
         total: dict[Any, T] = {}
 
         def put(ways: dict[Any, T], way: Any, value: T) -> None:

@@ -10,6 +10,7 @@ many Archs there are and what they cost follows from that.
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,7 +25,8 @@ import numpy.typing as npt
 from vitnas.arch import Arch
 from vitnas.errors import UserError, check_word
 from vitnas.grids import ImageSize, as_image_size
-from vitnas.layers.select import SELECTIONS
+from vitnas.layers.select import Selection
+from vitnas.layers.selectors import SELECTIONS
 from vitnas.space.costs import CostTable
 from vitnas.space.gene import Gene, Genes, Matrix, kind_of
 from vitnas.space.keeps import FIELD as KEEP
@@ -90,7 +92,7 @@ class Space(ABC):
                 f"of a space leave the choice to one of {', '.join(words)}. Use {words[0]!r}."
             )
         check_word("selector", self.selector, words)
-        blocks = self.fixed_blocks()
+        kind, blocks = SELECTIONS[self.selector], self.fixed_blocks()
         slots = len(blocks[-1])
         places = places or tuple(sorted({slots * n // 4 for n in (1, 2, 3)} - {0}))
         if not all(0 < share <= 1 for share in keep):
@@ -110,28 +112,47 @@ class Space(ABC):
         object.__setattr__(self, "keep_places", places)
         last = (gene for gene in self.declared() if gene.stage == len(blocks) - 1)
         may_go = {gene.slot for gene in last if gene.field == "exists"}
-        if (len(blocks) > 1 or SELECTIONS[self.selector].needs_attention) and may_go >= set(range(places[0])):
+        if (len(blocks) > 1 or kind.asks != "nothing") and may_go >= set(range(places[0])):
             why = (
-                "behind a reduction, which needs all patches" if len(blocks) > 1 else "without any attention"
+                "behind a reduction, which needs all patches"
+                if len(blocks) > 1
+                else f"without any {kind.asks}"
             )
             raise UserError(
                 f"keep_places begin at {places[0]} and every block before may be left out; a selection there would "
                 f"stand {why}. Let a block before it stay, or name a later place."
             )
+        self._check_levels(kind)
+
+    def _check_levels(self, kind: type[Selection]) -> None:
+        """That each share leaves another number of patches, and that the selector can go from any to any lower one."""
+        keep = self.keep
         patch_sizes = (range(len(g.options)) if g.field == "patch_size" else (0,) for g in self.genes)
         for genes in itertools.product(*patch_sizes):
-            patches = self.layout.patches(genes)
+            patches = math.prod(self.layout.grid(genes))
             left = [share_of(share, patches) for share in keep]
             if left[0] < 1 or len(set(left)) < len(left):
                 raise UserError(
                     f"keep is {keep}; of {patches} patches that leaves {', '.join(map(str, left))}, and each must be "
                     "another number of at least 1. Leave some out."
                 )
-            if any(genes) and self.selector == "fixed":
+            if any(genes) and kind.of_one_grid:
                 raise UserError(
-                    "selector is 'fixed' and there are several patch sizes; the places that it keeps are those of "
-                    "one grid. Use one patch size, or selector 'predictor'."
+                    f"selector is {self.selector!r} and there are several patch sizes; the places that it keeps are "
+                    "those of one grid. Use one patch size, or selector 'predictor'."
                 )
+            for after, before in itertools.combinations(sorted({*left, patches}), 2):
+                if (why := kind.refusal(after, before, self.layout.grid(genes))) is not None:
+                    raise UserError(
+                        f"keep is {keep}, which may leave {after} of {before} patches, and selector "
+                        f"{self.selector!r}; {why}"
+                    )
+        widths = {block.get("head_dim") for block in self.fixed_blocks()[-1]}
+        if kind.asks == "keys" and len(widths) > 1:
+            raise UserError(
+                f"selector is {self.selector!r} and heads are not all of one width; it goes by keys, and what it costs "
+                "would depend on them. Use a space of one head_dim, or selector 'evit'."
+            )
 
     @abstractmethod
     def declared(self) -> Iterator[Gene]:

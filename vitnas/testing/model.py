@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import pairwise
 from math import prod
 from typing import Any
 
@@ -14,12 +15,18 @@ from torch import Tensor
 
 from vitnas.arch import Arch
 from vitnas.layers.axes import named_axes
-from vitnas.layers.select import SELECTIONS
+from vitnas.layers.selectors import SELECTIONS
 from vitnas.model import Model, build
 from vitnas.testing.random import randomize_
 from vitnas.testing.refusal import refusal
 
 HEADS_WANTED = ("head", "head_dist?", "patch_head?")
+
+
+def pools_by_size(model: Model) -> bool:
+    """Whether its tokens alone do not tell their mean."""
+    selector, pool = model.arch.selector, model.arch.global_pool
+    return selector is not None and SELECTIONS[selector].has_sizes and pool != "token"
 
 
 class ModelContract:
@@ -36,8 +43,12 @@ class ModelContract:
         assert bool(logits.isfinite().all())
         features = model.forward_features(images)
         assert features.shape == (2, arch.num_final_tokens, arch.embed_dim)
-        torch.testing.assert_close(model.forward_head(features), logits, rtol=0, atol=0)
-        pooled = model.forward_head(features, pre_logits=True)
+        if pools_by_size(model):
+            assert "stand for different numbers of patches" in refusal(lambda: model.forward_head(features))
+            pooled = model(images, want=("pooled",))["pooled"]
+        else:
+            torch.testing.assert_close(model.forward_head(features), logits, rtol=0, atol=0)
+            pooled = model.forward_head(features, pre_logits=True)
         assert pooled.shape == (2, model.num_features) == (2, model.head_hidden_size)
         if not arch.distill_token:  # else there are two, as in timm
             torch.testing.assert_close(model.get_classifier()(pooled), logits, rtol=0, atol=0)
@@ -59,9 +70,9 @@ class ModelContract:
         assert list(found) == model.output_names
         torch.testing.assert_close(found["logits"], model(images), rtol=0, atol=0)
         torch.testing.assert_close(found["tokens"], features, rtol=0, atol=0)
-        torch.testing.assert_close(
-            found["pooled"], model.forward_head(features, pre_logits=True), rtol=0, atol=0
-        )
+        if not pools_by_size(model):
+            pooled = model.forward_head(features, pre_logits=True)
+            torch.testing.assert_close(found["pooled"], pooled, rtol=0, atol=0)
         last = model.norm(found[f"blocks.{model.arch.depth - 1}"])
         torch.testing.assert_close(last, features, rtol=0, atol=0)
         maps = model.forward_intermediates(images, output_fmt="NLC", intermediates_only=True)
@@ -117,7 +128,7 @@ class ModelContract:
             model.get_submodule(info["module"])
 
     def assert_tokens_have_places(self, model: Model) -> None:
-        """Where patches are gone there are no maps, but tokens and their places."""
+        """Where patches are gone or merged there are no maps, but tokens and their places."""
         images, arch, prefix = self.images(model), model.arch, model.num_prefix_tokens
         assert "Use output_fmt='NLC'" in refusal(lambda: model.forward_intermediates(images))
         found = model.forward_intermediates(images, output_fmt="NLC", norm=True, output_dict=True)
@@ -128,29 +139,51 @@ class ModelContract:
             left = prod(arch.grids[-1]) if index in model._entries else left
             left = left if (keep := arch.blocks[index].keep) is None else keep
             assert places.shape == tokens[index].shape[:2] == (2, left)
-            assert bool((places.diff(dim=1) > 0).all())
+            assert bool((places.sort(dim=1).values.diff(dim=1) > 0).all())
             if left < prod(arch.grids[-1]):
                 torch.testing.assert_close(named[f"places.{index}"], places)
         whole = named["keep"].sum(2)
         keeps = [block.keep for block in arch.blocks if block.keep is not None]
         torch.testing.assert_close(whole, torch.tensor([keeps] * 2, dtype=whole.dtype))
-        torch.testing.assert_close(named["keep"][:, -1].nonzero()[:, 1].view(2, left), places)
+        torch.testing.assert_close(
+            named["keep"][:, -1].nonzero()[:, 1].view(2, left), places.sort(dim=1).values
+        )
+        self.assert_groups(named["groups"], named["keep"])
         torch.testing.assert_close(
             model.norm(named[f"blocks.{arch.depth - 1}"])[:, prefix:], tokens[-1], rtol=0, atol=0
         )
+
+    def assert_groups(self, groups: Tensor, keep: Tensor) -> None:
+        """Every patch is in a token that goes on or in none, and every token holds at least the patch at its place."""
+        place = torch.arange(groups.shape[2]).expand_as(groups)
+        assert bool((groups[keep == 1] == place[keep == 1]).all())
+        at = groups.clamp(min=0)
+        assert bool((keep.gather(2, at)[groups >= 0] == 1).all())
+        for earlier, later in pairwise(
+            groups.unbind(1)
+        ):  # what is together stays together, what is gone is gone
+            moved = later.gather(1, earlier.clamp(min=0)).where(earlier >= 0, -1)
+            torch.testing.assert_close(later, moved, rtol=0, atol=0)
 
     def test_masked_equals_dropped(self, model: Model) -> None:
         """Carrying dropped tokens along behind a mask, as in training, gives what goes on without them."""
         if model.arch.selector is None:
             return
+        if not SELECTIONS[model.arch.selector].has_mask:  # then they leave in training too
+            assert not model.train().carries_dropped
+            assert (
+                model(self.images(model), want=("tokens",))["tokens"].shape[1] == model.arch.num_final_tokens
+            )
+            return
         randomize_(model, torch.Generator().manual_seed(0))
-        images, names = self.images(model), ("logits", "pooled", "keep", "scores")
+        images, names = self.images(model), ("logits", "pooled", "keep", "scores", "groups")
         with torch.no_grad():
             dropped = model(images, want=names)
             model.masks_tokens = True
             masked = model(images, want=[*names, "tokens"])
         assert masked["tokens"].shape[1] == prod(model.arch.grids[-1]) + model.num_prefix_tokens
-        torch.testing.assert_close(masked["keep"], dropped["keep"], rtol=0, atol=0)
+        for name in ("keep", "groups"):
+            torch.testing.assert_close(masked[name], dropped[name], rtol=0, atol=0)
         for name in names:
             torch.testing.assert_close(masked[name], dropped[name], rtol=1e-5, atol=1e-5)
 
