@@ -37,7 +37,7 @@ from vitnas.model.selections import selecting, with_selections
 from vitnas.runs import read_json, write_json
 from vitnas.sample import Fixed
 from vitnas.slimming import BlockTuning, Prediction
-from vitnas.slimming.patches import PatchSlimming, Slimmed
+from vitnas.slimming.patches import PatchSearch, Slimmed
 from vitnas.train import Classification, TrainConfig, evaluate, fit
 from vitnas.train.checkpoint import difference
 from vitnas.train.engine import Engine
@@ -126,15 +126,13 @@ def uniform(base: Model, limit: float) -> Model:
     return with_selections(base, {0: max(fits), last: 0}, selector="patch_slimming").eval()
 
 
-def found_at(slimming: PatchSlimming, limit: float, dynamic: bool) -> Slimmed:
+def found_at(slimming: PatchSearch, limit: float, dynamic: bool) -> Slimmed:
     """The places that Patch Slimming finds for this many MACs, before any tuning."""
     selector = "dynamic_patch_slimming" if dynamic else "patch_slimming"
     return slimming.within(Budget.parse(f"macs<={int(limit)}"), selector)
 
 
-def slimmed(
-    method: str, base: Model, slimming: PatchSlimming, limit: float, bench: Bench, seed: int
-) -> Model:
+def slimmed(method: str, base: Model, slimming: PatchSearch, limit: float, bench: Bench, seed: int) -> Model:
     if method == "uniform":
         return uniform(base, limit)
     found = found_at(slimming, limit, method == "dps_blocks")
@@ -146,7 +144,7 @@ def slimmed(
 
 
 def row_of(
-    method: str, share: int, base: Model, slimming: PatchSlimming, bench: Bench, seed: int
+    method: str, share: int, base: Model, slimming: PatchSearch, bench: Bench, seed: int
 ) -> dict[str, Any]:
     options, start = bench.options, time.monotonic()
     full = count(base.arch).macs
@@ -224,7 +222,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for seed in options.seeds:
         base = bench.base(seed)
         content["base"][str(seed)] = bench.accuracy(base)
-        slimming = PatchSlimming(base, bench.calibration(), step=options.step, seed=seed)
+        slimming = PatchSearch(base, bench.calibration(), step=options.step, seed=seed)
         for share in options.shares:
             for method in options.methods:
                 if any(

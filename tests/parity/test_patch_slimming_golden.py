@@ -17,7 +17,7 @@ from vitnas.model import Model, build
 from vitnas.model.selections import selecting, with_places
 from vitnas.slimming import slim_patches
 from vitnas.slimming.patch_scores import Blocks, Streams, patch_scores
-from vitnas.slimming.patches import PatchSlimming
+from vitnas.slimming.patches import PatchSearch
 
 ERRORS = {"mse": "mse", "relative_frobenius_sq": "relative", "raw_frobenius_sq": "sum"}
 
@@ -114,7 +114,7 @@ def test_errors_of_candidates(golden: Golden) -> None:
     tensors, part = golden
     given = {index: tensors[f"keep.{index}"] for index in range(part["depth"])}
     for theirs, ours in ERRORS.items():
-        slimming = PatchSlimming(whole(golden), [tensors["images"].double()], error=ours)  # type: ignore[arg-type]
+        slimming = PatchSearch(whole(golden), [tensors["images"].double()], error=ours)  # type: ignore[arg-type]
         for name, want in part["reconstruction_error"].items():
             index = int(name.split("/")[0])
             found = slimming.layer(slimming.blocks, index, given).error(torch.tensor(want["keep"]))

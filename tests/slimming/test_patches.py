@@ -24,7 +24,7 @@ from vitnas.model.selections import with_places
 from vitnas.sample import Fixed
 from vitnas.slimming import BlockTuning, Prediction, slim_patches
 from vitnas.slimming.patch_scores import Blocks, Streams, mean_scores, patch_scores
-from vitnas.slimming.patches import PatchSlimming
+from vitnas.slimming.patches import PatchSearch
 from vitnas.testing import randomize_
 from vitnas.testing.refusal import refusal
 from vitnas.train import Classification, TrainConfig, fit
@@ -121,7 +121,7 @@ def test_tuning_costs_two_blocks_a_step_and_not_the_network() -> None:
 
 def test_tuning_lowers_the_error_of_its_block_and_changes_no_other() -> None:
     model = made(arch_of())
-    slimming = PatchSlimming(model, images_for(model), step=4)
+    slimming = PatchSearch(model, images_for(model), step=4)
     found = slimming.search(0.05)
     tuned = slimming.tuned(found, BlockTuning(epochs=20, lr=1e-3))
     assert [*map(len, tuned.places)] == [*map(len, found.places)]
@@ -227,7 +227,7 @@ def test_predicted_scores_follow_each_images_own() -> None:
             for place in torch.randperm(20, generator=generator)[:5].tolist():
                 row, column = 2 * (place // 4), 2 * (place % 4)
                 image[:, row : row + 2, column : column + 2] += mark
-    slimming = PatchSlimming(model, images[:4], step=3)
+    slimming = PatchSearch(model, images[:4], step=3)
     found = slimming.predicting(slimming.search(0.08), Prediction(steps=200))
     keep = len(found.places[0])
     assert 5 <= keep <= 12
@@ -262,6 +262,19 @@ def test_the_ordinary_loop_trains_the_whole_network_afterwards() -> None:
     for number, index in enumerate(selecting):
         want = torch.zeros(20).index_fill(0, slimmed.places[index], 1.0)
         torch.testing.assert_close(kept_now[:, number], want.expand(4, -1))
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_the_same_places_are_found() -> None:
+    model = made(arch_of(depth=3))
+    images = images_for(model)
+    here = slim_patches(model, images, budget="macs<=60%", step=2, tuning=BlockTuning(), dynamic=QUICK)
+    there = slim_patches(
+        model.cuda(), images, budget="macs<=60%", step=2, tuning=BlockTuning(), dynamic=QUICK
+    )
+    assert [p.tolist() for p in there.places] == [p.tolist() for p in here.places]
+    assert next(there.model.parameters()).is_cuda
+    assert bool(there.model(images[0].cuda()).isfinite().all())
 
 
 def test_what_cannot_be_is_refused() -> None:

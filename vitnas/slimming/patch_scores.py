@@ -80,6 +80,10 @@ class Blocks:
         """The tokens that every block gives."""
         return torch.arange(self.prefix, device=self.device)
 
+    def with_prefix(self, places: Tensor) -> Tensor:
+        """Numbers of tokens: those before the patches, and patches by their places on the grid."""
+        return torch.cat([self.before_patches, places.to(self.device) + self.prefix])
+
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device

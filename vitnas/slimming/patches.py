@@ -137,7 +137,7 @@ def slim_patches(
         network if isinstance(network, Model) else from_timm(network).to(next(network.parameters()).device)
     )
     with evaluating(model):
-        slimming = PatchSlimming(
+        slimming = PatchSearch(
             model,
             [given for given, _ in pairs_of(images, model)],
             step=step,
@@ -156,7 +156,7 @@ def slim_patches(
         return slimming.predicting(found, dynamic if isinstance(dynamic, Prediction) else None)
 
 
-class PatchSlimming:
+class PatchSearch:
     """The search, on one network and its images; `slim_patches` says what the arguments are."""
 
     def __init__(
@@ -232,7 +232,7 @@ class PatchSlimming:
             return found
         blocks, errors, given = self._working(tuning), dict[int, float](), dict[int, Tensor]()
         for index in reversed(range(blocks.first, blocks.depth)):
-            given[index] = torch.cat([blocks.before_patches, found.places[index] + blocks.prefix])
+            given[index] = blocks.with_prefix(found.places[index])
             if index == blocks.depth - 1 and not blocks.reads_patches:
                 errors[index] = 0.0
                 continue
@@ -245,7 +245,7 @@ class PatchSlimming:
         """`found` with as many patches per block, chosen in every image by a score that is predicted from it (DPS)."""
         whole = copy.deepcopy(self.blocks.model)
         whole.load_state_dict(found.model.state_dict(), strict=False)  # but for the places
-        given = [torch.cat([self.blocks.before_patches, p + self.blocks.prefix]) for p in found.places]
+        given = [self.blocks.with_prefix(places) for places in found.places]
         model = predicting(
             self._arch(found, "dynamic_patch_slimming"),
             Blocks(whole),
