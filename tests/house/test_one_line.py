@@ -1,4 +1,4 @@
-"""Adding a mixer, a Space, a Sampler, a Searcher or a Task is one new file and one line of a table.
+"""Adding a mixer, a Space, a Sampler, a Searcher, a Task or a teacher's loss is one new file and one line of a table.
 
 A copy of the package gets exactly that, and then everything must know the new kind: its contract, Archs, counting,
 spaces of mixers, Supernets, export, the command line and its help.
@@ -194,6 +194,27 @@ class BrierConfig(TaskConfig):
         return Brier(given.num_classes)
 '''
 
+TAUGHT = '''
+"""The teacher's logits by the squared distance to them."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from vitnas.train.losses.distillation import TaughtLoss
+from vitnas.train.task import Batch, Outputs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Near(TaughtLoss):
+    word = "near"
+    compares_classes = True
+    wants_taught = ("logits",)
+
+    def __call__(self, outputs: Outputs, batch: Batch, taught: Outputs) -> dict[str, Tensor]:
+        return {"loss": (outputs["logits"] - taught["logits"]).square().mean()}
+'''
+
 # What a new kind is: its file, what is in it, the table's file, the line of the table.
 NEW = [
     (
@@ -226,6 +247,12 @@ NEW = [
         "train/losses/__init__.py",
         "from vitnas.train.losses.brier import BrierConfig as BrierConfig",
     ),
+    (
+        "train/losses/near.py",
+        TAUGHT,
+        "train/losses/__init__.py",
+        "from vitnas.train.losses.near import Near as Near",
+    ),
 ]
 
 TESTS = """
@@ -248,6 +275,7 @@ from vitnas.space.depth import depth_space
 from vitnas.supernet import Supernet
 from vitnas.testing import MixerContract, SpaceContract
 from vitnas.testing.flops import counted_macs
+from vitnas.train import Batch, Classification, TeacherConfig
 
 
 class TestAverage(MixerContract):
@@ -293,11 +321,19 @@ def test_supernets_and_searches_know_the_kinds(space: Space) -> None:
 def test_the_command_line_knows_them(capsys) -> None:
     assert main(["list"]) == 0
     told = capsys.readouterr().out
-    assert all(word in told for word in ("average", "depth (micro, deep)", "extremes", "corners", "brier"))
+    assert all(word in told for word in ("average", "depth (micro, deep)", "extremes", "corners", "brier", "near"))
     assert main(["run", "tour", "--help"]) == 0
     assert "sampler.kind=extremes: The largest and the smallest" in " ".join(capsys.readouterr().out.split())
     assert main(["run", "tour", "sampler.largest=0.3"]) == 2
     assert "sampler.largest belongs to sampler.kind extremes" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_run_may_learn_by_the_loss() -> None:
+    config = TeacherConfig(network="x", losses=("near", "soft"), weights=(3.0, 1.0))
+    logits = {"logits": torch.zeros(2, 3)}, {"logits": torch.ones(2, 3)}
+    found = config.task(Classification())(logits[0], Batch((), torch.zeros(2, dtype=torch.long)), logits[1])
+    assert found["near"] == 1
+    torch.testing.assert_close(found["loss"], found["labels"] + 3)
 
 
 DEPTH = ["space.kind=depth", "space.depths=1,2"]

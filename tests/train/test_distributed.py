@@ -78,6 +78,14 @@ def test_ranks_end_with_the_same_weights(seen: list[dict[str, Any]]) -> None:
     assert first["drawn"] != second["drawn"], "ranks draw different Archs"
 
 
+def test_ranks_train_one_lift(seen: list[dict[str, Any]]) -> None:
+    """From the first process's teacher, with the gradients of both, whose images and Archs differ."""
+    first, second = (found["lifts"] for found in seen)
+    assert len(first) == 4
+    assert first == second
+    assert first[0] != first[-1]
+
+
 def test_a_step_takes_three_reductions(seen: list[dict[str, Any]]) -> None:
     """Has any failed, who used which tensor, and the gradients, which fit one bucket."""
     assert [found["reductions"] for found in seen] == [3, 3]

@@ -19,6 +19,7 @@ from vitnas.arch import Arch
 from vitnas.budget import Budget
 from vitnas.data import Augment, TrainBatches, synthetic
 from vitnas.errors import UserError
+from vitnas.model import build
 from vitnas.sample import Draw, Moment, Uniform
 from vitnas.searching import Study, search
 from vitnas.space import autoformer
@@ -26,7 +27,17 @@ from vitnas.stages import Context, Run
 from vitnas.stages.run import SearchConfig
 from vitnas.stages.searching import Searches
 from vitnas.supernet import Supernet
-from vitnas.train import Batch, Classification, Engine, TrainConfig, fit, step_rng
+from vitnas.train import (
+    Batch,
+    Classification,
+    Distillation,
+    Engine,
+    Features,
+    Teacher,
+    TrainConfig,
+    fit,
+    step_rng,
+)
 from vitnas.train.metrics import MonitoredArch
 from vitnas.train.task import Outputs
 
@@ -235,6 +246,32 @@ class NoNumber(Classification):
         return {"loss": losses["loss"] * (1 if self.left >= 0 else torch.nan)}  # type: ignore[attr-defined]
 
 
+def lifts(engine: Engine) -> list[list[float]]:
+    """What a loss trains itself, before each step: the last two groups of the optimizer."""
+    sums: list[list[float]] = []
+
+    class Looking(Failing):
+        def before(self, moment: Moment) -> None:
+            own = [p for group in moment.optimizer.param_groups[-2:] for p in group["params"]]
+            sums.append([float(p.detach().double().abs().sum()) for p in own])
+
+    task = Distillation(losses={"features": (Features(blocks=((-1, -1),)), 1.0)}, labels=Classification())
+    teacher = Teacher(build(SPACE.largest(), generator=torch.Generator().manual_seed(1 + engine.rank)))
+    config = TrainConfig(epochs=1, monitor_every=0, warmup_epochs=0)
+    hooks, loader = [Looking("nowhere", 0, engine)], Failing("nowhere", 0, engine)
+    fit(
+        supernet(),
+        task,
+        ByRank(engine.rank),
+        loader,
+        config=config,
+        engine=engine,
+        hooks=hooks,
+        teacher=teacher,
+    )
+    return sums
+
+
 def faults(engine: Engine, folder: Path) -> dict[str, list[object]]:
     """What each rank hears of a fault that one of them met, and after how many seconds."""
 
@@ -328,6 +365,7 @@ def rank_main(rank: int, folder: Path) -> None:
         "sum": float(engine.accelerator.reduce(torch.tensor(float(rank + 1)), reduction="sum")),
         "gradients": gradients(engine),
         "training": training(engine, folder),
+        "lifts": lifts(engine),
         "reductions": reductions(engine),
         "searching": searching(engine, folder),
         "once": once(folder),
