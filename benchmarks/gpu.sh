@@ -1,43 +1,100 @@
 #!/usr/bin/env bash
-# What only a GPU can show, in under 9 minutes, without a network: run from the repository root.
+# What only a GPU can show, without a network: run from the repository root.
 #
-#   OUT=folder benchmarks/gpu.sh [cuda|cpu]
+#   OUT=folder benchmarks/gpu.sh [cuda|cpu] [STEP...]
 #
-# Each step has a time limit of its own, writes its results and its log into $OUT as it goes, and stops nobody else.
-# Wheels in `.whl/` are used for packages that the machine lacks. `cpu` rehearses all steps with tiny sizes.
+# Steps that are joined by + run side by side. By default `tokens+slim+patches trained`, under 9 minutes; `speed` stands
+# for what the spine and the mixers cost and the tests that need a GPU, under 9 minutes too. Each step has a time limit of
+# its own and stops nobody else. Results and logs are copied into $OUT as they grow; networks stay in $WORK. The same
+# command goes on from what $WORK has.
+#
+# What the machine lacks lies in `.gpu/`: data/ (CIFAR-10 as parquet, or a part), weights.safetensors (of the ViT-S/14 of
+# evidence_slim.py) and wheels/, which `python benchmarks/gpu_pack.py` makes; a step without its part is left out and says
+# so. `cpu` rehearses all steps with tiny sizes.
 set -uo pipefail
-device=${1:-cuda}
-out=${OUT:-runs/gpu}
-mkdir -p "$out"
-export PYTHONPATH=$PWD
+device=cuda
+case "${1:-}" in cuda | cpu) device=$1; shift ;; esac
+out=${OUT:-runs/gpu} work=${WORK:-/tmp/gpu-work}
+mkdir -p "$out" "$work/logs"
+out=$(realpath "$out") work=$(realpath "$work")
+export PYTHONPATH=$PWD HF_HUB_OFFLINE=1 HF_HOME=$work/hf TOKENIZERS_PARALLELISM=false
 python=${PYTHON:-python3}
-data=shared/data/cifar10-jpeg
-[ -d "$data" ] || data=../shared/data/cifar10-jpeg
+for data in .gpu/data shared/data/cifar10-jpeg ../shared/data/cifar10-jpeg; do [ -d "$data" ] && break; done
 data=$(realpath "$data")
+weights=${WEIGHTS:-.gpu/weights.safetensors}
 
-if ls .whl/*.whl >/dev/null 2>&1; then
-  "$python" -m pip install -q --no-index --no-deps --target /tmp/site .whl/*.whl && export PYTHONPATH=$PWD:/tmp/site
+if ls .gpu/wheels/*.whl >/dev/null 2>&1; then
+  site=/tmp/site-gpu
+  "$python" -m pip install -q --no-index --no-deps --no-warn-conflicts --target "$site" --upgrade .gpu/wheels/*.whl &&
+    export PYTHONPATH=$PWD:$site
 fi
+
+collect() { # copies results; a folder that is brought back may hold few files
+  local name
+  for name in spine throughput mixers; do [ -s "$work/$name.csv" ] && cp "$work/$name.csv" "$out"; done
+  for name in tokens.csv tokens_latency.csv; do [ -s "$work/tokens/$name" ] && cp "$work/tokens/$name" "$out"; done
+  [ -s "$work/slim.jsonl" ] && cp "$work/slim.jsonl" "$out"
+  [ -s "$work/patches/patches.json" ] && cp "$work/patches/patches.json" "$out"
+  cat "$work"/trained/slim_trained-*.jsonl >"$out/slim_trained.jsonl" 2>/dev/null || rm -f "$out/slim_trained.jsonl"
+  for name in "$work"/logs/*.log; do [ -s "$name" ] && echo "== $(basename "$name")" && tail -c 60000 "$name"; done >"$out/logs.txt"
+} 2>/dev/null
 
 step() { # step NAME SECONDS COMMAND...
   local name=$1 limit=$2 start=$SECONDS
   shift 2
-  timeout -k 5 "$limit" "$@" >"$out/$name.log" 2>&1
+  timeout -k 5 "$limit" "$@" >"$work/logs/$name.log" 2>&1
   echo "$name: exit $?, $((SECONDS - start)) s" | tee -a "$out/steps.txt"
-  tail -n 15 "$out/$name.log"
+  tail -n 15 "$work/logs/$name.log"
+  collect
 }
 
 if [ "$device" = cuda ]; then
-  rounds=7 precision=bf16 seconds=0.5 tokens="1024 4096"
+  export OMP_NUM_THREADS=4
+  precision=bf16 rounds=7 seconds=0.5 tokens="1024 4096"
   training="--train-images 20000 --epochs 3 --batch 256 --workers 12"
+  token_sizes="--seconds 190"
+  slim_sizes="--images 1024"
+  trained_sizes="--base-seconds 62 --recover-seconds 18 --workers 4"
+  patch_sizes="--dataset hfds/$data --image-size 32 --patch 4 --dim 192 --depth 6 --heads 6 --hidden 768 --batch 512 --epochs 15 --tune-epochs 3 --lr 1e-3"
 else
-  rounds=1 precision=fp32 seconds=0.01 tokens=64
+  precision=fp32 rounds=1 seconds=0.01 tokens=64
   training="--size micro --train-images 64 --epochs 2 --batch 16 --workers 0"
+  token_sizes="--tiny --seeds 1"
+  slim_sizes="--images 16 --seeds 1"
+  trained_sizes="--tiny --base-seconds 3 --recover-seconds 2"
+  patch_sizes="--dim 16 --depth 3 --heads 2 --hidden 32 --patch 7 --epochs 1 --tune-epochs 1 --block-epochs 1 --images 32 --seeds 0 --shares 55"
 fi
 
-step environment 30 "$python" -c 'from vitnas.measure.environment import environment; print(environment())'
-step host 60 "$python" benchmarks/spine.py --device "$device" --rounds "$rounds" --out "$out/spine.csv" --only host host_tiny host_fresh
-step spine 90 "$python" benchmarks/spine.py --device "$device" --rounds "$rounds" --out "$out/spine.csv" --only supernet fresh several scoring relative masked gathered
-step training 180 "$python" benchmarks/throughput.py --dataset "hfds/$data" --device "$device" --precision "$precision" $training --out "$out/throughput.csv"
-step mixers 80 "$python" benchmarks/mixers.py --device "$device" --tokens $tokens --seconds "$seconds" --out "$out/mixers.csv"
-step tests 90 "$python" -m pytest -q -m gpu -p no:cacheprovider -o addopts= -o timeout=0
+run() { # run STEP: one step by name
+  case $1 in
+  speed) for each in environment host spine training mixers tests; do run "$each"; done ;;
+  environment) step environment 30 "$python" -c 'from vitnas.measure.environment import environment; print(environment())' ;;
+  host) step host 60 "$python" benchmarks/spine.py --device "$device" --rounds "$rounds" --out "$work/spine.csv" --only host host_tiny host_fresh ;;
+  spine) step spine 90 "$python" benchmarks/spine.py --device "$device" --rounds "$rounds" --out "$work/spine.csv" --only supernet fresh several scoring relative masked gathered ;;
+  training) step training 180 "$python" benchmarks/throughput.py --dataset "hfds/$data" --device "$device" --precision "$precision" $training --out "$work/throughput.csv" ;;
+  mixers) step mixers 80 "$python" benchmarks/mixers.py --device "$device" --tokens $tokens --seconds "$seconds" --out "$work/mixers.csv" ;;
+  tests) step tests 90 "$python" -m pytest -q -m gpu -p no:cacheprovider -o addopts= -o timeout=0 ;;
+  tokens) step tokens 215 "$python" benchmarks/evidence_tokens.py --dataset "hfds/$data" --out "$work/tokens" --device "$device" --parts train tune $token_sizes ;;
+  slim) [ -f "$weights" ] || { echo "slim: left out, there is no $weights" | tee -a "$out/steps.txt"; return; }
+    step slim 215 "$python" benchmarks/evidence_slim.py --weights "$weights" --dataset "hfds/$data" --out "$work/slim.jsonl" --device "$device" $slim_sizes ;;
+  patches) mkdir -p "$work/patches"; step patches 215 "$python" benchmarks/evidence_patches.py --out "$work/patches/patches.json" --device "$device" --precision "$precision" $patch_sizes ;;
+  trained) # one process per seed
+    for seed in 0 1 2; do
+      step "trained-$seed" 260 "$python" benchmarks/evidence_slim_trained.py --dataset "hfds/$data" --out "$work/trained" --device "$device" --seeds $seed $trained_sizes &
+    done
+    wait ;;
+  *) echo "there is no step $1" | tee -a "$out/steps.txt" ;;
+  esac
+}
+
+(while sleep 10; do collect; done) &
+copying=$!
+[ $# -gt 0 ] || set -- tokens+slim+patches trained
+for group in "$@"; do
+  names=(${group//+/ })
+  pids=()
+  for name in "${names[@]}"; do run "$name" & pids+=($!); done
+  wait "${pids[@]}"
+done
+kill $copying
+collect

@@ -302,6 +302,8 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         (["count", "vit_resnas_tiny"], "1,782,630,272"),
         (["show", "tour"], "supernet:"),
         (["show", "autoformer_tiny"], "blocks.12.mlp"),
+        (["show", "deit_tiny_patch16_224"], "blocks.11.mlp"),
+        (["count", "vit_small_patch14_dinov2"], "22,056,192"),
         (["count", "autoformer_tiny"], "5,867,944"),
         (["count", "autoformer_small"], "4,773,"),
         (["doctor"], "torch"),

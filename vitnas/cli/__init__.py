@@ -49,8 +49,8 @@ USAGE = """\
 [bold]Looking things up[/bold]
   vitnas bench mixers \\[tokens=64,1024]  time and memory of every token mixer on this device, and where softmax wins
   vitnas list                             recipes, spaces, searchers, named models
-  vitnas show NAME                        a recipe's fields, or a model block by block (a name, an arch.json, or
-                                          a ViTAS code: 'vitas:1 2 4 3 ...')
+  vitnas show NAME                        a recipe's fields, or a model block by block (a name, an arch.json,
+                                          a ViTAS code: 'vitas:1 2 4 3 ...', or a trained one as MODEL above)
   vitnas count NAME                       MACs, parameters and memory, by every convention
   vitnas doctor                           is this machine ready? versions, devices, extras
 

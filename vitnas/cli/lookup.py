@@ -5,21 +5,27 @@ from __future__ import annotations
 import importlib.util
 from contextlib import suppress
 from importlib import metadata
-from typing import get_args
+from typing import Any, get_args
 
+import timm
+import torch
 import yaml
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from vitnas.arch import Arch
 from vitnas.budget import format_quantity
 from vitnas.counting import count, parts
 from vitnas.errors import UserError
+from vitnas.exporting.networks import load_network
 from vitnas.measure.environment import environment
 from vitnas.mixers import MIXERS, Convention
+from vitnas.model import Model, arch_of_timm
 from vitnas.model.named import NET_ID, find_arch
 from vitnas.model.net_id import net_id_of
 from vitnas.model.published import PUBLISHED
+from vitnas.model.trained import find_trained
 from vitnas.recipes import RECIPES
 from vitnas.sample import SAMPLERS
 from vitnas.searching import SEARCHERS
@@ -62,7 +68,7 @@ def show_command(words: list[str], console: Console) -> None:
     if name in RECIPES:
         console.print(escape(yaml.safe_dump(plain(RECIPES[name]()), sort_keys=False)), end="")
         return
-    arch = find_arch(name, RECIPES).arch
+    arch = arch_named(name)
     console.print(f"{arch.id}: {arch.describe()}")
     table = Table("part", "heads x dim", "MLP", "MACs", "params", show_edge=False)
     for part in parts(arch):
@@ -79,7 +85,7 @@ def show_command(words: list[str], console: Console) -> None:
 
 def count_command(words: list[str], console: Console) -> None:
     """Cost of an Arch by every convention (see vitnas/counting.py)."""
-    arch = find_arch(one_name(words, "count"), RECIPES).arch
+    arch = arch_named(one_name(words, "count"))
     cost = count(arch)
     console.print(f"{arch.id}: {arch.describe()}")
     for convention in get_args(Convention):
@@ -106,6 +112,29 @@ def doctor_command(words: list[str], console: Console) -> None:
             else f"missing: pip install 'vitnas\\[{extra}]'"
         )
         console.print(f"extra {extra:<10} {state}  ({use})")
+
+
+def arch_named(name: str) -> Arch:
+    """The Arch by a word that `find_arch` takes, or of a trained network by what `load_network` takes.
+
+    Raises:
+        UserError: neither, or a network that no Arch can say.
+    """
+    try:
+        return find_arch(name, RECIPES).arch
+    except UserError:
+        try:
+            given = find_trained(name, what="the model")
+        except UserError:
+            given = None
+        if given is None:
+            raise
+    if given.file:
+        network: Any = load_network(name, what="the model")
+    else:
+        with torch.device("meta"):
+            network = timm.create_model(given.name)
+    return network.arch if isinstance(network, Model) else arch_of_timm(network)
 
 
 def one_name(words: list[str], command: str) -> str:
