@@ -24,6 +24,7 @@ from vitnas.slimming import (
     PredictedDamage,
     agreement,
     allocate,
+    apart,
     fold,
     ordered,
     sensitivity,
@@ -286,3 +287,22 @@ def test_a_space_around_another_network_is_refused() -> None:
     given = network()
     with pytest.raises(UserError, match="stands around"):
         ordered(given, everything(network("swiglu")), scored(given))
+
+
+def test_tokens_in_a_file_give_the_same_network() -> None:
+    given = network("registers")
+    space = everything(given)
+    supernet = ordered(given, space, scored(given))
+    kept, filed = (fold(supernet, halved(space), images(), ram_bytes=size) for size in (1 << 20, 0))
+    for name, tensor in kept.state_dict().items():
+        torch.testing.assert_close(filed.state_dict()[name], tensor, rtol=0, atol=0)
+
+
+def test_candidates_differ() -> None:
+    given = network()
+    space = around(given, heads=(1, 2, 3, 4), hidden=(0.25, 0.5, 0.75, 1.0), blocks=range(3))
+    damage = PredictedDamage(space, sensitivity(ordered(given, space, scored(given)), images(64)))
+    trials = allocate(damage, num_trials=24, budget="macs<=150K")
+    found = apart(trials, 3)
+    assert found[0] == trials[0]
+    assert len(found) == 3

@@ -126,15 +126,16 @@ class LatencyModel:
 
 @dataclass(frozen=True)
 class PredictedLatency:
-    """A LatencyMeter that times nothing: it says what a LatencyModel predicts of a Model's Arch."""
+    """A LatencyMeter that times nothing: it says what a LatencyModel predicts of a Model's Arch, times `factor`."""
 
     space: Space
     model: LatencyModel
+    factor: float = 1.0
 
     def measure(self, model: nn.Module) -> float:
         """Milliseconds of a Model, which may have no storage."""
         genes = np.asarray([self.space.encode(cast(Any, model).arch)], dtype=np.int64)
-        return float(self.model.cost_of(self.space)(genes)[0])
+        return self.factor * float(self.model.cost_of(self.space)(genes)[0])
 
 
 def _latency_features(space: Space, genes: Matrix) -> np.ndarray:

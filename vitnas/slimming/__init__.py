@@ -2,7 +2,7 @@
 then, where there is time, by training (`recover`)."""
 
 from vitnas.slimming.agreement import Agreement, agreement
-from vitnas.slimming.allocation import PredictedDamage, allocate
+from vitnas.slimming.allocation import PredictedDamage, allocate, apart
 from vitnas.slimming.folding import fold
 from vitnas.slimming.images import Images
 from vitnas.slimming.importance import IMPORTANCE, Importance, Scores
@@ -27,6 +27,7 @@ __all__ = [
     "Slimmed",
     "agreement",
     "allocate",
+    "apart",
     "fold",
     "ordered",
     "recover",

@@ -2,7 +2,7 @@
 
 Damage is taken as the sum over genes, which makes a prediction of any Arch a look-up. `exchanged` gives the Archs that
 are best at some rate of damage for cost; a search of the package goes on from these, as budgets may limit several
-quantities. What is predicted best is then folded and measured, and the measurement decides.
+quantities. What is predicted best is then to be folded and measured; the measurement decides.
 """
 
 from __future__ import annotations
@@ -156,3 +156,17 @@ def _grown(space: Space, row: np.ndarray) -> Matrix:
             larger[place] += 1
             rows.append(larger)
     return space.canonical_matrix(np.stack(rows)) if rows else np.empty((0, len(row)), dtype=np.int64)
+
+
+def apart(trials: Sequence[Trial], count: int) -> list[Trial]:
+    """The first Trials that differ from each other in a tenth of their genes at least."""
+    found: list[Trial] = []
+    for trial in trials:
+        if all(
+            sum(a != b for a, b in zip(trial.genes, other.genes, strict=True)) * 10 >= len(trial.genes)
+            for other in found
+        ):
+            found.append(trial)
+        if len(found) == count:
+            break
+    return found

@@ -11,7 +11,7 @@ Both are ridge regressions towards the weights that are there: what needs no cha
 made up for by everything behind it, and errors do not pile up blindly. Source of the idea: least squares on unlabelled
 activations, as in CORP and in post-training quantisation; written from the equations.
 
-Memory: two streams at one place, and the sums of one layer.
+Memory: the sums of one layer, and the images' tokens at one place of both networks (`streams.py`).
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from vitnas.model.features import stage_starts
 from vitnas.slimming.branches import Branch, branches, inputs_of
 from vitnas.slimming.images import Images, pairs_of
 from vitnas.slimming.regression import Regression
+from vitnas.slimming.streams import RAM_BYTES, Streams
 from vitnas.supernet import Supernet
 
 Compensation = Literal["ridge", "mean", "none"]
@@ -44,6 +45,7 @@ def fold(
     *,
     compensation: Compensation = "ridge",
     strength: float | None = None,
+    ram_bytes: int = RAM_BYTES,
 ) -> Model:
     """The Model of `arch`, folded: made to answer as `supernet` does at its largest.
 
@@ -52,6 +54,7 @@ def fold(
         images: unlabelled; some hundred. With few of them the ridge is stronger.
         compensation: `ridge`; `mean` for constants alone; `none` for a bare extraction.
         strength: of the ridge (see `Regression.solve`); None for the best by two halves of the images.
+        ram_bytes: for the images' tokens, which lie in a file where they are more.
 
     Raises:
         UserError: an Arch that is not in the Space; no images, or activations that are not finite.
@@ -61,7 +64,8 @@ def fold(
     if compensation == "none":
         return slim
     whole = extract(supernet, supernet.space.largest()).eval()
-    _Fold(whole, slim, supernet.space.slots(arch), images, strength, slopes=compensation == "ridge").run()
+    slopes = compensation == "ridge"
+    _Fold(whole, slim, supernet.space.slots(arch), images, strength, slopes=slopes, ram_bytes=ram_bytes).run()
     return slim
 
 
@@ -73,16 +77,19 @@ class _Fold:
         slots: Sequence[int],
         images: Images,
         strength: float | None,
+        *,
         slopes: bool,
+        ram_bytes: int,
     ) -> None:
         self.whole, self.slim, self.strength, self.slopes = whole, slim, strength, slopes
         self.axes = named_axes(whole), named_axes(slim)
         self.branches = branches(whole)
         self.kept = {(branch.slot, branch.axis): branch for branch in branches(slim, slots)}
         self.entries = dict(zip(stage_starts(whole.arch)[1:], slim.reductions, strict=True))
-        given = [images_BCHW for images_BCHW, _ in pairs_of(images, whole)]
-        self.wanted = [whole.embed(images_BCHW) for images_BCHW in given]
-        self.there = [slim.embed(images_BCHW) for images_BCHW in given]
+        self.wanted, self.there = (
+            Streams((model.embed(images_BCHW) for images_BCHW, _ in pairs_of(images, model)), ram_bytes // 2)
+            for model in (whole, slim)
+        )
 
     def run(self) -> None:
         open_branch: Branch | None = None
@@ -91,12 +98,12 @@ class _Fold:
             if branch.entry is not None or kept is not None:
                 self._close(open_branch)
                 open_branch = kept
-            self.wanted = [branch.enter(x_BND) for x_BND in self.wanted]
+            self.wanted.move(branch.enter)
             if branch.entry is not None:
-                self.there = [self.entries[branch.slot](x_BND) for x_BND in self.there]
+                self.there.move(self.entries[branch.slot])
             if kept is not None:
                 self._fit_readers(branch, kept)
-            self.wanted = [branch(x_BND) for x_BND in self.wanted]
+            self.wanted.move(branch)
         self._close(open_branch)
         self._fit_heads()
 
@@ -132,7 +139,7 @@ class _Fold:
                     missing_BND = wanted_BND[..., :width] - kept(there_BND)
                 fit.add(seen[0][..., : writer.in_features if self.slopes else 0], missing_BND)
             _add(writer, *(unscaled(kept, found) for found in fit.solve(self.strength)))
-        self.there = [kept(x_BND) for x_BND in self.there]
+        self.there.move(kept)
 
     def _fit_heads(self) -> None:
         """The classifiers of a narrower network read other features."""

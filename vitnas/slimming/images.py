@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from vitnas.data import has_labels
 from vitnas.errors import UserError
 
 Images = Iterable[Any]
@@ -14,7 +15,7 @@ Images = Iterable[Any]
 
 
 def pairs_of(images: Images, network: nn.Module) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """The batches on the device of `network`, with their targets; None where a batch has none (or -1, unlabelled).
+    """The batches on the device of `network`, with their targets; None where it has no labels.
 
     Raises:
         UserError: what can be gone through once only, or no images.
@@ -26,7 +27,7 @@ def pairs_of(images: Images, network: nn.Module) -> Iterator[tuple[Tensor, Tenso
     device, count = next(network.parameters()).device, 0
     for batch in images:
         images_BCHW, targets_B = (batch, None) if isinstance(batch, Tensor) else batch
-        if targets_B is not None and (targets_B.numel() == 0 or bool((targets_B < 0).any())):
+        if targets_B is not None and not has_labels(targets_B):
             targets_B = None
         count += len(images_BCHW)
         yield images_BCHW.to(device), targets_B

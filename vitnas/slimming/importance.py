@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
@@ -17,11 +17,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vitnas.layers.axes import inputs_of, named_axes
+from vitnas.layers.axes import inputs_of as input_axes
+from vitnas.layers.axes import named_axes
 from vitnas.model import Model
 from vitnas.model.features import stage_starts
 from vitnas.model.modes import evaluating
+from vitnas.slimming.branches import branches
+from vitnas.slimming.elimination import eliminated
 from vitnas.slimming.images import Images, pairs_of
+from vitnas.slimming.regression import Regression
+from vitnas.slimming.streams import Streams
 
 UNITS = ("heads", "hidden", "dim")
 """Axes whose entries can be put in another order without changing what the network computes."""
@@ -68,7 +73,7 @@ def readers_of(model: Model) -> list[Reader]:
     for name, module in model.named_modules():
         if not isinstance(module, nn.Linear) or f"{name}.weight" not in axes:
             continue
-        inside = inputs_of(axes[f"{name}.weight"], module.in_features)
+        inside = input_axes(axes[f"{name}.weight"], module.in_features)
         if not inside or inside[0][0] not in UNITS:
             continue
         axis, size = inside[0]
@@ -125,6 +130,33 @@ def taylor(model: Model, images: Images, generator: torch.Generator) -> Scores:
     return totals.scores(model, left_out(model, images))
 
 
+@torch.no_grad()
+def unexplained(model: Model, images: Images, generator: torch.Generator) -> Scores:
+    """The squared error in the stream once a unit and all less important ones are gone and the others make up for them
+    (`elimination.py`). No labels. Channels and blocks as `activation`."""
+    found = activation(model, images, generator)
+    scores: dict[str, list[Tensor]] = {"heads": [], "hidden": []}
+    with evaluating(model):
+        streams = Streams(model.embed(images_BCHW) for images_BCHW, _ in pairs_of(images, model))
+        for branch in branches(model):
+            streams.move(branch.enter)
+            if (writer := branch.writer) is None:
+                scores[branch.axis].append(torch.zeros(0, dtype=torch.float64))
+                streams.move(branch)
+                continue
+            fit = Regression(writer.in_features, 0, writer.weight.device)
+            handle = writer.register_forward_pre_hook(
+                lambda _, given, fit=fit: fit.add(given[0], given[0][..., :0])
+            )
+            streams.move(branch)
+            handle.remove()
+            gamma = getattr(branch.scale, "gamma", None)
+            weight_YA = writer.weight.double() * (1 if gamma is None else gamma.double()[:, None])
+            units = len(getattr(found, branch.axis)[branch.slot])
+            scores[branch.axis].append(eliminated(fit.covariance()[0], weight_YA, units).cpu())
+    return replace(found, heads=tuple(scores["heads"]), hidden=tuple(scores["hidden"]))
+
+
 def magnitude(model: Model, images: Images, generator: torch.Generator) -> Scores:
     """Norm of the weights that take what a unit gives; of a block, of all its writers' together."""
     totals = _Totals()
@@ -147,6 +179,7 @@ def random(model: Model, images: Images, generator: torch.Generator) -> Scores:
 
 IMPORTANCE: Mapping[str, Importance] = {
     "activation": activation,
+    "unexplained": unexplained,
     "taylor": taylor,
     "magnitude": magnitude,
     "random": random,

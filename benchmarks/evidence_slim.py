@@ -1,0 +1,376 @@
+"""What slimming without training leaves of a pretrained ViT: compensation, order and allocation, each against less.
+
+    python benchmarks/evidence_slim.py --weights vit_small_patch14.safetensors --dataset hfds/FOLDER --out FILE.jsonl
+        [--seeds 3] [--images 384] [--settings fold uniform ...] [--torch-pruning FOLDER] [--device cpu] [--threads 1]
+
+The network is timm's vit_small_patch14_dinov2 at 98 pixels, without a head. Half of the MACs of its MLPs and heads go.
+Per seed, unlabelled images for calibration are drawn from train. A linear probe is fitted on the class token of 1,000
+labelled images as the given network sees them, and frozen; it is scored on 2,000 images of train that nothing else
+used. Cosines are of all final tokens with the given network's, on 256 further images. Each setting leaves one thing
+out:
+
+    fold        order `unexplained`, allocation by sensitivity, ridge
+    activation  the default order of `--importance` replaced
+    uniform     every block is left the same share of heads and hidden units
+    mean, none  constants alone make up for what goes; nothing does
+    magnitude, random   orders, in the Arch of `fold`
+    nested      the Arch of `fold`, cut out of what was folded for three quarters of the MACs
+    shares      `fold` at five budgets from one order and one sensitivity
+    pruning     Torch-Pruning (its folder is given): heads, hidden units, channels at one ratio by magnitude
+    timing      latency in ONNX Runtime, batch 1, one thread, beside the given network
+
+Rows go to `--out` as they come; a row that is there is not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vitnas.arch import Arch
+from vitnas.counting import count
+from vitnas.data import Data, DataConfig, EvalBatches, Images, open_data
+from vitnas.extraction import extract
+from vitnas.model import Model
+from vitnas.model.timm_keys import from_timm
+from vitnas.slimming import IMPORTANCE, PredictedDamage, agreement, allocate, fold, ordered, sensitivity
+from vitnas.space import around
+from vitnas.supernet import Supernet
+
+PROBED, SCORED, HELD = 1000, 2000, 256
+SHARES = (0.8, 0.65, 0.5, 0.4, 0.3)
+"""Of the MACs of MLPs and heads."""
+STEPS = tuple(step / 16 for step in range(1, 17))
+
+
+class Probe:
+    """A linear classifier on the class token, fitted once, and the images that score it."""
+
+    def __init__(self, network: nn.Module, data: Data, threads: int) -> None:
+        self.fitted = data.train.subset(range(PROBED))
+        self.scored = data.holdout
+        self.held = batches(data.train.subset(range(PROBED, PROBED + HELD)))
+        features_BD = features(network, self.fitted)
+        self.mean_D, self.std_D = features_BD.mean(0), features_BD.std(0) + 1e-6
+        self.weight = torch.zeros(10, features_BD.shape[1], dtype=torch.float64, requires_grad=True)
+        self.bias = torch.zeros(10, dtype=torch.float64, requires_grad=True)
+        descent = torch.optim.LBFGS([self.weight, self.bias], max_iter=500)
+        targets_B = self.fitted.targets
+
+        def step() -> Tensor:
+            descent.zero_grad()
+            loss = functional.cross_entropy(self.logits(features_BD), targets_B)
+            loss = loss + 0.005 * (self.weight**2).sum()
+            loss.backward()
+            return loss
+
+        descent.step(step)
+
+    def logits(self, features_BD: Tensor) -> Tensor:
+        normed_BD = ((features_BD - self.mean_D) / self.std_D).double()
+        return functional.linear(normed_BD, self.weight, self.bias)
+
+    def accuracy(self, network: nn.Module) -> float:
+        with torch.no_grad():
+            found_B = self.logits(features(network, self.scored)).argmax(1)
+        return float((found_B == self.scored.targets).double().mean())
+
+
+@torch.no_grad()
+def features(network: Any, images: Images) -> Tensor:
+    """Class tokens."""
+    device = next(network.parameters()).device
+    return torch.cat(
+        [network.forward_features(x.to(device))[:, 0].cpu() for x, _ in EvalBatches(images, batch_size=64)]
+    )
+
+
+def batches(images: Images) -> list[Tensor]:
+    return [x for x, _ in EvalBatches(images, batch_size=32)]
+
+
+class Calibrated:
+    """One seed: its images, order, sensitivity and Archs, each made when first asked for."""
+
+    def __init__(self, given: nn.Module, data: Data, seed: int, options: argparse.Namespace) -> None:
+        self.given, self.seed, self.options = given, seed, options
+        self.model = from_timm(given)
+        self.space = around(
+            self.model, heads=tuple(range(1, 7)), hidden=STEPS, blocks=range(self.model.arch.depth)
+        )
+        generator = torch.Generator().manual_seed(seed)
+        rest = torch.randperm(len(data.train) - PROBED - HELD, generator=generator) + PROBED + HELD
+        self.images = batches(data.train.subset(rest[: options.images].tolist()))
+        self.took: dict[str, float] = {}
+
+    def supernet(self, importance: str) -> Supernet:
+        images = self.images[: max(1, len(self.images) // 2)]
+        scores = IMPORTANCE[importance](self.model, images, torch.Generator().manual_seed(self.seed))
+        return ordered(self.model, self.space, scores)
+
+    @cached_property
+    def ordered(self) -> Supernet:
+        return self.timed("order", lambda: self.supernet(self.options.importance))
+
+    @cached_property
+    def damage(self) -> PredictedDamage:
+        images = self.images[: max(2, len(self.images) // 3)]
+        return PredictedDamage(
+            self.space, self.timed("sensitivity", lambda: sensitivity(self.ordered, images))
+        )
+
+    def arch(self, share: float) -> Arch:
+        whole = count(self.space.largest()).macs
+        apart = patches_macs(self.space.largest())
+        limit = int(apart + share * (whole - apart))
+        return self.timed("allocation", lambda: allocate(self.damage, f"macs<={limit}"))[0].arch
+
+    @cached_property
+    def half(self) -> Arch:
+        return self.arch(0.5)
+
+    @property
+    def uniform(self) -> Arch:
+        largest = self.space.largest()
+        return largest.with_blocks(
+            replace(block, num_heads=block.num_heads // 2, mlp_hidden=block.mlp_hidden // 2)
+            for block in largest.blocks
+        )
+
+    def timed(self, name: str, make: Callable[[], Any]) -> Any:
+        start = time.process_time()
+        made = make()
+        self.took[name] = time.process_time() - start
+        return made
+
+    def fold(self, arch: Arch, supernet: Supernet | None = None, how: Any = "ridge") -> Model:
+        supernet = supernet or self.ordered
+        return self.timed("fold", lambda: fold(supernet, arch, self.images, compensation=how))
+
+
+def patches_macs(arch: Arch) -> int:
+    """MACs of the patch embedding, which slimming leaves alone at one width."""
+    (rows, columns), side = arch.grids[0], arch.patch_size
+    return rows * columns * side * side * arch.in_chans * arch.embed_dim
+
+
+def fold_setting(made: Calibrated) -> Iterator[tuple[str, nn.Module]]:
+    yield "", made.fold(made.half)
+
+
+def other_order(word: str) -> Callable[[Calibrated], Iterator[tuple[str, nn.Module]]]:
+    def setting(made: Calibrated) -> Iterator[tuple[str, nn.Module]]:
+        yield "", made.fold(made.half, made.timed("order", lambda: made.supernet(word)))
+
+    return setting
+
+
+def less(how: str) -> Callable[[Calibrated], Iterator[tuple[str, nn.Module]]]:
+    def setting(made: Calibrated) -> Iterator[tuple[str, nn.Module]]:
+        yield "", made.fold(made.half, how=how)
+
+    return setting
+
+
+def uniform(made: Calibrated) -> Iterator[tuple[str, nn.Module]]:
+    yield "", made.fold(made.uniform)
+
+
+def nested(made: Calibrated) -> Iterator[tuple[str, nn.Module]]:
+    """What of compensation serves a smaller Arch: the weights folded for more MACs, put back and cut again."""
+    larger = made.fold(
+        made.space.largest().with_blocks(replace(b, mlp_hidden=1152) for b in made.space.largest().blocks)
+    )
+    inner = around(larger, heads=tuple(range(1, 7)), hidden=(384, 768, 1152), blocks=())
+    scores = IMPORTANCE["activation"](larger, made.images[:1], torch.Generator())
+    kept = replace(
+        scores,
+        **{
+            name: tuple(
+                torch.arange(len(found), 0, -1, dtype=torch.float64) for found in getattr(scores, name)
+            )
+            for name in ("heads", "hidden")
+        },
+    )
+    again = ordered(larger, inner, kept)
+    arch = inner.largest().with_blocks(replace(b, mlp_hidden=768) for b in inner.largest().blocks)
+    yield (
+        "alone",
+        made.fold(
+            made.space.largest().with_blocks(replace(b, mlp_hidden=768) for b in made.space.largest().blocks)
+        ),
+    )
+    yield "cut", extract(again, arch).eval()
+    yield "folded again", made.fold(arch, again)
+
+
+def shares(made: Calibrated) -> Iterator[tuple[str, nn.Module]]:
+    for share in SHARES:
+        yield f"{share:g}", made.fold(made.arch(share))
+
+
+def pruning(made: Calibrated) -> Iterator[tuple[str, nn.Module]]:
+    """Torch-Pruning by magnitude, at one ratio, to half of the MACs of MLPs and heads."""
+    sys.path.insert(0, str(made.options.torch_pruning))
+    import torch_pruning as tp
+
+    goal = made.arch(0.5)
+    limit = count(goal).macs
+    for name, keeps_width in (("heads and hidden", True), ("all", False)):
+        low, high, best = 0.0, 1.0, None
+        for _ in range(8):
+            ratio = (low + high) / 2
+            network = pruned(tp, made.given, ratio, keeps_width)
+            if macs_of(network) > limit:
+                low = ratio
+            else:
+                high, best = ratio, network
+        assert best is not None
+        yield name, best
+
+
+def pruned(tp: Any, given: nn.Module, ratio: float, keeps_width: bool) -> nn.Module:
+    import copy
+
+    network: Any = copy.deepcopy(given)
+    heads = {}
+    for block in network.blocks:
+        block.attn.fused_attn = False
+        heads[block.attn.qkv] = block.attn.num_heads
+    writers = [linear for block in network.blocks for linear in (block.attn.proj, block.mlp.fc2)]
+    ignored = [network.patch_embed, *writers] if keeps_width else []
+    pruner = tp.pruner.MetaPruner(
+        network,
+        torch.zeros(1, 3, 98, 98),
+        importance=tp.importance.GroupMagnitudeImportance(),
+        pruning_ratio=ratio,
+        ignored_layers=ignored,
+        num_heads=heads,
+        prune_num_heads=True,
+        head_pruning_ratio=ratio,
+        round_to=2,
+    )
+    pruner.step()
+    for block in network.blocks:
+        block.attn.num_heads = pruner.num_heads[block.attn.qkv]
+        block.attn.head_dim = block.attn.qkv.out_features // (3 * block.attn.num_heads)
+        block.attn.attn_dim = block.attn.num_heads * block.attn.head_dim
+    network.embed_dim = network.num_features = network.head_hidden_size = (
+        network.patch_embed.proj.out_channels
+    )
+    return network
+
+
+def macs_of(network: Any) -> int:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(torch.zeros(1, 3, 98, 98))
+    return counter.get_total_flops() // 2
+
+
+SETTINGS: dict[str, Callable[[Calibrated], Iterator[tuple[str, nn.Module]]]] = {
+    "fold": fold_setting,
+    "activation": other_order("activation"),
+    "uniform": uniform,
+    "mean": less("mean"),
+    "none": less("none"),
+    "magnitude": other_order("magnitude"),
+    "random": other_order("random"),
+    "nested": nested,
+    "shares": shares,
+    "pruning": pruning,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--dataset", required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--images", type=int, default=384)
+    parser.add_argument("--importance", default="unexplained", choices=list(IMPORTANCE))
+    parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
+    parser.add_argument("--torch-pruning", type=Path, default=None)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    given = timm.create_model("vit_small_patch14_dinov2", num_classes=0, img_size=518)
+    given.load_state_dict(load_file(options.weights))
+    given.set_input_size(img_size=98)
+    given = given.eval().to(options.device)
+    config = DataConfig(
+        dataset=options.dataset,
+        image_size=98,
+        holdout=SCORED,
+        max_images=12_000,
+        crop_pct=1.0,
+        augment="none",
+    )
+    data = open_data(config)
+    probe = Probe(given, data, options.threads)
+    known = (
+        [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
+    )
+    whole = probe.accuracy(given)
+    print(f"the given network: {whole:.2%} of {len(probe.scored)}", flush=True)
+    for seed in range(options.seeds):
+        made = Calibrated(given, data, seed, options)
+        for setting in options.settings:
+            key = {
+                "setting": setting,
+                "seed": seed,
+                "images": options.images,
+                "importance": options.importance,
+            }
+            if any(key.items() <= row.items() for row in known):
+                continue
+            for variant, network in SETTINGS[setting](made):
+                took = {f"{name}_cpu_s": round(seconds, 1) for name, seconds in made.took.items()}
+                found = agreement(network, given, probe.held)
+                row = {
+                    **key, "variant": variant, "macs": macs_of(network), "tokens": found.tokens, "pooled": found.pooled,
+                    "accuracy": probe.accuracy(network), "given": whole, "n": len(probe.scored), **took,
+                    "arch": [(b.slot, b.num_heads, b.mlp_hidden) for b in network.arch.blocks]
+                    if isinstance(network, Model) else None,
+                }  # fmt: skip
+                with options.out.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+                known.append(row)
+                print({name: value for name, value in row.items() if name != "arch"}, flush=True)
+    table(known)
+
+
+def table(rows: list[dict[str, Any]]) -> None:
+    print(f"\n{'setting':<28} {'MACs':>8} {'tokens':>7} {'points lost':>12}   seeds")
+    for key in dict.fromkeys((row["setting"], row["variant"]) for row in rows):
+        mine = [row for row in rows if (row["setting"], row["variant"]) == key]
+        lost = [100 * (row["given"] - row["accuracy"]) for row in mine]
+        spread = statistics.stdev(lost) if len(lost) > 1 else 0.0
+        tokens = statistics.mean(row["tokens"] or 0.0 for row in mine)
+        macs = statistics.mean(row["macs"] for row in mine) / 1e6
+        print(
+            f"{' '.join(key):<28} {macs:7.0f}M {tokens:7.4f} {statistics.mean(lost):6.2f} ({spread:.2f})   {len(mine)}"
+        )
+
+
+if __name__ == "__main__":
+    main()
