@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from timm.layers import SwiGLU, SwiGLUPacked
+from timm.models.beit import Beit
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
@@ -53,6 +54,7 @@ NETWORKS: dict[str, Any] = {
     "eva": partial(
         Eva, swiglu_mlp=True, scale_mlp=True, qkv_fused=True, use_rot_pos_emb=True, global_pool="avg"
     ),
+    "beit": partial(Beit, use_rel_pos_bias=True, init_values=0.1, global_pool="avg"),
     "relative": partial(VisionTransformerRelPos, class_token=True, global_pool="avg"),
 }
 
@@ -226,7 +228,13 @@ def test_a_sensitivity_says_what_each_option_costs() -> None:
         for name in ("attn.proj", "mlp.fc2"):
             given.get_submodule(f"blocks.1.{name}").weight.zero_()
     space = around(
-        given, heads=(1, 2, 3, 4), hidden=(0.25, 0.5, 0.75, 1.0), embed_dim=(0.5, 1.0), blocks=range(3)
+        given,
+        heads=(1, 2, 3, 4),
+        hidden=(0.25, 0.5, 0.75, 1.0),
+        embed_dim=(0.5, 1.0),
+        head_dim=(0.5, 1.0),
+        blocks=range(3),
+        multiple=4,
     )
     supernet = ordered(given, space, scored(given))
     found = sensitivity(supernet, images(128))
@@ -306,3 +314,29 @@ def test_candidates_differ() -> None:
     found = apart(trials, 3)
     assert found[0] == trials[0]
     assert len(found) == 3
+
+
+@pytest.mark.parametrize("kind", ["plain", "registers", "relative", "beit"])
+@pytest.mark.parametrize("word", ["activation", "magnitude"])
+def test_heads_are_told_in_a_basis_whose_first_entries_say_most(kind: str, word: str) -> None:
+    given = network(kind)
+    space = around(given, heads=(1.0,), hidden=(1.0,), head_dim=(0.5, 1.0), blocks=(), multiple=2)
+    scores = scored(given, word)
+    supernet = ordered(given, space, scores)
+    whole, narrow = extract(supernet, space.largest()), space.smallest()
+    assert {block.head_dim for block in narrow.blocks} == {4}
+    torch.testing.assert_close(whole(images()[0]), given(images()[0]), rtol=1e-3, atol=1e-3)
+    plain = ordered(given, space, replace(scores, bases=(None,) * 3))
+    turned, as_it_was = (
+        agreement(fold(each, narrow, images(96), compensation="none"), given, images(32, seed=2)).tokens
+        for each in (supernet, plain)
+    )
+    assert turned > as_it_was + 0.005
+    folded = agreement(fold(supernet, narrow, images(96)), given, images(32, seed=2))
+    assert folded.tokens > turned
+
+
+def test_heads_that_need_all_their_entries_are_not_narrowed() -> None:
+    with pytest.raises(UserError, match="no block has heads that can be narrower"):
+        around(network("pooled"), head_dim=(0.5, 1.0), multiple=2)
+    assert scored(network("pooled")).bases == (None, None, None)

@@ -17,7 +17,7 @@ Memory: the sums of one layer, and the images' tokens at one place of both netwo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from vitnas.arch import Arch
 from vitnas.errors import check_word
 from vitnas.extraction import extract
 from vitnas.layers.axes import named_axes, outputs_of
+from vitnas.mixers.mixer import HeadMixer
 from vitnas.model import Model
 from vitnas.model.features import stage_starts
 from vitnas.slimming.branches import Branch, branches, inputs_of
@@ -60,13 +61,30 @@ def fold(
         UserError: an Arch that is not in the Space; no images, or activations that are not finite.
     """
     check_word("compensation", compensation, get_args(Compensation))
-    slim = extract(supernet, arch).eval()
-    if compensation == "none":
-        return slim
-    whole = extract(supernet, supernet.space.largest()).eval()
-    slopes = compensation == "ridge"
-    _Fold(whole, slim, supernet.space.slots(arch), images, strength, slopes=slopes, ram_bytes=ram_bytes).run()
+    whole, slim = (extract(supernet, each).eval() for each in (supernet.space.largest(), arch))
+    slots = supernet.space.slots(arch)
+    for index, slot in enumerate(slots):
+        _keep_scale(whole.blocks[slot], slim.blocks[index])
+    if compensation != "none":
+        slopes = compensation == "ridge"
+        _Fold(whole, slim, slots, images, strength, slopes=slopes, ram_bytes=ram_bytes).run()
     return slim
+
+
+def _keep_scale(theirs: Any, ours: Any) -> None:
+    """Narrower heads divide their products by the root of their own width: queries make up for it."""
+    if (ratio := scale_ratio(theirs.attn, ours.attn)) != 1:
+        ours.attn.qkv.weight.unflatten(0, (3, -1))[0].mul_(ratio)
+        for bias in (ours.attn.qkv.bias, getattr(ours.attn, "q_bias", None)):
+            if bias is not None:
+                bias[: ours.attn.num_heads * ours.attn.head_dim].mul_(ratio)
+
+
+def scale_ratio(theirs: nn.Module, ours: nn.Module) -> float:
+    """By how much queries of `ours` must be larger for the same products."""
+    if not isinstance(theirs, HeadMixer) or not isinstance(ours, HeadMixer):
+        return 1.0
+    return theirs.scale / ours.scale
 
 
 class _Fold:
@@ -119,11 +137,13 @@ class _Fold:
                 [size for _, size in outputs_of(axes[f"{name}.weight"], linear.in_features)]
                 for axes, name, linear in pairs
             )
-            first = tuple(slice(0, size) for size in few)
+            first, ratio = tuple(slice(0, size) for size in few), scale_ratio(branch.inner, kept.inner)
             fit = Regression(ours.in_features, ours.out_features, ours.weight.device)
             for there_BND, wanted_BND in zip(self.there, self.wanted, strict=True):
                 seen_BND = kept.seen(there_BND)
                 given = theirs(branch.seen(wanted_BND)).unflatten(-1, sizes)[(..., *first)]
+                if ratio != 1:
+                    given = given * torch.tensor([ratio, 1.0, 1.0]).to(given)[:, None, None]
                 fit.add(seen_BND, given.flatten(-len(sizes)) - ours(seen_BND))
             _add(ours, *fit.solve(self.strength, intercept=ours.bias is not None))
 

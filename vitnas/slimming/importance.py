@@ -22,6 +22,7 @@ from vitnas.layers.axes import named_axes
 from vitnas.model import Model
 from vitnas.model.features import stage_starts
 from vitnas.model.modes import evaluating
+from vitnas.slimming.bases import Bases, bases_of
 from vitnas.slimming.branches import branches
 from vitnas.slimming.elimination import eliminated
 from vitnas.slimming.images import Images, pairs_of
@@ -41,12 +42,14 @@ class Scores:
         heads, hidden: per block, of its heads (none where its mixer has none) and of its hidden units.
         width: per stage, of the channels of its stream.
         blocks: of each block.
+        bases: per block, of its heads, with the entries that tell most first; None where heads need all of theirs.
     """
 
     heads: tuple[Tensor, ...]
     hidden: tuple[Tensor, ...]
     width: tuple[Tensor, ...]
     blocks: Tensor
+    bases: tuple[Bases | None, ...]
 
 
 class Importance(Protocol):
@@ -99,7 +102,7 @@ def activation(model: Model, images: Images, generator: torch.Generator) -> Scor
     for reader, spread in zip(readers, spreads, strict=True):
         weight_A = (reader.linear.weight.detach().double() ** 2).sum(0)
         totals.add(reader, spread.variance_A * weight_A)
-    return totals.scores(model, left_out(model, images), root=True)
+    return totals.scores(model, left_out(model, images), bases_of(model, images), root=True)
 
 
 def taylor(model: Model, images: Images, generator: torch.Generator) -> Scores:
@@ -127,7 +130,7 @@ def taylor(model: Model, images: Images, generator: torch.Generator) -> Scores:
                     gain_BA = (x * x.grad).detach().double()
                     gain_BA = gain_BA.flatten(1, -2).sum(1) if gain_BA.dim() > 2 else gain_BA
                     totals.add(readers[number], gain_BA, square=True)
-    return totals.scores(model, left_out(model, images))
+    return totals.scores(model, left_out(model, images), bases_of(model, images))
 
 
 @torch.no_grad()
@@ -166,7 +169,7 @@ def magnitude(model: Model, images: Images, generator: torch.Generator) -> Score
         totals.add(reader, squares_A)
         if reader.key[0] != "dim":
             blocks[reader.key[1]] += squares_A.sum().cpu()
-    return totals.scores(model, blocks.sqrt(), root=True)
+    return totals.scores(model, blocks.sqrt(), bases_of(model, None), root=True)
 
 
 def random(model: Model, images: Images, generator: torch.Generator) -> Scores:
@@ -174,7 +177,8 @@ def random(model: Model, images: Images, generator: torch.Generator) -> Scores:
     totals = _Totals()
     for reader in readers_of(model):
         totals.add(reader, torch.rand(reader.linear.in_features, generator=generator, dtype=torch.float64))
-    return totals.scores(model, torch.rand(model.arch.depth, generator=generator, dtype=torch.float64))
+    blocks = torch.rand(model.arch.depth, generator=generator, dtype=torch.float64)
+    return totals.scores(model, blocks, bases_of(model, None))
 
 
 IMPORTANCE: Mapping[str, Importance] = {
@@ -250,14 +254,16 @@ class _Totals:
         known = self._found.get(reader.key)
         self._found[reader.key] = by_unit if known is None else known + by_unit
 
-    def scores(self, model: Model, blocks: Tensor, *, root: bool = False) -> Scores:
+    def scores(
+        self, model: Model, blocks: Tensor, bases: tuple[Bases | None, ...], *, root: bool = False
+    ) -> Scores:
         def of(axis: str, count: int) -> tuple[Tensor, ...]:
             none = torch.zeros(0, dtype=torch.float64)
             found = [self._found.get((axis, index), none) for index in range(count)]
             return tuple(each.sqrt() if root else each for each in found)
 
         depth, stages = model.arch.depth, len(model.arch.stages)
-        return Scores(of("heads", depth), of("hidden", depth), of("dim", stages), blocks)
+        return Scores(of("heads", depth), of("hidden", depth), of("dim", stages), blocks, bases)
 
 
 @contextmanager

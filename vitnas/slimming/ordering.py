@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from vitnas.errors import UserError
 from vitnas.model import Model
 from vitnas.model.timm_keys import from_timm
+from vitnas.slimming.bases import turn
 from vitnas.slimming.importance import Scores
 from vitnas.space import AroundSpace
 from vitnas.supernet import Supernet, start_from_timm
@@ -38,6 +40,9 @@ def ordered(network: nn.Module, space: AroundSpace, scores: Scores) -> Supernet:
             f"the space stands around {space.arch.id}, the network is {given.id}; units are ordered of the network "
             "that a space stands around. Make the space with around(network)."
         )
+    if any(gene.field == "head_dim" for gene in space.genes):
+        model = copy.deepcopy(model)
+        turn(model, scores.bases)
     supernet = Supernet(space).eval()
     start_from_timm(supernet, model)
     for axis, prefix, scores_U in _orders(space, scores):

@@ -73,17 +73,14 @@ class Regression:
         Raises:
             UserError: sums that are not finite.
         """
-        if not bool(torch.isfinite(self._AA).all() and torch.isfinite(self._AY).all()):
-            raise UserError(
-                "activations are not finite (NaN or infinite); nothing can be fitted to them. Look for such weights "
-                "in the network, or such pixels in the images."
-            )
+        require_finite(self._AA, self._AY)
         if strength is None:
             strength = self._best(intercept)
         return self._fit(slice(0, 2), [strength], intercept)[0]
 
     def covariance(self) -> tuple[Tensor, Tensor]:
-        """(A, A) covariance of the inputs, and their mean."""
+        """(A, A) covariance of the inputs, and their mean; as `solve`, of finite sums alone."""
+        require_finite(self._AA)
         cov_AA, _, mean_A, _ = self._sums(slice(0, 2), True)
         return cov_AA, mean_A
 
@@ -125,6 +122,15 @@ class Regression:
         bias_Y = mean_A @ slopes_AY + constant_Y - mean_Y
         spread = (slopes_AY * (cov_AA @ slopes_AY - 2 * cov_AY)).sum()
         return spread + (bias_Y**2).sum()
+
+
+def require_finite(*sums: Tensor) -> None:
+    """Refuse sums of activations that hold NaN or infinity."""
+    if not all(bool(torch.isfinite(each).all()) for each in sums):
+        raise UserError(
+            "activations are not finite (NaN or infinite); nothing can be fitted to them. Look for such weights in the "
+            "network, or such pixels in the images."
+        )
 
 
 def ridge_solve(cov_AA: Tensor, cov_AY: Tensor, ridge: Tensor) -> Tensor:

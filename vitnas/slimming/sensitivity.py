@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -103,16 +104,29 @@ class _Pass:
             if branch.axis == "heads" and (gene := self.genes.get(("exists", branch.slot))) is not None:
                 yield gene.name, (self._without(number, before), 0.0)
             written = _Written(branch, self.fitted, self.held)
-            gene = self.genes.get(("num_heads" if branch.axis == "heads" else "mlp_hidden", branch.slot))
-            if gene is not None and branch.writer is not None:
-                units = gene.options[-1]
-                yield gene.name, tuple(self._cut(number, written, option / units) for option in gene.options)
+            if branch.writer is not None:
+                fields = ("num_heads", "head_dim") if branch.axis == "heads" else ("mlp_hidden",)
+                for gene in (
+                    self.genes[field, branch.slot] for field in fields if (field, branch.slot) in self.genes
+                ):
+                    yield (
+                        gene.name,
+                        tuple(self._cut(number, written, gene, option) for option in gene.options),
+                    )
             self.fitted, self.held = written.behind
             before = written
 
-    def _cut(self, number: int, written: _Written, share: float) -> float:
-        """The damage where the branch's writer is left with that share of its inputs."""
-        return self._damage(number + 1, written.cut(share)) if share < 1 else 0.0
+    def _cut(self, number: int, written: _Written, gene: Gene, option: int) -> float:
+        """The damage where the branch's writer is left with what `option` of `gene` keeps of its inputs."""
+        if option == gene.options[-1]:
+            return 0.0
+        inputs = torch.arange(len(written.mean_A), device=written.mean_A.device)
+        if gene.field == "head_dim":
+            inner: Any = written.branch.inner
+            kept = inputs.remainder(inner.head_dim) < option
+        else:
+            kept = inputs < len(inputs) * option // gene.options[-1]
+        return self._damage(number + 1, written.cut(kept))
 
     def _without(self, number: int, before: _Written | None) -> float:
         """The damage where both branches of a block are left out, and the writer before makes up for it."""
@@ -163,21 +177,21 @@ class _Written:
                 fit.add(given_BNA, given_BNA[..., :0])
             self.covariance_AA, self.mean_A = fit.covariance()
 
-    def cut(self, share: float) -> Streams:
-        """Streams behind the branch with the first inputs of the writer alone, which make up for the others."""
+    def cut(self, kept_A: Tensor) -> Streams:
+        """Streams behind the branch with those inputs of the writer alone, which make up for the others."""
         writer = self.branch.writer
         assert writer is not None
-        kept = round(share * writer.in_features)
+        kept, gone = kept_A.nonzero().squeeze(1), (~kept_A).nonzero().squeeze(1)
         weight_DA = writer.weight.double()
-        cov_SS, cov_SP = self.covariance_AA[:kept, :kept], self.covariance_AA[:kept, kept:]
+        cov_SS, cov_SP = self.covariance_AA[kept][:, kept], self.covariance_AA[kept][:, gone]
         slopes_SP = ridge_solve(cov_SS, cov_SP, STRENGTH * cov_SS.diagonal().mean())
-        weight_DS = weight_DA[:, :kept] + weight_DA[:, kept:] @ slopes_SP.T
-        constant_D = writer.bias.double() + weight_DA[:, kept:] @ (
-            self.mean_A[kept:] - slopes_SP.T @ self.mean_A[:kept]
+        weight_DS = weight_DA[:, kept] + weight_DA[:, gone] @ slopes_SP.T
+        constant_D = writer.bias.double() + weight_DA[:, gone] @ (
+            self.mean_A[gone] - slopes_SP.T @ self.mean_A[kept]
         )
         weight_DS, constant_D = weight_DS.to(writer.weight), constant_D.to(writer.weight)
         return [
-            base_BND + self.branch.scale(functional.linear(given_BNA[..., :kept], weight_DS, constant_D))
+            base_BND + self.branch.scale(functional.linear(given_BNA[..., kept], weight_DS, constant_D))
             for base_BND, given_BNA in zip(self.base, self.given[1], strict=True)
         ]
 

@@ -15,9 +15,10 @@ import timm
 import torch
 from torch import nn
 
-from vitnas.arch import SCHEMA, Arch, Stage, round_to
+from vitnas.arch import SCHEMA, Arch, Block, Stage, round_to
 from vitnas.errors import UserError
 from vitnas.grids import ImageSize
+from vitnas.layers.rotary import rotary_of
 from vitnas.mixers import MIXERS
 from vitnas.model import Model, arch_of_timm
 from vitnas.model.trained import find_trained
@@ -31,13 +32,14 @@ HALF = (0.5, 0.75, 1.0)
 
 @dataclass(frozen=True, kw_only=True)
 class AroundSpace(Space):
-    """Genes: `embed_dim`, then per block `exists.i` (if it may go), `num_heads.i` and `mlp_hidden.i`; in a net of
-    several stages `embed_dim.s`, `num_heads.s.i` and so on. What has one option only is no gene.
+    """Genes: `embed_dim`, then per block `exists.i` (if it may go), `num_heads.i`, `head_dim.i` and `mlp_hidden.i`; in
+    a net of several stages `embed_dim.s`, `num_heads.s.i` and so on. What has one option only is no gene.
 
     Args:
         arch: the given Arch, the largest. Slots that its blocks remember are forgotten.
-        heads, hidden, embed_dims: options, rising, as shares up to 1.0 of what is there or as whole numbers; what is
-            there is always one.
+        heads, hidden, embed_dims, head_dims: options, rising, as shares up to 1.0 of what is there or as whole
+            numbers; what is there is always one. Heads become narrower only where the entries of queries and keys have
+            no meaning of their own (`narrows_heads`).
         blocks: which blocks may be left out, counted from 0 through all stages.
         multiple: hidden units and widths are multiples of it, besides those that are there.
     """
@@ -50,6 +52,7 @@ class AroundSpace(Space):
     heads: Options = (1.0,)
     hidden: Options = (1.0,)
     embed_dims: Options = (1.0,)
+    head_dims: Options = (1.0,)
     blocks: tuple[int, ...] = ()
     multiple: int = 8
 
@@ -77,7 +80,7 @@ class AroundSpace(Space):
             "blocks": tuple(sorted(set(self.blocks))),
         }
         own |= {name: getattr(given, name) for name in ("image_size", "in_chans", "num_classes")}
-        own |= {name: tuple(getattr(self, name)) for name in ("heads", "hidden", "embed_dims")}
+        own |= {name: tuple(getattr(self, name)) for name in ("heads", "hidden", "embed_dims", "head_dims")}
         for name, value in own.items():
             object.__setattr__(self, name, value)
         if self.multiple < 1:
@@ -90,6 +93,15 @@ class AroundSpace(Space):
         blocks = self.arch.blocks
         _fit("heads", self.heads, [block.num_heads for block in blocks if MIXERS[block.mixer].has_heads], 1)
         _fit("hidden", self.hidden, [block.mlp_hidden for block in blocks], self.multiple)
+        if set(self.head_dims) != {1.0}:
+            narrowed = [block.head_dim for block in blocks if narrows_heads(self.arch, block)]
+            if not narrowed:
+                raise UserError(
+                    f"head_dims are {', '.join(map(str, self.head_dims))}; no block has heads that can be narrower: "
+                    "rotary and relative positions, norms of queries and mixers besides softmax need them whole. Leave "
+                    "head_dims out."
+                )
+            _fit("head_dims", self.head_dims, narrowed, self.multiple)
         _fit("embed_dims", self.embed_dims, [stage.embed_dim for stage in self.arch.stages], self.multiple)
 
     def declared(self) -> Iterator[Gene]:
@@ -105,6 +117,9 @@ class AroundSpace(Space):
                 heads = options_of(self.heads, block.num_heads, 1)
                 if len(heads) > 1 and MIXERS[block.mixer].has_heads:
                     yield Gene(f"num_heads{tail}.{i}", heads, **place)
+                wide = options_of(self.head_dims, block.head_dim, self.multiple)
+                if len(wide) > 1 and narrows_heads(self.arch, block):
+                    yield Gene(f"head_dim{tail}.{i}", wide, **place)
                 hidden = options_of(self.hidden, block.mlp_hidden, self.multiple)
                 if len(hidden) > 1:
                     yield Gene(f"mlp_hidden{tail}.{i}", hidden, **place)
@@ -115,6 +130,16 @@ class AroundSpace(Space):
 
     def fixed(self) -> dict[str, Any]:
         return {name: value for name, value in _fields(self.arch).items() if name != "stages"}
+
+
+def narrows_heads(arch: Arch, block: Block) -> bool:
+    """Whether heads of `block` may be narrower: queries and keys meet in their product alone, so any basis serves."""
+    return (
+        block.mixer == "softmax"
+        and rotary_of(arch.position) == "none"
+        and not arch.qk_norm
+        and not arch.relative_position
+    )
 
 
 def options_of(asked: Options, there: int, multiple: int) -> tuple[int, ...]:
@@ -185,6 +210,7 @@ def around(
     heads: Options | None = None,
     hidden: Options | None = None,
     embed_dim: Options = (1.0,),
+    head_dim: Options = (1.0,),
     blocks: Sequence[int] | None = None,
     multiple: int = 8,
     **options: Any,
@@ -195,6 +221,7 @@ def around(
         heads, hidden: options of every block's heads and hidden units, as shares up to 1.0 of its own or as numbers; by
             default a half, three quarters and all, where that leaves a choice.
         embed_dim: options of the embedding width.
+        head_dim: options of the width of every block's heads, where they may be narrower.
         blocks: which may be left out, counted from 0; by default every second one.
         multiple: hidden units and widths are snapped to it.
         options: other fields of `AroundSpace` (keep, keep_places, selector, name).
@@ -216,6 +243,7 @@ def around(
         heads=_where_it_fits(headed, 1) if heads is None else heads,
         hidden=_where_it_fits([b.mlp_hidden for b in arch.blocks], multiple) if hidden is None else hidden,
         embed_dims=embed_dim,
+        head_dims=head_dim,
         blocks=every_second(arch.stages) if blocks is None else tuple(blocks),
         multiple=multiple,
         **options,
@@ -246,7 +274,7 @@ def around_named(
         UserError: no network, an unknown one, or one that cannot be written as an Arch.
     """
     network = _stated(network)
-    made = from_preset(AroundSpace, SIZES, size, options, also=("embed_dim",))
+    made = from_preset(AroundSpace, SIZES, size, options, also=("embed_dim", "head_dim"))
     given = find_trained(network, what="network")
     made["name"] = f"around_{Path(given.folder or given.name).name}"
     data = {"img_size": image_size, "num_classes": num_classes, "in_chans": in_chans}
@@ -283,6 +311,7 @@ class AroundConfig(SpaceConfig):
     heads: tuple[float, ...] | None = None
     hidden: tuple[float, ...] | None = None
     embed_dim: tuple[float, ...] | None = None
+    head_dim: tuple[float, ...] | None = None
     blocks: tuple[int, ...] | None = None
     multiple: int | None = None
 
