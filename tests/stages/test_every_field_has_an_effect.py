@@ -176,6 +176,7 @@ SMALL: dict[str, dict[str, Any]] = {
 KEEP = {"keep": (1.0, 0.5), "keep_places": (1,), "selector": "attention"}
 CHANGES: dict[str, dict[str, Any]] = {
     "around": {"size": "quarter", "network": "test_vit2", "heads": (1.0,), "hidden": (1.0,), "embed_dim": (0.5, 1.0),
+               "head_dim": (0.5, 1.0),
                "blocks": (), "multiple": 64},
     "autoformer": {"size": "tiny", "patch_size": 8, "embed_dims": (16, 32), "depths": (1, 2), "num_heads": (1, 2),
                    "mlp_ratios": (1.0, 2.0), "head_dim": 8, "relative_position": 3},

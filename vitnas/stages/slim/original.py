@@ -15,6 +15,7 @@ from vitnas.grids import ImageSize, size_text
 from vitnas.model import Model
 from vitnas.model.timm_keys import from_timm
 from vitnas.space import AroundConfig, AroundSpace, around
+from vitnas.space.around import narrows_heads, options_of
 from vitnas.stages.run import Run, SlimConfig
 from vitnas.stages.work import RunImages, Work
 from vitnas.train.teacher import Pixels
@@ -108,6 +109,11 @@ def space_around(arch: Arch, config: AroundConfig, axes: tuple[str, ...], name: 
         "hidden": (config.hidden or EIGHTHS) if "hidden" in axes else (1.0,),
         "embed_dim": (config.embed_dim or WIDTHS) if "embed_dim" in axes else (1.0,),
     }
+    narrowed = [block.head_dim for block in arch.blocks if narrows_heads(arch, block)]
+    options["head_dim"] = (1.0,)
+    if "heads" in axes and any(len(options_of(EIGHTHS, number, multiple)) > 1 for number in narrowed):
+        shares = config.head_dim or EIGHTHS
+        options["head_dim"] = tuple(share for share in shares if 2 * share * min(narrowed) >= multiple)
     there = [block.num_heads for block in arch.blocks], [block.mlp_hidden for block in arch.blocks]
     for axis, numbers, unit in zip(("heads", "hidden"), there, (1, multiple), strict=True):
         least = min(numbers)
