@@ -152,7 +152,6 @@ def row_of(
     seconds = time.monotonic() - start
     before = bench.accuracy(model)
     counts = [block.keep for block in model.arch.blocks]
-    model.masks_tokens = False  # which patches go has no gradient, so they may as well go in training
     bench.train(model, seed + 1000, options.tune_epochs, options.tune_lr, copy.deepcopy(base))
     return {
         "seed": seed,

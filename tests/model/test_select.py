@@ -232,3 +232,32 @@ def test_every_kind_scores_what_is_left() -> None:
         assert kept is not None
         assert kept.sum(1).tolist() == [5, 5]
         assert not bool((kept & ~mask).any())
+
+
+@pytest.mark.parametrize("selector", ["patch_slimming", "dynamic_patch_slimming"])
+def test_what_patch_slimming_drops_is_gone_in_training_too(selector: str) -> None:
+    """Which patches go has no gradient, so nothing is carried along; unless by hand."""
+    model = made(arch_of(11, None, 5, 0, selector=selector))
+    images = images_for(model)
+    logits = model(images)
+    found = model.train()(images, want=("tokens", "logits", "blocks.2"))
+    assert found["tokens"].shape[1] == 1
+    assert found["blocks.2"].shape[1] == 6
+    torch.testing.assert_close(found["logits"], logits)
+    model.masks_tokens = True
+    found = model(images, want=("tokens", "logits"))
+    assert found["tokens"].shape[1] == 25
+    torch.testing.assert_close(found["logits"], logits)
+
+
+def test_what_leaves_in_front_of_a_block_still_gives_it_keys() -> None:
+    """A patch that block 0 does not give changes what it gives of the others."""
+    model = made(arch_of(20, 12, 5, selector="patch_slimming"))
+    images = images_for(model)
+    places = model(images, want=("places.0", "places.1", "places.2"))
+    gone = set(range(24)) - {*places["places.0"][0].tolist()}
+    x = model.embed(images)
+    y = model.blocks[0](x, None, "none", model.selections["0"](x).picked)
+    x[:, 1 + min(gone)] += 1
+    assert not torch.allclose(model.blocks[0](x, None, "none", model.selections["0"](x).picked), y)
+    assert y.shape[1] == 21

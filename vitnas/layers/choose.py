@@ -201,6 +201,7 @@ class PatchSlimming(FixedSelection):
 
     word = "patch_slimming"
     keeps_keys = True
+    masks_training = False  # a mask would have no gradient
 
 
 class DynamicPatchSlimming(Choosing):
@@ -213,6 +214,7 @@ class DynamicPatchSlimming(Choosing):
 
     word = "dynamic_patch_slimming"
     keeps_keys = learns_scores = True
+    masks_training = False
 
     def __init__(self, dim: int, keep: int, *, grid: Grid, num_prefix_tokens: int) -> None:
         super().__init__(dim, keep, grid=grid, num_prefix_tokens=num_prefix_tokens)
@@ -256,6 +258,7 @@ class PrefixSelection(Choosing):
 
     word = "prefix"
     keeps_keys = True
+    masks_training = False
 
     def score(self, x_BPD: Tensor, kept: Kept, told: Tensor | None) -> Tensor:
         return x_BPD.new_zeros(1).expand(x_BPD.shape[:2])

@@ -11,7 +11,7 @@ Shapes: B images, N tokens, P patches, D dim, k patches kept.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -202,6 +202,7 @@ class Selection(nn.Module, ABC):
     word: ClassVar[str]  # an Arch's word for it
     asks: ClassVar[Literal["nothing", "attention", "keys"]] = "nothing"  # of the block before
     has_mask: ClassVar[bool] = True  # can carry along what it drops; what cannot drops in training too
+    masks_training: ClassVar[bool] = True  # carries it along in training, where nobody says otherwise
     has_sizes: ClassVar[bool] = False  # its tokens stand for different numbers of patches
     of_one_grid: ClassVar[bool] = False  # has something for each place of the grid
     keeps_keys: ClassVar[bool] = False  # what leaves still gives the block behind keys and values
@@ -255,6 +256,14 @@ class Selection(nn.Module, ABC):
         """Why it cannot keep `keep` of `before` patches, fewer than those, of a stage with that grid: the rule and the
         remedy."""
         return None
+
+
+def carried(selections: Iterable[Any], *, training: bool, asked: bool | None) -> bool:
+    """Whether these carry along what they drop; `asked` by hand, or None."""
+    kinds = [*selections]
+    if not all(kind.has_mask for kind in kinds):
+        return False
+    return (training and any(kind.masks_training for kind in kinds)) if asked is None else asked
 
 
 class SelectionFrame(NamedTuple):

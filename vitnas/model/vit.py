@@ -26,7 +26,7 @@ from vitnas.errors import UserError
 from vitnas.grids import as_image_size, side_of, sides_of
 from vitnas.layers.axes import Axes
 from vitnas.layers.pool import AttentionPool, SequencePool
-from vitnas.layers.select import OF_CHOICES, Kept, Selection, Trail, masked_mean
+from vitnas.layers.select import OF_CHOICES, Kept, Trail, carried, masked_mean
 from vitnas.layers.selectors import SELECTIONS
 from vitnas.layers.stem import STEMS
 from vitnas.model.blocks import (
@@ -224,11 +224,9 @@ class Model(nn.Module):
 
     @property
     def carries_dropped(self) -> bool:
-        """Whether tokens that selections drop are carried along and masked, instead of leaving: in training, unless
-        `masks_tokens` says otherwise; never where tokens are merged (`Selection.has_mask`)."""
-        if any(not isinstance(each, Selection) or not each.has_mask for each in self.selections.values()):
-            return False
-        return self.training if self.masks_tokens is None else self.masks_tokens
+        """Whether tokens that selections drop are carried along and masked, instead of leaving: in training where one
+        `masks_training`, unless `masks_tokens` says otherwise; never where tokens are merged (`has_mask`)."""
+        return carried(self.selections.values(), training=self.training, asked=self.masks_tokens)
 
     def forward_head(self, x_BND: Tensor, pre_logits: bool = False) -> Tensor:
         """(B, N, D) tokens to (B, Y) logits, or to (B, D) pooled features with `pre_logits`.
