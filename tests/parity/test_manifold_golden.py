@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from vitnas.model.timm_keys import from_timm
 from vitnas.train import Batch, Classification, Distillation, Hard, Manifold, Soft, Task, Teacher
+from vitnas.train.gives import Gives
 from vitnas.train.losses import manifold
 from vitnas.train.losses.manifold import of_chosen, over_images, unit, within_images
 from vitnas.train.task import read_views
@@ -92,6 +93,15 @@ def check(
     close(losses["loss"].detach(), total, **tolerance)
 
 
+def described(prefix: int, side: int, depth: int, tokens: int, classes: int) -> Gives:
+    """A network of which only the sizes are known."""
+    network: Any = SimpleNamespace(num_prefix_tokens=prefix, num_classes=classes)
+    gives = Gives(network, lambda: (3, side, side))
+    shapes = {f"blocks.{index}": torch.Size((1, tokens, 1)) for index in range(depth)}
+    vars(gives).update(image_size=(side, side), depth=depth, _shapes=shapes)
+    return gives
+
+
 @pytest.mark.parametrize("name", TOTALS)
 def test_the_criterion_of_given_outputs(golden: Any, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Tokens before the patches are the student's alone; those of a distilled one have their own logits."""
@@ -100,11 +110,9 @@ def test_the_criterion_of_given_outputs(golden: Any, monkeypatch: pytest.MonkeyP
     found = {key.removeprefix(start): t for key, t in tensors.items() if key.startswith(start)}
     side = int(config["teacher_tokens"] ** 0.5)
 
-    def gives(whose: str) -> Any:
-        return SimpleNamespace(
-            space=None, image_size=(side, side), prefix=config[f"{whose}_tokens"] - side**2, depth=5,
-            least_depth=5, classes=found["teacher_logits"].shape[-1],
-        )  # fmt: skip
+    def gives(whose: str) -> Gives:
+        tokens = config[f"{whose}_tokens"]
+        return described(tokens - side**2, side, 5, tokens, found["teacher_logits"].shape[-1])
 
     task = criterion(config).meet(gives("student"), gives("teacher"))
     outputs, taught = (
@@ -174,8 +182,7 @@ def test_a_deit_learns_from_a_cait(golden: Any, monkeypatch: pytest.MonkeyPatch,
 
 
 def test_the_papers_pairs_are_the_default() -> None:
-    student: Any = SimpleNamespace(space=None, depth=12, least_depth=12)
-    teacher: Any = SimpleNamespace(space=None, depth=24)
+    student, teacher = described(1, 14, 12, 197, 0), described(0, 14, 24, 196, 0)
     task = Manifold().meet(student, teacher)
     blocks = [0, 1, 2, 3, 8, 9, 10, 11], [0, 1, 2, 3, 20, 21, 22, 23]
     for wants, numbers in zip((task.wants, task.wants_taught), blocks, strict=True):

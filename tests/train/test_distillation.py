@@ -261,10 +261,10 @@ def test_patches_of_another_grid_are_matched_by_their_places() -> None:
     ("tokens", "prefix", "size", "want"),
     [
         (197, 1, (224, 224), (1, (14, 14))),
-        (196, 1, (224, 224), (0, (14, 14))),  # CaiT's blocks, whose class token comes later
+        (196, 1, (224, 224), None),
         (201, 5, (224, 224), (5, (14, 14))),
         (33, 1, (32, 64), (1, (4, 8))),
-        (100, 1, (224, 224), (0, (10, 10))),
+        (100, 0, (224, 224), (0, (10, 10))),
         (99, 1, (224, 224), None),
     ],
 )
@@ -334,6 +334,23 @@ def test_tokens_are_the_mean_square_over_patches() -> None:
 def test_what_cannot_be_learned_is_one_sentence(task: Task, teacher: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         met(Distillation(losses={"it": (task, 1.0)}, labels=LABELS), student(), vit(**teacher))
+
+
+@pytest.mark.parametrize("keep", [3, 1])  # which may be a grid of its own
+@pytest.mark.parametrize(
+    "task", [Features(), Features(blocks=((-1, -1),)), Manifold(blocks=((-1, -1),)), Tokens()]
+)
+def test_a_teacher_whose_patches_have_no_places_is_refused(task: Task, keep: int) -> None:
+    """One that drops patches, before any training; and blocks of a Supernet's Arch are counted as its own."""
+    block = SPACE.smallest().blocks[0]
+    stage = replace(SPACE.smallest().stages[0], blocks=(block, replace(block, keep=keep)))
+    with pytest.raises(
+        UserError, match=r"teacher gives (tokens|blocks\.1), which is no grid of patches for images of 16"
+    ):
+        met(task, student(), student(stages=(stage,), selector="attention"))
+    teacher = Teacher(Supernet(SPACE).eval(), arch=SPACE.smallest())
+    with pytest.raises(UserError, match="asks for block 1 of the teacher, which has blocks 0 to 0"):
+        settled_task(Features(blocks=((0, 1),)), student(), teacher, None, lambda: (3, 16, 16))
 
 
 def test_what_networks_give_is_found_without_a_trace() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
+from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +60,7 @@ class Gives:
     @cached_property
     def depth(self) -> int:
         """Number of blocks; of a Supernet the most that an Arch has."""
-        return sum(name.startswith("blocks.") for name in output_names(self._network))
+        return sum(map(is_block, output_names(self._network))) if self._arch is None else self._arch.depth
 
     @property
     def least_depth(self) -> int:
@@ -77,21 +79,33 @@ class Gives:
         Raises:
             UserError: the network has no such output.
         """
-        if self.space is not None and name.startswith(("tokens", "blocks.")):
+        if self.space is not None and (name == "tokens" or is_block(name)):
             return max(stage.embed_dim for stage in self.space.largest().stages)
         return self._shape(name)[-1]
 
     def split(self, name: str) -> tuple[int, Grid] | None:
-        """See `split_tokens`, of the output `name`."""
+        """As `split_tokens`, of the output `name`; None where patches were dropped on the way, too."""
         shape = self._shape(name)
-        return split_tokens(shape[1], self.prefix, self.image_size) if len(shape) == 3 else None
+        known: Any = getattr(self._network, "arch", None) if self._arch is None else self._arch
+        whole = prod(known.grids[-1]) if getattr(known, "selector", None) else 0  # of the smallest grid
+        return self.taken_apart(shape[1]) if len(shape) == 3 and shape[1] - self.prefix >= whole else None
+
+    def taken_apart(self, tokens: int) -> tuple[int, Grid] | None:
+        """As `split_tokens`, of so many. Blocks of some networks (CaiT) hold the patches alone, although a class token
+        is among their last tokens."""
+        found = split_tokens(tokens, self.prefix, self.image_size)
+        if found is None and self.prefix and tokens == self._shape("tokens")[1] - self.prefix:
+            found = split_tokens(tokens, 0, self.image_size)
+        return found
 
     def _shape(self, name: str) -> torch.Size:
         if name not in self._shapes:
+            # Of blocks all by one pass.
+            others = filter(is_block, output_names(self._network)) if is_block(name) else ()
+            want = (name, *(f"{other}?" for other in others))
             with torch.no_grad(), evaluating(self._network):
-                self._shapes[name] = read_outputs(self._network, self._image, (name,), arch=self._arch)[
-                    name
-                ].shape
+                found = read_outputs(self._network, self._image, want, arch=self._arch)
+            self._shapes.update((each, output.shape) for each, output in found.items())
         return self._shapes[name]
 
     @cached_property
@@ -105,23 +119,22 @@ class Gives:
         return image_BCHW if self._convert is None else self._convert(image_BCHW)
 
 
+def is_block(name: str) -> bool:
+    """The output of a block."""
+    return name.startswith("blocks.")
+
+
 def split_tokens(tokens: int, prefix: int, image_size: tuple[int, int]) -> tuple[int, Grid] | None:
     """How many of `tokens` stand in front of the patches, and the patches' grid; None where they make none.
 
-    Blocks of some networks hold the patches alone (CaiT), although others of their tokens have a class token.
-
     Args:
-        prefix: tokens in front of the patches, where they are among the tokens.
+        prefix: tokens in front of the patches.
         image_size: height and width, which tell how many rows a grid has.
     """
-    height, width = image_size
-    for first in dict.fromkeys((prefix, 0)):
-        patches = tokens - first
-        rows = round((max(patches, 0) * height / width) ** 0.5)
-        if (
-            rows
-            and patches % rows == 0
-            and abs(rows * width - patches // rows * height) <= max(height, width) / 2
-        ):
-            return first, (rows, patches // rows)
-    return None
+    (height, width), patches = image_size, max(0, tokens - prefix)
+    rows = round((patches * height / width) ** 0.5)
+    if not rows or patches % rows:
+        return None
+    columns = patches // rows
+    fits = abs(rows * width - columns * height) <= max(height, width) / 2
+    return (prefix, (rows, columns)) if fits else None

@@ -97,7 +97,8 @@ class TeacherConfig:
 
     def _losses(self) -> Iterator[TaughtLoss]:
         for word in self.losses:
-            yield getattr(self, word, None) or TAUGHT_LOSSES[word]()
+            own = getattr(self, word, None)
+            yield own if isinstance(own, TaughtLoss) else TAUGHT_LOSSES[word]()
 
 
 def _default(item: Field[Any]) -> Any:

@@ -21,7 +21,15 @@ from torch.nn import functional
 from vitnas.errors import UserError, check_words
 from vitnas.train.gives import Gives
 from vitnas.train.losses.distillation import TaughtLoss
-from vitnas.train.losses.pairing import BlockPairs, Pairs, kept_BP, matched, mean_of_kept, side_of
+from vitnas.train.losses.pairing import (
+    BlockPairs,
+    Pairs,
+    check_grids,
+    kept_BP,
+    matched,
+    mean_of_kept,
+    side_of,
+)
 from vitnas.train.task import Batch, Outputs, Task
 
 TOKENS = [("tokens", "tokens", "tokens")]  # name of the lift, output of the student, of the teacher
@@ -73,6 +81,7 @@ class Lifted(Task):
         self.own: nn.ModuleDict = nn.ModuleDict(
             {name: nn.Linear(student.width(mine), teacher.width(theirs)) for name, mine, theirs in places}
         )
+        check_grids(teacher, self.wants_taught)
         for name in self.wants_taught:
             prefix, _ = teacher.split(name) or (0, None)
             if "patch" not in config.parts and not (prefix and student.prefix):

@@ -19,7 +19,7 @@ from torch.nn import functional
 from vitnas.errors import UserError
 from vitnas.train.gives import Gives
 from vitnas.train.losses.distillation import TaughtLoss
-from vitnas.train.losses.pairing import BlockPairs, Pairs, kept_BP, matched, side_of
+from vitnas.train.losses.pairing import BlockPairs, Pairs, check_grids, kept_BP, matched, side_of
 from vitnas.train.task import Batch, Outputs, Task
 
 
@@ -65,6 +65,7 @@ class MetManifold(Task):
         self.pairs = BlockPairs(config.blocks, student, teacher, "manifold.blocks")
         self.wants = ("keep?", *self.pairs.wants)
         self.wants_taught = self.pairs.wants_taught
+        check_grids(teacher, self.wants_taught)
 
     def __call__(self, outputs: Outputs, batch: Batch, taught: Outputs) -> dict[str, Tensor]:
         keep_BP = kept_BP(outputs)

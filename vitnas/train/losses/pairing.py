@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from vitnas.errors import UserError
 from vitnas.grids import Grid
-from vitnas.train.gives import Gives, split_tokens
+from vitnas.train.gives import Gives
 from vitnas.train.task import Outputs
 
 Pairs = tuple[tuple[int, int], ...]
@@ -111,15 +111,31 @@ def side_of(x_BND: Tensor, network: Gives, whose: str) -> Side:
     Raises:
         UserError: patches that are no whole grid.
     """
-    found = split_tokens(x_BND.shape[1], network.prefix, network.image_size)
+    found = network.taken_apart(x_BND.shape[1])
     if found is None:
-        height, width = network.image_size
-        raise UserError(
-            f"the {whose} gives {x_BND.shape[1]} tokens, which are no grid of patches for images of {height} x {width} "
-            "pixels; patches of both networks are matched by their places. Use a network that keeps them all."
-        )
+        raise no_grid(whose, f"an output of {x_BND.shape[1]} tokens", network)
     first, grid = found
     return Side(x_BND[:, :first], x_BND[:, first:], grid)
+
+
+def no_grid(whose: str, what: str, network: Gives) -> UserError:
+    """The error for tokens that make no grid."""
+    height, width = network.image_size
+    return UserError(
+        f"the {whose} gives {what}, which is no grid of patches for images of {height} x {width} pixels; patches of "
+        "both networks are matched by their places. Use a network that keeps them all."
+    )
+
+
+def check_grids(teacher: Gives, names: Sequence[str]) -> None:
+    """Refuse, before any training, a teacher whose patches have no places.
+
+    Raises:
+        UserError: its tokens of one of these names are no whole grid.
+    """
+    for name in names:
+        if teacher.split(name) is None:
+            raise no_grid("teacher", name, teacher)
 
 
 def kept_BP(outputs: Outputs) -> Tensor | None:

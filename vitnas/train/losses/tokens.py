@@ -13,7 +13,7 @@ from torch import Tensor
 from vitnas.errors import UserError
 from vitnas.train.gives import Gives
 from vitnas.train.losses.distillation import TaughtLoss
-from vitnas.train.losses.pairing import kept_BP, matched, mean_of_kept, side_of
+from vitnas.train.losses.pairing import check_grids, kept_BP, matched, mean_of_kept, side_of
 from vitnas.train.task import Batch, Outputs, Task
 
 
@@ -34,6 +34,7 @@ class Tokens(TaughtLoss):
                 f"the network's tokens have {mine_text} channels, the teacher's {theirs}; the loss 'tokens' compares "
                 "them one by one. Use the loss features, which lifts them."
             )
+        check_grids(teacher, Tokens.wants_taught)
         return MetTokens(student, teacher)
 
 
