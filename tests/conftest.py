@@ -72,6 +72,26 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small trained network."""
+    from slim_help import save, trained
+
+    return save(trained(), tmp_path_factory.mktemp("original") / "net")
+
+
+@pytest.fixture(scope="session")
+def slimmed(original: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a whole run that slimmed it. Copy it before changing anything."""
+    from slim_help import slim_words
+
+    from vitnas.cli import main
+
+    folder = tmp_path_factory.mktemp("slimmed") / "run"
+    assert main(slim_words(original, folder)) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
 def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
     from stage_help import Warm
 

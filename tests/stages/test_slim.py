@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from slim_help import ARCH, digits, save, slim_words, trained
+from slim_help import ARCH, digits, slim_words
 from stage_help import refused
 
 import vitnas
@@ -21,20 +21,6 @@ from vitnas.runs import RunFile
 from vitnas.slimming import agreement
 from vitnas.stages import plan_of
 from vitnas.train import evaluate
-
-
-@pytest.fixture(scope="session")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a small trained network."""
-    return save(trained(), tmp_path_factory.mktemp("original") / "net")
-
-
-@pytest.fixture(scope="session")
-def slimmed(original: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a whole run that slimmed it. Copy it before changing anything."""
-    folder = tmp_path_factory.mktemp("slimmed") / "run"
-    assert main(slim_words(original, folder)) == 0
-    return folder
 
 
 def test_a_network_is_slimmed_to_a_budget(slimmed: Path) -> None:

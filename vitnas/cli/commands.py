@@ -22,8 +22,9 @@ from vitnas.errors import MissingExtra, UserError
 from vitnas.grids import size_text
 from vitnas.records import FinalScores, Forecast, Original, Result, Results, SlimResults
 from vitnas.reporting import front_table, report
-from vitnas.reporting.slimming import comparison, forecast
+from vitnas.reporting.slimming import comparison, cost_text, forecast, reach
 from vitnas.reporting.tables import feasibility, to_rich
+from vitnas.searching import Feasibility
 from vitnas.searching.storage import open_storage
 from vitnas.stages import plan_of
 from vitnas.stages.claim import begin, opened
@@ -124,14 +125,21 @@ def whole_run(run: Run, folder: Path, console: Console) -> None:
         if context.engine.is_main:
             console.print(f"[bold]{run.recipe}[/bold] into {folder}")
             if run.slim:
-                for note in Original.read(folder).notes:
-                    console.print(f"  {note}", markup=False)
-                console.print(to_rich(forecast(Forecast.read(folder)), "What each effort takes here"))
-            console.print(to_rich(feasibility(table), "Feasibility"))
+                tell_slim(folder, table, console)
+            else:
+                console.print(to_rich(feasibility(table), "Feasibility"))
         for stage in plan_of(run).stages.values():
             stage(context)
         if context.engine.is_main:
             finale(folder, console)
+
+
+def tell_slim(folder: Path, table: Feasibility, console: Console) -> None:
+    """What is slimmed, how far it may go, and how long that takes."""
+    first = Original.read(folder)
+    for line in (f"{first.name}: {cost_text(first.cost)}", *reach(table), *first.notes):
+        console.print(f"  {line}", markup=False)
+    console.print(to_rich(forecast(Forecast.read(folder), short=True), "What each effort takes here"))
 
 
 def stage_command(name: str) -> Command:

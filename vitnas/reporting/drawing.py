@@ -20,25 +20,35 @@ ROW = 22
 BAR = 13
 
 
-def draw(arch: Arch) -> str:
-    """Return the SVG element, with a tooltip on every part; all text is escaped."""
-    scale = _scale(arch)
-    mlp_left = LABEL + scale * max(block.inner_dim for block in arch.blocks) + GAP
+def draw(arch: Arch, whole: Arch | None = None) -> str:
+    """Return the SVG element, with a tooltip on every part; all text is escaped.
+
+    Args:
+        whole: what `arch` was cut out of, which is shown behind it: every block that it has, each as wide as there.
+    """
+    scale = _scale(whole or arch)
+    mlp_left = LABEL + scale * max(block.inner_dim for block in (whole or arch).blocks) + GAP
     parts: list[str] = []
     y = _band(parts, 4, "stem", _stem_text(arch))
     y = _legend(parts, y + 4, mlp_left)
     number = 0
+    behind = list(whole.blocks) if whole else []
     for index, stage in enumerate(arch.stages):
         y = _stage_header(
             parts, y, f"stage {index + 1}" if len(arch.stages) > 1 else "width", stage.embed_dim, scale
         )
         for block in stage.blocks:
             number += 1
+            while behind and number <= (block.slot or 0):
+                y = _block_row(parts, y, number, None, scale, mlp_left, behind[number - 1])
+                number += 1
             if block.keep is not None:
                 y = _band(
                     parts, y, "keep", f"{block.keep} of {prod(arch.grids[index])} patches ({arch.selector})"
                 )
-            y = _block_row(parts, y, number, block, scale, mlp_left)
+            y = _block_row(parts, y, number, block, scale, mlp_left, behind[number - 1] if behind else None)
+    for index in range(number, len(behind)):
+        y = _block_row(parts, y, index + 1, None, scale, mlp_left, behind[index])
     y = _band(parts, y + 6, "head", f"{arch.stages[-1].embed_dim} features → {arch.num_classes} classes")
     label = escape(f"Architecture {arch.id}: {len(arch.blocks)} blocks", quote=True)
     return (
@@ -107,19 +117,38 @@ def _stage_header(parts: list[str], y: float, name: str, embed_dim: int, scale: 
     return y + ROW
 
 
-def _block_row(parts: list[str], y: float, number: int, block: Block, scale: float, mlp_left: float) -> float:
-    top = y + (ROW - BAR) / 2
-    width = block.inner_dim * scale
-    row = [_text(LABEL - 8, y + 15, str(number), "name", "end"), _box(LABEL, top, width, BAR, "attention")]
-    for head in range(1, block.num_heads):
-        x = LABEL + head * block.head_dim * scale
-        row.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{top + BAR}" class="tick"/>')
-    row.append(_text(LABEL + width + 5, y + 15, f"{block.num_heads}×{block.head_dim}"))
-    row.append(_box(mlp_left, top, block.mlp_hidden * scale, BAR, "mlp"))
-    row.append(_text(mlp_left + block.mlp_hidden * scale + 5, y + 15, str(block.mlp_hidden)))
-    title = (
-        f"block {number}: {block.mixer}, {block.num_heads} heads × {block.head_dim} = {block.inner_dim} channels; "
-        f"MLP with {block.mlp_hidden} hidden units"
-    )
-    parts.append(_group(title, *row))
+def _block_row(
+    parts: list[str],
+    y: float,
+    number: int,
+    block: Block | None,
+    scale: float,
+    mlp_left: float,
+    whole: Block | None = None,
+) -> float:
+    """A block, in front of the one that it was cut out of; None where that is left out."""
+    top, row = y + (ROW - BAR) / 2, [_text(LABEL - 8, y + 15, str(number), "name", "end")]
+    title, was = f"block {number}: left out", ""
+    if whole is not None:
+        row += [_box(LABEL, top, whole.inner_dim * scale, BAR, "gone")]
+        row += [_box(mlp_left, top, whole.mlp_hidden * scale, BAR, "gone")]
+        was = f"; MODEL has {whole.num_heads} heads and {whole.mlp_hidden} hidden units"
+    if block is None:
+        row.append(_text(LABEL + 5, y + 15, "left out"))
+    else:
+        width = block.inner_dim * scale
+        row.append(_box(LABEL, top, width, BAR, "attention"))
+        for head in range(1, block.num_heads):
+            x = LABEL + head * block.head_dim * scale
+            row.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{top + BAR}" class="tick"/>')
+        widest = max(width, whole.inner_dim * scale if whole else 0)
+        row.append(_text(LABEL + widest + 5, y + 15, f"{block.num_heads}×{block.head_dim}"))
+        row.append(_box(mlp_left, top, block.mlp_hidden * scale, BAR, "mlp"))
+        widest = max(block.mlp_hidden, whole.mlp_hidden if whole else 0) * scale
+        row.append(_text(mlp_left + widest + 5, y + 15, str(block.mlp_hidden)))
+        title = (
+            f"block {number}: {block.mixer}, {block.num_heads} heads × {block.head_dim} = {block.inner_dim} channels; "
+            f"MLP with {block.mlp_hidden} hidden units"
+        )
+    parts.append(_group(title + was, *row))
     return y + ROW

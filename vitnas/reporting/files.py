@@ -12,19 +12,26 @@ from vitnas.errors import UserError
 from vitnas.measure.latency import Latency
 from vitnas.model.named import ArchFile
 from vitnas.records import (
+    Allocation,
     Correlation,
     ExportRecord,
     Family,
     FocusLook,
+    Forecast,
     LatencyRecord,
     Manifest,
+    Order,
+    Original,
     Result,
     Results,
     SamplerSummary,
+    SlimFront,
+    SlimResults,
     SpaceRecord,
 )
 from vitnas.runs import RunFile, from_json
 from vitnas.searching import Feasibility, SearchRecord, TokenSpeeds, TrialRecord
+from vitnas.slimming import Sensitivity
 from vitnas.train import metrics
 
 F = TypeVar("F", bound=RunFile)
@@ -46,6 +53,22 @@ SIGNS = (
 
 
 @dataclass
+class SlimFiles:
+    """What the folder of a slimmed network holds beside."""
+
+    original: Original | None = None
+    forecast: Forecast | None = None
+    order: Order | None = None
+    sensitivity: Sensitivity | None = None
+    allocation: Allocation | None = None
+    front: SlimFront | None = None
+    results: SlimResults | None = None
+
+    def __bool__(self) -> bool:
+        return self.original is not None
+
+
+@dataclass
 class RunFiles:
     """What a run folder holds now; None, or nothing, is not there yet."""
 
@@ -61,6 +84,7 @@ class RunFiles:
     latency: LatencyRecord | None = None
     token_speeds: TokenSpeeds | None = None
     test_reads: Readings | None = None
+    slim: SlimFiles = field(default_factory=SlimFiles)
     metrics: list[metrics.Line] = field(default_factory=list)
     models: dict[str, Result] = field(default_factory=dict)
     archs: dict[str, Arch] = field(default_factory=dict)
@@ -123,6 +147,15 @@ def read_run(folder: Path) -> RunFiles:
     run.token_speeds = _read(run, TokenSpeeds, folder)
     run.family = _read(run, Family, folder)
     run.test_reads = _read(run, Readings, folder)
+    run.slim = SlimFiles(
+        original=_read(run, Original, folder),
+        forecast=_read(run, Forecast, folder),
+        order=_read(run, Order, folder),
+        sensitivity=_read(run, Sensitivity, folder),
+        allocation=_read(run, Allocation, folder),
+        front=_read(run, SlimFront, folder),
+        results=_read(run, SlimResults, folder),
+    )
     run.export, run.latency = _read(run, ExportRecord, export), _read(run, LatencyRecord, export)
     found = {
         path.parent.name: _read(run, Result, path.parent) for path in folder.glob(f"models/*/{Result.FILE}")

@@ -14,6 +14,7 @@ from vitnas.arch import Arch
 from vitnas.counting import parts
 from vitnas.reporting import drawing, headline, plots, sampler_plots, tables
 from vitnas.reporting.files import RunFiles, read_run, stage_label
+from vitnas.reporting.slim_page import slim_context
 from vitnas.runs import write_atomic
 from vitnas.train import metrics
 
@@ -66,6 +67,8 @@ def render(run: RunFiles, page: Path) -> str:
         "export": run.export and tables.export(run.export),
         "manifest": run.manifest and tables.keyed(run.manifest),
         "test_reads": _test_reads(run),
+        "slim": None,
+        **(slim_context(run, figures) if run.slim else {}),
     }
     # "<" cannot end the script element early once it is written as an escape, which JSON reads back as "<".
     data = json.dumps(figures, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from vitnas.budget import Cost, format_quantity
 from vitnas.measure.latency import Latency
 from vitnas.records import Forecast, Member, SlimResults, SlimRow
 from vitnas.reporting.tables import MISSING, Table, number, percent, significant
+from vitnas.searching import Feasibility
 from vitnas.slimming import Agreement
 
 EFFORTS = {
@@ -23,16 +25,35 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def forecast(found: Forecast) -> Table:
-    """Each effort's time on this machine; the one that is taken stands out."""
+def cost_text(cost: Cost) -> str:
+    """`1.26 GMACs, 5.7M params, 12.3 ms on onnxruntime,batch=1`."""
+    times = [f"{significant(ms)} ms on {target}" for target, ms in cost.latency_ms.items()]
+    return ", ".join([number(cost.macs, "MACs"), f"{number(cost.params)} params", *times])
+
+
+def reach(found: Feasibility) -> list[str]:
+    """For each limit, what networks can be had."""
+    lines = []
+    for row in found.rows:
+        if row.space_min is not None and row.space_max is not None:
+            quantity = row.quantity.partition(" ")[0]
+            ends = [format_quantity(end, quantity) for end in (row.space_min, row.space_max)]
+            lines.append(f"{row.requested}: from {ends[0]} to {ends[1]} can be had")
+    return lines
+
+
+def forecast(found: Forecast, *, short: bool = False) -> Table:
+    """Each effort's time on this machine; the one that is taken stands out. `short`: without what an effort does."""
     rows = []
     for row in found.efforts:
         epochs = ", ".join(f"{name} {significant(epochs, 2)} epochs" for name, epochs in row.epochs.items())
         note = "asked for" if found.asked else "the largest that fits"
         taken = note if row.effort == found.effort else "" if row.fits else "does not fit"
-        rows.append((row.effort, duration(row.seconds), epochs, EFFORTS[row.effort], taken))
+        does = () if short else (EFFORTS[row.effort],)
+        rows.append((row.effort, duration(row.seconds), epochs, *does, taken))
     strong = [row.effort for row in found.efforts].index(found.effort)
-    headers = ("Effort", "Takes about", "Training", "What it does", f"In {duration(found.time_s)}")
+    does = () if short else ("What it does",)
+    headers = ("Effort", "Takes about", "Training", *does, f"In {duration(found.time_s)}")
     return Table(headers, tuple(rows), numeric=(1,), strong=strong)
 
 
@@ -41,14 +62,13 @@ def comparison(results: SlimResults) -> Table:
     original = results.rows[0]
     targets = list(dict.fromkeys(target for row in results.rows for target in row.latency_ms))
     labelled, classed = original.accuracy is not None, original.agreement.top1 is not None
-    headers = ["Network", "MACs", "", "Params", "Cosine"]
-    headers += ["Same first class"] * classed + ["Accuracy"] * labelled
-    headers += [each for target in targets for each in (f"ms, {target}", "Faster")]
+    headers = ["Network", "MACs", "Params", "Cosine"]
+    headers += ["Same top-1"] * classed + ["Accuracy"] * labelled
+    headers += [each for target in targets for each in (f"ms, {target.replace(',', ', ')}", "Faster")]
     rows = []
     for row in results.rows:
-        cells = [_name(row), number(row.cost.macs), percent(row.cost.macs / original.cost.macs, 0)]
-        found = row.agreement
-        cells += [number(row.cost.params), cosine(found)]
+        found, share = row.agreement, percent(row.cost.macs / original.cost.macs, 0)
+        cells = [_name(row), f"{number(row.cost.macs)} ({share})", number(row.cost.params), cosine(found)]
         cells += [percent(found.top1)] * classed + [percent(row.accuracy)] * labelled
         for target in targets:
             cells += _against(row.latency_ms.get(target), original.latency_ms.get(target))
@@ -63,7 +83,7 @@ def members(found: Sequence[Member]) -> Table:
         agreed = each.agreement
         cells = [each.folder, each.budget, number(each.cost.macs), number(each.cost.params), cosine(agreed)]
         rows.append((*cells, "" if agreed.top1 is None else percent(agreed.top1)))
-    headers = ("Network", "Budget", "MACs", "Params", "Cosine", "Same first class")
+    headers = ("Network", "Budget", "MACs", "Params", "Cosine", "Same top-1")
     return Table(headers, tuple(rows), numeric=(2, 3, 4, 5))
 
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+
+import numpy as np
 
 from vitnas.budget import Budget, Limit, exact_quantity, format_quantity
 from vitnas.errors import UserError
 from vitnas.measure.latency import LatencyMeter
 from vitnas.records import Allocation, Candidate, Place
-from vitnas.searching.latency import LatencyModel, PredictedLatency, measure_ms
+from vitnas.searching.latency import LatencyModel, measure_ms
 from vitnas.slimming import PredictedDamage, allocate
-from vitnas.space import Space
+from vitnas.slimming.allocation import exchanged
+from vitnas.space import Genes, Space
 from vitnas.stages.run import SearchConfig
 from vitnas.stages.work import Work
 
@@ -53,22 +58,58 @@ class Allocator:
                 f"table (it has: {', '.join(self.tables) or 'none'}). Limit macs, params or memory, or slim with that "
                 "budget in another folder."
             )
-        quick = {
-            target: PredictedLatency(self.space, self.tables[target]) for target in budget.latency_targets
-        }
-        trials = allocate(
-            self.damage,
-            budget,
-            meter=quick or None,
-            num_trials=self.config.num_trials,
-            seed=self.work.seed,
-        )
-        if not trials:
+        with quiet_search():
+            trials = allocate(
+                self.damage,
+                self._counted(budget),
+                num_trials=self.config.num_trials,
+                seed=self.work.seed,
+            )
+        timed = [
+            replace(
+                trial.cost,
+                latency_ms={target: each(trial.genes) for target, each in self._said(budget).items()},
+            )
+            for trial in trials
+        ]
+        found = [
+            Candidate(arch_id=trial.arch.id, genes=trial.genes, damage=trial.values["damage"], cost=cost)
+            for trial, cost in zip(trials, timed, strict=True)
+            if not budget.misses(cost)
+        ]
+        if not found:
             raise UserError(f"no network was found that meets {budget.text!r}. Widen the budget.")
-        return tuple(
-            Candidate(arch_id=t.arch.id, genes=t.genes, damage=t.values["damage"], cost=t.cost)
-            for t in trials[:number]
-        )
+        return tuple(found[:number])
+
+    def _said(self, budget: Budget) -> dict[str, Callable[[Genes], float]]:
+        """Milliseconds by the tables, per target of a budget, as functions of genes."""
+
+        def of(table: LatencyModel) -> Callable[[Genes], float]:
+            predict = table.cost_of(self.space)
+            return lambda genes: float(predict(np.asarray([genes], dtype=np.int64))[0])
+
+        return {target: of(self.tables[target]) for target in budget.latency_targets}
+
+    def _counted(self, budget: Budget) -> Budget:
+        """A budget without latency: as many MACs as the least damaged Archs may have that the tables call fast enough.
+
+        A search that asked the tables of every Arch would reject most of them, one by one.
+        """
+        if not budget.latency_targets:
+            return budget
+        said, most = self._said(budget), 0
+        for genes in exchanged(self.damage):
+            macs = int(self.space.cost_table().costs(np.asarray([genes], dtype=np.int64))["macs"][0])
+            ms = {target: each(genes) for target, each in said.items()}
+            if all(not limit.misses(ms[limit.target]) for limit in budget.limits if limit.target):
+                most = max(most, macs)
+        if not most:
+            raise UserError(f"no network was found that meets {budget.text!r}. Widen the budget.")
+        known = [limit for limit in budget.counted.limits if limit.quantity == "macs"]
+        low = known[0].low if known else None
+        high = min([float(most), *(limit.high for limit in known if limit.high is not None)])
+        others = [limit for limit in budget.counted.limits if limit.quantity != "macs"]
+        return Budget.of((*others, Limit("macs", low, high)))
 
     def within(self, budget: Budget, tried: list[tuple[str, str, float]]) -> tuple[Candidate, ...]:
         """The same by the clock: what the tables thought fast enough and is not gives way to something smaller.
@@ -97,6 +138,17 @@ class Allocator:
         latency_ms = {target: measure_ms(self.meters[target], arch) for target in budget.latency_targets}
         tried += [(candidate.arch_id, target, ms) for target, ms in latency_ms.items()]
         return replace(candidate, cost=replace(candidate.cost, latency_ms=latency_ms))
+
+
+@contextmanager
+def quiet_search() -> Iterator[None]:
+    """A search that comes to the end of a small Space says so, which is no news where many are made."""
+    logger = logging.getLogger("vitnas.searching.search")
+    was, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = was
 
 
 def tightened(asked: Budget, budget: Budget, missed: Candidate) -> Budget:
@@ -147,7 +199,7 @@ def ladder(macs: int, least: int, most: int, number: int) -> list[int]:
     >>> ladder(50, 10, 100, 5)
     [83, 67, 50, 37, 25]
     """
-    low, high = max(least, macs / 2), most
+    low, high = max(1.5 * least, macs / 2), most  # the very smallest are of no use to anyone
     room_below, room_above = (macs - low) / macs > 2 * CLOSE, (high - macs) / macs > 2 * CLOSE
     below = (number - 1) // 2 if room_below and room_above else number - 1 if room_below else 0
     above = number - 1 - below

@@ -22,11 +22,12 @@ from vitnas.records import Effort, EffortForecast, Forecast
 from vitnas.slimming import fold
 from vitnas.stages.results import FILES
 from vitnas.stages.run import Run
-from vitnas.stages.slim.allocate import SHORTLIST
+from vitnas.stages.slim.allocate import SHORTLIST, TIMED
 from vitnas.supernet import Supernet
 
 IMAGES = 16  # images of a timed step
 MEASURED_ON = 64  # images at most that an option's damage is measured on
+TIMING_S = 2.0  # of one network's latency
 LEAST_STEPS = 100  # a training of fewer steps is not worth its name
 
 
@@ -59,6 +60,7 @@ class Amounts:
             of which the whole is folded.
         blocks: of the network.
         members, files: of the front, and exported of each.
+        tables, clocks: latency targets of the budget, and all.
     """
 
     images: int
@@ -70,6 +72,8 @@ class Amounts:
     blocks: int
     members: int
     files: int
+    tables: int
+    clocks: int
 
 
 def timed(do: Callable[[], object], repeats: int = 2) -> float:
@@ -142,7 +146,8 @@ def _rows(run: Run, steps: Steps, amounts: Amounts) -> tuple[EffortForecast, ...
         "order": amounts.images * steps.train,
         "sensitivity": amounts.options * held * steps.forward + (1 + amounts.folded_options) * folded,
         "fold": (amounts.members - 1 + SHORTLIST) * (folded + compared),
-        "files": amounts.members * amounts.files * steps.export,
+        "files": (amounts.members + 1) * amounts.files * steps.export,
+        "clocks": (TIMED * amounts.tables + (amounts.members + 1) * amounts.clocks) * TIMING_S,
     }
     rows: list[EffortForecast] = []
     epoch_s = amounts.train * steps.train

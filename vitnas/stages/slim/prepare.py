@@ -80,6 +80,8 @@ def _look(context: SlimContext, cost: Cost, notes: Sequence[str]) -> tuple[RunFi
         blocks=model.arch.depth,
         members=context.slim.front,
         files=len(run.export.formats),
+        tables=len(context.meters),
+        clocks=len(context.targets),
     )
     return (
         Original(
