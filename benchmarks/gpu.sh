@@ -9,7 +9,7 @@
 # command goes on from what $WORK has.
 #
 # What the machine lacks lies in `.gpu/`: data/ (CIFAR-10 as parquet, or a part), weights.safetensors (of the ViT-S/14 of
-# evidence_slim.py) and wheels/, which `python benchmarks/gpu_pack.py` makes; a step without its part is left out and says
+# evidence_recovery.py) and wheels/, which `python benchmarks/gpu_pack.py` makes; a step without its part is left out and says
 # so. `cpu` rehearses all steps with tiny sizes.
 set -uo pipefail
 device=cuda
@@ -53,14 +53,14 @@ if [ "$device" = cuda ]; then
   precision=bf16 rounds=7 seconds=0.5 tokens="1024 4096"
   training="--train-images 20000 --epochs 3 --batch 256 --workers 12"
   token_sizes="--seconds 190"
-  slim_sizes="--images 1024"
+  slim_sizes="--seconds 30 --workers 4 --train-images 20000"
   trained_sizes="--base-seconds 62 --recover-seconds 18 --workers 4"
   patch_sizes="--dataset hfds/$data --image-size 32 --patch 4 --dim 192 --depth 6 --heads 6 --hidden 768 --batch 512 --epochs 15 --tune-epochs 3 --lr 1e-3"
 else
   precision=fp32 rounds=1 seconds=0.01 tokens=64
   training="--size micro --train-images 64 --epochs 2 --batch 16 --workers 0"
   token_sizes="--tiny --seeds 1"
-  slim_sizes="--images 16 --seeds 1"
+  slim_sizes="--images 32 --seeds 1 --seconds 2 --batch 4 --train-images 4000 --importance activation"
   trained_sizes="--tiny --base-seconds 3 --recover-seconds 2"
   patch_sizes="--dim 16 --depth 3 --heads 2 --hidden 32 --patch 7 --epochs 1 --tune-epochs 1 --block-epochs 1 --images 32 --seeds 0 --shares 55"
 fi
@@ -76,7 +76,7 @@ run() { # run STEP: one step by name
   tests) step tests 90 "$python" -m pytest -q -m gpu -p no:cacheprovider -o addopts= -o timeout=0 ;;
   tokens) step tokens 215 "$python" benchmarks/evidence_tokens.py --dataset "hfds/$data" --out "$work/tokens" --device "$device" --parts train tune $token_sizes ;;
   slim) [ -f "$weights" ] || { echo "slim: left out, there is no $weights" | tee -a "$out/steps.txt"; return; }
-    step slim 215 "$python" benchmarks/evidence_slim.py --weights "$weights" --dataset "hfds/$data" --out "$work/slim.jsonl" --device "$device" $slim_sizes ;;
+    step slim 215 "$python" benchmarks/evidence_recovery.py --weights "$weights" --dataset "hfds/$data" --out "$work/slim.jsonl" --device "$device" $slim_sizes ;;
   patches) mkdir -p "$work/patches"; step patches 215 "$python" benchmarks/evidence_patches.py --out "$work/patches/patches.json" --device "$device" --precision "$precision" $patch_sizes ;;
   trained) # one process per seed
     for seed in 0 1 2; do

@@ -1,0 +1,133 @@
+"""What recovery wins back of a pretrained ViT that was folded to half of its MACs, without labels.
+
+    python benchmarks/evidence_recovery.py --weights FILE.safetensors --dataset hfds/FOLDER --out FILE.jsonl [--seeds 3]
+        [--seconds 40] [--lr 1e-4] [--torch-pruning FOLDER] [--device cuda]
+
+Network, images, probe, order and allocation are those of `evidence_slim.py`. Per seed: `folded`, and that recovered for
+`--seconds` towards the given network on the train images that neither the probe nor its score uses (`recovered`); and
+where Torch-Pruning's folder is given, what it leaves at the same MACs, before and after the same recovery. Rows go to
+`--out` as they come; a row that is there is not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import timm
+import torch
+from evidence_slim import HELD, PROBED, SCORED, Calibrated, Probe, macs_of, pruning, table
+from safetensors.torch import load_file
+from torch import nn
+
+from vitnas.data import Augment, Data, DataConfig, EvalBatches, TrainBatches, open_data
+from vitnas.slimming import agreement
+from vitnas.slimming.recovery import RECOVERY, recover, step_seconds
+from vitnas.train import Engine
+
+
+def networks(made: Calibrated, options: argparse.Namespace) -> Iterator[tuple[str, Any]]:
+    """What is recovered, by name."""
+    yield "folded", made.fold(made.half)
+    if options.torch_pruning is not None:
+        # It prunes on the CPU.
+        given = copy.deepcopy(made.given).cpu()
+        found = pruning(SimpleNamespace(given=given, arch=made.arch, options=options))  # type: ignore[arg-type]
+        yield from ((f"pruned, {name}", network.to(options.device)) for name, network in found)
+
+
+def recovered(
+    network: nn.Module, original: nn.Module, data: Data, seed: int, options: argparse.Namespace
+) -> Any:
+    """Recover in place for about so long."""
+    precision: Any = "bf16" if options.device == "cuda" else "fp32"
+    engine = Engine(precision=precision, cpu=options.device == "cpu")
+    rest = data.train.subset(range(PROBED + HELD, len(data.train)))
+    augment = Augment(shift=0.125, hflip=0.5)
+    loader = TrainBatches(rest, augment, batch_size=options.batch, seed=seed, workers=options.workers)
+    config, more = replace(RECOVERY, lr=options.lr, precision=precision), {"seed": seed, "engine": engine}
+    step_s = step_seconds(network, original, loader, config=config, steps=8, **more)
+    epochs = max(1.0, options.seconds / step_s) / loader.steps_per_epoch
+    config = replace(config, epochs=epochs, warmup_epochs=epochs / 10)
+    holdout = EvalBatches(data.train.subset(range(PROBED, PROBED + HELD)), batch_size=64)
+    return recover(network, original, loader, holdout, config=config, **more)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--dataset", required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--images", type=int, default=384)
+    parser.add_argument("--importance", default="unexplained")
+    parser.add_argument("--train-images", type=int, default=None)
+    parser.add_argument("--seconds", type=float, default=40.0)
+    parser.add_argument("--lr", type=float, default=1e-4)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--torch-pruning", type=Path, default=None)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    options = parser.parse_args()
+    given: Any = timm.create_model("vit_small_patch14_dinov2", num_classes=0, img_size=518)
+    given.load_state_dict(load_file(options.weights))
+    given.set_input_size(img_size=98)
+    given = given.eval().to(options.device)
+    form: dict[str, Any] = {"image_size": 98, "crop_pct": 1.0, "augment": "none"}
+    data = open_data(
+        DataConfig(dataset=options.dataset, holdout=SCORED, max_images=options.train_images, **form)
+    )
+    probe = Probe(given, data, torch.get_num_threads())
+    known = (
+        [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
+    )
+    whole = probe.accuracy(given)
+    print(f"the given network: {whole:.2%} of {len(probe.scored)}", flush=True)
+
+    def write(seed: int, name: str, variant: str, network: Any, **more: Any) -> None:
+        found = agreement(network, given, probe.held)
+        row = {
+            "setting": name, "seed": seed, "variant": variant, "macs": macs_of(copy.deepcopy(network).cpu()),
+            "tokens": found.tokens, "pooled": found.pooled, "accuracy": probe.accuracy(network), "given": whole,
+            "n": len(probe.scored), **more,
+        }  # fmt: skip
+        with options.out.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        known.append(row)
+        print(row, flush=True)
+
+    for seed in range(options.seeds):
+        made = Calibrated(given, data, seed, options)
+        made.model.to(options.device)
+        made.ordered.to(options.device)
+        has = {(row["setting"], row["variant"]) for row in known if row["seed"] == seed}
+        if ("folded", "recovered") in has and options.torch_pruning is None:
+            continue
+        for name, network in networks(made, options):
+            if (name, "recovered") in has:
+                continue
+            if (name, "before") not in has:
+                write(seed, name, "before", network)
+            found = recovered(network, made.given, data, seed, options)
+            write(
+                seed,
+                name,
+                "recovered",
+                network,
+                steps=found.steps,
+                seconds=round(found.seconds, 1),
+                told=str(found),
+            )
+    table(known)
+
+
+if __name__ == "__main__":
+    main()
