@@ -20,9 +20,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import evidence_slim
 import timm
 import torch
-from evidence_slim import HELD, PROBED, SCORED, Calibrated, Probe, macs_of, pruning, table
+from evidence_slim import Calibrated, Probe, macs_of, pruning, table
 from safetensors.torch import load_file
 from torch import nn
 
@@ -48,14 +49,15 @@ def recovered(
     """Recover in place for about so long."""
     precision: Any = "bf16" if options.device == "cuda" else "fp32"
     engine = Engine(precision=precision, cpu=options.device == "cpu")
-    rest = data.train.subset(range(PROBED + HELD, len(data.train)))
+    rest = data.train.subset(range(evidence_slim.PROBED + evidence_slim.HELD, len(data.train)))
     augment = Augment(shift=0.125, hflip=0.5)
     loader = TrainBatches(rest, augment, batch_size=options.batch, seed=seed, workers=options.workers)
     config, more = replace(RECOVERY, lr=options.lr, precision=precision), {"seed": seed, "engine": engine}
     step_s = step_seconds(network, original, loader, config=config, steps=8, **more)
     epochs = max(1.0, options.seconds / step_s) / loader.steps_per_epoch
     config = replace(config, epochs=epochs, warmup_epochs=epochs / 10)
-    holdout = EvalBatches(data.train.subset(range(PROBED, PROBED + HELD)), batch_size=64)
+    held = range(evidence_slim.PROBED, evidence_slim.PROBED + evidence_slim.HELD)
+    holdout = EvalBatches(data.train.subset(held), batch_size=64)
     return recover(network, original, loader, holdout, config=config, **more)
 
 
@@ -76,14 +78,20 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--torch-pruning", type=Path, default=None)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--tiny", action="store_true", help="few images, to rehearse")
     options = parser.parse_args()
+    if options.tiny:
+        evidence_slim.PROBED, evidence_slim.SCORED, evidence_slim.HELD = 48, 48, 16
+        options.images, options.train_images, options.importance, options.batch = 24, 200, "activation", 4
     given: Any = timm.create_model("vit_small_patch14_dinov2", num_classes=0, img_size=518)
     given.load_state_dict(load_file(options.weights))
     given.set_input_size(img_size=98)
     given = given.eval().to(options.device)
     form: dict[str, Any] = {"image_size": 98, "crop_pct": 1.0, "augment": "none"}
     data = open_data(
-        DataConfig(dataset=options.dataset, holdout=SCORED, max_images=options.train_images, **form)
+        DataConfig(
+            dataset=options.dataset, holdout=evidence_slim.SCORED, max_images=options.train_images, **form
+        )
     )
     probe = Probe(given, data, torch.get_num_threads())
     known = (

@@ -60,7 +60,7 @@ else
   precision=fp32 rounds=1 seconds=0.01 tokens=64
   training="--size micro --train-images 64 --epochs 2 --batch 16 --workers 0"
   token_sizes="--tiny --seeds 1"
-  slim_sizes="--images 32 --seeds 1 --seconds 2 --batch 4 --train-images 4000 --importance activation"
+  slim_sizes="--tiny --seeds 1 --seconds 1"
   trained_sizes="--tiny --base-seconds 3 --recover-seconds 2"
   patch_sizes="--dim 16 --depth 3 --heads 2 --hidden 32 --patch 7 --epochs 1 --tune-epochs 1 --block-epochs 1 --images 32 --seeds 0 --shares 55"
 fi
