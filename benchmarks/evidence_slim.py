@@ -45,6 +45,7 @@ from vitnas.arch import Arch
 from vitnas.counting import count
 from vitnas.data import Data, DataConfig, EvalBatches, Images, open_data
 from vitnas.extraction import extract
+from vitnas.measure.convert import input_shape
 from vitnas.model import Model
 from vitnas.model.timm_keys import from_timm
 from vitnas.slimming import IMPORTANCE, PredictedDamage, agreement, allocate, fold, ordered, sensitivity
@@ -225,22 +226,26 @@ def shares(made: Calibrated) -> Iterator[tuple[str, nn.Module]]:
 
 def pruning(made: Calibrated) -> Iterator[tuple[str, nn.Module]]:
     """Torch-Pruning by magnitude, at one ratio, to half of the MACs of MLPs and heads."""
-    sys.path.insert(0, str(made.options.torch_pruning))
+    limit = count(made.arch(0.5)).macs
+    for name, keeps_width in (("heads and hidden", True), ("all", False)):
+        yield name, pruned_to(made.options.torch_pruning, made.given, limit, keeps_width)
+
+
+def pruned_to(folder: Path, given: nn.Module, limit: int, keeps_width: bool) -> nn.Module:
+    """timm's ViT, pruned by Torch-Pruning, whose folder is given, to at most so many MACs; on the CPU."""
+    sys.path.insert(0, str(folder))
     import torch_pruning as tp
 
-    goal = made.arch(0.5)
-    limit = count(goal).macs
-    for name, keeps_width in (("heads and hidden", True), ("all", False)):
-        low, high, best = 0.0, 1.0, None
-        for _ in range(8):
-            ratio = (low + high) / 2
-            network = pruned(tp, made.given, ratio, keeps_width)
-            if macs_of(network) > limit:
-                low = ratio
-            else:
-                high, best = ratio, network
-        assert best is not None
-        yield name, best
+    low, high, best = 0.0, 1.0, None
+    for _ in range(8):
+        ratio = (low + high) / 2
+        network = pruned(tp, given, ratio, keeps_width)
+        if macs_of(network) > limit:
+            low = ratio
+        else:
+            high, best = ratio, network
+    assert best is not None
+    return best
 
 
 def pruned(tp: Any, given: nn.Module, ratio: float, keeps_width: bool) -> nn.Module:
@@ -253,9 +258,10 @@ def pruned(tp: Any, given: nn.Module, ratio: float, keeps_width: bool) -> nn.Mod
         heads[block.attn.qkv] = block.attn.num_heads
     writers = [linear for block in network.blocks for linear in (block.attn.proj, block.mlp.fc2)]
     ignored = [network.patch_embed, *writers] if keeps_width else []
+    ignored += [network.head] if isinstance(network.head, nn.Linear) else []
     pruner = tp.pruner.MetaPruner(
         network,
-        torch.zeros(1, 3, 98, 98),
+        torch.zeros(1, *input_shape(network)),
         importance=tp.importance.GroupMagnitudeImportance(),
         pruning_ratio=ratio,
         ignored_layers=ignored,
@@ -279,7 +285,7 @@ def macs_of(network: Any) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(torch.zeros(1, 3, 98, 98))
+        network(torch.zeros(1, *input_shape(network)))
     return counter.get_total_flops() // 2
 
 

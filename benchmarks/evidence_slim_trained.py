@@ -12,8 +12,8 @@ set by them. Then, per seed:
     slimmed  that, recovered for `--recover-seconds` with labels and the base as its teacher
     scratch  the same Arch from new weights, as long as base, folding and recovery took together
     given    the same Arch from new weights, as long as folding and recovery took: what who has the base could do else
-    pruned   Torch-Pruning (its folder is given) by magnitude at one ratio to the same MACs; pruned_recovered: that,
-             recovered as `slimmed`
+    pruned   heads and hidden units by Torch-Pruning (its folder is given), by magnitude at one ratio, to the same MACs;
+             pruned_recovered: that, recovered as `slimmed`
 
 Accuracy is of the test split, which nothing else looks at; recovery keeps the better of before and after by 5,000
 images carved out of train. Each row goes to slim_trained-SEED.jsonl as it is known, networks lie beside it, and what is
@@ -231,8 +231,8 @@ class Seed:
         from evidence_slim import macs_of, pruned_to
 
         limit = self.rows["slimmed"]["macs"]
-        model, seconds = self.timed(lambda: pruned_to(self.options.torch_pruning, timm_of(base), limit, 32))
-        macs = macs_of(model.cpu(), 32)
+        model, seconds = self.timed(lambda: pruned_to(self.options.torch_pruning, timm_of(base), limit, True))
+        macs = macs_of(model)
         self.row("pruned", model, seconds=seconds, macs=macs)
         model.to(self.engine.device)
         epochs = self.rows["slimmed"]["epochs"]

@@ -31,6 +31,7 @@ from vitnas.arch import Arch, Block, Stage
 from vitnas.counting import count
 from vitnas.data import DataConfig, Images, open_data
 from vitnas.data.augment import seed_from
+from vitnas.errors import UserError
 from vitnas.layers.selectors import SELECTIONS
 from vitnas.measure.latency import LatencyMeter
 from vitnas.model import Model, build
@@ -247,7 +248,11 @@ class Evidence:
             (FULL, 1.0),
             *((s, k) for k in self.options.keeps for s in self.options.selectors),
         ]:
-            model = self.fewer(base, selector, keep, seed)
+            try:
+                model = self.fewer(base, selector, keep, seed)
+            except UserError as error:  # pooling, for one, has one share only
+                print(f"left out: {error}", flush=True)
+                continue
             if selector != FULL and not self.rows.has(seed, selector, keep, False):
                 self.score(model, seed, selector, keep, False, 0.0)
             wanted = tuned and (selector == FULL or keep in self.options.tune_keeps)
@@ -301,7 +306,10 @@ class Evidence:
             for selector in self.options.selectors:
                 if self.times.has(selector, keep):
                     continue
-                model = with_selections(whole, keep, selector=selector).eval()
+                try:
+                    model = with_selections(whole, keep, selector=selector).eval()
+                except UserError:
+                    continue
                 found = meter.compare({"full": whole, "kept": model})
                 kept, full = found["kept"], found["full"]
                 macs = count(model.arch).macs

@@ -48,21 +48,23 @@ step() { # step NAME SECONDS COMMAND...
   collect
 }
 
+pruning=$("$python" -c 'import os, torch_pruning; print("--torch-pruning", os.path.dirname(os.path.dirname(torch_pruning.__file__)))' 2>/dev/null)
+
 if [ "$device" = cuda ]; then
   export OMP_NUM_THREADS=4
   precision=bf16 rounds=7 seconds=0.5 tokens="1024 4096"
   training="--train-images 20000 --epochs 3 --batch 256 --workers 12"
-  token_sizes="--seconds 190"
-  slim_sizes="--seconds 30 --workers 4 --train-images 20000"
-  trained_sizes="--base-seconds 62 --recover-seconds 18 --workers 4"
-  patch_sizes="--dataset hfds/$data --image-size 32 --patch 4 --dim 192 --depth 6 --heads 6 --hidden 768 --batch 512 --epochs 15 --tune-epochs 3 --lr 1e-3"
+  token_sizes="--keeps 0.9 0.7 0.5 --tune-keeps 0.7 --epochs 6 --seconds 200"
+  slim_sizes="--seconds 25 --seeds 2 --workers 4 --train-images 20000"
+  trained_sizes="--base-seconds 52 --recover-seconds 16 --workers 4"
+  patch_sizes="--dataset hfds/$data --image-size 32 --patch 4 --dim 192 --depth 6 --heads 6 --hidden 768 --batch 512 --epochs 15 --tune-epochs 3 --lr 1e-3 --shares 55"
 else
   precision=fp32 rounds=1 seconds=0.01 tokens=64
   training="--size micro --train-images 64 --epochs 2 --batch 16 --workers 0"
-  token_sizes="--tiny --seeds 1"
+  token_sizes="--tiny --seeds 1 --keeps 0.7 --tune-keeps 0.7"
   slim_sizes="--tiny --seeds 1 --seconds 1"
   trained_sizes="--tiny --base-seconds 3 --recover-seconds 2"
-  patch_sizes="--dim 16 --depth 3 --heads 2 --hidden 32 --patch 7 --epochs 1 --tune-epochs 1 --block-epochs 1 --images 32 --seeds 0 --shares 55"
+  patch_sizes="--dim 16 --depth 3 --heads 2 --hidden 32 --patch 5 --epochs 1 --tune-epochs 1 --block-epochs 1 --images 32 --seeds 0 --shares 55"
 fi
 
 run() { # run STEP: one step by name
@@ -74,13 +76,13 @@ run() { # run STEP: one step by name
   training) step training 180 "$python" benchmarks/throughput.py --dataset "hfds/$data" --device "$device" --precision "$precision" $training --out "$work/throughput.csv" ;;
   mixers) step mixers 80 "$python" benchmarks/mixers.py --device "$device" --tokens $tokens --seconds "$seconds" --out "$work/mixers.csv" ;;
   tests) step tests 90 "$python" -m pytest -q -m gpu -p no:cacheprovider -o addopts= -o timeout=0 ;;
-  tokens) step tokens 215 "$python" benchmarks/evidence_tokens.py --dataset "hfds/$data" --out "$work/tokens" --device "$device" --parts train tune $token_sizes ;;
+  tokens) step tokens 225 "$python" benchmarks/evidence_tokens.py --dataset "hfds/$data" --out "$work/tokens" --device "$device" --parts train tune $token_sizes ;;
   slim) [ -f "$weights" ] || { echo "slim: left out, there is no $weights" | tee -a "$out/steps.txt"; return; }
-    step slim 215 "$python" benchmarks/evidence_recovery.py --weights "$weights" --dataset "hfds/$data" --out "$work/slim.jsonl" --device "$device" $slim_sizes ;;
-  patches) mkdir -p "$work/patches"; step patches 215 "$python" benchmarks/evidence_patches.py --out "$work/patches/patches.json" --device "$device" --precision "$precision" $patch_sizes ;;
+    step slim 170 "$python" benchmarks/evidence_recovery.py --weights "$weights" --dataset "hfds/$data" --out "$work/slim.jsonl" --device "$device" $slim_sizes ;;
+  patches) mkdir -p "$work/patches"; step patches 225 "$python" benchmarks/evidence_patches.py --out "$work/patches/patches.json" --device "$device" --precision "$precision" $patch_sizes ;;
   trained) # one process per seed
     for seed in 0 1 2; do
-      step "trained-$seed" 260 "$python" benchmarks/evidence_slim_trained.py --dataset "hfds/$data" --out "$work/trained" --device "$device" --seeds $seed $trained_sizes &
+      step "trained-$seed" 250 "$python" benchmarks/evidence_slim_trained.py --dataset "hfds/$data" --out "$work/trained" --device "$device" --seeds $seed $trained_sizes $pruning &
     done
     wait ;;
   *) echo "there is no step $1" | tee -a "$out/steps.txt" ;;
