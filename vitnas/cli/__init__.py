@@ -48,6 +48,7 @@ USAGE = """\
 
 [bold]Looking things up[/bold]
   vitnas bench mixers \\[tokens=64,1024]  time and memory of every token mixer on this device, and where softmax wins
+  vitnas bench tokens \\[keep=0.7]        time with fewer tokens, by every selector, and from where on it pays
   vitnas list                             recipes, spaces, searchers, named models
   vitnas show NAME                        a recipe's fields, or a model block by block (a name, an arch.json,
                                           a ViTAS code: 'vitas:1 2 4 3 ...', or a trained one as MODEL above)

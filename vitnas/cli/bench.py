@@ -1,10 +1,11 @@
-"""`vitnas bench mixers`: what each token mixer costs on this device, as a table, a plot and in words."""
+"""`vitnas bench mixers` and `vitnas bench tokens`: what token mixers cost and fewer tokens save on this device, as a
+table, a plot and in words."""
 
 from __future__ import annotations
 
 import csv
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,22 @@ from jsonargparse.typing import PositiveFloat, PositiveInt
 from rich.console import Console
 from rich.table import Table
 
+from vitnas.budget import format_quantity
 from vitnas.cli.options import options
 from vitnas.measure.environment import environment
 from vitnas.measure.mixers import TOKENS, bench_mixers, growth, verdict
+from vitnas.measure.tokens import RUNTIMES, SELECTORS, TokenBench, bench_tokens
+from vitnas.measure.tokens import verdict as tokens_verdict
 from vitnas.runs import write_atomic
 
 USAGE = (
     "`vitnas bench mixers` takes tokens, mixers, dim, heads, batch, threads, device, seconds and folder, for example "
     "tokens=64,1024."
+)
+
+TOKENS_USAGE = (
+    "`vitnas bench tokens` takes selectors, keep, tokens, batch, runtimes, dim, depth, heads, threads, device, runs, "
+    "seconds and folder, for example selectors=evit,merge keep=0.7 batch=1,8."
 )
 
 
@@ -59,14 +68,68 @@ def bench_mixers_command(words: list[str], console: Console) -> None:
     lines = verdict(rows)
     for line in lines:
         console.print(line)
-    found = environment()
-    told = f"{found.get('cpu', found.get('machine', ''))}, torch {torch.__version__}, {torch.get_num_threads()} threads"
+    told = _machine(torch.get_num_threads())
     console.print(f"On {asked.device} ({told}).")
     if (folder := asked.folder) is not None:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / "mixers.csv", _csv(rows))
         write_atomic(folder / "mixers.html", mixer_page(rows, [*lines, f"Measured on {told}."]))
         console.print(f"  table  {folder / 'mixers.csv'}\n  plot   {folder / 'mixers.html'}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchTokensOptions:
+    """All but `folder` are lists or numbers of `TokenBench`; `folder` gets a table."""
+
+    selectors: tuple[str, ...] = SELECTORS
+    keep: tuple[float, ...] = (0.9, 0.7, 0.5)
+    tokens: tuple[int, ...] = (49, 196)
+    batch: tuple[int, ...] = (1, 8, 64)
+    runtimes: tuple[str, ...] = RUNTIMES
+    dim: PositiveInt = 192
+    depth: PositiveInt = 12
+    heads: PositiveInt = 3
+    threads: PositiveInt = 1
+    device: str = "cpu"
+    runs: PositiveInt = 10
+    seconds: PositiveFloat = 1.0
+    folder: Path | None = None
+
+
+def bench_tokens_command(words: list[str], console: Console) -> None:
+    """Time of a ViT with all tokens and with fewer, by every selector."""
+    asked = options(BenchTokensOptions, words, TOKENS_USAGE)
+    given = {field.name: getattr(asked, field.name) for field in fields(TokenBench)}
+    rows = bench_tokens(TokenBench(**given), told=lambda text: console.print(f"measured {text}"))
+    for runtime in dict.fromkeys(row["runtime"] for row in rows):
+        console.print(token_table(rows, runtime))
+    for line in tokens_verdict(rows):
+        console.print(line)
+    console.print(f"On {asked.device} ({_machine(asked.threads)}).")
+    if asked.folder is not None:
+        asked.folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(asked.folder / "tokens.csv", _csv(rows))
+        console.print(f"  table  {asked.folder / 'tokens.csv'}")
+
+
+def token_table(rows: list[dict[str, Any]], runtime: str) -> Table:
+    """Milliseconds per image, and how much faster than with all tokens, per batch and token count."""
+    mine = [row for row in rows if row["runtime"] == runtime]
+    columns = sorted({(row["tokens"], row["batch"]) for row in mine})
+    heads = [f"{tokens} tokens, batch {batch}" for tokens, batch in columns]
+    title = f"{runtime}: ms per image (times faster)"
+    table = Table("selector", "keep", "MACs", *heads, title=title, title_justify="left")
+    found = {(row["selector"], row["keep"], row["tokens"], row["batch"]): row for row in mine}
+    for word, share in dict.fromkeys((row["selector"], row["keep"]) for row in mine):
+        cells = [found[word, share, tokens, batch] for tokens, batch in columns]
+        texts = [f"{row['median_ms'] / row['batch']:.2f} ({row['speedup']:.2f})" for row in cells]
+        table.add_row(word, f"{share:g}", format_quantity(cells[-1]["macs"], "macs"), *texts)
+    return table
+
+
+def _machine(threads: int) -> str:
+    found = environment()
+    return f"{found.get('cpu', found.get('machine', ''))}, torch {torch.__version__}, {threads} threads"
 
 
 def mixer_table(rows: list[dict[str, Any]], direction: str) -> Table:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from vitnas.budget import Budget, format_quantity
-from vitnas.cli.bench import bench_mixers_command
+from vitnas.cli.bench import bench_mixers_command, bench_tokens_command
 from vitnas.cli.fields import make_run, open_run, split_budgets
 from vitnas.cli.lookup import count_command, doctor_command, list_command, show_command
 from vitnas.cli.options import options, split
@@ -168,6 +168,8 @@ def bench_command(words: list[str], console: Console) -> None:
     """Latency of a run folder's models, or `mixers`: what each token mixer costs on this device."""
     if words[:1] == ["mixers"]:
         bench_mixers_command(words[1:], console)
+    elif words[:1] == ["tokens"]:
+        bench_tokens_command(words[1:], console)
     else:
         stage_command("bench")(words, console)
 
