@@ -2,7 +2,8 @@
 
     python benchmarks/evidence_patches.py --out runs/patches.json [--dataset digits] [--image-size 20] [--device cuda]
 
-Per seed a small ViT is trained. Then for every share of its MACs: `uniform` gives as many patches, spread evenly, in
+Per seed a small ViT is trained. `whole` is that network, trained on as the others are, which is what they have to be
+held against where more training helps. Then for every share of its MACs: `uniform` gives as many patches, spread evenly, in
 all blocks; `ps` the places that Patch Slimming finds; `ps_blocks` the same with every block tuned by itself;
 `dps_blocks` as many patches as those, chosen per image. Each is read before and behind the same short training of the
 whole network with labels and the whole network as its teacher. In all of them the last block gives the class token
@@ -43,7 +44,7 @@ from vitnas.train.checkpoint import difference
 from vitnas.train.engine import Engine
 from vitnas.train.teacher import Teacher
 
-METHODS = ("uniform", "ps", "ps_blocks", "dps_blocks")
+METHODS = ("whole", "uniform", "ps", "ps_blocks", "dps_blocks")
 # What rows of one file must share.
 SETTINGS = tuple(
     "dataset image_size patch dim depth heads hidden batch epochs lr tune_epochs tune_lr block_epochs images "
@@ -133,6 +134,8 @@ def found_at(slimming: PatchSearch, limit: float, dynamic: bool) -> Slimmed:
 
 
 def slimmed(method: str, base: Model, slimming: PatchSearch, limit: float, bench: Bench, seed: int) -> Model:
+    if method == "whole":
+        return copy.deepcopy(base)
     if method == "uniform":
         return uniform(base, limit)
     found = found_at(slimming, limit, method == "dps_blocks")
@@ -175,7 +178,7 @@ def table(content: dict[str, Any], options: argparse.Namespace, n: int) -> str:
         "| MACs asked | method | MACs | before | after | after - base, by seed |",
         "|---|---|---|---|---|---|",
     ]
-    for share in options.shares:
+    for share in (100, *options.shares):
         for method in METHODS:
             rows = [row for row in content["rows"] if (row["asked"], row["method"]) == (share, method)]
             if not rows:
@@ -222,8 +225,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         base = bench.base(seed)
         content["base"][str(seed)] = bench.accuracy(base)
         slimming = PatchSearch(base, bench.calibration(), step=options.step, seed=seed)
-        for share in options.shares:
+        for share in (100, *options.shares):
             for method in options.methods:
+                if (method == "whole") != (share == 100):
+                    continue
                 if any(
                     (r["seed"], r["asked"], r["method"]) == (seed, share, method) for r in content["rows"]
                 ):
