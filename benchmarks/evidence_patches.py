@@ -3,8 +3,8 @@
     python benchmarks/evidence_patches.py --out runs/patches.json [--dataset digits] [--image-size 20] [--device cuda]
 
 Per seed a small ViT is trained. `whole` is that network, trained on as the others are, which is what they have to be
-held against where more training helps. Then for every share of its MACs: `uniform` gives as many patches, spread evenly, in
-all blocks; `ps` the places that Patch Slimming finds; `ps_blocks` the same with every block tuned by itself;
+held against where more training helps. Then for every share of its MACs: `uniform` gives as many patches, spread
+evenly, in all blocks; `ps` the places that Patch Slimming finds; `ps_blocks` the same with every block tuned by itself;
 `dps_blocks` as many patches as those, chosen per image. Each is read before and behind the same short training of the
 whole network with labels and the whole network as its teacher. In all of them the last block gives the class token
 alone, which loses nothing. Nothing is chosen by the holdout split, so accuracy is of it and the test split together.
