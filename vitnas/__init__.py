@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from vitnas.stages.searching import SupernetEvaluator
     from vitnas.supernet import Supernet, select
     from vitnas.train import Classification, Engine, Monitor, Teacher, TrainConfig, evaluate, fit
+    from vitnas.train.fewer_tokens import fewer_tokens
 
 # Where each public name lives: modules load when a name is first used, so that deployment stays light.
 _HOME = {
@@ -59,6 +60,7 @@ _HOME = {
     "UserError": "errors",
     "count": "counting",
     "export": "exporting",
+    "fewer_tokens": "train.fewer_tokens",
     "slim": "recipes.slim",
     "extract": "extraction",
     "read_outputs": "model.outputs",

@@ -118,8 +118,14 @@ def test_without_selections_it_is_the_labels() -> None:
     model = build(network().arch)
     plain = with_selections(model, {})
     found = KeepRatio()(plain(IMAGES, want=("logits",)) | {}, Batch((IMAGES,), LABELS), {})
-    assert [*found] == ["loss"]
+    assert [*found] == ["loss", "ce"]
     torch.testing.assert_close(found["loss"], nn.functional.cross_entropy(plain(IMAGES), LABELS))
+
+
+def test_without_labels_it_is_the_share() -> None:
+    found = losses(network().train(), KeepRatio(labels=False, ratio_weight=3.0))
+    assert [*found] == ["loss", "ratio"]
+    torch.testing.assert_close(found["loss"], 3 * found["ratio"])
 
 
 def test_shares_of_ones_own() -> None:

@@ -44,6 +44,7 @@ USAGE = """\
 
 [bold]One model[/bold]
   vitnas swap MODEL mixer=WORD            another mixer in a trained timm model, its projections kept
+  vitnas tokens MODEL dataset=IMAGES      a trained ViT learns which patches it can do without (DynamicViT)
       dataset=PATH                        and it learns from what it was
 
 [bold]Looking things up[/bold]

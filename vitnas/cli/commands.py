@@ -18,6 +18,7 @@ from vitnas.cli.fields import make_run, open_run, split_budgets
 from vitnas.cli.lookup import count_command, doctor_command, list_command, show_command
 from vitnas.cli.options import options, split
 from vitnas.cli.swap import swap_command
+from vitnas.cli.tokens import tokens_command
 from vitnas.errors import MissingExtra, UserError
 from vitnas.grids import size_text
 from vitnas.records import FinalScores, Forecast, Original, Result, Results, SlimResults
@@ -317,6 +318,7 @@ COMMANDS: dict[str, Command] = {
     "report": report_command,
     "dashboard": dashboard_command,
     "swap": swap_command,
+    "tokens": tokens_command,
     "list": list_command,
     "show": show_command,
     "count": count_command,

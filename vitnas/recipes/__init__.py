@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from vitnas.recipes.autoformer import autoformer, autoformer_cifar
+from vitnas.recipes.dynamicvit import dynamicvit, dynamicvit_tour
 from vitnas.recipes.focusformer import focusformer, focusformer_tour
 from vitnas.recipes.images import images
 from vitnas.recipes.manifold import manifold, manifold_tour
@@ -25,6 +26,8 @@ RECIPES: dict[str, Callable[[], Run]] = {
     "vit_resnas": vit_resnas,
     "vision_xformers_tour": vision_xformers_tour,
     "vision_xformers": vision_xformers,
+    "dynamicvit_tour": dynamicvit_tour,
+    "dynamicvit": dynamicvit,
     "focusformer_tour": focusformer_tour,
     "focusformer": focusformer,
     "manifold_tour": manifold_tour,

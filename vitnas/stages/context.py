@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from vitnas.measure.latency import LatencyMeter
 from vitnas.space import SPACES, Space, SpaceConfig
 from vitnas.stages.full import full_cost
 from vitnas.stages.models import Models
-from vitnas.stages.run import Run, check_shares, lasting, plain
+from vitnas.stages.run import OWN, Run, check_shares, lasting, plain
 from vitnas.stages.sampler import RunSampler
 from vitnas.stages.searching import Inherited, Searches
 from vitnas.stages.work import RunImages, Work, quick_meter
@@ -61,7 +62,13 @@ class Context:
     @cached_property
     def space(self) -> Space:
         config = self.run.space.starting_from(self.run.pretrained)
-        return make_space(config, self.data, self.run.task, self.run.teacher)
+        return make_space(config, self.data, self.run.task, self.teacher)
+
+    @property
+    def teacher(self) -> TeacherConfig:
+        """Who teaches, by a name that leads to it."""
+        given = self.run.teacher
+        return replace(given, network=self.run.pretrained) if given.network == OWN else given
 
     @cached_property
     def budget(self) -> Budget:
@@ -121,7 +128,7 @@ class Context:
             self.work,
             self.images,
             self.run.task,
-            self.run.teacher,
+            self.teacher,
             self.run.retrain,
             cells=lambda: self.space.largest().grids[-1],
         )

@@ -28,6 +28,7 @@ FREE = {"threads", "workers", "trackers", "device", "log_every", "checkpoint_min
 # Fields that may become larger in a finished run: the stage then goes on from what it has, and later ones follow.
 GROWS = {"search.num_trials": "search"}
 BASELINES = ("hand_scaled", "random_search")
+OWN = "pretrained"  # as teacher.network: the network that the run starts from, as it was
 Axis: TypeAlias = Literal["heads", "hidden", "embed_dim", "blocks", "tokens"]
 
 
@@ -200,6 +201,16 @@ class Run:
                 "that serves a prefix only. Use prefix, or leave it out."
             )
         self.sampler.check(self)
+        if self.task.needs_selections and not self.space.keep:
+            raise UserError(
+                f"task.kind is {self.task.kind!r} and space.keep is not given; it learns how many patches are kept. "
+                "Set space.keep=[1.0,0.7,0.5], or another task.kind."
+            )
+        if self.teacher.network == OWN and not self.pretrained:
+            raise UserError(
+                f"teacher.network is {OWN!r} and there is none; it is the network that the run starts from. Set "
+                "pretrained=NAME, or name a teacher."
+            )
         if self.slim is None:
             self.space.starting_from(self.pretrained)  # refuses a network that is missing
         if self.threads is not None and self.threads < 1:

@@ -109,7 +109,7 @@ def _train(context: Context) -> None:
             context.new_supernet(),
             context.sampler,
             run.task,
-            run.teacher,
+            context.teacher,
             run.supernet,
             run.pretrained,
         )

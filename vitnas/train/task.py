@@ -115,6 +115,7 @@ class TaskConfig(ABC):
     learns_from_archs: ClassVar[bool] = False  # takes another Arch's logits beside the labels
     heads: ClassVar[tuple[str, ...]] = ()  # fields of the Archs that learn this, which are then True
     needs_heads: ClassVar[bool] = False  # cannot do without them
+    needs_selections: ClassVar[bool] = False  # learns how many patches are kept
     needs_labels: ClassVar[bool] = True  # images without labels are refused
 
     @abstractmethod

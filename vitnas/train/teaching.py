@@ -14,9 +14,9 @@ from vitnas.train.task import Task
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherConfig:
-    """Who teaches all that the run trains (`network`: a folder of a saved model, a timm name or NAME@FILE), and by
-    which `losses`: soft and hard on logits, features, tokens, manifold. `teacher=NAME` is short for
-    `teacher.network=NAME`.
+    """Who teaches all that the run trains (`network`: a folder of a saved model, a timm name or NAME@FILE, or
+    `pretrained` for the run's own, as it was), and by which `losses`: soft and hard on logits, features, tokens,
+    manifold. `teacher=NAME` is short for `teacher.network=NAME`.
 
     They are added with `weights`, one each (none: 1 each), to `label_weight` times the loss of the run's task; with
     label_weight=0 labels are not looked at. Teachers of other classes teach features only. With `compare` the chosen

@@ -44,18 +44,27 @@ class KeepRatio(Task):
         shares: share of all patches to keep behind each selection; by default what the network keeps in evaluation.
         per: see `ratio_loss`.
         label_smoothing: for class numbers; mixed targets bring their own.
+        labels: learn them too; False leaves `ratio_weight` times `ratio_loss`, for beside a teacher.
     """
 
     ratio_weight: float = 2.0
     shares: tuple[float, ...] = ()
     per: Per = "image"
     label_smoothing: float = 0.0
+    labels: bool = True
     wants = ("logits", "keep?", "shares?")
 
     def __call__(self, outputs: Outputs, batch: Batch, taught: Outputs) -> dict[str, Tensor]:
-        ce = label_loss(outputs["logits"], batch, self.label_smoothing)
-        if "keep" not in outputs:
-            return {"loss": ce}
+        found: dict[str, Tensor] = {}
+        loss = outputs["logits"].new_zeros(())
+        if self.labels:
+            loss = found["ce"] = label_loss(outputs["logits"], batch, self.label_smoothing)
+        if "keep" in outputs:
+            found["ratio"] = self._ratio(outputs)
+            loss = loss + self.ratio_weight * found["ratio"]
+        return {"loss": loss, **found}
+
+    def _ratio(self, outputs: Outputs) -> Tensor:
         shares_BS = outputs["shares"]
         if self.shares:
             if len(self.shares) != shares_BS.shape[1]:
@@ -64,8 +73,7 @@ class KeepRatio(Task):
                     "share. Give as many, or leave shares out."
                 )
             shares_BS = shares_BS.new_tensor(self.shares).expand_as(shares_BS)
-        ratio = ratio_loss(outputs["keep"], shares_BS, self.per)
-        return {"loss": ce + self.ratio_weight * ratio, "ce": ce, "ratio": ratio}
+        return ratio_loss(outputs["keep"], shares_BS, self.per)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +82,7 @@ class KeepRatioConfig(TaskConfig):
     `per` image, or per batch."""
 
     kind = "dynamicvit"
+    needs_selections = True
 
     ratio_weight: float = 2.0
     per: Per = "image"

@@ -1,0 +1,123 @@
+"""`vitnas tokens`: a saved model learns which patches it can do without, and is exported."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from timm.models.vision_transformer import VisionTransformer
+
+from vitnas.arch import Arch, Block, Stage
+from vitnas.cli import main
+from vitnas.data import Augment, DataConfig, EvalBatches, TrainBatches, open_data
+from vitnas.exporting import load_timm, save_timm
+from vitnas.model import Model, build
+from vitnas.model.selections import with_selections
+from vitnas.sample import Fixed
+from vitnas.train import Classification, TrainConfig, evaluate, fit
+from vitnas.train.fewer_tokens import dynamicvit_config, fewer_tokens
+
+ARCH = Arch(
+    image_size=8,
+    patch_size=2,
+    in_chans=1,
+    num_classes=10,
+    stages=(Stage(embed_dim=24, blocks=(Block(num_heads=2, head_dim=12, mlp_hidden=48),) * 4),),
+)
+DIGITS = DataConfig(dataset="digits", holdout=0.2, batch_size=64)
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_timm(build(ARCH).eval(), tmp_path / "model")
+    words = [
+        str(tmp_path / "model"),
+        "dataset=digits",
+        "keep=0.7",
+        "epochs=0.3",
+        f"folder={tmp_path / 'out'}",
+    ]
+    assert main(["tokens", *words]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "keeps 11/7/5 of 16 patches (predictor)" in told
+    assert "held-out images" in told
+    record = json.loads((tmp_path / "out" / "tokens.json").read_text())
+    assert record["onnx"]["passed"]
+    assert record["macs"]["after"] < record["macs"]["before"]
+    assert record["accuracy"]["n"] == record["agreement"]["n"] > 0
+    made = load_timm(tmp_path / "out" / "model")
+    assert isinstance(made, Model)
+    assert [block.keep for block in made.arch.blocks] == [None, 11, 7, 5]
+
+
+@pytest.mark.slow
+def test_images_without_labels(tmp_path: Path) -> None:
+    """A network of features on a folder of images: it learns from itself alone."""
+    pixels = np.random.default_rng(0).integers(0, 256, size=(12, 8, 8), dtype=np.uint8)
+    (tmp_path / "images").mkdir()
+    for number, image in enumerate(pixels):
+        Image.fromarray(image).save(tmp_path / "images" / f"{number}.png")
+    save_timm(build(Arch.from_json({**ARCH.to_json(), "num_classes": 0})).eval(), tmp_path / "model")
+    words = [f"dataset={tmp_path / 'images'}", "keep=[0.5,0.25]", "places=[1,2]", "epochs=1", "batch_size=4"]
+    assert main(["tokens", str(tmp_path / "model"), *words, f"folder={tmp_path / 'out'}"]) == 0
+    record = json.loads((tmp_path / "out" / "tokens.json").read_text())
+    assert "accuracy" not in record
+    lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    losses = next(line["losses"] for line in reversed(lines) if "losses" in line)
+    assert {"loss", "ratio", "tokens"} <= set(losses)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ([], "takes a trained network and dataset=IMAGES"),
+        (["keep=0.2"], "keep is 0.2, which leaves 0 of 16 patches at block 2"),
+        (["keep=1.5"], "a share lies between 0 and 1"),
+        (["places=[3,9]"], "places has 9; the network has blocks 0 to 3"),
+        (["places=[3,1]"], "numbers of blocks that rise"),
+        (["augment=none2"], "augment is 'none2'"),
+        (["weight=1"], "Nearest: 'weights'"),
+    ],
+)
+def test_bad_words_are_refused(
+    words: list[str], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_timm(build(ARCH).eval(), tmp_path / "model")
+    more = ["dataset=digits", *words] if words else []
+    assert main(["tokens", str(tmp_path / "model"), *more, f"folder={tmp_path / 'out'}"]) == 2
+    assert sentence in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_it_learns_what_to_keep() -> None:
+    """A timm ViT on digits: without training more than half is lost, with a short one a tenth at most; the original
+    stays as it was. So few steps need a larger weight of the share and a faster backbone than the paper's."""
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {
+        "embed_dim": 32,
+        "depth": 4,
+        "num_heads": 4,
+        "mlp_ratio": 2,
+        "global_pool": "avg",
+    }
+    network: Any = VisionTransformer(img_size=8, patch_size=2, in_chans=1, num_classes=10, **sizes)
+    network.pretrained_cfg = {"input_size": (1, 8, 8), "mean": (0.3,), "std": (0.37,), "num_classes": 10}
+    data, augment = open_data(DIGITS), Augment(rotate=10.0, zoom=(0.9, 1.1))
+    batches = TrainBatches(data.train, augment, batch_size=64, seed=0)
+    fit(network, Classification(), Fixed(), batches, config=TrainConfig(epochs=40, lr=4e-3, monitor_every=0))
+    weights = {name: p.clone() for name, p in network.named_parameters()}
+    holdout = EvalBatches(data.holdout, batch_size=512)
+    untrained = with_selections(network.eval(), 0.7, generator=torch.Generator().manual_seed(0))
+    config, shares = dynamicvit_config(20, 4e-3, slow_lr_scale=0.3), (20.0, 0.5, 0.5)
+    fewer = fewer_tokens(network, batches, 0.7, config=config, weights=shares, augment=augment).network
+    scores = {net: evaluate(net.eval(), holdout).accuracy for net in (network, untrained, fewer)}
+    assert scores[network] > 0.88
+    assert scores[fewer] > scores[network] - 0.1
+    assert scores[untrained] < scores[fewer] - 0.3
+    for name, parameter in network.named_parameters():
+        torch.testing.assert_close(parameter, weights[name], rtol=0, atol=0)
