@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import timm
 import torch
 from slim_help import ARCH, digits, slim_words
 from stage_help import refused
@@ -16,10 +19,14 @@ from vitnas.cli.fields import open_run
 from vitnas.counting import count
 from vitnas.data import EvalBatches, Readings
 from vitnas.exporting import load_timm
+from vitnas.model import Model, build
+from vitnas.recipes.slim import slim
 from vitnas.records import Allocation, Forecast, Original, Result, SlimFront, SlimResults
 from vitnas.runs import RunFile
 from vitnas.slimming import agreement
 from vitnas.stages import plan_of
+from vitnas.stages.run import ExportConfig, SlimConfig
+from vitnas.stages.slim.folded import restored
 from vitnas.train import evaluate
 
 
@@ -158,3 +165,57 @@ def test_one_call_of_a_library(original: Path, slimmed: Path, tmp_path: Path) ->
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
     again = vitnas.slim(network, images, budget="macs<=50%", effort="fold", folder=tmp_path / "run", run=run)
     assert again.results == done.results
+
+
+def features_of(images: int, **options: Any) -> Model:
+    """What became of a network like DINOv2's, in small: layer scale, registers, no classes."""
+    torch.manual_seed(0)
+    made = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 4, "num_classes": 0}
+    network = timm.create_model("vit_small_patch14_reg4_dinov2", **made)
+    for block in network.blocks:
+        for scale in (block.ls1, block.ls2):
+            torch.nn.init.uniform_(scale.gamma, 0.2, 1)
+    pixels = torch.randint(0, 256, (images, 3, 16, 16), dtype=torch.uint8)
+    run = slim()
+    run = replace(run, device="cpu", threads=1, export=ExportConfig(formats=(), latency=()), **options)
+    run = replace(run, slim=replace(run.slim, images=images // 2))
+    done = vitnas.slim(network, pixels, budget="macs<=60%", effort="fold", run=run)
+    assert done.results.rows[1].agreement.top1 is None
+    saved = timm.create_model(f"local-dir:{done.folder / 'models' / 'chosen'}", pretrained=True).eval()
+    images_BCHW = torch.randn(8, 3, 16, 16)
+    with torch.no_grad():
+        pooled_BD, wanted_BD = saved(images_BCHW), network.eval()(images_BCHW)
+        torch.testing.assert_close(pooled_BD, done.model(images_BCHW), rtol=0, atol=0)
+        maps = saved.forward_intermediates(images_BCHW, indices=1, intermediates_only=True)
+    if pooled_BD.shape == wanted_BD.shape:  # its channels are those of the network's
+        assert torch.nn.functional.cosine_similarity(pooled_BD, wanted_BD).mean() > 0.8
+    assert [tuple(each.shape[2:]) for each in maps] == [(4, 4)]
+    shutil.rmtree(done.folder)
+    return done.model
+
+
+@pytest.mark.slow
+def test_features_of_a_backbone_keep_timms_interface() -> None:
+    model = features_of(64)
+    assert (model.num_classes, model.arch.reg_tokens, model.num_features) == (0, 4, 32)
+    assert model.arch.layer_scale
+
+
+@pytest.mark.slow
+def test_a_narrower_embedding_keeps_the_order_of_its_channels() -> None:
+    """Channels are sorted by importance inside; what comes out has them as the network has."""
+    config = SlimConfig(axes=("embed_dim", "hidden"))
+    run = replace(slim(), slim=config)
+    assert features_of(64, slim=run.slim).arch.embed_dim <= 32
+
+
+def test_channels_in_another_order_compute_the_same(generator: torch.Generator) -> None:
+    model = build(ARCH, generator=generator).eval()
+    images_BCHW = torch.randn(4, 1, 8, 8, generator=generator)
+    with torch.no_grad():
+        wanted_BY = model(images_BCHW)
+        order_D = torch.randperm(24, generator=generator)
+        got_BY = restored(model, order_D)(images_BCHW)
+        torch.testing.assert_close(got_BY, wanted_BY, rtol=1e-5, atol=1e-5)
+        restored(model, torch.argsort(order_D))
+        torch.testing.assert_close(model(images_BCHW), wanted_BY, rtol=1e-5, atol=1e-5)

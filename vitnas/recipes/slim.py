@@ -33,7 +33,7 @@ def slim() -> Run:
         space=AroundConfig(),
         supernet=train,
         slim=SlimConfig(),
-        search=SearchConfig(searcher="evolution", num_trials=400),
+        search=SearchConfig(searcher="evolution", num_trials=100),
         retrain=RetrainConfig(train=train, baselines=(), rank_archs=0),
         export=ExportConfig(formats=("onnx",), latency=("onnxruntime,batch=1",)),
     )

@@ -25,7 +25,7 @@ from vitnas.stages.run import Run
 from vitnas.stages.slim.allocate import SHORTLIST, TIMED
 from vitnas.supernet import Supernet
 
-IMAGES = 16  # images of a timed step
+IMAGES, STEP_S = 16, 1.0  # images of a timed step, fewer where it would take longer
 MEASURED_ON = 64  # images at most that an option's damage is measured on
 TIMING_S = 2.0  # of one network's latency
 LEAST_STEPS = 100  # a training of fewer steps is not worth its name
@@ -93,19 +93,20 @@ def time_steps(original: Model, part: Supernet, images_BCHW: Tensor, *, exports:
         part: a Supernet around a network of the original's first block alone.
         images_BCHW: at least two.
     """
-    images_BCHW = images_BCHW[:IMAGES]
-    n, model = len(images_BCHW), copy.deepcopy(original)
+    model, few = copy.deepcopy(original), images_BCHW[:2]
     with evaluating(model), torch.no_grad():
-        forward = timed(lambda: model(images_BCHW))
+        n = int(len(few) * STEP_S / timed(lambda: model(few)))  # as many as a step of some length takes
+        images_BCHW = images_BCHW[: max(2, min(IMAGES, n))]
+        forward, n = timed(lambda: model(images_BCHW)), len(images_BCHW)
     learn = timed(lambda: _learn(model, images_BCHW), 1)
-    arch, few = part.space.middle(), max(2, n // 4)
-    folds = [timed(partial(fold, part, arch, [images_BCHW[:taken]])) for taken in (few, n)]
-    image = max(0.0, (folds[1] - folds[0]) / max(1, n - few))
+    arch, fewer = part.space.middle(), max(1, n // 4)
+    folds = [timed(partial(fold, part, arch, [images_BCHW[:taken]])) for taken in (fewer, n)]
+    image = max(0.0, (folds[1] - folds[0]) / max(1, n - fewer))
     file = 0.0
     if exports:
         with tempfile.TemporaryDirectory() as folder:
             file = timed(lambda: export_model(model.eval(), Path(folder) / FILES["onnx"], images_BCHW), 1)
-    return Steps(forward / n, learn / n, max(0.0, folds[0] - few * image), image, file)
+    return Steps(forward / n, learn / n, max(0.0, folds[0] - fewer * image), image, file)
 
 
 def _learn(model: nn.Module, images_BCHW: Tensor) -> None:
