@@ -78,14 +78,17 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--torch-pruning", type=Path, default=None)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--tiny", action="store_true", help="few images, to rehearse")
+    parser.add_argument("--tiny", action="store_true", help="few images and three blocks, to rehearse")
     options = parser.parse_args()
     if options.tiny:
         evidence_slim.PROBED, evidence_slim.SCORED, evidence_slim.HELD = 48, 48, 16
+        evidence_slim.STEPS = (0.25, 0.5, 1.0)
         options.images, options.train_images, options.importance, options.batch = 24, 200, "activation", 4
     given: Any = timm.create_model("vit_small_patch14_dinov2", num_classes=0, img_size=518)
     given.load_state_dict(load_file(options.weights))
     given.set_input_size(img_size=98)
+    if options.tiny:
+        given.blocks = given.blocks[:3]
     given = given.eval().to(options.device)
     form: dict[str, Any] = {"image_size": 98, "crop_pct": 1.0, "augment": "none"}
     data = open_data(

@@ -40,7 +40,7 @@ collect() { # copies results; a folder that is brought back may hold few files
 } 2>/dev/null
 
 step() { # step NAME SECONDS COMMAND...
-  local name=$1 limit=$2 start=$SECONDS
+  local name=$1 limit=$(($2 * patience)) start=$SECONDS
   shift 2
   timeout -k 5 "$limit" "$@" >"$work/logs/$name.log" 2>&1
   echo "$name: exit $?, $((SECONDS - start)) s" | tee -a "$out/steps.txt"
@@ -52,14 +52,14 @@ pruning=$("$python" -c 'import os, torch_pruning; print("--torch-pruning", os.pa
 
 if [ "$device" = cuda ]; then
   export OMP_NUM_THREADS=4
-  precision=bf16 rounds=7 seconds=0.5 tokens="1024 4096"
+  patience=1 precision=bf16 rounds=7 seconds=0.5 tokens="1024 4096"
   training="--train-images 20000 --epochs 3 --batch 256 --workers 12"
   token_sizes="--keeps 0.9 0.7 0.5 --tune-keeps 0.7 --epochs 6 --seconds 200"
   slim_sizes="--seconds 25 --seeds 2 --workers 4 --train-images 20000"
   trained_sizes="--base-seconds 52 --recover-seconds 16 --workers 4"
   patch_sizes="--dataset hfds/$data --image-size 32 --patch 4 --dim 192 --depth 6 --heads 6 --hidden 768 --batch 512 --epochs 15 --tune-epochs 3 --lr 1e-3 --shares 55"
 else
-  precision=fp32 rounds=1 seconds=0.01 tokens=64
+  patience=4 precision=fp32 rounds=1 seconds=0.01 tokens=64
   training="--size micro --train-images 64 --epochs 2 --batch 16 --workers 0"
   token_sizes="--tiny --seeds 1 --keeps 0.7 --tune-keeps 0.7"
   slim_sizes="--tiny --seeds 1 --seconds 1"

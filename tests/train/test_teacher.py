@@ -382,3 +382,10 @@ def test_a_part_of_a_batch_has_all_views() -> None:
     assert len(part) == 2
     assert part.patch_targets is not None
     assert part.patch_targets.tolist() == part.targets.tolist() == [1, 2]
+
+
+def test_a_network_of_timm_that_was_set_to_another_size_takes_that() -> None:
+    network = timm.create_model("test_vit", num_classes=4)
+    assert Pixels.of(network).size == (160, 160)
+    network.set_input_size(img_size=(64, 96))
+    assert Pixels.of(network).size == (64, 96)

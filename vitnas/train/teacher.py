@@ -41,7 +41,7 @@ class Pixels:
 
     @classmethod
     def of(cls, network: nn.Module) -> Pixels:
-        """What timm's description of `network` says.
+        """What timm's description of `network` says; of the size, what the network was built for or set to.
 
         A Model fresh from `build` or `extract` has placeholders for mean and std, which count as unknown.
         """
@@ -49,7 +49,8 @@ class Pixels:
         cfg = default_cfg(space.largest()) if space is not None else getattr(network, "pretrained_cfg", None)
         if not cfg:
             return cls()
-        size, channels = cfg["input_size"], channels_of(network)
+        built = getattr(getattr(network, "patch_embed", None), "img_size", None)
+        size, channels = built or cfg["input_size"], channels_of(network)
         mean, std = (
             values if len(values) == channels else (sum(values) / len(values),) * channels
             for values in (tuple(cfg["mean"]), tuple(cfg["std"]))
