@@ -10,8 +10,8 @@ used. Cosines are of all final tokens with the given network's, on 256 further i
 out:
 
     fold        order `unexplained`, allocation by sensitivity, ridge
-    activation  the default order of `--importance` replaced
-    uniform     every block is left the same share of heads and hidden units
+    activation  that order instead of `--importance`, in the Arch of `fold`
+    uniform     every block is left half of its hidden units and heads half as wide
     mean, none  constants alone make up for what goes; nothing does
     magnitude, random   orders, in the Arch of `fold`
     nested      the Arch of `fold`, cut out of what was folded for three quarters of the MACs
@@ -25,6 +25,7 @@ Rows go to `--out` as they come; a row that is there is not made again.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import statistics
 import sys
@@ -40,12 +41,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
 
 from vitnas.arch import Arch
 from vitnas.counting import count
 from vitnas.data import Data, DataConfig, EvalBatches, Images, open_data
 from vitnas.extraction import extract
 from vitnas.measure.convert import input_shape
+from vitnas.measure.latency import LatencyMeter
 from vitnas.model import Model
 from vitnas.model.timm_keys import from_timm
 from vitnas.slimming import IMPORTANCE, PredictedDamage, agreement, allocate, fold, ordered, sensitivity
@@ -56,6 +59,9 @@ PROBED, SCORED, HELD = 1000, 2000, 256
 SHARES = (0.8, 0.65, 0.5, 0.4, 0.3)
 """Of the MACs of MLPs and heads."""
 STEPS = tuple(step / 16 for step in range(1, 17))
+HEADS = tuple(range(1, 7))
+BATCH = 32
+ORDERED, MEASURED = 128, 96  # images for the order, and for sensitivities
 
 
 class Probe:
@@ -101,7 +107,7 @@ def features(network: Any, images: Images) -> Tensor:
 
 
 def batches(images: Images) -> list[Tensor]:
-    return [x for x, _ in EvalBatches(images, batch_size=32)]
+    return [x for x, _ in EvalBatches(images, batch_size=BATCH)]
 
 
 class Calibrated:
@@ -110,16 +116,15 @@ class Calibrated:
     def __init__(self, given: nn.Module, data: Data, seed: int, options: argparse.Namespace) -> None:
         self.given, self.seed, self.options = given, seed, options
         self.model = from_timm(given)
-        self.space = around(
-            self.model, heads=tuple(range(1, 7)), hidden=STEPS, blocks=range(self.model.arch.depth)
-        )
+        depth = self.model.arch.depth
+        self.space = around(self.model, heads=HEADS, hidden=STEPS, head_dim=STEPS[3::2], blocks=range(depth))
         generator = torch.Generator().manual_seed(seed)
         rest = torch.randperm(len(data.train) - PROBED - HELD, generator=generator) + PROBED + HELD
         self.images = batches(data.train.subset(rest[: options.images].tolist()))
         self.took: dict[str, float] = {}
 
     def supernet(self, importance: str) -> Supernet:
-        images = self.images[: max(1, len(self.images) // 2)]
+        images = self.images[: ORDERED // BATCH]
         scores = IMPORTANCE[importance](self.model, images, torch.Generator().manual_seed(self.seed))
         return ordered(self.model, self.space, scores)
 
@@ -129,7 +134,7 @@ class Calibrated:
 
     @cached_property
     def damage(self) -> PredictedDamage:
-        images = self.images[: max(2, len(self.images) // 3)]
+        images = self.images[: MEASURED // BATCH]
         return PredictedDamage(
             self.space, self.timed("sensitivity", lambda: sensitivity(self.ordered, images))
         )
@@ -148,19 +153,20 @@ class Calibrated:
     def uniform(self) -> Arch:
         largest = self.space.largest()
         return largest.with_blocks(
-            replace(block, num_heads=block.num_heads // 2, mlp_hidden=block.mlp_hidden // 2)
+            replace(block, head_dim=block.head_dim // 2, mlp_hidden=block.mlp_hidden // 2)
             for block in largest.blocks
         )
 
     def timed(self, name: str, make: Callable[[], Any]) -> Any:
         start = time.process_time()
         made = make()
-        self.took[name] = time.process_time() - start
+        self.took[f"{name}_cpu_s"] = round(time.process_time() - start, 1)
         return made
 
     def fold(self, arch: Arch, supernet: Supernet | None = None, how: Any = "ridge") -> Model:
-        supernet = supernet or self.ordered
-        return self.timed("fold", lambda: fold(supernet, arch, self.images, compensation=how))
+        given = supernet or self.ordered
+        rounds = self.options.iterations
+        return self.timed("fold", lambda: fold(given, arch, self.images, compensation=how, iterations=rounds))
 
 
 def patches_macs(arch: Arch) -> int:
@@ -196,7 +202,7 @@ def nested(made: Calibrated) -> Iterator[tuple[str, nn.Module]]:
     larger = made.fold(
         made.space.largest().with_blocks(replace(b, mlp_hidden=1152) for b in made.space.largest().blocks)
     )
-    inner = around(larger, heads=tuple(range(1, 7)), hidden=(384, 768, 1152), blocks=())
+    inner = around(larger, heads=HEADS, hidden=(384, 768, 1152), blocks=())
     scores = IMPORTANCE["activation"](larger, made.images[:1], torch.Generator())
     kept = replace(
         scores,
@@ -248,9 +254,20 @@ def pruned_to(folder: Path, given: nn.Module, limit: int, keeps_width: bool) -> 
     return best
 
 
-def pruned(tp: Any, given: nn.Module, ratio: float, keeps_width: bool) -> nn.Module:
-    import copy
+def timing(made: Calibrated) -> Iterator[tuple[str, nn.Module]]:
+    """Milliseconds at batch 1 in the same rounds, as exported files; the row's network is that of `fold`, bare."""
+    slim = fold(made.ordered, made.half, made.images[:1], compensation="none")
+    nets = {
+        "given": made.model,
+        "fold": slim,
+        "uniform": fold(made.ordered, made.uniform, made.images[:1], compensation="none"),
+    }
+    for name, latency in LatencyMeter("onnxruntime,batch=1,threads=1", runs=60).compare(nets).items():
+        made.took[f"{name}_ms"] = latency.median_ms
+    yield "", slim
 
+
+def pruned(tp: Any, given: nn.Module, ratio: float, keeps_width: bool) -> nn.Module:
     network: Any = copy.deepcopy(given)
     heads = {}
     for block in network.blocks:
@@ -282,8 +299,6 @@ def pruned(tp: Any, given: nn.Module, ratio: float, keeps_width: bool) -> nn.Mod
 
 
 def macs_of(network: Any) -> int:
-    from torch.utils.flop_counter import FlopCounterMode
-
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(torch.zeros(1, *input_shape(network)))
     return counter.get_total_flops() // 2
@@ -300,6 +315,7 @@ SETTINGS: dict[str, Callable[[Calibrated], Iterator[tuple[str, nn.Module]]]] = {
     "nested": nested,
     "shares": shares,
     "pruning": pruning,
+    "timing": timing,
 }
 
 
@@ -312,6 +328,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--images", type=int, default=384)
+    parser.add_argument(
+        "--iterations", type=int, default=0, help="of least squares over all weights of a branch"
+    )
     parser.add_argument("--importance", default="unexplained", choices=list(IMPORTANCE))
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
     parser.add_argument("--torch-pruning", type=Path, default=None)
@@ -350,11 +369,10 @@ def main() -> None:
             if any(key.items() <= row.items() for row in known):
                 continue
             for variant, network in SETTINGS[setting](made):
-                took = {f"{name}_cpu_s": round(seconds, 1) for name, seconds in made.took.items()}
                 found = agreement(network, given, probe.held)
                 row = {
                     **key, "variant": variant, "macs": macs_of(network), "tokens": found.tokens, "pooled": found.pooled,
-                    "accuracy": probe.accuracy(network), "given": whole, "n": len(probe.scored), **took,
+                    "accuracy": probe.accuracy(network), "given": whole, "n": len(probe.scored), **made.took,
                     "arch": [(b.slot, b.num_heads, b.mlp_hidden) for b in network.arch.blocks]
                     if isinstance(network, Model) else None,
                 }  # fmt: skip

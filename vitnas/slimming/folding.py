@@ -31,6 +31,7 @@ from vitnas.model import Model
 from vitnas.model.features import stage_starts
 from vitnas.slimming.branches import Branch, branches, inputs_of
 from vitnas.slimming.images import Images, pairs_of
+from vitnas.slimming.linearised import refine
 from vitnas.slimming.regression import Regression
 from vitnas.slimming.streams import RAM_BYTES, Streams
 from vitnas.supernet import Supernet
@@ -46,6 +47,7 @@ def fold(
     *,
     compensation: Compensation = "ridge",
     strength: float | None = None,
+    iterations: int = 0,
     ram_bytes: int = RAM_BYTES,
 ) -> Model:
     """The Model of `arch`, folded: made to answer as `supernet` does at its largest.
@@ -55,6 +57,7 @@ def fold(
         images: unlabelled; some hundred. With few of them the ridge is stronger.
         compensation: `ridge`; `mean` for constants alone; `none` for a bare extraction.
         strength: of the ridge (see `Regression.solve`); None for the best by two halves of the images.
+        iterations: of least squares over all weights of a branch at once, behind the ridge (`linearised.py`).
         ram_bytes: for the images' tokens, which lie in a file where they are more.
 
     Raises:
@@ -67,7 +70,9 @@ def fold(
         _keep_scale(whole.blocks[slot], slim.blocks[index])
     if compensation != "none":
         slopes = compensation == "ridge"
-        _Fold(whole, slim, slots, images, strength, slopes=slopes, ram_bytes=ram_bytes).run()
+        _Fold(
+            whole, slim, slots, images, strength, slopes=slopes, ram_bytes=ram_bytes, iterations=iterations
+        ).run()
     return slim
 
 
@@ -98,7 +103,9 @@ class _Fold:
         *,
         slopes: bool,
         ram_bytes: int,
+        iterations: int,
     ) -> None:
+        self.iterations = iterations
         self.whole, self.slim, self.strength, self.slopes = whole, slim, strength, slopes
         self.axes = named_axes(whole), named_axes(slim)
         self.branches = branches(whole)
@@ -159,6 +166,8 @@ class _Fold:
                     missing_BND = wanted_BND[..., :width] - kept(there_BND)
                 fit.add(seen[0][..., : writer.in_features if self.slopes else 0], missing_BND)
             _add(writer, *(unscaled(kept, found) for found in fit.solve(self.strength)))
+            if self.slopes:
+                refine(kept, self.there, self.wanted, self.iterations)
         self.there.move(kept)
 
     def _fit_heads(self) -> None:

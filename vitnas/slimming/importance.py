@@ -31,7 +31,7 @@ from vitnas.slimming.streams import Streams
 
 UNITS = ("heads", "hidden", "dim")
 """Axes whose entries can be put in another order without changing what the network computes."""
-MOST_IMAGES = 64  # for what leaving out each block costs
+MOST_IMAGES = 16  # for what leaving out each block costs
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,19 @@
 
 One gene is changed at a time, in the ordered network, and what goes is made up for by its own writer (or where a block
 goes, by the writer before it). The cost is how far the final tokens turn away: one minus their mean cosine. Later
-layers can mend some of it; so numbers are for choosing among Archs, and those chosen are folded and measured.
+layers can mend some of it; so numbers are for choosing among Archs, and those chosen are folded and measured. Of many
+options some are measured, and those between follow.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -28,6 +31,8 @@ from vitnas.space import Gene
 from vitnas.supernet import Supernet
 
 STRENGTH = 1e-3
+MEASURED = 6  # options of a gene; what lies between is interpolated
+LEAST_DAMAGE = 1e-8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,10 +114,7 @@ class _Pass:
                 for gene in (
                     self.genes[field, branch.slot] for field in fields if (field, branch.slot) in self.genes
                 ):
-                    yield (
-                        gene.name,
-                        tuple(self._cut(number, written, gene, option) for option in gene.options),
-                    )
+                    yield gene.name, between(gene.options, partial(self._cut, number, written, gene))
             self.fitted, self.held = written.behind
             before = written
 
@@ -152,6 +154,16 @@ class _Pass:
             x_BND = branch(branch.enter(x_BND))
         normed_BND: Tensor = self.whole.norm(x_BND)
         return normed_BND
+
+
+def between(options: Sequence[int], measure: Callable[[int], float]) -> tuple[float, ...]:
+    """What each option costs, of which the last costs nothing: some measured, those between by a line from logarithm
+    to logarithm."""
+    last = len(options) - 1
+    some = sorted({round(place) for place in np.linspace(0, last - 1, min(last, MEASURED))})
+    logs = np.log([max(measure(options[place]), LEAST_DAMAGE) for place in some])
+    found = np.exp(np.interp(options[:last], [options[place] for place in some], logs))
+    return (*found.tolist(), 0.0)
 
 
 class _Written:
