@@ -115,7 +115,7 @@ class Calibrated:
 
     def __init__(self, given: nn.Module, data: Data, seed: int, options: argparse.Namespace) -> None:
         self.given, self.seed, self.options = given, seed, options
-        self.model = from_timm(given)
+        self.model = from_timm(given).to(options.device)
         depth = self.model.arch.depth
         self.space = around(self.model, heads=HEADS, hidden=STEPS, head_dim=STEPS[3::2], blocks=range(depth))
         generator = torch.Generator().manual_seed(seed)
@@ -257,18 +257,22 @@ def pruned_to(folder: Path, given: nn.Module, limit: int, keeps_width: bool) -> 
 def timing(made: Calibrated) -> Iterator[tuple[str, nn.Module]]:
     """Milliseconds at batch 1 in the same rounds, as exported files; the row's network is that of `fold`, bare."""
     slim = fold(made.ordered, made.half, made.images[:1], compensation="none")
-    nets = {
+    nets: dict[str, nn.Module] = {
         "given": made.model,
         "fold": slim,
         "uniform": fold(made.ordered, made.uniform, made.images[:1], compensation="none"),
     }
-    for name, latency in LatencyMeter("onnxruntime,batch=1,threads=1", runs=60).compare(nets).items():
+    for name, latency in (
+        LatencyMeter("onnxruntime,batch=1,threads=1", runs=60)
+        .compare({name: copy.deepcopy(net).cpu() for name, net in nets.items()})
+        .items()
+    ):
         made.took[f"{name}_ms"] = latency.median_ms
     yield "", slim
 
 
 def pruned(tp: Any, given: nn.Module, ratio: float, keeps_width: bool) -> nn.Module:
-    network: Any = copy.deepcopy(given)
+    network: Any = copy.deepcopy(given).cpu()
     heads = {}
     for block in network.blocks:
         block.attn.fused_attn = False
@@ -331,12 +335,19 @@ def main() -> None:
     parser.add_argument(
         "--iterations", type=int, default=0, help="of least squares over all weights of a branch"
     )
+    parser.add_argument("--answers", type=float, default=0.0, help="share of the class token in all fits")
     parser.add_argument("--importance", default="unexplained", choices=list(IMPORTANCE))
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
     parser.add_argument("--torch-pruning", type=Path, default=None)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--tiny", action="store_true", help="few images, to rehearse")
     options = parser.parse_args()
+    most = 12_000
+    if options.tiny:
+        global PROBED, SCORED, HELD, ORDERED, MEASURED, BATCH
+        PROBED, SCORED, HELD, ORDERED, MEASURED, BATCH = 48, 48, 8, 16, 16, 8
+        options.images, options.importance, most = 24, "activation", 200
     torch.set_num_threads(options.threads)
     given = timm.create_model("vit_small_patch14_dinov2", num_classes=0, img_size=518)
     given.load_state_dict(load_file(options.weights))
@@ -346,7 +357,7 @@ def main() -> None:
         dataset=options.dataset,
         image_size=98,
         holdout=SCORED,
-        max_images=12_000,
+        max_images=most,
         crop_pct=1.0,
         augment="none",
     )
@@ -360,20 +371,24 @@ def main() -> None:
     for seed in range(options.seeds):
         made = Calibrated(given, data, seed, options)
         for setting in options.settings:
-            key = {
-                "setting": setting,
-                "seed": seed,
-                "images": options.images,
-                "importance": options.importance,
+            if setting in ("pruning", "timing") and (
+                seed or (setting == "pruning" and not options.torch_pruning)
+            ):
+                continue  # they look at no images
+            asked = {
+                name: getattr(options, name) for name in ("images", "iterations", "answers", "importance")
             }
+            key = {"setting": setting, "seed": seed, **asked}
             if any(key.items() <= row.items() for row in known):
                 continue
             for variant, network in SETTINGS[setting](made):
+                network = network.to(options.device)
                 found = agreement(network, given, probe.held)
                 row = {
-                    **key, "variant": variant, "macs": macs_of(network), "tokens": found.tokens, "pooled": found.pooled,
+                    **key, "variant": variant, "macs": macs_of(copy.deepcopy(network).cpu()),
+                    "tokens": found.tokens, "pooled": found.pooled,
                     "accuracy": probe.accuracy(network), "given": whole, "n": len(probe.scored), **made.took,
-                    "arch": [(b.slot, b.num_heads, b.mlp_hidden) for b in network.arch.blocks]
+                    "arch": [(b.slot, b.num_heads, b.head_dim, b.mlp_hidden) for b in network.arch.blocks]
                     if isinstance(network, Model) else None,
                 }  # fmt: skip
                 with options.out.open("a") as file:

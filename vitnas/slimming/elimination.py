@@ -70,7 +70,9 @@ def _one_by_one(
         least = int(each.argmin())
         gone.append(there[least])
         costs.append(each[least])
-        inverse_AA, weight_YA = _without(inverse_AA, weight_YA, torch.tensor([least]), inputs)
+        inverse_AA, weight_YA = _without(
+            inverse_AA, weight_YA, torch.tensor([least], device=there.device), inputs
+        )
         stays = torch.arange(len(there), device=there.device) != least
         kept = _inputs(stays.nonzero().squeeze(1), inputs)
         inverse_AA, weight_YA, there = inverse_AA[kept][:, kept], weight_YA[:, kept], there[stays]

@@ -48,6 +48,7 @@ def fold(
     compensation: Compensation = "ridge",
     strength: float | None = None,
     iterations: int = 0,
+    answers: float = 0.0,
     ram_bytes: int = RAM_BYTES,
 ) -> Model:
     """The Model of `arch`, folded: made to answer as `supernet` does at its largest.
@@ -58,6 +59,7 @@ def fold(
         compensation: `ridge`; `mean` for constants alone; `none` for a bare extraction.
         strength: of the ridge (see `Regression.solve`); None for the best by two halves of the images.
         iterations: of least squares over all weights of a branch at once, behind the ridge (`linearised.py`).
+        answers: the share that class and distillation token have in all fits, where these are what is read.
         ram_bytes: for the images' tokens, which lie in a file where they are more.
 
     Raises:
@@ -71,7 +73,15 @@ def fold(
     if compensation != "none":
         slopes = compensation == "ridge"
         _Fold(
-            whole, slim, slots, images, strength, slopes=slopes, ram_bytes=ram_bytes, iterations=iterations
+            whole,
+            slim,
+            slots,
+            images,
+            strength,
+            slopes=slopes,
+            ram_bytes=ram_bytes,
+            iterations=iterations,
+            answers=answers,
         ).run()
     return slim
 
@@ -92,6 +102,16 @@ def scale_ratio(theirs: nn.Module, ours: nn.Module) -> float:
     return theirs.scale / ours.scale
 
 
+def _weights(arch: Arch, answers: float) -> Tensor | None:
+    """How much each token counts where class and distillation token together have that share; None for all alike."""
+    read, tokens = arch.class_token + arch.distill_token, arch.num_final_tokens
+    if arch.global_pool != "token" or len(arch.stages) > 1 or not read or answers * tokens <= read:
+        return None
+    weights_N = torch.ones(tokens)
+    weights_N[:read] = answers / (1 - answers) * (tokens - read) / read
+    return weights_N
+
+
 class _Fold:
     def __init__(
         self,
@@ -104,8 +124,9 @@ class _Fold:
         slopes: bool,
         ram_bytes: int,
         iterations: int,
+        answers: float,
     ) -> None:
-        self.iterations = iterations
+        self.iterations, self.weights_N = iterations, _weights(whole.arch, answers)
         self.whole, self.slim, self.strength, self.slopes = whole, slim, strength, slopes
         self.axes = named_axes(whole), named_axes(slim)
         self.branches = branches(whole)
@@ -151,7 +172,7 @@ class _Fold:
                 given = theirs(branch.seen(wanted_BND)).unflatten(-1, sizes)[(..., *first)]
                 if ratio != 1:
                     given = given * torch.tensor([ratio, 1.0, 1.0]).to(given)[:, None, None]
-                fit.add(seen_BND, given.flatten(-len(sizes)) - ours(seen_BND))
+                fit.add(seen_BND, given.flatten(-len(sizes)) - ours(seen_BND), self.weights_N)
             _add(ours, *fit.solve(self.strength, intercept=ours.bias is not None))
 
     def _close(self, kept: Branch | None) -> None:
@@ -164,10 +185,10 @@ class _Fold:
             for there_BND, wanted_BND in zip(self.there, self.wanted, strict=True):
                 with inputs_of(writer) as seen:
                     missing_BND = wanted_BND[..., :width] - kept(there_BND)
-                fit.add(seen[0][..., : writer.in_features if self.slopes else 0], missing_BND)
+                fit.add(seen[0][..., : writer.in_features if self.slopes else 0], missing_BND, self.weights_N)
             _add(writer, *(unscaled(kept, found) for found in fit.solve(self.strength)))
             if self.slopes:
-                refine(kept, self.there, self.wanted, self.iterations)
+                refine(kept, self.there, self.wanted, self.iterations, self.weights_N)
         self.there.move(kept)
 
     def _fit_heads(self) -> None:

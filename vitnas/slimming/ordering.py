@@ -43,7 +43,7 @@ def ordered(network: nn.Module, space: AroundSpace, scores: Scores) -> Supernet:
     if any(gene.field == "head_dim" for gene in space.genes):
         model = copy.deepcopy(model)
         turn(model, scores.bases)
-    supernet = Supernet(space).eval()
+    supernet = Supernet(space).eval().to(next(model.parameters()).device)
     start_from_timm(supernet, model)
     for axis, prefix, scores_U in _orders(space, scores):
         names = [
