@@ -43,12 +43,12 @@ def digits(**more: Any) -> Data:
     return open_data(DataConfig(**{**DIGITS, **more}))
 
 
-def trained(arch: Arch = ARCH, epochs: float = 6) -> Model:
+def trained(arch: Arch = ARCH, epochs: float = 10) -> Model:
     """A network that has learned the digits, a little."""
     data = digits()
     model = build(arch, generator=torch.Generator().manual_seed(0))
     batches = TrainBatches(data.train, Augment(), batch_size=32, seed=0)
-    config = TrainConfig(epochs=epochs, lr=4e-3, warmup_epochs=0, monitor_every=0)
+    config = TrainConfig(epochs=epochs, lr=1e-2, warmup_epochs=1, monitor_every=0)
     fit(model, Classification(), Fixed(), batches, config=config)
     return model.eval()
 

@@ -10,7 +10,7 @@ from search_help import score
 from torch import nn
 
 from vitnas.arch import Arch
-from vitnas.searching import Study, search, token_speeds, withdraw_slower
+from vitnas.searching import Study, TokenClock, search, token_speeds, withdraw_slower
 from vitnas.space import autoformer
 from vitnas.space.keeps import keeping_all
 
@@ -92,7 +92,9 @@ def test_a_slow_selection_leaves_the_front_of_a_search_without_a_clock(
     study = search(Study.open(SPACE, storage=storage), wide, searcher="random", num_trials=20)
     before = [trial for trial in study.front() if trial.arch.selector]
     assert before
-    speeds = withdraw_slower(study, study.front, {TARGET: Clock(selection_ms)}, Stub)
+    clock = TokenClock({TARGET: Clock(selection_ms)}, Stub)
+    withdraw_slower(study, study.front, clock)
+    speeds = clock.speeds
     assert {speed.is_faster for speed in speeds} == {wins}
     assert {trial.arch.id for trial in before} <= {speed.arch_id for speed in speeds}
     with Study.open(SPACE, storage=storage) as again:  # another process sees the same

@@ -10,7 +10,7 @@ from vitnas.searching.random_search import RandomSearch
 from vitnas.searching.search import Evaluator, search
 from vitnas.searching.searchers import SEARCHERS
 from vitnas.searching.study import Study
-from vitnas.searching.tokens import TokenSpeed, TokenSpeeds, token_speeds, withdraw_slower
+from vitnas.searching.tokens import TokenClock, TokenSpeed, TokenSpeeds, token_speeds, withdraw_slower
 from vitnas.searching.trial import NothingLeftError, Searcher, SearchRecord, Trial, TrialRecord
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "SearchRecord",
     "Searcher",
     "Study",
+    "TokenClock",
     "TokenSpeed",
     "TokenSpeeds",
     "Tpe",

@@ -66,27 +66,32 @@ def token_speeds(
     return found
 
 
-def withdraw_slower(
-    study: Study,
-    pick: Callable[[], Sequence[Trial]],
-    meters: Mapping[str, LatencyMeter],
-    build: Build | None = None,
-) -> list[TokenSpeed]:
-    """Withdraw from `study` what `pick` gives and keeps fewer tokens in vain, until it gives nothing of the kind.
+class TokenClock:
+    """Says of Archs that keep fewer tokens whether that is faster; each is timed once."""
 
-    Returns:
-        What was measured, of those withdrawn too.
-    """
-    known: dict[str, list[TokenSpeed]] = {}
+    def __init__(self, meters: Mapping[str, LatencyMeter], build: Build | None = None) -> None:
+        self.meters, self._build = meters, build
+        self._known: dict[str, list[TokenSpeed]] = {}
+
+    def reasons_against(self, arch: Arch) -> list[str]:
+        """Why `arch` keeps fewer tokens in vain; none where it does not, or keeps all."""
+        if arch.selector is None:
+            return []
+        if arch.id not in self._known:
+            self._known[arch.id] = token_speeds(arch, self.meters, self._build)
+        return [speed.reason for speed in self._known[arch.id] if not speed.is_faster]
+
+    @property
+    def speeds(self) -> list[TokenSpeed]:
+        """All that was measured."""
+        return [speed for speeds in self._known.values() for speed in speeds]
+
+
+def withdraw_slower(study: Study, pick: Callable[[], Sequence[Trial]], clock: TokenClock) -> None:
+    """Withdraw from `study` what `pick` gives and keeps fewer tokens in vain, until it gives nothing of the kind."""
     while True:
-        slower = False
-        for trial in pick():
-            if trial.arch.selector is None:
-                continue
-            if trial.arch.id not in known:
-                known[trial.arch.id] = token_speeds(trial.arch, meters, build)
-            if reasons := [speed.reason for speed in known[trial.arch.id] if not speed.is_faster]:
-                study.withdraw(trial, reasons)
-                slower = True
+        slower = [(trial, reasons) for trial in pick() if (reasons := clock.reasons_against(trial.arch))]
         if not slower:
-            return [speed for speeds in known.values() for speed in speeds]
+            return
+        for trial, reasons in slower:
+            study.withdraw(trial, reasons)

@@ -3,6 +3,7 @@ then, where there is time, by training (`recover`)."""
 
 from vitnas.slimming.agreement import Agreement, agreement
 from vitnas.slimming.allocation import PredictedDamage, allocate, apart
+from vitnas.slimming.elastic import elastic_task, train_elastic
 from vitnas.slimming.folding import fold
 from vitnas.slimming.images import Images
 from vitnas.slimming.importance import IMPORTANCE, Importance, Scores
@@ -28,6 +29,7 @@ __all__ = [
     "agreement",
     "allocate",
     "apart",
+    "elastic_task",
     "fold",
     "ordered",
     "recover",
@@ -35,4 +37,5 @@ __all__ = [
     "sensitivity",
     "slim_patches",
     "step_seconds",
+    "train_elastic",
 ]

@@ -7,6 +7,7 @@ quantities. What is predicted best is then to be folded and measured; the measur
 
 from __future__ import annotations
 
+import copy
 import itertools
 import random
 from collections.abc import Mapping, Sequence
@@ -21,10 +22,12 @@ from vitnas.model import build
 from vitnas.searching import Evolution, Goal, LatencyMeter, Objective, Searcher, Study, Trial, search
 from vitnas.slimming.sensitivity import Sensitivity
 from vitnas.space import Genes, Matrix, Space
+from vitnas.space.keeps import FIELD as KEEP
 
 OBJECTIVES = (Objective("damage", "minimize"),)
 RATES = np.geomspace(1e-4, 1e4, 97)
 NUM_TRIALS = 300
+WORST = 1e9  # damage
 
 
 class PredictedDamage:
@@ -44,6 +47,15 @@ class PredictedDamage:
         columns = [table[genes[:, place]] for place, table in enumerate(self.tables)]
         total: np.ndarray = (np.stack(columns, 1) * active).sum(1)
         return total
+
+    def keeping_all(self) -> PredictedDamage:
+        """The same, in which keeping fewer tokens is the worst that can be."""
+        kept = copy.copy(self)
+        kept.tables = [
+            np.where(np.arange(len(table)) < len(table) - 1, WORST, table) if gene.field == KEEP else table
+            for table, gene in zip(self.tables, self.space.genes, strict=True)
+        ]
+        return kept
 
 
 def exchanged(damage: PredictedDamage, quantity: str = "macs") -> list[Genes]:

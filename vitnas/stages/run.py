@@ -13,6 +13,7 @@ import yaml
 from vitnas.budget import QUANTITIES, Budget, split_target
 from vitnas.data import DataConfig
 from vitnas.errors import UserError, check_word, check_words
+from vitnas.layers.selectors import SELECTIONS
 from vitnas.measure.target import parse_target
 from vitnas.records import Effort
 from vitnas.runs import to_json, write_atomic
@@ -29,6 +30,7 @@ FREE = {"threads", "workers", "trackers", "device", "log_every", "checkpoint_min
 GROWS = {"search.num_trials": "search"}
 BASELINES = ("hand_scaled", "random_search")
 OWN = "pretrained"  # as teacher.network: the network that the run starts from, as it was
+MUST_LEARN = ("predictor", *(word for word, kind in SELECTIONS.items() if kind.keeps_keys))
 Axis: TypeAlias = Literal["heads", "hidden", "embed_dim", "blocks", "tokens"]
 
 
@@ -119,7 +121,8 @@ class SlimConfig:
     then learns from the network) or `search` (a supernet learns from it before the search, too); None takes the largest
     that a forecast lets fit into `time` (`30m`, `90s`, `2h`), which also says how long there is to train. `importance`
     is what sorts units, `images` how many train images activations are taken from, `front` how many networks are made,
-    and `axes` what may go. `resample` lets data.image_size differ from the network's own.
+    and `axes` what may go. With `tokens` tokens may go too, chosen by a selector that needs no training (`attention`,
+    `evit`, `merge`, ...; `none` for none). `resample` lets data.image_size differ from the network's own.
     """
 
     effort: Effort | None = None
@@ -128,11 +131,18 @@ class SlimConfig:
     images: int = 256
     front: int = 5
     axes: tuple[Axis, ...] = ("heads", "hidden", "blocks")
+    tokens: str = "none"
     resample: bool = False
 
     def __post_init__(self) -> None:
         check_word("slim.importance", self.importance, IMPORTANCE)
         check_words("slim.axes", self.axes, get_args(Axis))
+        check_word("slim.tokens", self.tokens, ("none", *SELECTIONS))
+        if self.tokens in MUST_LEARN:
+            raise UserError(
+                f"slim.tokens is {self.tokens!r}, which chooses well only when it has been trained or searched; "
+                "slimming does neither. Use attention, evit or merge."
+            )
         if self.effort is not None:
             check_word("slim.effort", self.effort, get_args(Effort))
         if not re.fullmatch(r"\d+(\.\d+)?[smh]", self.time) or self.seconds <= 0:

@@ -25,6 +25,7 @@ from vitnas.searching import (
     Objective,
     SearchRecord,
     Study,
+    TokenClock,
     TokenSpeed,
     TokenSpeeds,
     Trial,
@@ -166,13 +167,14 @@ class Searches:
             UserError: nothing is left.
         """
         meters = self.meters or {DEFAULT_LATENCY_TARGET: quick_meter(DEFAULT_LATENCY_TARGET)}
-        speeds = withdraw_slower(study, pick, meters)
+        clock = TokenClock(meters)
+        withdraw_slower(study, pick, clock)
         if not study.scored():
             raise UserError(
                 f"none of the Archs that keep fewer tokens is faster than with all on {', '.join(meters)}, and nothing "
                 "else was scored. Give space.keep a 1.0, or choose another selector, batch or lower shares."
             )
-        return speeds
+        return clock.speeds
 
     def best(self, study: Study, budget: Budget | None = None) -> Trial:
         """The best Trial of a Study, not one that keeps fewer tokens without being faster. One process times."""

@@ -11,8 +11,8 @@ import numpy as np
 
 from vitnas.budget import Budget, Limit, exact_quantity, format_quantity
 from vitnas.errors import UserError
-from vitnas.measure.latency import LatencyMeter
 from vitnas.records import Allocation, Candidate, Place
+from vitnas.searching import LatencyMeter, TokenClock
 from vitnas.searching.latency import LatencyModel, measure_ms
 from vitnas.slimming import PredictedDamage, allocate
 from vitnas.slimming.allocation import exchanged
@@ -23,7 +23,12 @@ from vitnas.stages.work import Work
 SHORTLIST = 3  # Archs per budget that are really folded and measured
 TIMED = 16  # Archs that the table of latencies is fitted to
 ATTEMPTS = 8  # at a latency that the clock says, not the table
+MOST_SLOW = 6  # Archs in a row whose fewer tokens are not faster, before no further one is timed
 CLOSE = 0.03  # members of the front are further apart than this share of the MACs
+
+
+class NothingFasterError(UserError):
+    """What meets a budget keeps fewer tokens, and is not faster for it."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,7 @@ class Allocator:
     Args:
         damage: what is predicted of an Arch.
         meters, tables: of the targets that budgets may limit: a clock, and what was fitted to a few of its readings.
+        tokens: says whether keeping fewer tokens is faster, where budgets limit no latency too.
     """
 
     work: Work
@@ -40,6 +46,7 @@ class Allocator:
     config: SearchConfig
     meters: Mapping[str, LatencyMeter]
     tables: Mapping[str, LatencyModel]
+    tokens: TokenClock
 
     @property
     def space(self) -> Space:
@@ -58,28 +65,41 @@ class Allocator:
                 f"table (it has: {', '.join(self.tables) or 'none'}). Limit macs, params or memory, or slim with that "
                 "budget in another folder."
             )
+        found, slow = self._faster(self.damage, budget, number)
+        if slow:
+            found += self._faster(self.damage.keeping_all(), budget, number)[0]
+        if not found:
+            if not slow:
+                raise UserError(f"no network was found that meets {budget.text!r}. Widen the budget.")
+            raise NothingFasterError(
+                f"what meets {budget.text!r} keeps fewer tokens, and none of it is faster than with all on "
+                f"{', '.join(self.tokens.meters)}. Use another selector, tokens=none, or a wider budget."
+            )
+        best = sorted({each.arch_id: each for each in found}.values(), key=lambda each: each.damage)
+        return tuple(best[:number])
+
+    def _faster(self, damage: PredictedDamage, budget: Budget, number: int) -> tuple[list[Candidate], bool]:
+        """The least damaged that do not keep fewer tokens in vain, and whether some did; where many in a row do, no
+        further one is timed."""
         with quiet_search():
             trials = allocate(
-                self.damage,
-                self._counted(budget),
-                num_trials=self.config.num_trials,
-                seed=self.work.seed,
+                damage, self._counted(budget), num_trials=self.config.num_trials, seed=self.work.seed
             )
-        timed = [
-            replace(
-                trial.cost,
-                latency_ms={target: each(trial.genes) for target, each in self._said(budget).items()},
+        said, found, slow = self._said(budget), list[Candidate](), 0
+        for trial in trials:
+            if len(found) == number:
+                break
+            ms = {target: each(trial.genes) for target, each in said.items()}
+            cost, arch = replace(trial.cost, latency_ms=ms), trial.arch
+            if budget.misses(cost):
+                continue
+            if arch.selector and (slow == MOST_SLOW or self.tokens.reasons_against(arch)):
+                slow = min(slow + 1, MOST_SLOW)
+                continue
+            found.append(
+                Candidate(arch_id=arch.id, genes=trial.genes, damage=trial.values["damage"], cost=cost)
             )
-            for trial in trials
-        ]
-        found = [
-            Candidate(arch_id=trial.arch.id, genes=trial.genes, damage=trial.values["damage"], cost=cost)
-            for trial, cost in zip(trials, timed, strict=True)
-            if not budget.misses(cost)
-        ]
-        if not found:
-            raise UserError(f"no network was found that meets {budget.text!r}. Widen the budget.")
-        return tuple(found[:number])
+        return found, slow > 0
 
     def _said(self, budget: Budget) -> dict[str, Callable[[Genes], float]]:
         """Milliseconds by the tables, per target of a budget, as functions of genes."""
@@ -182,8 +202,11 @@ def share_out(allocator: Allocator, budget: Budget, number: int) -> Allocation:
     places: list[Place] = []
     for index, limit in enumerate(ladder(macs, int(least), int(most), number)):
         asked = None if limit == macs else f"macs<={exact_quantity(limit, 'macs')}"
-        found = chosen if asked is None else allocator.propose(Budget.parse(asked), 1)
-        places.append(Place(number=index + 1, budget=asked or budget.text, candidates=found))
+        try:
+            found = chosen if asked is None else allocator.propose(Budget.parse(asked), 1)
+        except NothingFasterError:  # so small a network would need fewer tokens
+            continue
+        places.append(Place(number=len(places) + 1, budget=asked or budget.text, candidates=found))
         update("search", index + 1, number, "")
     return Allocation(
         places=tuple(places),

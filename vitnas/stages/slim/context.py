@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
 from vitnas.budget import Budget, split_target
 from vitnas.data import Data
+from vitnas.errors import UserError
 from vitnas.measure.latency import LatencyMeter
 from vitnas.model import Model
 from vitnas.records import Effort, Forecast
@@ -52,8 +54,15 @@ class SlimContext(Context):
     def space(self) -> AroundSpace:
         config = self.run.space
         assert isinstance(config, AroundConfig)
-        name = Path((self.run.pretrained or "").partition("@")[0]).name
-        return space_around(self.original.arch, config, self.slim.axes, name)
+        name, axes = Path((self.run.pretrained or "").partition("@")[0]).name, self.slim.axes
+        if self.slim.tokens != "none":
+            if config.selector not in (None, self.slim.tokens):
+                raise UserError(
+                    f"tokens is {self.slim.tokens!r} and space.selector {config.selector!r}; both say who chooses the "
+                    "tokens. Leave one out."
+                )
+            config, axes = replace(config, selector=self.slim.tokens), (*axes, "tokens")
+        return space_around(self.original.arch, config, axes, name)
 
     @cached_property
     def targets(self) -> tuple[str, ...]:

@@ -18,9 +18,10 @@ from vitnas.exporting import save_timm
 from vitnas.layers.axes import named_axes, named_tensors
 from vitnas.model import Model
 from vitnas.model.named import ArchFile
-from vitnas.records import Candidate, ExportRecord, Member, Order
+from vitnas.records import Candidate, ExportRecord, Forecast, Member, Order
 from vitnas.runs import writing
 from vitnas.slimming import Agreement, agreement, fold
+from vitnas.slimming.folding import Compensation
 from vitnas.stages.results import export_files
 from vitnas.stages.run import SlimConfig
 from vitnas.stages.searching import Inherited
@@ -82,15 +83,26 @@ class Folded(Inherited):
         """`images` in order, few enough at once for their activations to be kept."""
         return EvalBatches(images, batch_size=BATCH, workers=self.images.config.workers)
 
-    def fold(self, arch: Arch) -> Model:
-        """The network of `arch`, with what is removed made up for, its channels in the order of the original's."""
-        model = fold(self.supernet, arch, self.calibration)
+    @property
+    def has_learned(self) -> bool:
+        """The supernet was trained."""
+        return Forecast.read(self.work.folder).effort == "search"
+
+    def made(self, arch: Arch, *, folded: bool = True) -> Model:
+        """The network of `arch`, its channels in the order of the original's, and with what is removed made up for."""
+        compensation: Compensation = "ridge" if folded else "none"
+        model = fold(self.supernet, arch, self.calibration, compensation=compensation)
         order = Order.read(self.work.folder).width[: arch.embed_dim]
         return restored(model, torch.argsort(torch.tensor(order))) if order else model
 
     def best(self, candidates: Sequence[Candidate], archs: Mapping[str, Arch]) -> tuple[Candidate, Model]:
-        """Of several proposals the one that agrees best once it is folded."""
-        made = [(candidate, self.fold(archs[candidate.arch_id])) for candidate in candidates]
+        """Of several proposals the one that agrees best once it is folded; where the supernet has learned to be good at
+        every size, or else as it comes out of it."""
+        made = [
+            (candidate, self.made(archs[candidate.arch_id], folded=folded))
+            for candidate in candidates
+            for folded in ((True, False) if self.has_learned else (True,))
+        ]
         if len(made) == 1:
             return made[0]
         return min(made, key=lambda each: damage(self.compared(each[1], self.holdout)[0]))

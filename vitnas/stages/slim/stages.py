@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from vitnas.budget import Budget, Cost
+from vitnas.budget import DEFAULT_LATENCY_TARGET, Budget, Cost
 from vitnas.counting import count
 from vitnas.data import Readings
 from vitnas.errors import UserError
@@ -30,19 +30,24 @@ from vitnas.records import (
 )
 from vitnas.reporting import report
 from vitnas.reporting.slimming import cosine
+from vitnas.searching import TokenClock, TokenSpeeds
 from vitnas.slimming import IMPORTANCE, PredictedDamage, Sensitivity, ordered, sensitivity
 from vitnas.stages.results import files
 from vitnas.stages.searching import WEIGHTS
 from vitnas.stages.slim.allocate import Allocator, fit_tables, share_out
 from vitnas.stages.slim.context import SlimContext
-from vitnas.stages.work import save_weights
+from vitnas.stages.slim.learned import as_result, learn_elastic, recovered
+from vitnas.stages.work import quick_meter, save_weights
 
 ORIGINAL = "original"
+ORDERED = "ordered.safetensors"  # what a supernet that learns starts from
 
 
 def order(context: SlimContext) -> None:
-    """order.json and supernet.safetensors: the network, its units sorted by importance on every axis."""
-    folder, target, word = context.folder, context.folder / WEIGHTS, context.slim.importance
+    """order.json and supernet.safetensors: the network, its units sorted by importance on every axis; where the effort
+    says so it has learned to be good at every size."""
+    folder, word, learns = context.folder, context.slim.importance, context.effort == "search"
+    target = folder / (ORDERED if learns else WEIGHTS)
 
     def make() -> None:
         images, generator = context.inherited.calibration, context.work.generator("importance")
@@ -53,6 +58,8 @@ def order(context: SlimContext) -> None:
         save_weights(ordered(context.original, context.space, scores), target)
 
     context.work.once(target, make)
+    if learns:
+        learn_elastic(context, target, folder / WEIGHTS)
 
 
 def measure_damage(context: SlimContext) -> None:
@@ -72,7 +79,11 @@ def share_out_budgets(context: SlimContext) -> None:
     def make() -> None:
         if not Tables.exists(folder):
             Tables(fit_tables(context.space, context.meters, context.run.seed)).write(folder)
-        share_out(allocator(context), context.budget, context.slim.front).write(folder)
+        asked = allocator(context)
+        found = share_out(asked, context.budget, context.slim.front)
+        if asked.tokens.speeds:
+            TokenSpeeds(tuple(asked.tokens.speeds)).write(folder)
+        found.write(folder)
 
     context.work.once(Allocation.path(folder), make)
 
@@ -81,7 +92,10 @@ def allocator(context: SlimContext) -> Allocator:
     """What proposes Archs within a budget, from what was measured once."""
     damage = PredictedDamage(context.space, Sensitivity.read(context.folder))
     tables = Tables.read(context.folder).models
-    return Allocator(context.work, damage, context.run.search, context.meters, tables)
+    tokens = TokenClock(
+        {target: quick_meter(target) for target in context.targets or (DEFAULT_LATENCY_TARGET,)}
+    )
+    return Allocator(context.work, damage, context.run.search, context.meters, tables, tokens)
 
 
 def fold_front(context: SlimContext) -> None:
@@ -181,30 +195,11 @@ def pick(members: Sequence[Member], budget: Budget, times: Mapping[str, Mapping[
 
 def choose(context: SlimContext) -> None:
     """models/chosen/: the member that meets the budget, and has learned from the original where the effort says so."""
-    models = context.models
-
-    def make() -> None:
-        times = timed(context.folder)
-        member = pick(SlimFront.read(context.folder).members, as_asked(context, times), times)
-        model, seconds, epochs = load_model(context.folder / member.folder), 0.0, 0.0
-        cost = member.cost
-        result = Result(
-            role="chosen",
-            arch_id=member.arch_id,
-            macs=cost.macs,
-            params=cost.params,
-            memory_bytes=cost.memory_bytes,
-            holdout_accuracy=member.accuracy,
-            n_holdout=member.agreement.n,
-            epochs=epochs,
-            seconds=seconds,
-            start=member.folder,
-            train={},
-            agreement=member.agreement,
-        )
-        models.write(model, result)
-
-    context.work.once(Result.path(models.folder("chosen")), make)
+    models, members = context.models, SlimFront.read(context.folder).members
+    member = pick(members, context.budget, timed(context.folder))
+    model = load_model(context.folder / member.folder)
+    result = as_result(member) if context.effort == "fold" else recovered(context, member, model)
+    context.work.once(Result.path(models.folder("chosen")), lambda: models.write(model, result))
 
 
 def evaluate_front(context: SlimContext) -> None:
