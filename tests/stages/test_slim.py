@@ -21,7 +21,8 @@ from vitnas.data import EvalBatches, Readings
 from vitnas.exporting import load_timm
 from vitnas.model import Model, build
 from vitnas.recipes.slim import slim
-from vitnas.records import Allocation, Forecast, Original, Result, SlimFront, SlimResults
+from vitnas.records import Allocation, ExportRecord, Forecast, Original, Result, SlimFront, SlimResults
+from vitnas.reporting import report
 from vitnas.runs import RunFile
 from vitnas.slimming import agreement
 from vitnas.stages import plan_of
@@ -117,12 +118,12 @@ def test_a_run_cut_short_goes_on_to_the_same(
     assert Result.read(folder / "models/chosen").agreement == Result.read(slimmed / "models/chosen").agreement
 
 
-def test_a_command_that_such_a_run_has_not_says_which_it_has(
-    slimmed: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_commands_for_run_folders_work_on_it(slimmed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = open_run(slimmed)
     assert list(plan_of(run).stages)[:3] == ["train", "sensitivity", "search"]
-    assert main(["search", str(slimmed)]) == 0
+    for command in ("train", "search", "retrain", "export", "bench", "evaluate", "report"):
+        assert main([command, str(slimmed)]) == 0
+    assert "chosen" in capsys.readouterr().out
 
 
 def test_further_budgets_come_from_the_same_run(
@@ -219,3 +220,29 @@ def test_channels_in_another_order_compute_the_same(generator: torch.Generator) 
         torch.testing.assert_close(got_BY, wanted_BY, rtol=1e-5, atol=1e-5)
         restored(model, torch.argsort(order_D))
         torch.testing.assert_close(model(images_BCHW), wanted_BY, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_latency_budget_is_met_by_the_clock(original: Path, tmp_path: Path) -> None:
+    """By files, timed beside the original; each is verified against its weights."""
+    folder = tmp_path / "run"
+    changes = {"budget": "latency<=0.8x@onnxruntime", "export__formats": "[onnx]", "data__labels": "false"}
+    assert main(slim_words(original, folder, **changes)) == 0
+    results = SlimResults.read(folder)
+    first, chosen, *front = results.rows
+    (target,) = first.latency_ms
+    assert chosen.latency_ms[target].median_ms <= 0.8 * first.latency_ms[target].median_ms
+    assert results.met
+    assert chosen.accuracy is None
+    for row in front:
+        (file,) = ExportRecord.read(folder / row.folder).files.values()
+        assert (folder / file.path).exists()
+        assert file.max_abs_diff < 1e-4
+        assert file.top1_agreement == 1
+    allocation = Allocation.read(folder)
+    assert allocation.tried
+    assert allocation.latency_error[target] >= 0
+    assert (folder / "export" / "model.onnx").exists()
+    page = report(folder, tmp_path / "page.html").read_text()
+    assert "table of latencies off by" in page
+    assert "Time" in page

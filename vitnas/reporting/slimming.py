@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vitnas.budget import Cost, format_quantity
+from vitnas.budget import Budget, Cost, format_quantity
 from vitnas.measure.latency import Latency
 from vitnas.records import Forecast, Member, SlimResults, SlimRow
 from vitnas.reporting.tables import MISSING, Table, number, percent, significant
@@ -38,7 +38,13 @@ def reach(found: Feasibility) -> list[str]:
         if row.space_min is not None and row.space_max is not None:
             quantity = row.quantity.partition(" ")[0]
             ends = [format_quantity(end, quantity) for end in (row.space_min, row.space_max)]
-            lines.append(f"{row.requested}: from {ends[0]} to {ends[1]} can be had")
+            (limit,) = Budget.parse(row.requested).limits
+            asked = [
+                f"{word} {format_quantity(bound, quantity)}"
+                for word, bound in (("at least", limit.low), ("at most", limit.high))
+                if bound is not None
+            ]
+            lines.append(f"{limit.name} {' and '.join(asked)}: from {ends[0]} to {ends[1]} can be had")
     return lines
 
 

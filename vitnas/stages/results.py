@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -64,13 +65,21 @@ def export_chosen(models: Models, config: ExportConfig) -> None:
 
 
 def export_files(
-    images: RunImages, model: nn.Module, folder: Path, formats: Sequence[str]
+    images: RunImages,
+    model: nn.Module,
+    folder: Path,
+    formats: Sequence[str],
+    export: Callable[..., dict[str, Any]] = export_model,
 ) -> dict[str, ExportedFile]:
-    """`model` in every one of `formats`, in a folder of the run, verified on held-out images."""
+    """`model` in every one of `formats`, in a folder of the run, verified on held-out images.
+
+    Args:
+        export: what writes a file: `export_model`, or what takes the same.
+    """
     files: dict[str, ExportedFile] = {}
     for kind in formats:
         file = folder / FILES[kind]
-        found = export_model(model, file, images.some(), **images.about)
+        found = export(model, file, images.some(), **images.about)
         kept = {item.name: found[item.name] for item in fields(ExportedFile) if item.name in found}
         path = str(file.relative_to(images.work.folder))
         files[kind] = ExportedFile(**{**kept, "path": path, "problems": tuple(found["problems"])})

@@ -15,6 +15,7 @@ from vitnas.arch import Arch
 from vitnas.counting import count
 from vitnas.data import EvalBatches
 from vitnas.exporting import save_timm
+from vitnas.exporting.quick import export_quickly
 from vitnas.layers.axes import named_axes, named_tensors
 from vitnas.model import Model
 from vitnas.model.named import ArchFile
@@ -123,7 +124,7 @@ class Folded(Inherited):
         with writing(folder):
             save_timm(model, folder, **self.images.about)
         ArchFile(model.arch).write(folder)
-        ExportRecord(export_files(self.images, model, folder, formats)).write(folder)
+        ExportRecord(export_files(self.images, model, folder, formats, export_quickly)).write(folder)
         member = Member(
             folder=str(folder.relative_to(self.work.folder)),
             arch_id=model.arch.id,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vitnas.errors import UserError
-from vitnas.exporting import export_model
+from vitnas.exporting.quick import export_quickly
 from vitnas.model import Model
 from vitnas.model.modes import evaluating
 from vitnas.records import Effort, EffortForecast, Forecast
@@ -105,7 +105,7 @@ def time_steps(original: Model, part: Supernet, images_BCHW: Tensor, *, exports:
     file = 0.0
     if exports:
         with tempfile.TemporaryDirectory() as folder:
-            file = timed(lambda: export_model(model.eval(), Path(folder) / FILES["onnx"], images_BCHW), 1)
+            file = timed(lambda: export_quickly(model.eval(), Path(folder) / FILES["onnx"], images_BCHW), 1)
     return Steps(forward / n, learn / n, max(0.0, folds[0] - fewer * image), image, file)
 
 
@@ -145,7 +145,8 @@ def _rows(run: Run, steps: Steps, amounts: Amounts) -> tuple[EffortForecast, ...
     held = min(MEASURED_ON, amounts.images / 4)
     base = {
         "order": amounts.images * steps.train,
-        "sensitivity": amounts.options * held * steps.forward + (1 + amounts.folded_options) * folded,
+        # What lies before an option is not gone through again: half of the network, on average.
+        "sensitivity": amounts.options * held * steps.forward / 2 + (1 + amounts.folded_options) * folded,
         "fold": (amounts.members - 1 + SHORTLIST) * (folded + compared),
         "files": (amounts.members + 1) * amounts.files * steps.export,
         "clocks": (TIMED * amounts.tables + (amounts.members + 1) * amounts.clocks) * TIMING_S,

@@ -90,7 +90,7 @@ def _look(context: SlimContext, cost: Cost, notes: Sequence[str]) -> tuple[RunFi
             cost=cost,
             budget=budget.text,
             labels=context.images.has_labels,
-            notes=tuple(filter(None, (*data.notes, *notes))),
+            notes=tuple(filter(None, notes)),
         ),
         SpaceRecord(
             name=space.name,
