@@ -14,6 +14,7 @@ from vitnas.cli import main
 from vitnas.model import Model
 from vitnas.model.named import ArchFile
 from vitnas.records import Result
+from vitnas.reporting.tokens import TokenMaps
 from vitnas.searching import SearchRecord, TokenSpeeds
 
 FIELDS = {
@@ -71,4 +72,8 @@ def test_fewer_tokens_are_returned_where_they_are_faster(
             "fewer tokens are not faster than all on onnxruntime,batch=1": len(speeds)
         }
         assert f"{len(speeds)} Archs of the front left it" in page or "1 Arch of the front left it" in page
+    chosen = ArchFile.read(tmp_path / "models" / "chosen").arch
+    assert ("Which patches are kept" in page) == (chosen.selector is not None)
+    if chosen.selector:
+        assert len(TokenMaps.read(tmp_path).images) == 12
     assert Result.read(tmp_path / "models" / "chosen").arch_id == record.chosen

@@ -50,6 +50,7 @@ USAGE = """\
 [bold]Looking things up[/bold]
   vitnas bench mixers \\[tokens=64,1024]  time and memory of every token mixer on this device, and where softmax wins
   vitnas bench tokens \\[keep=0.7]        time with fewer tokens, by every selector, and from where on it pays
+  vitnas show-tokens MODEL IMAGES         which patches of a folder's images a network keeps, as a page
   vitnas list                             recipes, spaces, searchers, named models
   vitnas show NAME                        a recipe's fields, or a model block by block (a name, an arch.json,
                                           a ViTAS code: 'vitas:1 2 4 3 ...', or a trained one as MODEL above)

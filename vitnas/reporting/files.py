@@ -29,6 +29,7 @@ from vitnas.records import (
     SlimResults,
     SpaceRecord,
 )
+from vitnas.reporting.tokens import TokenMaps
 from vitnas.runs import RunFile, from_json
 from vitnas.searching import Feasibility, SearchRecord, TokenSpeeds, TrialRecord
 from vitnas.slimming import Sensitivity
@@ -83,6 +84,7 @@ class RunFiles:
     family: Family | None = None
     latency: LatencyRecord | None = None
     token_speeds: TokenSpeeds | None = None
+    token_maps: TokenMaps | None = None
     test_reads: Readings | None = None
     slim: SlimFiles = field(default_factory=SlimFiles)
     metrics: list[metrics.Line] = field(default_factory=list)
@@ -145,6 +147,7 @@ def read_run(folder: Path) -> RunFiles:
     run.sampler = _read(run, SamplerSummary, folder)
     run.feasibility = _read(run, Feasibility, folder)
     run.token_speeds = _read(run, TokenSpeeds, folder)
+    run.token_maps = _read(run, TokenMaps, folder)
     run.family = _read(run, Family, folder)
     run.test_reads = _read(run, Readings, folder)
     run.slim = SlimFiles(

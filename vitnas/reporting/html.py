@@ -15,6 +15,7 @@ from vitnas.counting import parts
 from vitnas.reporting import drawing, headline, plots, sampler_plots, tables
 from vitnas.reporting.files import RunFiles, read_run, stage_label
 from vitnas.reporting.slim_page import slim_context
+from vitnas.reporting.tokens import draw_tokens
 from vitnas.runs import write_atomic
 from vitnas.train import metrics
 
@@ -61,6 +62,7 @@ def render(run: RunFiles, page: Path) -> str:
         **_training(run, figures),
         **_sampler(run, figures),
         **_architecture(run.chosen, figures),
+        "token_maps": run.token_maps and draw_tokens(run.token_maps),
         **_correlation(run, figures),
         "feasibility": run.feasibility and tables.feasibility(run.feasibility),
         "latency": run.latency and tables.latency(run.latency),

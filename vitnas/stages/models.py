@@ -26,6 +26,7 @@ from vitnas.records import (
     Result,
     Results,
 )
+from vitnas.reporting.tokens import SHOWN, TokenMaps, token_maps
 from vitnas.runs import writing
 from vitnas.searching import Trial, rank_correlation
 from vitnas.stages.hand_scaled import hand_scaled
@@ -78,7 +79,7 @@ class Models:
         """Take away a model, and first what was made from it: a kill in between leaves nothing that looks done."""
         folder = self.work.folder
         made = [Results.path(folder), FinalScores.path(folder), LatencyRecord.path(folder / "export")]
-        made += [ExportRecord.path(folder / "export")] if role == "chosen" else []
+        made += [ExportRecord.path(folder / "export"), TokenMaps.path(folder)] if role == "chosen" else []
         made += [folder / "checkpoints" / f"retrain-{role}.safetensors"]
 
         def remove() -> None:
@@ -87,6 +88,18 @@ class Models:
             shutil.rmtree(self.folder(role))
 
         self.work.engine.from_first(remove)
+
+    def show_tokens(self) -> None:
+        """token_maps.json: which patches the chosen Model keeps of some held-out images, if it keeps fewer."""
+        folder = self.work.folder
+
+        def make() -> None:
+            form, images = self.images.data.holdout.form, self.images.some()[:SHOWN]
+            names = [self.images.data.holdout.name(number) for number in range(len(images))]
+            token_maps(self.load("chosen"), images, names, mean=form.mean, std=form.std).write(folder)
+
+        if ArchFile.read(self.folder("chosen")).arch.selector is not None:
+            self.work.once(TokenMaps.path(folder), make)
 
     def load(self, role: str) -> Model:
         """The trained Model of a role, on the CPU."""

@@ -106,6 +106,7 @@ def final_table(models: Models) -> None:
     """Read the test split, once, for all models of the table; write results.json and report.html."""
     folder = models.work.folder
     models.work.once(Results.path(folder), lambda: _make_table(models))
+    models.show_tokens()
     models.work.once(folder / "report.html", lambda: report(folder))
 
 

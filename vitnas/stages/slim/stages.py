@@ -206,6 +206,7 @@ def evaluate_front(context: SlimContext) -> None:
     """slimmed.json and report.html: original, chosen one and front on the test split, which is read once."""
     folder = context.folder
     context.work.once(SlimResults.path(folder), lambda: _final(context).write(folder))
+    context.models.show_tokens()
     context.work.once(folder / "report.html", lambda: report(folder))
 
 
