@@ -109,6 +109,17 @@ def test_what_cannot_be_kept(keep: Any, places: Any, message: str) -> None:
         with_selections(made(arch_of()), keep, places)
 
 
+@pytest.mark.parametrize("width", [1, 2, 3])
+def test_a_predictor_works_at_any_width(width: int) -> None:
+    block = Block(num_heads=1, head_dim=2, mlp_hidden=4)
+    arch = Arch(
+        image_size=16, patch_size=4, num_classes=3, stages=(Stage(embed_dim=width, blocks=(block,) * 3),)
+    )
+    model = with_selections(build(arch), 0.5, (1, 2))
+    for mode in (True, False):
+        assert bool(model.train(mode)(images_for(model)).isfinite().all())
+
+
 def test_a_grid_that_the_rest_needs() -> None:
     halves = Arch(
         image_size=16,
