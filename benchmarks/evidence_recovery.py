@@ -16,31 +16,31 @@ import copy
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import evidence_slim
 import timm
 import torch
-from evidence_slim import Calibrated, Probe, macs_of, pruning, table
+from evidence_slim import Calibrated, Probe, macs_of, pruned_to, table
 from safetensors.torch import load_file
 from torch import nn
 
+from vitnas.counting import count
 from vitnas.data import Augment, Data, DataConfig, EvalBatches, TrainBatches, open_data
 from vitnas.slimming import agreement
 from vitnas.slimming.recovery import RECOVERY, recover, step_seconds
 from vitnas.train import Engine
 
 
-def networks(made: Calibrated, options: argparse.Namespace) -> Iterator[tuple[str, Any]]:
+def networks(made: Calibrated, name: str, options: argparse.Namespace) -> Iterator[tuple[str, Any]]:
     """What is recovered, by name."""
-    yield "folded", made.fold(made.half)
-    if options.torch_pruning is not None:
-        # It prunes on the CPU.
-        given = copy.deepcopy(made.given).cpu()
-        found = pruning(SimpleNamespace(given=given, arch=made.arch, options=options))  # type: ignore[arg-type]
-        yield from ((f"pruned, {name}", network.to(options.device)) for name, network in found)
+    if name == "folded":
+        yield name, made.fold(made.half)
+    else:  # of the same width, for the probe's sake; Torch-Pruning works on the CPU
+        given, limit = copy.deepcopy(made.given).cpu(), count(made.half).macs
+        yield name, pruned_to(options.torch_pruning, given, limit, True).to(options.device)
 
 
 def recovered(
@@ -117,28 +117,25 @@ def main() -> None:
         known.append(row)
         print(row, flush=True)
 
-    for seed in range(options.seeds):
+    @cache
+    def calibrated(seed: int) -> Calibrated:
         made = Calibrated(given, data, seed, options)
         made.model.to(options.device)
         made.ordered.to(options.device)
-        has = {(row["setting"], row["variant"]) for row in known if row["seed"] == seed}
-        if ("folded", "recovered") in has and options.torch_pruning is None:
-            continue
-        for name, network in networks(made, options):
+        return made
+
+    for name in ("folded", *(["pruned"] if options.torch_pruning is not None else [])):
+        for seed in range(options.seeds):
+            has = {(row["setting"], row["variant"]) for row in known if row["seed"] == seed}
             if (name, "recovered") in has:
                 continue
-            if (name, "before") not in has:
-                write(seed, name, "before", network)
-            found = recovered(network, made.given, data, seed, options)
-            write(
-                seed,
-                name,
-                "recovered",
-                network,
-                steps=found.steps,
-                seconds=round(found.seconds, 1),
-                told=str(found),
-            )
+            made = calibrated(seed)
+            for each, network in networks(made, name, options):
+                if (each, "before") not in has:
+                    write(seed, each, "before", network)
+                found = recovered(network, made.given, data, seed, options)
+                told = {"steps": found.steps, "seconds": round(found.seconds, 1), "told": str(found)}
+                write(seed, each, "recovered", network, **told)
     table(known)
 
 

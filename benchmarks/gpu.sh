@@ -78,7 +78,7 @@ run() { # run STEP: one step by name
   tests) step tests 90 "$python" -m pytest -q -m gpu -p no:cacheprovider -o addopts= -o timeout=0 ;;
   tokens) step tokens 225 "$python" benchmarks/evidence_tokens.py --dataset "hfds/$data" --out "$work/tokens" --device "$device" --parts train tune $token_sizes ;;
   slim) [ -f "$weights" ] || { echo "slim: left out, there is no $weights" | tee -a "$out/steps.txt"; return; }
-    step slim 170 "$python" benchmarks/evidence_recovery.py --weights "$weights" --dataset "hfds/$data" --out "$work/slim.jsonl" --device "$device" $slim_sizes ;;
+    step slim 240 "$python" benchmarks/evidence_recovery.py --weights "$weights" --dataset "hfds/$data" --out "$work/slim.jsonl" --device "$device" $slim_sizes $pruning ;;
   patches) mkdir -p "$work/patches"; step patches 225 "$python" benchmarks/evidence_patches.py --out "$work/patches/patches.json" --device "$device" --precision "$precision" $patch_sizes ;;
   trained) # one process per seed
     for seed in 0 1 2; do
