@@ -19,7 +19,7 @@ import argparse
 import csv
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +38,26 @@ from vitnas.model import Model, build
 from vitnas.model.selections import with_selections
 from vitnas.sample import Fixed
 from vitnas.stages.work import load_weights, save_weights
-from vitnas.train import Classification, Engine, Teacher, TrainConfig, evaluate, fit
+from vitnas.train import (
+    Classification,
+    Distillation,
+    Engine,
+    KeepRatio,
+    Soft,
+    Teacher,
+    Tokens,
+    TrainConfig,
+    evaluate,
+    fit,
+)
+from vitnas.train.fewer_tokens import dynamicvit_config
 
 KEEPS = (0.9, 0.8, 0.7, 0.6, 0.5)
 FULL = "none"
 PARTS = ("train", "tune", "time", "draw")
+# Labels and the whole net's logits; where patches are drawn DynamicViT's four losses.
+TOLD = Distillation(losses={"soft": (Soft(), 0.5)}, labels=Classification())
+DRAWN = Distillation(losses={"soft": (Soft(), 0.5), "tokens": (Tokens(), 0.5)}, labels=KeepRatio())
 
 
 @dataclass(frozen=True)
@@ -258,9 +273,13 @@ class Evidence:
             wanted = tuned and (selector == FULL or keep in self.options.tune_keeps)
             if not wanted or self.rows.has(seed, selector, keep, True) or not self.has_time:
                 continue
-            # What has no weights of its own trains as it is evaluated; a predictor draws, and learns by its mask.
-            model.masks_tokens = None if any(True for _ in model.selections.parameters()) else False
-            seconds = self.fit(model, Classification(), seed, epochs, lr=1e-4, teacher=teacher)
+            # All train as they are evaluated but the predictor, which draws, and learns by its mask.
+            draws = selector == "predictor"
+            model.masks_tokens = None if draws else False
+            learned, config = (
+                (DRAWN, dynamicvit_config(epochs, 1e-3, slow_lr_scale=0.1)) if draws else (TOLD, None)
+            )
+            seconds = self.fit(model, learned, seed, epochs, lr=1e-4, teacher=teacher, config=config)
             self.score(model, seed, selector, keep, True, seconds)
 
     def fewer(self, base: Model, selector: str, keep: float, seed: int) -> Model:
@@ -283,10 +302,10 @@ class Evidence:
         *,
         lr: float,
         teacher: Teacher | None = None,
+        config: TrainConfig | None = None,
     ) -> float:
-        config = TrainConfig(
-            epochs=epochs, lr=lr, warmup_epochs=epochs / 10, monitor_every=0, precision=self.precision
-        )
+        plain = TrainConfig(epochs=epochs, lr=lr, warmup_epochs=epochs / 10, monitor_every=0)
+        config = replace(config or plain, precision=self.precision)
         batches = self.batches(seed)
         return fit(
             model, task, Fixed(), batches, config=config, seed=seed, engine=self.engine, teacher=teacher
