@@ -31,7 +31,7 @@ GROWS = {"search.num_trials": "search"}
 BASELINES = ("hand_scaled", "random_search")
 OWN = "pretrained"  # as teacher.network: the network that the run starts from, as it was
 MUST_LEARN = ("predictor", *(word for word, kind in SELECTIONS.items() if kind.keeps_keys))
-Axis: TypeAlias = Literal["heads", "hidden", "embed_dim", "blocks", "tokens"]
+Axis: TypeAlias = Literal["heads", "hidden", "embed_dim", "blocks"]
 
 
 @dataclass(frozen=True, kw_only=True)

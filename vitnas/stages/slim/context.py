@@ -54,7 +54,8 @@ class SlimContext(Context):
     def space(self) -> AroundSpace:
         config = self.run.space
         assert isinstance(config, AroundConfig)
-        name, axes = Path((self.run.pretrained or "").partition("@")[0]).name, self.slim.axes
+        name = Path((self.run.pretrained or "").partition("@")[0]).name
+        axes: tuple[str, ...] = self.slim.axes
         if self.slim.tokens != "none":
             if config.selector not in (None, self.slim.tokens):
                 raise UserError(
