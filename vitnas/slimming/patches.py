@@ -116,7 +116,7 @@ def slim_patches(
         tolerance: the largest error of a block.
         dynamic: choose the patches of every image by a predicted score (DPS) instead of the same places in all (PS);
             a `Prediction` says how the score is learned.
-        step: patches added from candidate to candidate, 10 in the paper.
+        step: patches added from candidate to candidate, 10 in the paper; fewer use a budget better and take longer.
         error: "relative" to the energy of what should come out, the mean square ("mse"), or the plain sum of squares
             over all images ("sum"; the paper's, whose tolerance means another thing for every network and number of
             images).
