@@ -165,8 +165,8 @@ class Calibrated:
 
     def fold(self, arch: Arch, supernet: Supernet | None = None, how: Any = "ridge") -> Model:
         given = supernet or self.ordered
-        rounds = self.options.iterations
-        return self.timed("fold", lambda: fold(given, arch, self.images, compensation=how, iterations=rounds))
+        answers = self.options.answers
+        return self.timed("fold", lambda: fold(given, arch, self.images, compensation=how, answers=answers))
 
 
 def patches_macs(arch: Arch) -> int:
@@ -332,9 +332,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--images", type=int, default=384)
-    parser.add_argument(
-        "--iterations", type=int, default=0, help="of least squares over all weights of a branch"
-    )
     parser.add_argument("--answers", type=float, default=0.0, help="share of the class token in all fits")
     parser.add_argument("--importance", default="unexplained", choices=list(IMPORTANCE))
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
@@ -375,9 +372,7 @@ def main() -> None:
                 seed or (setting == "pruning" and not options.torch_pruning)
             ):
                 continue  # they look at no images
-            asked = {
-                name: getattr(options, name) for name in ("images", "iterations", "answers", "importance")
-            }
+            asked = {name: getattr(options, name) for name in ("images", "answers", "importance")}
             key = {"setting": setting, "seed": seed, **asked}
             if any(key.items() <= row.items() for row in known):
                 continue

@@ -340,16 +340,3 @@ def test_heads_that_need_all_their_entries_are_not_narrowed() -> None:
     with pytest.raises(UserError, match="no block has heads that can be narrower"):
         around(network("pooled"), head_dim=(0.5, 1.0), multiple=2)
     assert scored(network("pooled")).bases == (None, None, None)
-
-
-def test_all_weights_of_a_branch_say_what_the_writer_alone_cannot() -> None:
-    given = network("registers")
-    space = everything(given, embed_dim=(1.0,))
-    supernet = ordered(given, space, scored(given))
-    writer, every = (
-        agreement(
-            fold(supernet, halved(space), images(128), iterations=count), given, images(32, seed=2)
-        ).tokens
-        for count in (0, 6)
-    )
-    assert every > writer + 0.001

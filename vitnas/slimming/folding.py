@@ -31,7 +31,6 @@ from vitnas.model import Model
 from vitnas.model.features import stage_starts
 from vitnas.slimming.branches import Branch, branches, inputs_of
 from vitnas.slimming.images import Images, pairs_of
-from vitnas.slimming.linearised import refine
 from vitnas.slimming.regression import Regression
 from vitnas.slimming.streams import RAM_BYTES, Streams
 from vitnas.supernet import Supernet
@@ -47,7 +46,6 @@ def fold(
     *,
     compensation: Compensation = "ridge",
     strength: float | None = None,
-    iterations: int = 0,
     answers: float = 0.0,
     ram_bytes: int = RAM_BYTES,
 ) -> Model:
@@ -58,7 +56,6 @@ def fold(
         images: unlabelled; some hundred. With few of them the ridge is stronger.
         compensation: `ridge`; `mean` for constants alone; `none` for a bare extraction.
         strength: of the ridge (see `Regression.solve`); None for the best by two halves of the images.
-        iterations: of least squares over all weights of a branch at once, behind the ridge (`linearised.py`).
         answers: the share that class and distillation token have in all fits, where these are what is read.
         ram_bytes: for the images' tokens, which lie in a file where they are more.
 
@@ -80,7 +77,6 @@ def fold(
             strength,
             slopes=slopes,
             ram_bytes=ram_bytes,
-            iterations=iterations,
             answers=answers,
         ).run()
     return slim
@@ -123,10 +119,9 @@ class _Fold:
         *,
         slopes: bool,
         ram_bytes: int,
-        iterations: int,
         answers: float,
     ) -> None:
-        self.iterations, self.weights_N = iterations, _weights(whole.arch, answers)
+        self.weights_N = _weights(whole.arch, answers)
         self.whole, self.slim, self.strength, self.slopes = whole, slim, strength, slopes
         self.axes = named_axes(whole), named_axes(slim)
         self.branches = branches(whole)
@@ -187,8 +182,6 @@ class _Fold:
                     missing_BND = wanted_BND[..., :width] - kept(there_BND)
                 fit.add(seen[0][..., : writer.in_features if self.slopes else 0], missing_BND, self.weights_N)
             _add(writer, *(unscaled(kept, found) for found in fit.solve(self.strength)))
-            if self.slopes:
-                refine(kept, self.there, self.wanted, self.iterations, self.weights_N)
         self.there.move(kept)
 
     def _fit_heads(self) -> None:
