@@ -92,12 +92,8 @@ def bases_of(model: Model, images: Images | None) -> tuple[Bases | None, ...]:
                 attn = blocks[index].attn
                 hooks.callback(attn.register_forward_pre_hook(found.see_rows).remove)
                 hooks.callback(attn.proj.register_forward_pre_hook(found.see_given).remove)
-            seen = 0
-            for images_BCHW, _ in pairs_of(images, model):
+            for images_BCHW, _ in pairs_of(images, model, MOST_IMAGES):
                 model(images_BCHW)
-                seen += len(images_BCHW)
-                if seen >= MOST_IMAGES:
-                    break
     return tuple(
         _bases(blocks[index], *moments[index].centred()) if index in blocks else None
         for index in range(model.arch.depth)

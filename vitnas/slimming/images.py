@@ -14,8 +14,14 @@ Images = Iterable[Any]
 """Batches of (B, C, H, W) normalised images, or pairs of these and (B,) targets; a list, or `EvalBatches`."""
 
 
-def pairs_of(images: Images, network: nn.Module) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """The batches on the device of `network`, with their targets; None where it has no labels.
+LOOKED_AT = 256
+"""Images that suffice for orders and sensitivities; folding takes all."""
+
+
+def pairs_of(
+    images: Images, network: nn.Module, most: int | None = None
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """The batches, up to `most` images, on the device of `network`, with their targets; None where it has no labels.
 
     Raises:
         UserError: what can be gone through once only, or no images.
@@ -29,8 +35,13 @@ def pairs_of(images: Images, network: nn.Module) -> Iterator[tuple[Tensor, Tenso
         images_BCHW, targets_B = (batch, None) if isinstance(batch, Tensor) else batch
         if targets_B is not None and not has_labels(targets_B):
             targets_B = None
+        if most is not None and len(images_BCHW) > most - count:
+            images_BCHW = images_BCHW[: most - count]
+            targets_B = None if targets_B is None else targets_B[: most - count]
         count += len(images_BCHW)
         yield images_BCHW.to(device), targets_B
+        if count == most:
+            break
     if not count:
         raise UserError("there are no images; slimming looks at some. Pass at least 32.")
 
@@ -38,12 +49,12 @@ def pairs_of(images: Images, network: nn.Module) -> Iterator[tuple[Tensor, Tenso
 def split(
     images: Images, network: nn.Module, share: float = 0.25, most: int = 64
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Batches to fit to, and a share of the images, `most` at most, to measure on.
+    """Batches to fit to, and a share of the images, `most` at most, to measure on; of the first `LOOKED_AT`.
 
     Raises:
         UserError: fewer than two images.
     """
-    given = [images_BCHW for images_BCHW, _ in pairs_of(images, network)]
+    given = [images_BCHW for images_BCHW, _ in pairs_of(images, network, LOOKED_AT)]
     total = sum(map(len, given))
     if total < 2:
         raise UserError(

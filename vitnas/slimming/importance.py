@@ -25,7 +25,7 @@ from vitnas.model.modes import evaluating
 from vitnas.slimming.bases import Bases, bases_of
 from vitnas.slimming.branches import branches
 from vitnas.slimming.elimination import eliminated
-from vitnas.slimming.images import Images, pairs_of
+from vitnas.slimming.images import LOOKED_AT, Images, pairs_of
 from vitnas.slimming.regression import Regression
 from vitnas.slimming.streams import Streams
 
@@ -96,7 +96,7 @@ def activation(model: Model, images: Images, generator: torch.Generator) -> Scor
         return x
 
     with _watched(readers, watch), torch.no_grad(), evaluating(model):
-        for images_BCHW, _ in pairs_of(images, model):
+        for images_BCHW, _ in pairs_of(images, model, LOOKED_AT):
             model(images_BCHW)
     totals = _Totals()
     for reader, spread in zip(readers, spreads, strict=True):
@@ -121,7 +121,7 @@ def taylor(model: Model, images: Images, generator: torch.Generator) -> Scores:
         return x
 
     with _watched(readers, watch), _frozen(model), evaluating(model):
-        for images_BCHW, targets_B in pairs_of(images, model):
+        for images_BCHW, targets_B in pairs_of(images, model, LOOKED_AT):
             seen.clear()
             with torch.enable_grad():
                 _loss(model, images_BCHW, targets_B, generator).backward()
@@ -140,7 +140,7 @@ def unexplained(model: Model, images: Images, generator: torch.Generator) -> Sco
     found = activation(model, images, generator)
     scores: dict[str, list[Tensor]] = {"heads": [], "hidden": []}
     with evaluating(model):
-        streams = Streams(model.embed(images_BCHW) for images_BCHW, _ in pairs_of(images, model))
+        streams = Streams(model.embed(images_BCHW) for images_BCHW, _ in pairs_of(images, model, LOOKED_AT))
         for branch in branches(model):
             streams.move(branch.enter)
             if (writer := branch.writer) is None:
