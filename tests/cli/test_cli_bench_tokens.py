@@ -38,6 +38,15 @@ def test_break_even_is_from_where_on_it_stays_faster(axis: str) -> None:
     assert "evit 0.7 from 4, pool 0.7 from 16. Not faster at the largest: merge 0.7" in told
 
 
+def test_the_defaults_can_be_measured() -> None:
+    """No selector refuses them (pooling needs even sides)."""
+    bench = TokenBench()
+    for tokens in bench.tokens:
+        archs = [arch for _, _, arch in bench.archs(tokens)]
+        assert len(archs) == 1 + 3 * len(bench.selectors) - 2
+        assert max(count(arch).macs for arch in archs) == count(archs[0]).macs
+
+
 def test_rows_hold_every_network_beside_the_plain_one() -> None:
     rows = bench_tokens(SMALL)
     assert [(row["selector"], row["batch"], row["left"]) for row in rows] == [

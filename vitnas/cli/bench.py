@@ -83,7 +83,7 @@ class BenchTokensOptions:
 
     selectors: tuple[str, ...] = SELECTORS
     keep: tuple[float, ...] = (0.9, 0.7, 0.5)
-    tokens: tuple[int, ...] = (49, 196)
+    tokens: tuple[int, ...] = (64, 196)
     batch: tuple[int, ...] = (1, 8, 64)
     runtimes: tuple[str, ...] = RUNTIMES
     dim: PositiveInt = 192
