@@ -91,9 +91,13 @@ class Probe:
         normed_BD = ((features_BD - self.mean_D) / self.std_D).double()
         return functional.linear(normed_BD, self.weight, self.bias)
 
-    def accuracy(self, network: nn.Module) -> float:
+    def accuracy(self, network: nn.Module) -> float | None:
+        """None of a network of another width, which the probe cannot read."""
+        features_BD = features(network, self.scored)
+        if features_BD.shape[1] != len(self.mean_D):
+            return None
         with torch.no_grad():
-            found_B = self.logits(features(network, self.scored)).argmax(1)
+            found_B = self.logits(features_BD).argmax(1)
         return float((found_B == self.scored.targets).double().mean())
 
 
@@ -397,13 +401,12 @@ def table(rows: list[dict[str, Any]]) -> None:
     print(f"\n{'setting':<28} {'MACs':>8} {'tokens':>7} {'points lost':>12}   seeds")
     for key in dict.fromkeys((row["setting"], row["variant"]) for row in rows):
         mine = [row for row in rows if (row["setting"], row["variant"]) == key]
-        lost = [100 * (row["given"] - row["accuracy"]) for row in mine]
+        lost = [100 * (row["given"] - row["accuracy"]) for row in mine if row["accuracy"] is not None]
         spread = statistics.stdev(lost) if len(lost) > 1 else 0.0
+        mean = statistics.mean(lost) if lost else float("nan")
         tokens = statistics.mean(row["tokens"] or 0.0 for row in mine)
         macs = statistics.mean(row["macs"] for row in mine) / 1e6
-        print(
-            f"{' '.join(key):<28} {macs:7.0f}M {tokens:7.4f} {statistics.mean(lost):6.2f} ({spread:.2f})   {len(mine)}"
-        )
+        print(f"{' '.join(key):<28} {macs:7.0f}M {tokens:7.4f} {mean:6.2f} ({spread:.2f})   {len(mine)}")
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ collect() { # copies results; a folder that is brought back may hold few files
   for name in spine throughput mixers; do [ -s "$work/$name.csv" ] && cp "$work/$name.csv" "$out"; done
   for name in tokens.csv tokens_latency.csv; do [ -s "$work/tokens/$name" ] && cp "$work/tokens/$name" "$out"; done
   [ -s "$work/slim.jsonl" ] && cp "$work/slim.jsonl" "$out"
+  [ -s "$work/fold.jsonl" ] && cp "$work/fold.jsonl" "$out"
   [ -s "$work/patches/patches.json" ] && cp "$work/patches/patches.json" "$out"
   cat "$work"/trained/slim_trained-*.jsonl >"$out/slim_trained.jsonl" 2>/dev/null || rm -f "$out/slim_trained.jsonl"
   for name in "$work"/logs/*.log; do [ -s "$name" ] && echo "== $(basename "$name")" && tail -c 60000 "$name"; done >"$out/logs.txt"
@@ -55,6 +56,7 @@ if [ "$device" = cuda ]; then
   patience=1 precision=bf16 rounds=7 seconds=0.5 tokens="1024 4096"
   training="--train-images 20000 --epochs 3 --batch 256 --workers 12"
   token_sizes="--keeps 0.9 0.7 0.5 --tune-keeps 0.7 --epochs 6 --seconds 200"
+  fold_sizes="--seeds 3 --images 1536 --answers 0.25"
   slim_sizes="--seconds 25 --seeds 2 --workers 4 --train-images 20000"
   trained_sizes="--base-seconds 52 --recover-seconds 16 --workers 4"
   patch_sizes="--dataset hfds/$data --image-size 32 --patch 4 --dim 192 --depth 6 --heads 6 --hidden 768 --batch 512 --epochs 15 --tune-epochs 3 --lr 1e-3 --shares 55"
@@ -62,6 +64,7 @@ else
   patience=4 precision=fp32 rounds=1 seconds=0.01 tokens=64
   training="--size micro --train-images 64 --epochs 2 --batch 16 --workers 0"
   token_sizes="--tiny --seeds 1 --keeps 0.7 --tune-keeps 0.7"
+  fold_sizes="--tiny --seeds 1 --settings fold none"
   slim_sizes="--tiny --seeds 1 --seconds 1"
   trained_sizes="--tiny --base-seconds 3 --recover-seconds 2"
   patch_sizes="--dim 16 --depth 3 --heads 2 --hidden 32 --patch 5 --epochs 1 --tune-epochs 1 --block-epochs 1 --images 32 --seeds 0 --shares 55"
@@ -79,6 +82,8 @@ run() { # run STEP: one step by name
   tokens) step tokens 225 "$python" benchmarks/evidence_tokens.py --dataset "hfds/$data" --out "$work/tokens" --device "$device" --parts train tune $token_sizes ;;
   slim) [ -f "$weights" ] || { echo "slim: left out, there is no $weights" | tee -a "$out/steps.txt"; return; }
     step slim 240 "$python" benchmarks/evidence_recovery.py --weights "$weights" --dataset "hfds/$data" --out "$work/slim.jsonl" --device "$device" $slim_sizes $pruning ;;
+  fold) [ -f "$weights" ] || { echo "fold: left out, there is no $weights" | tee -a "$out/steps.txt"; return; }
+    step fold 240 "$python" benchmarks/evidence_slim.py --weights "$weights" --dataset "hfds/$data" --out "$work/fold.jsonl" --device "$device" $fold_sizes $pruning ;;
   patches) mkdir -p "$work/patches"; step patches 225 "$python" benchmarks/evidence_patches.py --out "$work/patches/patches.json" --device "$device" --precision "$precision" $patch_sizes ;;
   trained) # one process per seed
     for seed in 0 1 2; do

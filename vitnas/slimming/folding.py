@@ -98,6 +98,10 @@ def scale_ratio(theirs: nn.Module, ours: nn.Module) -> float:
     return theirs.scale / ours.scale
 
 
+def _sizes(branch: Branch) -> list[torch.Size]:
+    return [parameter.shape for parameter in branch.inner.parameters()]
+
+
 def _weights(arch: Arch, answers: float) -> Tensor | None:
     """How much each token counts where class and distillation token together have that share; None for all alike."""
     read, tokens = arch.class_token + arch.distill_token, arch.num_final_tokens
@@ -109,6 +113,8 @@ def _weights(arch: Arch, answers: float) -> Tensor | None:
 
 
 class _Fold:
+    """`same` says that nothing was cut so far, so that there is nothing to fit."""
+
     def __init__(
         self,
         whole: Model,
@@ -123,6 +129,7 @@ class _Fold:
     ) -> None:
         self.weights_N = _weights(whole.arch, answers)
         self.whole, self.slim, self.strength, self.slopes = whole, slim, strength, slopes
+        self.same = whole.arch.stages[0].embed_dim == slim.arch.stages[0].embed_dim
         self.axes = named_axes(whole), named_axes(slim)
         self.branches = branches(whole)
         self.kept = {(branch.slot, branch.axis): branch for branch in branches(slim, slots)}
@@ -139,6 +146,7 @@ class _Fold:
             if branch.entry is not None or kept is not None:
                 self._close(open_branch)
                 open_branch = kept
+            self.same = self.same and kept is not None and _sizes(kept) == _sizes(branch)
             self.wanted.move(branch.enter)
             if branch.entry is not None:
                 self.there.move(self.entries[branch.slot])
@@ -150,7 +158,7 @@ class _Fold:
 
     def _fit_readers(self, branch: Branch, kept: Branch) -> None:
         """Make what reads the cut stream give what the largest's gives."""
-        if not self.slopes:
+        if self.same or not self.slopes:
             return
         for (ours_name, ours), (theirs_name, theirs) in zip(
             kept.readers.items(), branch.readers.items(), strict=True
@@ -174,7 +182,7 @@ class _Fold:
         """Make the cut stream behind a branch what the largest's is now, and go on with it."""
         if kept is None:
             return
-        if (writer := kept.writer) is not None:
+        if (writer := kept.writer) is not None and not self.same:
             width = writer.out_features
             fit = Regression(writer.in_features if self.slopes else 0, width, writer.weight.device)
             for there_BND, wanted_BND in zip(self.there, self.wanted, strict=True):

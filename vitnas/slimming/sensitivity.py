@@ -1,9 +1,9 @@
 """Sensitivity: what each smaller option of each gene would cost, measured once, on images that nothing is fitted to.
 
 One gene is changed at a time, in the ordered network, and what goes is made up for by its own writer (or where a block
-goes, by the writer before it). The cost is how far the final tokens turn away: one minus their mean cosine. Later
-layers can mend some of it; so numbers are for choosing among Archs, and those chosen are folded and measured. Of many
-options some are measured, and those between follow.
+goes, by the writer before it). The cost is how far the final tokens turn away: one minus their mean cosine. Of many
+options some are measured, and those between follow. Layers behind mend some of the damage, which is measured at a few
+blocks. The numbers are for choosing among Archs; those chosen are folded and measured.
 """
 
 from __future__ import annotations
@@ -33,6 +33,9 @@ from vitnas.supernet import Supernet
 STRENGTH = 1e-3
 MEASURED = 6  # options of a gene; what lies between is interpolated
 LEAST_DAMAGE = 1e-8
+MENDED = 4  # blocks at which it is measured how much those behind mend
+LEAST_MENDED = 1e-4  # predicted damage that can be told from none
+LEAST_LEFT = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +69,7 @@ def sensitivity(supernet: Supernet, images: Images) -> Sensitivity:
     """
     start = time.monotonic()
     fitted, held = split(images, supernet)
-    found = dict(_Pass(supernet, fitted, held).run())
+    found = _mended(supernet, dict(_Pass(supernet, fitted, held).run()), fitted, held)
     for place, gene in enumerate(supernet.space.genes):
         if gene.name not in found:
             found[gene.name] = _by_folding(supernet, gene, place, fitted, held)
@@ -80,6 +83,7 @@ def sensitivity(supernet: Supernet, images: Images) -> Sensitivity:
 
 
 Streams = list[Tensor]
+Found = dict[str, tuple[float, ...]]
 
 
 class _Pass:
@@ -217,6 +221,34 @@ class _Written:
             x + given_BNA @ slopes_AD + constant_D
             for x, given_BNA in zip(streams, self.given[1], strict=True)
         ]
+
+
+def _mended(supernet: Supernet, found: Found, fitted: Streams, held: Streams) -> Found:
+    """The damage that is left once layers behind mend what they can, which in the last block is all of it.
+
+    How much that is is measured at a few blocks, each cut to the middle of its options and folded through to the end;
+    between them by a line.
+    """
+    space = supernet.space
+    whole = extract(supernet, space.largest()).eval()
+    starts, last = stage_starts(whole.arch), whole.arch.depth - 1
+    slots = {gene.name: starts[gene.stage] + gene.slot for gene in space.genes if gene.name in found}
+    shares = {last: 1.0}
+    for slot in sorted({last * number // MENDED for number in range(MENDED)} - {last}):
+        genes, predicted = [count - 1 for count in space.num_options], 0.0
+        for place, gene in enumerate(space.genes):
+            if slots.get(gene.name) == slot and gene.field != "exists":
+                genes[place] = (len(gene.options) - 1) // 2
+                predicted += found[gene.name][genes[place]]
+        if predicted > LEAST_MENDED:
+            agreed = agreement(fold(supernet, space.decode(genes), fitted), whole, held)
+            left = 1 - (agreed.pooled if agreed.tokens is None else agreed.tokens)
+            shares[slot] = min(1.0, max(LEAST_LEFT, left / predicted))
+    at = sorted(shares)
+    left_at = np.interp(range(last + 1), at, [shares[slot] for slot in at])
+    return {
+        name: tuple(float(left_at[slots[name]] * cost) for cost in costs) for name, costs in found.items()
+    }
 
 
 def _by_folding(

@@ -127,7 +127,7 @@ class SlimConfig:
 
     effort: Effort | None = None
     time: str = "30m"
-    importance: str = "activation"
+    importance: str = "unexplained"
     images: int = 256
     front: int = 5
     axes: tuple[Axis, ...] = ("heads", "hidden", "blocks")
