@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from vitnas.exporting import load_timm, save_timm
 from vitnas.model import Model, build
 from vitnas.model.selections import with_selections
 from vitnas.sample import Fixed
+from vitnas.slimming import slim_patches
+from vitnas.testing import randomize_
 from vitnas.train import Classification, TrainConfig, evaluate, fit
-from vitnas.train.fewer_tokens import dynamicvit_config, fewer_tokens
+from vitnas.train.fewer_tokens import dynamicvit_config, fewer_tokens, learn_from_whole
 
 ARCH = Arch(
     image_size=8,
@@ -54,6 +57,64 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert [block.keep for block in made.arch.blocks] == [None, 11, 7, 5]
 
 
+@pytest.mark.parametrize(("selector", "classes"), [("patch_slimming", 10), ("merge", 0)])
+def test_any_selection_learns_from_the_whole_network(selector: str, classes: int) -> None:
+    """Without labels, by logits or, of a network without classes, by pooled features."""
+    whole = build(replace(ARCH, num_classes=classes)).eval()
+    randomize_(whole, torch.Generator().manual_seed(0))
+    images = torch.randn(16, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    if selector == "patch_slimming":
+        fewer = slim_patches(whole, [images], tolerance=0.3, step=4).model
+    else:
+        fewer = with_selections(whole, {1: 8, 2: 3}, selector=selector)
+    assert fewer.arch.selector == selector
+    before = off(fewer, whole, images)
+    config = TrainConfig(epochs=10, lr=1e-3, warmup_epochs=0, monitor_every=0)
+    loader = [(images, torch.zeros(16, dtype=torch.long))]
+    made = learn_from_whole(fewer, whole, loader, config=config, labels=False).network
+    assert off(made, whole, images) < 0.6 * before
+
+
+def off(network: Any, whole: Model, images: torch.Tensor) -> float:
+    """How far the probabilities, or features, are from those of the whole network."""
+    with torch.no_grad():
+        given = (network.eval()(images), whole(images))
+    mine, wanted = (x.softmax(-1) if whole.num_classes else x for x in given)
+    return float((mine - wanted).square().mean())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "epochs"),
+    [
+        (["selector=patch_slimming", "budget=macs<=60%", "step=1", "tuning=1", "images=32"], 0.3),
+        (["selector=dynamic_patch_slimming", "tolerance=0.5", "step=2", "images=16"], 0),
+        (["selector=patch_slimming", "tolerance=0.5", "step=2", "images=16"], 0),
+        (["selector=merge", "keep=0.7"], 0),
+        (["selector=pool", "keep=0.25", "places=[2]"], 0.3),
+        (["selector=evit", "keep=0.7"], 0.3),
+        *(([f"selector={word}", "keep=0.7"], 0) for word in ("attention", "fixed")),
+    ],
+)
+def test_the_command_with_other_selectors(
+    words: list[str], epochs: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_timm(build(ARCH).eval(), tmp_path / "model")
+    words = [*words, f"epochs={epochs}", "dataset=digits", f"folder={tmp_path / 'out'}"]
+    assert main(["tokens", str(tmp_path / "model"), *words]) == 0
+    record = json.loads((tmp_path / "out" / "tokens.json").read_text())
+    assert record["onnx"]["passed"]
+    assert (tmp_path / "out" / "metrics.jsonl").exists() == (epochs > 0)
+    made, macs = load_timm(tmp_path / "out" / "model"), record["macs"]
+    assert isinstance(made, Model)
+    assert made.arch.selector == record["selector"] == words[0].removeprefix("selector=")
+    assert macs["after"] < (0.6 if "budget=macs<=60%" in words else 1) * macs["before"]
+    if "images=16" in words:
+        assert record["images"] == 16
+        assert max(record["errors"]) <= record["tolerance"] == 0.5
+        assert record["patches"] == sorted(record["patches"], reverse=True)
+
+
 @pytest.mark.slow
 def test_images_without_labels(tmp_path: Path) -> None:
     """A network of features on a folder of images: it learns from itself alone."""
@@ -81,6 +142,17 @@ def test_images_without_labels(tmp_path: Path) -> None:
         (["places=[3,1]"], "numbers of blocks that rise"),
         (["augment=none2"], "augment is 'none2'"),
         (["weight=1"], "Nearest: 'weights'"),
+        (["selector=patchslimming", "tolerance=0.1"], "Nearest: 'patch_slimming'"),
+        (["selector=patch_slimming"], "budget is None and tolerance None; one of them says how far"),
+        (["selector=patch_slimming", "budget=macs<=55%", "tolerance=0.1"], "one of them says how far"),
+        (["selector=patch_slimming", "budget=macs<=55%", "keep=0.7"], "finds by itself where and how many"),
+        (["selector=patch_slimming", "budget=latency<=1ms"], "Use macs, for example macs<=55%"),
+        (["selector=patch_slimming", "tolerance=-1"], "an error is at least 0"),
+        (["selector=merge", "tuning=3"], "tuning is given beside selector=merge, which keeps the share"),
+        (["budget=macs<=55%"], "budget is given beside selector=predictor, which keeps the share"),
+        (["selector=pool", "keep=0.7"], "keep"),
+        (["selector=merge", "weights=[2,1,1]"], "Leave weights out"),
+        (["epochs=0"], "0 with a selector that need not be trained"),
     ],
 )
 def test_bad_words_are_refused(

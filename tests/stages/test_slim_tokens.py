@@ -73,7 +73,11 @@ def test_tokens_go_where_that_is_faster(
         ({"tokens": "atention"}, "slim.tokens is 'atention'; .*Nearest: 'attention'"),
         (
             {"tokens": "predictor"},
-            "slim.tokens is 'predictor', which chooses well only when it has been trained",
+            "slim.tokens is 'predictor', .* Use `vitnas tokens MODEL dataset=IMAGES selector=predictor keep=0.7`",
+        ),
+        (
+            {"tokens": "patch_slimming"},
+            "slim.tokens is 'patch_slimming', .* selector=patch_slimming budget='macs<=55%'`",
         ),
         (
             {"space__selector": "evit"},

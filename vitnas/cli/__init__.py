@@ -44,8 +44,13 @@ USAGE = """\
 
 [bold]One model[/bold]
   vitnas swap MODEL mixer=WORD            another mixer in a trained timm model, its projections kept
-  vitnas tokens MODEL dataset=IMAGES      a trained ViT learns which patches it can do without (DynamicViT)
       dataset=PATH                        and it learns from what it was
+  vitnas tokens MODEL dataset=IMAGES      a trained ViT learns which patches it can do without (DynamicViT),
+      keep=0.7                            and is exported
+      selector=patch_slimming budget=TEXT or block by block, by what that does to the next (Patch Slimming);
+                                          tolerance=0.02 in place of a budget
+      selector=WORD keep=0.7              or by attention, evit, merge, pool, fixed, random, first
+      epochs=30                           it learns from what it was (0: not, where nothing must be learned)
 
 [bold]Looking things up[/bold]
   vitnas bench mixers \\[tokens=64,1024]  time and memory of every token mixer on this device, and where softmax wins

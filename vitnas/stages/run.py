@@ -139,9 +139,11 @@ class SlimConfig:
         check_words("slim.axes", self.axes, get_args(Axis))
         check_word("slim.tokens", self.tokens, ("none", *SELECTIONS))
         if self.tokens in MUST_LEARN:
+            how = "budget='macs<=55%'" if SELECTIONS[self.tokens].keeps_keys else "keep=0.7"
             raise UserError(
                 f"slim.tokens is {self.tokens!r}, which chooses well only when it has been trained or searched; "
-                "slimming does neither. Use attention, evit or merge."
+                f"slimming does neither. Use `vitnas tokens MODEL dataset=IMAGES selector={self.tokens} {how}`, or "
+                "attention, evit or merge here."
             )
         if self.effort is not None:
             check_word("slim.effort", self.effort, get_args(Effort))

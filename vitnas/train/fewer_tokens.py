@@ -1,6 +1,7 @@
-"""A trained vision transformer becomes its DynamicViT: it learns which patches it can do without, from itself.
+"""A trained vision transformer becomes one that keeps fewer patches, and learns from what it was.
 
-Source: DynamicViT (Rao et al., arXiv 2106.02034, section 3.3), on any network that an Arch can say.
+By default its DynamicViT, which learns which patches it can do without (Rao et al., arXiv 2106.02034, section 3.3), on
+any network that an Arch can say; with any other selector the same network as a teacher, of its answers.
 """
 
 from __future__ import annotations
@@ -8,15 +9,18 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 
 from vitnas.data import Augment
+from vitnas.layers.choose import PredictorSelection
+from vitnas.model import Model
 from vitnas.model.selections import with_selections
 from vitnas.sample import Fixed
 from vitnas.train.config import TrainConfig
 from vitnas.train.loop import Fitted, fit
-from vitnas.train.losses import Distillation, KeepRatio, Soft, Tokens
-from vitnas.train.task import Task
+from vitnas.train.losses import Classification, Distillation, KeepRatio, Soft, Tokens
+from vitnas.train.task import Batch, Outputs, Task
 from vitnas.train.teacher import Teacher
 
 
@@ -41,12 +45,21 @@ def dynamicvit_config(epochs: float = 30, lr: float = 1e-3, **fields: Any) -> Tr
     return TrainConfig(epochs=epochs, lr=lr, **{**given, **fields})
 
 
+def fewer_tokens_config(selector: str, epochs: float = 30, lr: float | None = None) -> TrainConfig:
+    """`dynamicvit_config` for the predictor. Where nothing has to learn who is kept, all weights at one rate, by
+    default a tenth of the predictor's, warmed up for a tenth of the epochs."""
+    if selector == PredictorSelection.word:
+        return dynamicvit_config(epochs, lr or 1e-3)
+    return TrainConfig(epochs=epochs, lr=lr or 1e-4, warmup_epochs=epochs / 10, monitor_every=0)
+
+
 def fewer_tokens(
     network: nn.Module,
     loader: Any,
     keep: Any = 0.7,
     places: Any = None,
     *,
+    selector: str = PredictorSelection.word,
     config: TrainConfig | None = None,
     weights: tuple[float, float, float] = (2.0, 0.5, 0.5),
     labels: bool = True,
@@ -59,34 +72,81 @@ def fewer_tokens(
     Args:
         network: a Model, or a timm ViT that an Arch can say.
         loader: as `fit` takes it.
-        keep, places: as `with_selections` takes them.
-        weights: of the share of patches kept, of the teacher's logits (not where it has no classes), and of its tokens.
-        labels: learn from the labels too; they must then be of the network's classes.
-        augment: its label smoothing, mixup and cutmix are used.
-        options: others of `fit` (folder, progress, engine, ...).
+        keep, places, selector: as `with_selections` takes them.
+        config, weights, labels, augment, options: see `learn_from_whole`.
 
     Returns:
-        Its network is the DynamicViT, a Model.
+        Its network is the one that keeps fewer, a Model; by default the DynamicViT.
 
     Raises:
         UserError: what cannot be kept where, or a network that no Arch can say.
     """
-    student = with_selections(network, keep, places, generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    student = with_selections(network, keep, places, selector=selector, generator=generator)
+    return learn_from_whole(
+        student,
+        network,
+        loader,
+        config=config,
+        weights=weights,
+        labels=labels,
+        augment=augment,
+        seed=seed,
+        **options,
+    )
+
+
+def learn_from_whole(
+    student: Model,
+    network: nn.Module,
+    loader: Any,
+    *,
+    config: TrainConfig | None = None,
+    weights: tuple[float, float, float] = (2.0, 0.5, 0.5),
+    labels: bool = True,
+    augment: Augment | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> Fitted:
+    """Train `student`, which keeps fewer patches than `network`, in place; `network` teaches it.
+
+    Args:
+        config: by default `fewer_tokens_config`.
+        weights: of the share of patches kept, of the teacher's logits (of its pooled features where it has no classes),
+            and of its tokens. The first and the last are for the predictor alone.
+        labels: learn from the labels too; they must then be of the network's classes.
+        augment: its label smoothing, mixup and cutmix are used.
+        options: others of `fit` (folder, progress, engine, ...).
+    """
     smoothing = 0.0 if augment is None else augment.label_smoothing
+    draws = student.arch.selector == PredictorSelection.word
     ratio = KeepRatio(ratio_weight=weights[0], label_smoothing=smoothing, labels=labels)
-    losses: dict[str, tuple[Task, float]] = {} if labels else {"ratio": (ratio, 1.0)}
+    losses: dict[str, tuple[Task, float]] = {"ratio": (ratio, 1.0)} if draws and not labels else {}
     if student.num_classes:
         losses["soft"] = (Soft(), weights[1])
-    losses["tokens"] = (Tokens(), weights[2])
+    elif not draws:
+        losses["pooled"] = (Pooled(), weights[1])
+    if draws:
+        losses["tokens"] = (Tokens(), weights[2])
+    of_labels = ratio if draws else Classification(label_smoothing=smoothing)
     return fit(
         student,
-        Distillation(losses=losses, labels=ratio if labels else None),
+        Distillation(losses=losses, labels=of_labels if labels else None),
         Fixed(),
         loader,
-        config=config or dynamicvit_config(),
+        config=config or fewer_tokens_config(student.arch.selector or ""),
         teacher=Teacher(network),
         augment=augment,
         num_classes=student.num_classes or None,
         seed=seed,
         **options,
     )
+
+
+class Pooled(Task):
+    """The teacher's pooled features, by mean squared difference; both networks are equally wide."""
+
+    wants = wants_taught = ("pooled",)
+
+    def __call__(self, outputs: Outputs, batch: Batch, taught: Outputs) -> dict[str, Tensor]:
+        return {"loss": functional.mse_loss(outputs["pooled"].float(), taught["pooled"].float())}
