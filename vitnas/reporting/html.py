@@ -8,7 +8,6 @@ from typing import Any
 
 import jinja2
 from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
 from vitnas.arch import Arch
 from vitnas.counting import parts
@@ -73,6 +72,8 @@ def render(run: RunFiles, page: Path) -> str:
         **(slim_context(run, figures) if run.slim else {}),
     }
     # "<" cannot end the script element early once it is written as an escape, which JSON reads back as "<".
+    from plotly.offline import get_plotlyjs  # machines that only train need not have it
+
     data = json.dumps(figures, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
