@@ -20,7 +20,10 @@ from vitnas.reporting import html, report
 from vitnas.reporting.drawing import draw
 from vitnas.reporting.files import read_run
 from vitnas.reporting.slim_page import original_arch, removed, rounding
+from vitnas.reporting.slimming import reach
 from vitnas.reporting.tables import percent
+from vitnas.searching import Feasibility
+from vitnas.searching.feasibility import FeasibilityRow
 
 
 @pytest.fixture(autouse=True)
@@ -92,3 +95,12 @@ def test_what_rounding_costs(slimmed: Path) -> None:
     assert "+0 hidden units" in rounding(whole, whole, 8)[1]
     other = whole.with_blocks(replace(block, mlp_hidden=60) for block in whole.blocks)
     assert "+12 hidden units" in rounding(other, whole, 4)[1]
+
+
+def test_hundredths_of_a_millisecond_are_told_apart() -> None:
+    """A share of what a small network takes."""
+    row = FeasibilityRow(
+        "latency on torch,batch=1", "ms", 0.06881, 0.1052, "latency<=0.070434ms@torch,batch=1", 0.1, 9, ""
+    )
+    (said,) = reach(Feasibility((row,)))
+    assert said == "latency on torch,batch=1 at most 0.0704ms: from 0.0688ms to 0.105ms can be had"

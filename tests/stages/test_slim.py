@@ -14,19 +14,25 @@ from slim_help import ARCH, digits, slim_words
 from stage_help import refused
 
 import vitnas
+from vitnas.budget import Budget
 from vitnas.cli import main
 from vitnas.cli.fields import open_run
 from vitnas.counting import count
 from vitnas.data import EvalBatches, Readings
+from vitnas.errors import UserError
 from vitnas.exporting import load_timm
 from vitnas.model import Model, build
 from vitnas.recipes.slim import slim
 from vitnas.records import Allocation, ExportRecord, Forecast, Original, Result, SlimFront, SlimResults
 from vitnas.reporting import report
 from vitnas.runs import RunFile
-from vitnas.slimming import agreement
+from vitnas.searching import TokenClock
+from vitnas.searching.latency import LatencyModel
+from vitnas.slimming import PredictedDamage, Sensitivity, agreement
 from vitnas.stages import plan_of
 from vitnas.stages.run import ExportConfig, SlimConfig
+from vitnas.stages.slim.allocate import Allocator
+from vitnas.stages.slim.context import SlimContext
 from vitnas.stages.slim.folded import restored
 from vitnas.train import evaluate
 
@@ -246,3 +252,15 @@ def test_a_latency_budget_is_met_by_the_clock(original: Path, tmp_path: Path) ->
     page = report(folder, tmp_path / "page.html").read_text()
     assert "table of latencies off by" in page
     assert "Time" in page
+
+
+def test_a_latency_that_no_network_reaches_comes_with_the_fastest(slimmed: Path) -> None:
+    context, target = SlimContext(open_run(slimmed), slimmed), "onnxruntime,batch=1"
+    damage = PredictedDamage(context.space, Sensitivity.read(slimmed))
+    table = LatencyModel((0.05, 1.0, 0.0, 0.0, 0.0), (1.0, 1e12, 1.0, 1.0, 1.0), 0.0, 2)
+    allocator = Allocator(context.work, damage, context.run.search, {}, {target: table}, TokenClock({}))
+    message = (
+        rf"meets 'latency<=0.01ms@{target}'; by the table of latencies the fastest takes 0.05ms on {target}\."
+    )
+    with pytest.raises(UserError, match=message):
+        allocator.propose(Budget.parse(f"latency<=0.01ms@{target}"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,7 @@ def test_the_chosen_network_learns_from_the_original(
     assert recovery.is_better == (after.key > before.key)
     kept = after if recovery.is_better else before
     assert (result.agreement, result.holdout_accuracy) == (kept.agreement, kept.accuracy)
+    assert f"{recovery}, in " in unescape((tmp_path / "report.html").read_text())
     weights = [load_file(tmp_path / f / "model.safetensors") for f in (result.start, "models/chosen")]
     assert recovery.is_better != torch.equal(*(each["blocks.0.mlp.fc1.weight"] for each in weights))
     assert (result.epochs, recovery.steps) == (4, 20)

@@ -20,7 +20,7 @@ from vitnas.cli.options import options, split
 from vitnas.cli.show_tokens import show_tokens_command
 from vitnas.cli.swap import swap_command
 from vitnas.cli.tokens import tokens_command
-from vitnas.errors import MissingExtra, UserError
+from vitnas.errors import MissingExtra, UserError, nearest
 from vitnas.grids import size_text
 from vitnas.records import FinalScores, Forecast, Original, Result, Results, SlimResults
 from vitnas.reporting import front_table, report
@@ -30,7 +30,7 @@ from vitnas.searching import Feasibility
 from vitnas.searching.storage import open_storage
 from vitnas.stages import plan_of
 from vitnas.stages.claim import begin, opened
-from vitnas.stages.run import Run, SlimConfig, field_groups
+from vitnas.stages.run import Run, SlimConfig, field_groups, field_names
 from vitnas.train import ConsoleProgress
 
 SLIM_USAGE = (
@@ -115,6 +115,12 @@ def slim_command(words: list[str], console: Console) -> None:
     asked = options(SlimOptions, own, SLIM_USAGE)
     short = {item.name: f"slim.{item.name}" for item in fields(SlimConfig)}
     short["multiple"] = "space.multiple"
+    known = (*short, *field_names())
+    for name in texts:
+        if name not in known:
+            raise UserError(
+                f"there is no field {name!r}.{nearest(name, known)} `vitnas show slim` lists them all."
+            )
     given = {short.get(name, name): text for name, text in texts.items()}
     run = make_run("slim", {**given, "pretrained": asked.model})
     whole_run(run, asked.folder or Path("runs") / f"slim_{Path(asked.model.partition('@')[0]).name}", console)

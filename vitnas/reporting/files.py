@@ -32,7 +32,7 @@ from vitnas.records import (
 from vitnas.reporting.tokens import TokenMaps
 from vitnas.runs import RunFile, from_json
 from vitnas.searching import Feasibility, SearchRecord, TokenSpeeds, TrialRecord
-from vitnas.slimming import Sensitivity
+from vitnas.slimming import Recovery, Sensitivity
 from vitnas.train import metrics
 
 F = TypeVar("F", bound=RunFile)
@@ -63,6 +63,7 @@ class SlimFiles:
     sensitivity: Sensitivity | None = None
     allocation: Allocation | None = None
     front: SlimFront | None = None
+    recovery: Recovery | None = None
     results: SlimResults | None = None
 
     def __bool__(self) -> bool:
@@ -157,6 +158,7 @@ def read_run(folder: Path) -> RunFiles:
         sensitivity=_read(run, Sensitivity, folder),
         allocation=_read(run, Allocation, folder),
         front=_read(run, SlimFront, folder),
+        recovery=_read(run, Recovery, folder),
         results=_read(run, SlimResults, folder),
     )
     run.export, run.latency = _read(run, ExportRecord, export), _read(run, LatencyRecord, export)

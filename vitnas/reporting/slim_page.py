@@ -175,6 +175,9 @@ def choices(run: RunFiles, original: Arch | None) -> Iterator[tuple[str, str, st
             f"{len(slim.allocation.places)} budgets",
             f"searched by predicted damage, the best proposals folded{measured}{'; ' + errors if errors else ''}",
         )
+    if slim.recovery:
+        kept = "kept" if slim.recovery.is_better else "not kept"
+        yield "Recovery", kept, f"{slim.recovery}, in {duration(slim.recovery.seconds)}"
     if run.chosen and original and run.space:
         yield "Rounding", *rounding(run.chosen, original, int(run.space.space["options"]["multiple"]))
 

@@ -37,15 +37,20 @@ def reach(found: Feasibility) -> list[str]:
     for row in found.rows:
         if row.space_min is not None and row.space_max is not None:
             quantity = row.quantity.partition(" ")[0]
-            ends = [format_quantity(end, quantity) for end in (row.space_min, row.space_max)]
+            ends = [_amount(end, quantity) for end in (row.space_min, row.space_max)]
             (limit,) = Budget.parse(row.requested).limits
             asked = [
-                f"{word} {format_quantity(bound, quantity)}"
+                f"{word} {_amount(bound, quantity)}"
                 for word, bound in (("at least", limit.low), ("at most", limit.high))
                 if bound is not None
             ]
             lines.append(f"{limit.name} {' and '.join(asked)}: from {ends[0]} to {ends[1]} can be had")
     return lines
+
+
+def _amount(value: float, quantity: str) -> str:
+    """As `format_quantity`, but small networks take hundredths of a millisecond, which shares of them show."""
+    return f"{significant(value)}ms" if quantity == "latency" else format_quantity(value, quantity)
 
 
 def forecast(found: Forecast, *, short: bool = False) -> Table:

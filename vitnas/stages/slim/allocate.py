@@ -117,14 +117,19 @@ class Allocator:
         """
         if not budget.latency_targets:
             return budget
-        said, most = self._said(budget), 0
+        said, most, fastest = self._said(budget), 0, dict[str, float]()
         for genes in exchanged(self.damage):
             macs = int(self.space.cost_table().costs(np.asarray([genes], dtype=np.int64))["macs"][0])
             ms = {target: each(genes) for target, each in said.items()}
+            fastest = {target: min(took, fastest.get(target, took)) for target, took in ms.items()}
             if all(not limit.misses(ms[limit.target]) for limit in budget.limits if limit.target):
                 most = max(most, macs)
         if not most:
-            raise UserError(f"no network was found that meets {budget.text!r}. Widen the budget.")
+            least = " and ".join(f"{ms:.3g}ms on {target}" for target, ms in fastest.items())
+            raise UserError(
+                f"no network was found that meets {budget.text!r}; by the table of latencies the fastest takes "
+                f"{least}. Widen the budget, or let more go (axes=)."
+            )
         known = [limit for limit in budget.counted.limits if limit.quantity == "macs"]
         low = known[0].low if known else None
         high = min([float(most), *(limit.high for limit in known if limit.high is not None)])
