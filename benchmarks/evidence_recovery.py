@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--images", type=int, default=384)
-    parser.add_argument("--answers", type=float, default=0.0)
+    parser.add_argument("--answers", type=float, default=0.25)
     parser.add_argument("--importance", default="unexplained")
     parser.add_argument("--train-images", type=int, default=None)
     parser.add_argument("--seconds", type=float, default=40.0)

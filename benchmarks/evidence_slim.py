@@ -336,7 +336,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--images", type=int, default=384)
-    parser.add_argument("--answers", type=float, default=0.0, help="share of the class token in all fits")
+    parser.add_argument("--answers", type=float, default=0.25, help="share of the class token in all fits")
     parser.add_argument("--importance", default="unexplained", choices=list(IMPORTANCE))
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
     parser.add_argument("--torch-pruning", type=Path, default=None)

@@ -46,7 +46,7 @@ def fold(
     *,
     compensation: Compensation = "ridge",
     strength: float | None = None,
-    answers: float = 0.0,
+    answers: float = 0.25,
     ram_bytes: int = RAM_BYTES,
 ) -> Model:
     """The Model of `arch`, folded: made to answer as `supernet` does at its largest.
