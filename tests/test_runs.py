@@ -20,11 +20,14 @@ from vitnas.model.named import ArchFile, Chosen
 from vitnas.records import RankedArch
 from vitnas.runs import STALE_S, RunFile, from_json, read_json, to_json, write_json
 from vitnas.searching import Feasibility, SearchRecord
+from vitnas.slimming import Sensitivity
+from vitnas.stages.full import FullCost
 
+OTHERS = (ArchFile, Chosen, Readings, Feasibility, SearchRecord, Sensitivity, FullCost)
 FILES = sorted(
     {
         each
-        for each in (*vars(vitnas.records).values(), ArchFile, Chosen, Readings, Feasibility, SearchRecord)
+        for each in (*vars(vitnas.records).values(), *OTHERS)
         if isinstance(each, type) and issubclass(each, RunFile) and "FILE" in vars(each)
     },
     key=lambda each: each.FILE,
@@ -46,10 +49,10 @@ def test_what_a_killed_writer_left_goes_with_the_next_write(tmp_path: Path) -> N
 
 
 @pytest.fixture(scope="module")
-def runs(finished: Path, learned: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two finished runs, copied."""
+def runs(finished: Path, learned: Path, slimmed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three finished runs, copied."""
     folder = tmp_path_factory.mktemp("runs")
-    for name, each in (("plain", finished), ("learned", learned)):
+    for name, each in (("plain", finished), ("learned", learned), ("slimmed", slimmed)):
         shutil.copytree(each, folder / name)
     return folder
 

@@ -12,6 +12,7 @@ from vitnas.errors import UserError, nearest
 
 SUFFIXES = (".pth", ".pt", ".tar", ".ckpt", ".bin", ".safetensors")  # of files of weights
 LOCAL = "local-dir:"  # timm's word for a folder
+HUB = ("hf-hub:", "hf_hub:")  # and for a name on the Hub
 
 
 class Trained(NamedTuple):
@@ -45,7 +46,7 @@ def find_trained(text: str, *, what: str) -> Trained:
             f"vit_tiny_patch16_224@{text}."
         )
     known, _, _ = name.partition(".")  # of the weights' tag
-    if ":" not in name and not timm.is_model(known):  # hf-hub: and the like
+    if not name.startswith(HUB) and not timm.is_model(known):
         near = "" if len(Path(name).parts) > 1 else nearest(known, timm.list_models())
         raise UserError(
             f"{what} is {text!r}; it must be a folder of a saved model or a name that timm knows, alone or as "
