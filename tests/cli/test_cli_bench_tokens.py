@@ -76,6 +76,7 @@ def test_the_command_writes_a_table(tmp_path: Path, capsys: pytest.CaptureFixtur
         ({"tokens": (50,)}, r"tokens has 50; it must be a square .* Nearest: 49"),
         ({"keep": (1.0,)}, r"keep has 1\.0; a share lies between 0 and 1"),
         ({"batch": (0,)}, r"batch has 0; it must be at least 1"),
+        ({"depth": 1}, r"depth is 1; .* at least 2"),
         ({"runtimes": ()}, r"runtimes is empty"),
         ({"dim": 10, "heads": 3}, r"dim is 10; it must be a multiple of heads 3\. Nearest: 9"),
     ],

@@ -43,7 +43,7 @@ def model_of(selector: str) -> Model:
 
 
 SLOW = [pytest.param(selector, marks=pytest.mark.slow) for selector in MODELS if selector != "predictor"]
-MOST = [each for each in SLOW if each.values[0] not in ("merge", "patch_slimming")]
+MOST = [each for each in SLOW if each.values[0] != "patch_slimming"]
 
 
 @pytest.mark.parametrize("selector", ["predictor", *SLOW])
@@ -64,7 +64,7 @@ def test_onnx_drops_patches_at_any_batch(selector: str, tmp_path: Path) -> None:
     assert all(shape[0] == 0 and all(shape[1:]) for shape in normed)
 
 
-@pytest.mark.parametrize("selector", ["patch_slimming", "predictor", "merge", *MOST])
+@pytest.mark.parametrize("selector", ["patch_slimming", "predictor", *MOST])
 def test_torch_export_drops_patches_at_any_batch(selector: str, tmp_path: Path) -> None:
     record = export_program(model_of(selector), tmp_path / "model.pt2", images(12))
     assert record["batch_sizes"] == [1, 3, 8]

@@ -286,6 +286,7 @@ class TestEvit(ModelContract):
         return made(keeping(None, 9, None, 4, selector="evit", position="rotary_2d"))
 
 
+@pytest.mark.slow
 class TestEvitOfAll(ModelContract):
     @pytest.fixture
     def model(self) -> Model:
@@ -311,6 +312,7 @@ class TestMergeAndMean(ModelContract):
         return made(keeping(None, 11, None, 4, selector="merge", mixers=mixers, **options))
 
 
+@pytest.mark.slow
 class TestMergeAndAttentionPool(ModelContract):
     @pytest.fixture
     def model(self) -> Model:

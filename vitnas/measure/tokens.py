@@ -79,6 +79,10 @@ class TokenBench:
         for batch in self.batch:
             if batch < 1:
                 raise UserError(f"batch has {batch}; it must be at least 1. Use 1.")
+        if self.depth < 2:
+            raise UserError(
+                f"depth is {self.depth}; tokens leave behind the first block, so it must be at least 2. Use 12."
+            )
         if self.dim % self.heads:
             near = self.dim // self.heads * self.heads or self.heads
             raise UserError(
