@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -30,7 +31,9 @@ from vitnas.searching import TokenClock
 from vitnas.searching.latency import LatencyModel
 from vitnas.slimming import PredictedDamage, Sensitivity, agreement
 from vitnas.stages import plan_of
+from vitnas.stages.full import FullCost
 from vitnas.stages.run import ExportConfig, SlimConfig
+from vitnas.stages.slim import stages
 from vitnas.stages.slim.allocate import Allocator
 from vitnas.stages.slim.context import SlimContext
 from vitnas.stages.slim.folded import restored
@@ -264,3 +267,20 @@ def test_a_latency_that_no_network_reaches_comes_with_the_fastest(slimmed: Path)
     )
     with pytest.raises(UserError, match=message):
         allocator.propose(Budget.parse(f"latency<=0.01ms@{target}"))
+
+
+def test_a_share_of_latency_is_of_the_original_timed_beside(
+    slimmed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not of what it took earlier, when the machine was slower."""
+    folder = Path(shutil.copytree(slimmed, tmp_path / "run"))
+    shutil.rmtree(folder / "models")
+    target, last = "onnxruntime,batch=1", SlimFront.read(folder).members[-1].folder
+    context = SlimContext(replace(open_run(folder), budget=f"latency<=0.8x@{target}"), folder)
+    cost = replace(count(context.original.arch), latency_ms={target: 1.0})
+    FullCost(arch_id=context.original.arch.id, cost=cost).write(folder)
+    ms = {"original": 0.5, **{member.folder: 0.45 for member in SlimFront.read(folder).members}, last: 0.3}
+    times = {role: {target: SimpleNamespace(median_ms=took)} for role, took in ms.items()}
+    monkeypatch.setattr(stages, "timed", lambda _: times)
+    stages.choose(context)
+    assert Result.read(folder / "models" / "chosen").start == last

@@ -196,7 +196,11 @@ def pick(members: Sequence[Member], budget: Budget, times: Mapping[str, Mapping[
 def choose(context: SlimContext) -> None:
     """models/chosen/: the member that meets the budget, and has learned from the original where the effort says so."""
     models, members = context.models, SlimFront.read(context.folder).members
-    member = pick(members, context.budget, timed(context.folder))
+    times = timed(context.folder)
+    try:  # a share is one of what MODEL takes beside them
+        member = pick(members, as_asked(context, times), times)
+    except UserError:  # by the clock as it was when they were made
+        member = pick(members, context.budget, times)
     model = load_model(context.folder / member.folder)
     result = as_result(member) if context.effort == "fold" else recovered(context, member, model)
     context.work.once(Result.path(models.folder("chosen")), lambda: models.write(model, result))
