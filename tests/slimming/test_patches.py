@@ -155,6 +155,16 @@ def test_scores_of_deep_networks_with_many_heads_stay_finite() -> None:
 QUICK = Prediction(steps=4)
 
 
+def test_scores_are_learned_where_nobody_looks_at_some_patches() -> None:
+    """Attention so sharp that squares of it are 0 in float32."""
+    model = made(arch_of(depth=3))
+    for block in model.blocks:
+        assert isinstance(block, TransformerBlock)
+        block.attn.qkv.weight.data[:32] *= 40
+    found = slim_patches(model, images_for(model), tolerance=0.1, step=5, dynamic=QUICK)
+    assert all(bool(learned.isfinite().all()) for learned in found.model.selections.parameters())
+
+
 @pytest.mark.parametrize("dynamic", [False, QUICK], ids=["fixed", "dynamic"])
 def test_a_budget_is_met_and_used(dynamic: Any) -> None:
     model = made(arch_of(depth=3))

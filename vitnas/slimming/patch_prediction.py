@@ -23,6 +23,8 @@ from vitnas.layers.select import Kept
 from vitnas.model import Model, build
 from vitnas.slimming.patch_scores import Blocks, Streams, patch_scores
 
+TINY = 1e-38  # the least score
+
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
@@ -65,7 +67,8 @@ def predicting(
         module = model.selections[name] if name in model.selections else None
         if isinstance(module, DynamicPatchSlimming):
             targets = [
-                patch_scores(blocks, index, x_BND, given[index + 1 :]).log().float().cpu()
+                # Where nobody looks a score is 0 in float32, whose logarithm would make all NaN.
+                patch_scores(blocks, index, x_BND, given[index + 1 :]).clamp(min=TINY).log().float().cpu()
                 for x_BND in streams.batches(index)
             ]
             _fit(module, into, rows, targets, prediction, generator)
