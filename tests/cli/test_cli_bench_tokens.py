@@ -78,6 +78,7 @@ def test_the_command_writes_a_table(tmp_path: Path, capsys: pytest.CaptureFixtur
         ({"batch": (0,)}, r"batch has 0; it must be at least 1"),
         ({"depth": 1}, r"depth is 1; .* at least 2"),
         ({"runtimes": ()}, r"runtimes is empty"),
+        ({"device": "gpu"}, r"device is 'gpu'; it must be cpu, cuda"),
         ({"dim": 10, "heads": 3}, r"dim is 10; it must be a multiple of heads 3\. Nearest: 9"),
     ],
 )

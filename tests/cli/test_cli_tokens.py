@@ -152,6 +152,7 @@ def test_images_without_labels(tmp_path: Path) -> None:
         (["budget=macs<=55%"], "budget is given beside selector=predictor, which keeps the share"),
         (["selector=pool", "keep=0.7"], "keep"),
         (["selector=merge", "weights=[2,1,1]"], "Leave weights out"),
+        (["weights=[-1,0,0]"], "a loss counts 0 or more"),
         (["epochs=0"], "0 with a selector that need not be trained"),
     ],
 )

@@ -97,6 +97,8 @@ class TokensOptions:
                 f"budget is {self.budget!r}; patches are slimmed to what is counted, and latency is measured. Use "
                 "macs, for example macs<=55%."
             )
+        if self.weights is not None and min(self.weights) < 0:
+            raise UserError(f"weights is {list(self.weights)}; a loss counts 0 or more. Use 2, 0.5 and 0.5.")
         if self.weights is not None and not learns:
             raise UserError(
                 f"weights is given beside selector={self.selector}; they are those of the predictor's losses. Leave "

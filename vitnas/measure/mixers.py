@@ -56,7 +56,7 @@ def bench_mixers(
     if dim % heads:
         near = dim // heads * heads or heads
         raise UserError(f"dim is {dim}; it must be a multiple of heads {heads}. Nearest: {near}.")
-    _check_device(device)
+    check_device(device)
     rows: list[dict[str, Any]] = []
     for count in tokens:
         made = {word: _make(word, count, dim, heads, device) for word in words}
@@ -81,7 +81,7 @@ def bench_mixers(
     return rows
 
 
-def _check_device(device: str) -> None:
+def check_device(device: str) -> None:
     """Raise UserError for a device that is not there, or whose time and memory cannot be measured."""
     kind, _, number = device.partition(":")
     if kind not in ("cpu", "cuda") or (number and not number.isdigit()) or (kind == "cpu" and number):

@@ -21,6 +21,7 @@ from vitnas.errors import UserError, check_words
 from vitnas.layers.selectors import SELECTIONS
 from vitnas.measure.convert import convert, random_images
 from vitnas.measure.latency import measure_latency
+from vitnas.measure.mixers import check_device
 from vitnas.measure.runtimes import Call, onnx_call, torch_call
 from vitnas.measure.target import LatencyTarget
 from vitnas.model import Model, build
@@ -64,6 +65,7 @@ class TokenBench:
     def __post_init__(self) -> None:
         check_words("selectors", self.selectors, SELECTIONS)
         check_words("runtimes", self.runtimes, RUNTIMES)
+        check_device(self.device)
         for name in ("selectors", "keep", "tokens", "batch", "runtimes"):
             if not getattr(self, name):
                 raise UserError(f"{name} is empty; it needs at least one. Leave it out for the default.")
@@ -109,8 +111,8 @@ class TokenBench:
                 continue
             for share in self.keep:
                 left, keeps = tokens, {}
-                for place in places:
-                    if (fewer := max(2, int(share * left + 1e-9))) < left:
+                for number, place in enumerate(places, 1):
+                    if (fewer := max(2, int(share**number * tokens + 1e-9))) < left:
                         keeps[place] = left = fewer
                 yield selector, share, selecting(plain, keeps, selector)
 
