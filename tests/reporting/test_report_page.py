@@ -20,7 +20,7 @@ from vitnas.counting import count
 from vitnas.errors import UserError
 from vitnas.model.named import ArchFile
 from vitnas.records import Correlation, Manifest, Result
-from vitnas.reporting import html, plots, report
+from vitnas.reporting import plots, report
 from vitnas.reporting.drawing import draw
 from vitnas.reporting.files import read_run
 from vitnas.reporting.html import block_costs
@@ -41,7 +41,7 @@ def run(finished: Path, tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def _no_library(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out plotly's own code: megabytes that hold almost any text."""
-    monkeypatch.setattr(html, "get_plotlyjs", lambda: "/* plotly.js */")
+    monkeypatch.setattr("plotly.offline.get_plotlyjs", lambda: "/* plotly.js */")
 
 
 def page_of(folder: Path) -> str:

@@ -16,7 +16,7 @@ import pytest
 from vitnas.arch import Arch
 from vitnas.model.named import ArchFile
 from vitnas.records import Original, SlimFront, SlimResults
-from vitnas.reporting import html, report
+from vitnas.reporting import report
 from vitnas.reporting.drawing import draw
 from vitnas.reporting.files import read_run
 from vitnas.reporting.slim_page import original_arch, removed, rounding
@@ -29,7 +29,7 @@ from vitnas.searching.feasibility import FeasibilityRow
 @pytest.fixture(autouse=True)
 def _no_library(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out plotly's own code: megabytes that hold almost any text."""
-    monkeypatch.setattr(html, "get_plotlyjs", lambda: "/* plotly.js */")
+    monkeypatch.setattr("plotly.offline.get_plotlyjs", lambda: "/* plotly.js */")
 
 
 def archs(folder: Path) -> tuple[Arch, Arch]:

@@ -41,7 +41,7 @@ def net(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"axes": "[heads,depth]"}, r"slim.axes is '\[heads,depth\]'; it must be a list of .*blocks"),
         ({"importance": "weights"}, r"slim.importance is 'weights'"),
         ({"front": "3"}, r"slim.front is 3; a front has at least 5"),
-        ({"effort": None, "time": "1s"}, r"time is 1s; the least effort, fold, takes about .* here\. Give more time"),
+        ({"effort": None, "time": "0.1s"}, r"time is 0.1s; the least effort, fold, takes about .* here\. Give more"),
         ({"efort": "fold"}, r"there is no field 'efort'\. Nearest: 'effort'"),
         ({"slim__efort": "fold"}, r"there is no field 'slim.efort'\. Nearest: 'slim.effort'"),
     ],
