@@ -69,6 +69,11 @@ def test_overrides_are_typed_and_nested() -> None:
         (["show", "autoformer_tini"], r"Nearest: 'autoformer_tiny'"),
         (["specialize", "x"], "takes a run folder and budget=TEXT"),
         (["list", "x"], "takes nothing"),
+        (
+            ["count", "vit_tiny_patch16_224.none"],
+            r"the model 'vit_tiny_patch16_224.none' cannot be made \(Inv.*tag",
+        ),
+        (["show", "."], r"the model '\.' cannot be made \(Config file not found"),
         (["run", "tour", "data.dataset=no/such/folder"], "no/such/folder"),
         (["run", "tour", "budget=macs<=1K"], r"macs<=1K.*ranges from"),
         (["run", "tour", "space.patch_size=3"], r"image_size is 8; it must be a multiple of patch_size 3"),
@@ -223,6 +228,7 @@ class Some:
     mode: Literal["a", "b"] = "a"
     modes: tuple[Literal["a", "b"], ...] = ()
     pair: tuple[PositiveInt, PositiveInt] | None = None
+    either: float | tuple[float, ...] | None = None
 
 
 def test_words_become_options() -> None:
@@ -232,6 +238,8 @@ def test_words_become_options() -> None:
     assert options(Some, ["here", *same, "words=[a, b]"], usage) == want
     assert options(Some, [*(f"--{word}" for word in same), "here", "--words=a,b"], usage) == want
     assert options(Some, ["here", "--count", "3", "count=null"], usage) == Some("here")
+    for text, value in {"0.5": 0.5, "0.5,1": (0.5, 1.0), "[0.5]": (0.5,), "null": None}.items():
+        assert options(Some, ["here", f"either={text}"], usage).either == value
     assert split(Some, ["here", "count=3", "other.field=a=b"]) == (
         ["here", "count=3"],
         {"other.field": "a=b"},

@@ -138,6 +138,7 @@ def test_images_without_labels(tmp_path: Path) -> None:
         ([], "takes a trained network and dataset=IMAGES"),
         (["keep=0.2"], "keep is 0.2, which leaves 0 of 16 patches at block 2"),
         (["keep=1.5"], "a share lies between 0 and 1"),
+        (["keep=0.7,0.5", "places=1,2,3"], "keep has 2 shares and there are 3 places"),
         (["places=[3,9]"], "places has 9; the network has blocks 0 to 3"),
         (["places=[3,1]"], "numbers of blocks that rise"),
         (["augment=none2"], "augment is 'none2'"),

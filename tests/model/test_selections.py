@@ -95,12 +95,15 @@ def test_other_rates_keep_a_trained_predictor() -> None:
     [
         (0.3, None, "leaves 0 of 16 patches at block 3"),
         (1.0, None, "a share lies between 0 and 1"),
+        (float("nan"), None, "keep is nan, which leaves 0 of 16 patches at block 1"),
+        (float("inf"), None, "keep is inf, which leaves 16 of 16 patches at block 1"),
         ((0.5, 0.5), (1, 2), "block 2: keep is 8, but 8 patches come to it"),
         ((0.5,), (1, 2), "keep has 1 shares and there are 2 places"),
         (0.7, (1, 4), "places has 4; the network has blocks 0 to 3"),
         (0.7, (2, 1), "numbers of blocks that rise"),
         (0.7, (), "places is empty"),
         ({4: 3}, None, "places has 4"),
+        ({"1": 4}, None, "places has '1'; the network has blocks 0 to 3"),
         ({1: -1}, None, "keep is -1"),
     ],
 )

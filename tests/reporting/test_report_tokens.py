@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -89,6 +90,18 @@ def test_a_network_that_keeps_all_has_nothing_to_show() -> None:
         maps_of(model_of(None, None))
 
 
+def test_sixteen_bits_of_grey_are_shown_as_they_are_learned_from(tmp_path: Path) -> None:
+    """Pillow would make them white."""
+    save_timm(model_of("evit", None, 6), tmp_path / "model")
+    Image.new("I;16", (30, 30), 20000).save(tmp_path / "0.png")
+    out = tmp_path / "page.html"
+    assert main(["show-tokens", str(tmp_path / "model"), str(tmp_path / "0.png"), f"out={out}"]) == 0
+    found = re.search(r"base64,([^\"]+)", out.read_text())
+    assert found is not None
+    with Image.open(io.BytesIO(base64.b64decode(found[1]))) as picture:
+        assert all(abs(value - (20000 >> 8)) < 8 for value in picture.getpixel((100, 50)))
+
+
 def test_show_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_timm(model_of("evit", None, 6), tmp_path / "model")
     images = tmp_path / "images"
@@ -103,6 +116,9 @@ def test_show_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "://" not in page
     assert main(["show-tokens", str(tmp_path / "model"), str(tmp_path / "nowhere")]) != 0
     assert "there is no such folder" in capsys.readouterr().err
-    (images / "0.png").write_bytes(b"no image")
-    assert main(["show-tokens", str(tmp_path / "model"), str(images), f"out={out}"]) != 0
-    assert "0.png cannot be read as an image" in capsys.readouterr().err
+    header = b"IHDR\0\0"
+    short = b"\x89PNG\r\n\x1a\n\0\0\0\2" + header + zlib.crc32(header).to_bytes(4, "big")
+    for damaged in (b"no image", short):
+        (images / "0.png").write_bytes(damaged)
+        assert main(["show-tokens", str(tmp_path / "model"), str(images), f"out={out}"]) != 0
+        assert "0.png cannot be read as an image" in capsys.readouterr().err

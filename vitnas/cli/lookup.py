@@ -7,7 +7,6 @@ from contextlib import suppress
 from importlib import metadata
 from typing import Any, get_args
 
-import timm
 import torch
 import yaml
 from rich.console import Console
@@ -18,7 +17,7 @@ from vitnas.arch import Arch
 from vitnas.budget import format_quantity
 from vitnas.counting import count, parts
 from vitnas.errors import UserError
-from vitnas.exporting.networks import load_network
+from vitnas.exporting.networks import load_network, untrained
 from vitnas.measure.environment import environment
 from vitnas.mixers import MIXERS, Convention
 from vitnas.model import Model, arch_of_timm
@@ -133,7 +132,7 @@ def arch_named(name: str) -> Arch:
         network: Any = load_network(name, what="the model")
     else:
         with torch.device("meta"):
-            network = timm.create_model(given.name)
+            network = untrained(given, name, what="the model")
     return network.arch if isinstance(network, Model) else arch_of_timm(network)
 
 

@@ -100,7 +100,7 @@ def parsed(types: Mapping[str, Any], words: Iterable[str], positional: Sequence[
             if name not in known:
                 raise UserError(f"there is no field {name!r}.{nearest(name, known)}")
             texts[name] = text
-            if get_origin(_plain(known[name])) is tuple and text and text[0] not in "[n":  # n of null
+            if _is_list(known[name], text):
                 text = f"[{text}]"
         flags.append(f"--{name}={text}" if equals else word)
     try:
@@ -147,6 +147,16 @@ def _plain(hint: Any) -> Any:
     """A type without its `| None`."""
     parts = [part for part in get_args(hint) if part is not NoneType]
     return parts[0] if len(parts) == 1 and NoneType in get_args(hint) else hint
+
+
+def _is_list(hint: Any, text: str) -> bool:
+    """Whether a text is a list without its brackets; with a comma it is one where a type may be something else too."""
+    if not text or text[0] in "[n":  # n of null
+        return False
+    hint = _plain(hint)
+    return get_origin(hint) is tuple or (
+        "," in text and any(get_origin(part) is tuple for part in get_args(hint))
+    )
 
 
 def _told(hint: Any) -> str:

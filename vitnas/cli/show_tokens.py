@@ -14,6 +14,7 @@ from rich.console import Console
 from torch import Tensor
 
 from vitnas.cli.options import options
+from vitnas.data.images import UNREADABLE, quiet_pillow, with_channels
 from vitnas.errors import UserError, first_line
 from vitnas.exporting.networks import load_network
 from vitnas.model import Model
@@ -74,9 +75,9 @@ def _read(file: Path, config: dict[str, Any]) -> Tensor:
     """One image as the model takes it."""
     transform: Any = timm.data.create_transform(**config, is_training=False)
     try:
-        with Image.open(file) as image:
-            pixels: Tensor = transform(image.convert("L" if config["input_size"][0] == 1 else "RGB"))
-    except OSError as error:
+        with quiet_pillow(), Image.open(file) as image:
+            pixels: Tensor = transform(with_channels(image, config["input_size"][0]))
+    except UNREADABLE as error:
         raise UserError(
             f"{file} cannot be read as an image ({first_line(error)}). Mend or remove it."
         ) from error

@@ -7,15 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import timm
 from jsonargparse.typing import PositiveFloat, PositiveInt
 from rich.console import Console
 
 from vitnas.cli.options import options
 from vitnas.data import AUGMENTS, DataConfig, EvalBatches, TrainBatches, open_data
-from vitnas.errors import UserError, check_word, first_line
+from vitnas.errors import UserError, check_word
 from vitnas.exporting import export_onnx
-from vitnas.exporting.networks import load_network
+from vitnas.exporting.networks import load_network, untrained
 from vitnas.mixers import MIXERS
 from vitnas.model.swap import swap_attention
 from vitnas.model.trained import find_trained
@@ -84,12 +83,7 @@ def _load(name: str, pretrained: bool) -> Any:
         raise UserError(
             f"pretrained=false and {name} is a {kind}; a {kind} always brings its weights. Leave pretrained out."
         )
-    try:
-        return timm.create_model(given.name).eval()
-    except (RuntimeError, ValueError, OSError) as error:  # a tag or a place that is none
-        raise UserError(
-            f"the model {name!r} cannot be made ({first_line(error)}); it must be a name that timm knows. Correct it."
-        ) from error
+    return untrained(given, name, what="the model").eval()
 
 
 def _win_back(model: Any, teacher: Any, asked: SwapOptions, console: Console) -> dict[str, Any]:

@@ -135,7 +135,7 @@ class Store:
             UserError: it is unreadable and `on_corrupt` is "raise".
         """
         try:
-            image = _with_channels(self.source.read(row), self.form.in_chans)
+            image = with_channels(self.source.read(row), self.form.in_chans)
         except UNREADABLE as error:
             if self.on_corrupt == "raise":
                 raise UserError(
@@ -261,7 +261,8 @@ def quiet_pillow() -> Iterator[None]:
         yield
 
 
-def _with_channels(image: Image.Image, in_chans: int) -> Image.Image:
+def with_channels(image: Image.Image, in_chans: int) -> Image.Image:
+    """In grey for one channel, else in colours."""
     if image.mode.startswith("I;16"):  # Pillow would clip 16-bit grey at 255, which turns most of it white
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     mode = "L" if in_chans == 1 else "RGB"

@@ -9,12 +9,12 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from vitnas.errors import UserError
+from vitnas.errors import UserError, first_line
 from vitnas.exporting.timm_dir import load_timm
 from vitnas.grids import Grid, ImageSize, sides_of
 from vitnas.measure.convert import quiet
 from vitnas.model.official import read_checkpoint
-from vitnas.model.trained import find_trained
+from vitnas.model.trained import Trained, find_trained
 
 
 def load_network(text: str, *, what: str, image_size: ImageSize | None = None) -> nn.Module:
@@ -48,6 +48,27 @@ def load_network(text: str, *, what: str, image_size: ImageSize | None = None) -
             "model, or a timm name whose weights are at hand, or NAME@FILE. Train one first, or choose another."
         ) from error
     return _finite(made.eval(), text, what)
+
+
+def untrained(given: Trained, text: str, *, what: str) -> Any:
+    """timm's network of that name, or of a folder, without its weights.
+
+    Args:
+        text: by which it was found.
+        what: the field that `text` stands in, for errors.
+
+    Raises:
+        UserError: a tag, a place or a folder that is none.
+    """
+    try:
+        return timm.create_model(given.name)
+    except UserError:
+        raise
+    except (RuntimeError, ValueError, OSError, KeyError) as error:
+        raise UserError(
+            f"{what} {text!r} cannot be made ({first_line(error)}); it must be a folder of a saved model or a name "
+            "that timm knows. Correct it."
+        ) from error
 
 
 def _filled(name: str, file: Path, image_size: ImageSize | None) -> Any:

@@ -37,6 +37,7 @@ from vitnas.measure.runtimes import (
 from vitnas.measure.target import LatencyTarget, parse_target
 
 TRUSTED_SPREAD = 0.10
+FASTER = 0.99  # of the time of what stands beside it: a smaller gain cannot be told from noise
 MIN_RUNS = 10
 
 

@@ -20,7 +20,7 @@ from vitnas.counting import count
 from vitnas.errors import UserError, check_words
 from vitnas.layers.selectors import SELECTIONS
 from vitnas.measure.convert import convert, random_images
-from vitnas.measure.latency import measure_latency
+from vitnas.measure.latency import FASTER, measure_latency
 from vitnas.measure.mixers import check_device
 from vitnas.measure.runtimes import Call, onnx_call, torch_call
 from vitnas.measure.target import LatencyTarget
@@ -29,7 +29,6 @@ from vitnas.model.selections import default_places, selecting
 
 PLAIN = "all tokens"
 PATCH = 16
-FASTER = 0.99  # of the plain network's time: a smaller gain cannot be told from noise
 RUNTIMES = ("torch", "onnxruntime")
 SELECTORS = ("predictor", "attention", "evit", "merge", "pool", "fixed")
 

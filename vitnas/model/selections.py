@@ -125,13 +125,14 @@ def keeps_of(
             f"keep has {len(shares)} shares and there are {len(places)} places, {places}; each place has one. Give as "
             "many, or one number for all."
         )
-    found = {place: int(patches * share + 1e-9) for place, share in zip(places, shares, strict=True)}
-    for (place, left), share in zip(found.items(), shares, strict=True):
-        if not 0 < share < 1 or left < 1:
+    found: dict[int, int] = {}
+    for place, share in zip(places, shares, strict=True):
+        found[place] = left = int(patches * share + 1e-9) if 0 < share < 1 else 0
+        if not left:
             raise UserError(
-                f"keep is {keep}, which leaves {max(0, left)} of {patches} patches at block {place}; a share lies "
-                f"between 0 and 1 and leaves at least 1 patch. Use {'fewer' if share >= 1 else 'more'}, for example "
-                "keep=0.7."
+                f"keep is {keep}, which leaves {patches if share >= 1 else 0} of {patches} patches at block {place}; a "
+                "share lies between 0 and 1 and leaves at least 1 patch. Use "
+                f"{'fewer' if share >= 1 else 'more'}, for example keep=0.7."
             )
     return found
 
@@ -156,11 +157,11 @@ def selecting(arch: Arch, keeps: Mapping[int, int], selector: str) -> Arch:
 
 
 def _check_places(places: Sequence[int], depth: int) -> None:
+    if wrong := [place for place in places if place not in range(depth)]:
+        raise UserError(
+            f"places has {wrong[0]!r}; the network has blocks 0 to {depth - 1}. Choose some of these."
+        )
     if any(b <= a for a, b in pairwise(places)):
         raise UserError(
             f"places are {[*places]}; they are numbers of blocks that rise. Sort them, each once."
-        )
-    if wrong := [place for place in places if not 0 <= place < depth]:
-        raise UserError(
-            f"places has {wrong[0]}; the network has blocks 0 to {depth - 1}. Choose some of these."
         )

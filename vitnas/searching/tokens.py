@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from vitnas.arch import Arch
+from vitnas.measure.latency import FASTER
 from vitnas.model import build as build_model
 from vitnas.runs import RunFile
 from vitnas.searching.latency import Build, LatencyMeter, median_ms
 from vitnas.searching.study import Study
 from vitnas.searching.trial import Trial
 from vitnas.space.keeps import keeping_all
-
-FASTER = 0.99  # of the time with all tokens: a smaller gain cannot be told from noise
 
 
 @dataclass(frozen=True, kw_only=True)
