@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
@@ -21,15 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import evidence_slim
-import timm
-import torch
-from evidence_slim import Calibrated, Probe, macs_of, pruned_to, table
-from safetensors.torch import load_file
+from evidence_slim import Calibrated, Probe, given_network, images_for, parser, pruned_to, table
 from torch import nn
 
 from vitnas.counting import count
-from vitnas.data import Augment, Data, DataConfig, EvalBatches, TrainBatches, open_data
-from vitnas.slimming import agreement
+from vitnas.data import Augment, Data, EvalBatches, TrainBatches
+from vitnas.runs import append_jsonl, read_jsonl
 from vitnas.slimming.recovery import RECOVERY, recover, step_seconds
 from vitnas.train import Engine
 
@@ -62,66 +58,43 @@ def recovered(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--weights", type=Path, required=True)
-    parser.add_argument("--dataset", required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--images", type=int, default=384)
-    parser.add_argument("--answers", type=float, default=0.25)
-    parser.add_argument("--importance", default="unexplained")
-    parser.add_argument("--train-images", type=int, default=None)
-    parser.add_argument("--seconds", type=float, default=40.0)
-    parser.add_argument("--lr", type=float, default=1e-4)
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--workers", type=int, default=0)
-    parser.add_argument("--torch-pruning", type=Path, default=None)
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--tiny", action="store_true", help="few images and three blocks, to rehearse")
-    options = parser.parse_args()
+    words = parser(__doc__)
+    words.add_argument("--seeds", type=int, default=3)
+    words.add_argument("--images", type=int, default=384)
+    words.add_argument("--answers", type=float, default=0.25)
+    words.add_argument("--importance", default="unexplained")
+    words.add_argument("--train-images", type=int, default=None)
+    words.add_argument("--seconds", type=float, default=40.0)
+    words.add_argument("--lr", type=float, default=1e-4)
+    words.add_argument("--batch", type=int, default=128)
+    words.add_argument("--workers", type=int, default=0)
+    words.add_argument("--torch-pruning", type=Path, default=None)
+    words.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    words.add_argument("--tiny", action="store_true", help="few images and three blocks, to rehearse")
+    options = words.parse_args()
     if options.tiny:
         evidence_slim.PROBED, evidence_slim.SCORED, evidence_slim.HELD = 48, 48, 16
         evidence_slim.STEPS = (0.25, 0.5, 1.0)
         options.images, options.train_images, options.importance, options.batch = 24, 200, "activation", 4
-    given: Any = timm.create_model("vit_small_patch14_dinov2", num_classes=0, img_size=518)
-    given.load_state_dict(load_file(options.weights))
-    given.set_input_size(img_size=98)
+    given = given_network(options.weights).to(options.device)
     if options.tiny:
         given.blocks = given.blocks[:3]
-    given = given.eval().to(options.device)
-    form: dict[str, Any] = {"image_size": 98, "crop_pct": 1.0, "augment": "none"}
-    data = open_data(
-        DataConfig(
-            dataset=options.dataset, holdout=evidence_slim.SCORED, max_images=options.train_images, **form
-        )
-    )
-    probe = Probe(given, data, torch.get_num_threads())
-    known = (
-        [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
-    )
+    data = images_for(options.dataset, scored=evidence_slim.SCORED, most=options.train_images)
+    probe = Probe(given, data)
+    known = list(read_jsonl(options.out))
     whole = probe.accuracy(given)
     print(f"the given network: {whole:.2%} of {len(probe.scored)}", flush=True)
 
     def write(seed: int, name: str, variant: str, network: Any, **more: Any) -> None:
-        found = agreement(network, given, probe.held)
-        row = {
-            "setting": name, "seed": seed, "variant": variant, "macs": macs_of(copy.deepcopy(network).cpu()),
-            "tokens": found.tokens, "pooled": found.pooled, "accuracy": probe.accuracy(network), "given": whole,
-            "n": len(probe.scored), **more,
-        }  # fmt: skip
-        with options.out.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        about = {"setting": name, "seed": seed, "variant": variant}
+        row = {**about, **probe.row(network, given), "given": whole, **more}
+        append_jsonl(options.out, row)
         known.append(row)
         print(row, flush=True)
 
     @cache
     def calibrated(seed: int) -> Calibrated:
-        made = Calibrated(given, data, seed, options)
-        made.model.to(options.device)
-        made.ordered.to(options.device)
-        return made
+        return Calibrated(given, data, seed, options)
 
     for name in ("folded", *(["pruned"] if options.torch_pruning is not None else [])):
         for seed in range(options.seeds):

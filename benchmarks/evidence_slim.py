@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import statistics
 import sys
 import time
@@ -51,6 +50,7 @@ from vitnas.measure.convert import input_shape
 from vitnas.measure.latency import LatencyMeter
 from vitnas.model import Model
 from vitnas.model.timm_keys import from_timm
+from vitnas.runs import append_jsonl, read_jsonl
 from vitnas.slimming import IMPORTANCE, PredictedDamage, agreement, allocate, fold, ordered, sensitivity
 from vitnas.space import around
 from vitnas.supernet import Supernet
@@ -64,10 +64,33 @@ BATCH = 32
 ORDERED, MEASURED = 128, 96  # images for the order, and for sensitivities
 
 
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    """What every script on this network is told."""
+    made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--weights", type=Path, required=True)
+    made.add_argument("--dataset", required=True)
+    made.add_argument("--out", type=Path, required=True)
+    return made
+
+
+def given_network(weights: Path) -> Any:
+    """timm's ViT-S/14 at 98 pixels, without a head."""
+    given: Any = timm.create_model("vit_small_patch14_dinov2", num_classes=0, img_size=518)
+    given.load_state_dict(load_file(weights))
+    given.set_input_size(img_size=98)
+    return given.eval()
+
+
+def images_for(dataset: str, *, scored: int, most: int | None) -> Data:
+    """Images as that network takes them; `scored` of at most `most` of train are the probe's."""
+    form: dict[str, Any] = {"image_size": 98, "crop_pct": 1.0, "augment": "none"}
+    return open_data(DataConfig(dataset=dataset, holdout=scored, max_images=most, **form))
+
+
 class Probe:
     """A linear classifier on the class token, fitted once, and the images that score it."""
 
-    def __init__(self, network: nn.Module, data: Data, threads: int) -> None:
+    def __init__(self, network: nn.Module, data: Data) -> None:
         self.fitted = data.train.subset(range(PROBED))
         self.scored = data.holdout
         self.held = batches(data.train.subset(range(PROBED, PROBED + HELD)))
@@ -99,6 +122,14 @@ class Probe:
         with torch.no_grad():
             found_B = self.logits(features_BD).argmax(1)
         return float((found_B == self.scored.targets).double().mean())
+
+    def row(self, network: nn.Module, given: nn.Module) -> dict[str, Any]:
+        """What a network costs and what it still says of what `given` did."""
+        found = agreement(network, given, self.held)
+        return {
+            "macs": macs_of(copy.deepcopy(network).cpu()), "tokens": found.tokens, "pooled": found.pooled,
+            "accuracy": self.accuracy(network), "n": len(self.scored),
+        }  # fmt: skip
 
 
 @torch.no_grad()
@@ -328,45 +359,27 @@ SETTINGS: dict[str, Callable[[Calibrated], Iterator[tuple[str, nn.Module]]]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--weights", type=Path, required=True)
-    parser.add_argument("--dataset", required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--images", type=int, default=384)
-    parser.add_argument("--answers", type=float, default=0.25, help="share of the class token in all fits")
-    parser.add_argument("--importance", default="unexplained", choices=list(IMPORTANCE))
-    parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
-    parser.add_argument("--torch-pruning", type=Path, default=None)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--tiny", action="store_true", help="few images, to rehearse")
-    options = parser.parse_args()
+    words = parser(__doc__)
+    words.add_argument("--seeds", type=int, default=3)
+    words.add_argument("--images", type=int, default=384)
+    words.add_argument("--answers", type=float, default=0.25, help="share of the class token in all fits")
+    words.add_argument("--importance", default="unexplained", choices=list(IMPORTANCE))
+    words.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
+    words.add_argument("--torch-pruning", type=Path, default=None)
+    words.add_argument("--device", default="cpu")
+    words.add_argument("--threads", type=int, default=1)
+    words.add_argument("--tiny", action="store_true", help="few images, to rehearse")
+    options = words.parse_args()
     most = 12_000
     if options.tiny:
         global PROBED, SCORED, HELD, ORDERED, MEASURED, BATCH
         PROBED, SCORED, HELD, ORDERED, MEASURED, BATCH = 48, 48, 8, 16, 16, 8
         options.images, options.importance, most = 24, "activation", 200
     torch.set_num_threads(options.threads)
-    given = timm.create_model("vit_small_patch14_dinov2", num_classes=0, img_size=518)
-    given.load_state_dict(load_file(options.weights))
-    given.set_input_size(img_size=98)
-    given = given.eval().to(options.device)
-    config = DataConfig(
-        dataset=options.dataset,
-        image_size=98,
-        holdout=SCORED,
-        max_images=most,
-        crop_pct=1.0,
-        augment="none",
-    )
-    data = open_data(config)
-    probe = Probe(given, data, options.threads)
-    known = (
-        [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
-    )
+    given = given_network(options.weights).to(options.device)
+    data = images_for(options.dataset, scored=SCORED, most=most)
+    probe = Probe(given, data)
+    known = list(read_jsonl(options.out))
     whole = probe.accuracy(given)
     print(f"the given network: {whole:.2%} of {len(probe.scored)}", flush=True)
     for seed in range(options.seeds):
@@ -382,16 +395,12 @@ def main() -> None:
                 continue
             for variant, network in SETTINGS[setting](made):
                 network = network.to(options.device)
-                found = agreement(network, given, probe.held)
                 row = {
-                    **key, "variant": variant, "macs": macs_of(copy.deepcopy(network).cpu()),
-                    "tokens": found.tokens, "pooled": found.pooled,
-                    "accuracy": probe.accuracy(network), "given": whole, "n": len(probe.scored), **made.took,
+                    **key, "variant": variant, **probe.row(network, given), "given": whole, **made.took,
                     "arch": [(b.slot, b.num_heads, b.head_dim, b.mlp_hidden) for b in network.arch.blocks]
                     if isinstance(network, Model) else None,
                 }  # fmt: skip
-                with options.out.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
+                append_jsonl(options.out, row)
                 known.append(row)
                 print({name: value for name, value in row.items() if name != "arch"}, flush=True)
     table(known)

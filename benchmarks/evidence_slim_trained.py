@@ -192,7 +192,7 @@ class Seed:
         space = around(base, heads=heads, hidden=STEPS, blocks=range(1, self.size.depth))
         few = images[: max(1, len(images) // 2)]
         scores = IMPORTANCE["activation"](base, few, torch.Generator().manual_seed(self.seed))
-        supernet = ordered(base, space, scores).to(device)
+        supernet = ordered(base, space, scores)
         damage = PredictedDamage(space, sensitivity(supernet, few))
         arch = allocate(damage, f"macs<={count(base.arch).macs // 2}", seed=self.seed)[0].arch
         return fold(supernet, arch, images)

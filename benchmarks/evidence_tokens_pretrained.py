@@ -13,67 +13,38 @@ they come; a row that is there is not made again.
 
 from __future__ import annotations
 
-import argparse
-import csv
-from pathlib import Path
-
-import timm
 import torch
-from evidence_slim import Probe, features
-from safetensors.torch import load_file
+from evidence_slim import Probe, features, given_network, images_for, parser
+from evidence_tokens import FULL, Rows
 from torch.nn import functional
 
 from vitnas.counting import count
-from vitnas.data import DataConfig, open_data
 from vitnas.errors import UserError
 from vitnas.measure.latency import LatencyMeter
 from vitnas.model.selections import with_selections
 from vitnas.model.timm_keys import from_timm
 
 SELECTORS = ("attention", "evit", "merge", "fixed", "random", "first")
-NAMES = ("selector", "keep", "macs", "cosine", "accuracy", "n", "ms", "whole_ms")
+KEYS, VALUES = ("selector", "keep"), ("macs", "cosine", "accuracy", "n", "ms", "whole_ms")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--weights", type=Path, required=True)
-    parser.add_argument("--dataset", required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--keeps", nargs="+", type=float, default=[0.9, 0.8, 0.7, 0.6, 0.5])
-    parser.add_argument("--selectors", nargs="+", default=SELECTORS)
-    parser.add_argument("--scored", type=int, default=500)
-    options = parser.parse_args()
+    words = parser(__doc__)
+    words.add_argument("--keeps", nargs="+", type=float, default=[0.9, 0.8, 0.7, 0.6, 0.5])
+    words.add_argument("--selectors", nargs="+", default=SELECTORS)
+    words.add_argument("--scored", type=int, default=500)
+    options = words.parse_args()
     torch.set_num_threads(1)
-    given = timm.create_model("vit_small_patch14_dinov2", num_classes=0, img_size=518)
-    given.load_state_dict(load_file(options.weights))
-    given.set_input_size(img_size=98)
-    config = DataConfig(
-        dataset=options.dataset,
-        image_size=98,
-        holdout=options.scored,
-        max_images=4000 + options.scored,
-        crop_pct=1.0,
-        augment="none",
-    )
-    whole = from_timm(given).eval()
-    probe = Probe(whole, open_data(config), 1)
+    whole = from_timm(given_network(options.weights)).eval()
+    probe = Probe(whole, images_for(options.dataset, scored=options.scored, most=4000 + options.scored))
     best_BD = features(whole, probe.scored)
     meter = LatencyMeter("onnxruntime,batch=1,threads=1", runs=60)
-    known = list(csv.DictReader(options.out.open())) if options.out.exists() else []
-
-    def write(*row: object) -> None:
-        fresh = not options.out.exists()
-        with options.out.open("a") as stream:
-            csv.writer(stream).writerows(([NAMES] if fresh else []) + [row])
-        print(*row, flush=True)
-
-    if not known:
-        write("none", 1.0, count(whole.arch).macs, 1.0, probe.accuracy(whole), len(probe.scored), "", "")
+    rows = Rows(options.out, KEYS, VALUES)
+    if not rows.has(FULL, 1.0):
+        rows.add(FULL, 1.0, count(whole.arch).macs, 1.0, probe.accuracy(whole), len(probe.scored), "", "")
     for keep in options.keeps:
         for word in options.selectors:
-            if any((row["selector"], float(row["keep"])) == (word, keep) for row in known):
+            if rows.has(word, keep):
                 continue
             try:
                 network = with_selections(whole, keep, selector=word).eval()
@@ -82,7 +53,7 @@ def main() -> None:
                 continue
             cosine = float(functional.cosine_similarity(features(network, probe.scored), best_BD).mean())
             times = meter.compare({"kept": network, "whole": whole})
-            write(
+            rows.add(
                 word,
                 keep,
                 count(network.arch).macs,

@@ -2,7 +2,7 @@
 
     python benchmarks/teacher.py [seeds] [arm ...]
 
-A ViT of width 64 learns 1,200 digits; one of width 16 learns 400 of them, by labels alone and with each of the
+A ViT of width 64 learns 1,190 digits; one of width 16 learns 400 of them, by labels alone and with each of the
 teacher's losses beside. All see the same number of images; accuracy is on the other 597 digits.
 """
 
