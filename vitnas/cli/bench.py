@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import csv
 import io
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from vitnas.budget import format_quantity
 from vitnas.cli.options import options
 from vitnas.measure.environment import environment
 from vitnas.measure.mixers import TOKENS, bench_mixers, growth, verdict
-from vitnas.measure.tokens import RUNTIMES, SELECTORS, TokenBench, bench_tokens
+from vitnas.measure.tokens import TokenBench, bench_tokens
 from vitnas.measure.tokens import verdict as tokens_verdict
 from vitnas.runs import write_atomic
 
@@ -78,29 +78,22 @@ def bench_mixers_command(words: list[str], console: Console) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchTokensOptions:
+class BenchTokensOptions(TokenBench):
     """All but `folder` are lists or numbers of `TokenBench`; `folder` gets a table."""
 
-    selectors: tuple[str, ...] = SELECTORS
-    keep: tuple[float, ...] = (0.9, 0.7, 0.5)
-    tokens: tuple[int, ...] = (64, 196)
-    batch: tuple[int, ...] = (1, 8, 64)
-    runtimes: tuple[str, ...] = RUNTIMES
-    dim: PositiveInt = 192
-    depth: PositiveInt = 12
-    heads: PositiveInt = 3
-    threads: PositiveInt = 1
-    device: str = "cpu"
-    runs: PositiveInt = 10
-    seconds: PositiveFloat = 1.0
+    dim: PositiveInt = TokenBench.dim
+    depth: PositiveInt = TokenBench.depth
+    heads: PositiveInt = TokenBench.heads
+    threads: PositiveInt = TokenBench.threads
+    runs: PositiveInt = TokenBench.runs
+    seconds: PositiveFloat = TokenBench.seconds
     folder: Path | None = None
 
 
 def bench_tokens_command(words: list[str], console: Console) -> None:
     """Time of a ViT with all tokens and with fewer, by every selector."""
     asked = options(BenchTokensOptions, words, TOKENS_USAGE)
-    given = {field.name: getattr(asked, field.name) for field in fields(TokenBench)}
-    rows = bench_tokens(TokenBench(**given), told=lambda text: console.print(f"measured {text}"))
+    rows = bench_tokens(asked, told=lambda text: console.print(f"measured {text}"))
     for runtime in dict.fromkeys(row["runtime"] for row in rows):
         console.print(token_table(rows, runtime))
     for line in tokens_verdict(rows):
