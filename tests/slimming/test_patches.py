@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vitnas.arch import Arch, Block, Stage
+from vitnas.budget import Budget
 from vitnas.counting import count
 from vitnas.model import Model, build
 from vitnas.model.blocks import TransformerBlock
@@ -24,7 +25,7 @@ from vitnas.model.selections import with_places
 from vitnas.sample import Fixed
 from vitnas.slimming import BlockTuning, Prediction, slim_patches
 from vitnas.slimming.patch_scores import Blocks, Streams, mean_scores, patch_scores
-from vitnas.slimming.patches import PatchSearch
+from vitnas.slimming.patches import Layer, PatchSearch
 from vitnas.testing import randomize_
 from vitnas.testing.refusal import refusal
 from vitnas.train import Classification, TrainConfig, fit
@@ -183,6 +184,33 @@ def test_with_a_budget_blocks_are_tuned_once_at_their_places() -> None:
     )
     assert [p.tolist() for p in plain.places] == [p.tolist() for p in tuned.places]
     assert sum(tuned.errors) < sum(plain.errors)
+
+
+def test_a_budget_computes_nothing_twice() -> None:
+    """The same patches behind a block come again from tolerance to tolerance; each is scored and tried once."""
+    model, seen = made(arch_of(depth=3)), list[tuple[Any, ...]]()
+    scores, error = Layer.scores, Layer.error
+
+    def places(layer: Layer) -> tuple[Any, ...]:
+        return layer.index, *(tuple(tokens_n.tolist()) for tokens_n in layer.given)
+
+    def scored(layer: Layer) -> Tensor:
+        seen.append(places(layer))
+        return scores(layer)
+
+    def tried(layer: Layer, tokens_n: Tensor) -> float:
+        seen.append((*places(layer), "gives", tuple(tokens_n.tolist())))
+        return error(layer, tokens_n)
+
+    slimming, limit = PatchSearch(model, images_for(model), step=2), 0.6 * count(model.arch).macs
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Layer, "scores", scored)
+        patch.setattr(Layer, "error", tried)
+        found = slimming.within(Budget.parse(f"macs<={limit}"), "patch_slimming")
+    assert Counter(seen).most_common(1)[0][1] == 1
+    alone = PatchSearch(model, images_for(model), step=2).search(found.tolerance)
+    assert alone.tried == found.tried
+    assert [p.tolist() for p in alone.places] == [p.tolist() for p in found.places]
 
 
 POOLED = {"class_token": False, "global_pool": "avg"}

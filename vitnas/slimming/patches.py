@@ -176,6 +176,7 @@ class PatchSearch:
             )
         self.blocks, self.step, self.error, self.seed = Blocks(model), step, error, seed
         self.streams = Streams(self.blocks, images, memory_bytes)
+        self._known: dict[tuple[tuple[int, ...], ...], Known] = {}
 
     def search(self, tolerance: float, tuning: BlockTuning | None = None) -> Slimmed:
         """The patches of every block, so that no error is above the tolerance; tuned after every candidate."""
@@ -187,12 +188,19 @@ class PatchSearch:
             if index == blocks.depth - 1 and not blocks.reads_patches:
                 given[index], errors[index] = blocks.before_patches, 0.0
                 continue
-            layer = self.layer(blocks, index, given)
+            layer, known = self.layer(blocks, index, given), Known()
+            if (
+                tuning is None
+            ):  # then what comes out depends on the patches behind alone, not on the tolerance
+                behind = tuple(tuple(tokens_n.tolist()) for tokens_n in given.values())
+                known = self._known.setdefault(behind, known)
             base_n = given.get(index + 1, blocks.before_patches)
-            for added, tokens_n in self._candidates(layer, base_n):
+            for added, tokens_n in self._candidates(layer, base_n, known):
                 if tuning is not None:
                     layer.tune(tokens_n, tuning, self.seed)
-                given[index], errors[index] = tokens_n, layer.error(tokens_n)
+                if added not in known.errors:
+                    known.errors[added] = layer.error(tokens_n)
+                given[index], errors[index] = tokens_n, known.errors[added]
                 tried.append(Tried(index, added, len(tokens_n), errors[index]))
                 if errors[index] <= tolerance:
                     break
@@ -280,7 +288,7 @@ class PatchSearch:
             blocks, index, self.error, into, targets, behind, [given[i] for i in sorted(given) if i > index]
         )
 
-    def _candidates(self, layer: Layer, base_n: Tensor) -> Iterator[tuple[int, Tensor]]:
+    def _candidates(self, layer: Layer, base_n: Tensor, known: Known) -> Iterator[tuple[int, Tensor]]:
         """More and more tokens, by their scores, until all are there; how many were added, and the tokens."""
         blocks = self.blocks
         is_there = torch.zeros(len(blocks.all_tokens), dtype=torch.bool, device=blocks.device)
@@ -288,17 +296,16 @@ class PatchSearch:
         added, least = 0, 1 if layer.needs_patches else 0
         while len(base_n) + added - blocks.prefix < least:
             added += self.step
-        order_N: Tensor | None = None
         missing = int((~is_there).sum())
         while True:
             added = min(added, missing)
-            if added and order_N is None:
-                order_N = (
+            if added and known.order_N is None:
+                known.order_N = (
                     layer.scores().masked_fill(is_there, -torch.inf).argsort(descending=True, stable=True)
                 )
             taken = is_there.clone()
-            if order_N is not None:
-                taken[order_N[:added]] = True
+            if known.order_N is not None:
+                taken[known.order_N[:added]] = True
             yield added, taken.nonzero()[:, 0]
             if added == missing:
                 return
@@ -327,6 +334,14 @@ class PatchSearch:
         arch = found.model.arch
         keeps = {index: block.keep for index, block in enumerate(arch.blocks) if block.keep is not None}
         return selecting(arch, keeps, selector)
+
+
+@dataclass(eq=False)
+class Known:
+    """Of a block with certain patches behind it: the order of the others, and errors by how many of these are added."""
+
+    order_N: Tensor | None = None
+    errors: dict[int, float] = field(default_factory=dict)
 
 
 @dataclass(eq=False)
