@@ -2,7 +2,7 @@
 then, where there is time, by training (`recover`)."""
 
 from vitnas.slimming.agreement import Agreement, agreement
-from vitnas.slimming.allocation import PredictedDamage, allocate, apart
+from vitnas.slimming.allocation import PredictedDamage, allocate
 from vitnas.slimming.elastic import elastic_task, train_elastic
 from vitnas.slimming.folding import fold
 from vitnas.slimming.images import Images
@@ -28,7 +28,6 @@ __all__ = [
     "Slimmed",
     "agreement",
     "allocate",
-    "apart",
     "elastic_task",
     "fold",
     "ordered",

@@ -12,7 +12,7 @@ import itertools
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 
 import numpy as np
 
@@ -58,7 +58,8 @@ class PredictedDamage:
         return kept
 
 
-def exchanged(damage: PredictedDamage, quantity: str = "macs") -> list[Genes]:
+@lru_cache(maxsize=2)  # asked again for every budget
+def exchanged(damage: PredictedDamage, quantity: str = "macs") -> tuple[Genes, ...]:
     """The Archs that are best at some rate of damage for `quantity`, each once, the largest first.
 
     At a rate the genes of a block are chosen together and apart from all others, as damage and, at one width, cost are
@@ -80,7 +81,7 @@ def exchanged(damage: PredictedDamage, quantity: str = "macs") -> list[Genes]:
                 genes = rows[[int(np.argmin(damage.of(rows) + rate * cost))]]
                 genes = np.where(space.active_matrix(genes), genes, largest)
         found.append(tuple(int(option) for option in space.canonical_matrix(genes)[0]))
-    return list(dict.fromkeys(found))
+    return tuple(dict.fromkeys(found))
 
 
 def _groups(space: Space) -> list[list[int]]:
@@ -168,17 +169,3 @@ def _grown(space: Space, row: np.ndarray) -> Matrix:
             larger[place] += 1
             rows.append(larger)
     return space.canonical_matrix(np.stack(rows)) if rows else np.empty((0, len(row)), dtype=np.int64)
-
-
-def apart(trials: Sequence[Trial], count: int) -> list[Trial]:
-    """The first Trials that differ from each other in a tenth of their genes at least."""
-    found: list[Trial] = []
-    for trial in trials:
-        if all(
-            sum(a != b for a, b in zip(trial.genes, other.genes, strict=True)) * 10 >= len(trial.genes)
-            for other in found
-        ):
-            found.append(trial)
-        if len(found) == count:
-            break
-    return found
