@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 from optuna.storages import InMemoryStorage
-from search_help import BUDGET, DOZEN, MICRO, evolution, score, told
+from search_help import BUDGET, DOZEN, MICRO, Stub, evolution, score, told
 from torch import nn
 
 from vitnas.arch import Arch
@@ -19,14 +19,6 @@ from vitnas.searching import Objective, RandomSearch, Study, Trial, search
 from vitnas.searching.latency import meters_of
 
 TARGET = "onnxruntime,batch=1"
-
-
-class Stub(nn.Module):
-    """Stands for a Model; remembers its Arch."""
-
-    def __init__(self, arch: Arch) -> None:
-        super().__init__()
-        self.arch = arch
 
 
 class DepthMeter:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import SimpleNamespace
 
 import pytest
-from search_help import score
+from search_help import Stub, score
 from torch import nn
 
 from vitnas.arch import Arch
@@ -18,12 +18,6 @@ SPACE = autoformer(
     "micro", image_size=16, patch_size=4, num_classes=10, keep=(1.0, 0.5), selector="attention"
 )
 TARGET = "onnxruntime,batch=1"
-
-
-class Stub(nn.Module):
-    def __init__(self, arch: Arch) -> None:
-        super().__init__()
-        self.arch = arch
 
 
 class Clock:

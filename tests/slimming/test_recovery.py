@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from train_help import Kill, Killed
 
 from vitnas.arch import Arch, Block, Stage
 from vitnas.errors import UserError
 from vitnas.model import Model, build
-from vitnas.sample import Moment
 from vitnas.slimming.recovery import Recovery, Streams, recover, same_places, step_seconds
 from vitnas.train import Batch, TrainConfig
 
@@ -77,16 +77,16 @@ def test_a_damaged_network_is_recovered_without_labels(num_classes: int, tmp_pat
     assert str(found).startswith("recovery: ")
 
 
-@pytest.mark.parametrize(("lr", "problem"), [(3.0, ""), (1e30, "is no|not finite|nan|inf")])
-def test_never_worse_than_before(lr: float, problem: str) -> None:
+@pytest.mark.parametrize(("lr", "fails"), [(3.0, False), (1e30, True)])
+def test_never_worse_than_before(lr: float, fails: bool) -> None:
     original = wakened(0)
     model = damaged(original)
     known = copy.deepcopy(model.state_dict())
     found = recover(model, original, TRAIN, HELD, config=replace(CONFIG, lr=lr, clip_grad=None, min_lr=lr))
     assert not found.is_better
     assert "the network from before it is kept" in str(found)
-    assert bool(found.problem) == bool(problem)
-    if not problem:
+    assert bool(found.problem) == fails
+    if not fails:
         assert found.after.key < found.before.key
     torch.testing.assert_close(model.state_dict(), known, rtol=0, atol=0)
 
@@ -111,29 +111,12 @@ def test_a_narrower_network_learns_through_a_lift_that_is_dropped() -> None:
     assert set(model.state_dict()) == names
 
 
-class Killer:
-    """A Hook that ends the training before a step, as a kill does."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def before(self, moment: Moment) -> None:
-        if moment.step == self.step:
-            raise KeyboardInterrupt
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {}
-
-    def restore(self, tensors: dict[str, Tensor]) -> None:
-        pass
-
-
 def test_killed_it_goes_on_bit_for_bit(tmp_path: Path) -> None:
     original, config = wakened(0), replace(CONFIG, epochs=2, checkpoint_minutes=0)
     whole, cut = damaged(original), damaged(original)
     expected = recover(whole, original, TRAIN, HELD, config=config)
-    with pytest.raises(KeyboardInterrupt):
-        recover(cut, original, TRAIN, HELD, config=config, folder=tmp_path, hooks=[Killer(8)])
+    with pytest.raises(Killed):
+        recover(cut, original, TRAIN, HELD, config=config, folder=tmp_path, hooks=[Kill(8)])
     again = damaged(original)  # as read from disk
     found = recover(again, original, TRAIN, HELD, config=config, folder=tmp_path)
     assert replace(found, seconds=0) == replace(expected, seconds=0)

@@ -100,7 +100,7 @@ def members(found: Sequence[Member]) -> Table:
 
 def cosine(found: Agreement) -> str:
     """Of the final tokens, or where some are gone of what is pooled."""
-    return f"{found.pooled if found.tokens is None else found.tokens:.3f}"
+    return f"{found.cosine:.3f}"
 
 
 def _name(row: SlimRow) -> str:

@@ -39,6 +39,11 @@ class Agreement:
     lifted: bool
     n: int
 
+    @property
+    def cosine(self) -> float:
+        """Of the final tokens, or where some are gone of what is pooled."""
+        return self.pooled if self.tokens is None else self.tokens
+
 
 @torch.no_grad()
 def agreement(model: nn.Module, teacher: nn.Module, images: Images) -> Agreement:

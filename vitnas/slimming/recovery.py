@@ -53,7 +53,7 @@ class Standing:
         the divergence), and of features alone the cosine."""
         found = self.agreement
         if found.top1 is None or found.kl is None:
-            return (found.pooled if found.tokens is None else found.tokens,)
+            return (found.cosine,)
         return (found.top1 if self.accuracy is None else self.accuracy, -found.kl)
 
     def __str__(self) -> str:

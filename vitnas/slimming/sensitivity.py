@@ -65,7 +65,7 @@ def sensitivity(supernet: Supernet, images: Images) -> Sensitivity:
         images: unlabelled; a quarter of them, 64 at most, are measured on, the others fitted to.
 
     Raises:
-        UserError: fewer than two batches of images.
+        UserError: fewer than two images.
     """
     start = time.monotonic()
     fitted, held = split(images, supernet)
@@ -242,7 +242,7 @@ def _mended(supernet: Supernet, found: Found, fitted: Streams, held: Streams) ->
                 predicted += found[gene.name][genes[place]]
         if predicted > LEAST_MENDED:
             agreed = agreement(fold(supernet, space.decode(genes), fitted), whole, held)
-            left = 1 - (agreed.pooled if agreed.tokens is None else agreed.tokens)
+            left = 1 - agreed.cosine
             shares[slot] = min(1.0, max(LEAST_LEFT, left / predicted))
     at = sorted(shares)
     left_at = np.interp(range(last + 1), at, [shares[slot] for slot in at])
@@ -261,6 +261,5 @@ def _by_folding(
     damage = []
     for option in range(len(gene.options) - 1):
         arch = space.decode([*last[:place], option, *last[place + 1 :]])
-        found = agreement(fold(supernet, arch, fitted), whole, held)
-        damage.append(1 - (found.pooled if found.tokens is None else found.tokens))
+        damage.append(1 - agreement(fold(supernet, arch, fitted), whole, held).cosine)
     return (*damage, 0.0)

@@ -48,7 +48,7 @@ def restored(model: Model, order_D: Tensor) -> Model:
 
 def damage(found: Agreement) -> float:
     """In one number: how far the final tokens turned away."""
-    return 1 - (found.pooled if found.tokens is None else found.tokens)
+    return 1 - found.cosine
 
 
 class Folded(Inherited):
