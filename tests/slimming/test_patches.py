@@ -399,10 +399,10 @@ def test_pruning_one_layer_by_the_score_loses_less_than_by_attention_or_at_rando
 
 
 @pytest.mark.slow
-def test_so_it_does_in_deeper_networks_over_several_trainings() -> None:
-    """Half of the patches, behind the first block, where the claim holds (LOG.md has the rest)."""
-    for index in (1, 2):
-        mean: Counter[str] = Counter()
-        for seed in range(3):
-            mean.update(losses(*trained_on_digits(seed, depth=4, epochs=30), index, 8))  # type: ignore[arg-type]
-        assert mean["score"] < min(mean["attention"], mean["random"]), mean
+def test_so_it_does_in_the_second_half_of_deeper_networks_in_every_training() -> None:
+    """In the first half attention is as good (LOG.md)."""
+    for seed in range(4):
+        trained = trained_on_digits(seed, depth=4, epochs=30)
+        for keep in (4, 8):
+            found = losses(*trained, 2, keep)
+            assert found["score"] < min(found["attention"], found["random"]), (seed, keep, found)
