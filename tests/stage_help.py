@@ -9,14 +9,17 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from torch import nn
 
 from vitnas.cli import main
+from vitnas.model import Model
 from vitnas.records import Correlation, Results
 from vitnas.searching import SearchRecord
 from vitnas.train import metrics
@@ -84,6 +87,21 @@ def refused(argv: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
     assert "Traceback" not in error
     assert error.count("vitnas: ") == 1, error
     return error
+
+
+class Clock:
+    """In place of a LatencyMeter: every Model takes 2 ms, and `selection_ms` more where it keeps fewer tokens."""
+
+    def __init__(self, selection_ms: float) -> None:
+        self.selection_ms = selection_ms
+
+    def compare(self, models: Mapping[str, nn.Module]) -> dict[str, SimpleNamespace]:
+        found = {}
+        for name, model in models.items():
+            assert isinstance(model, Model)
+            more = self.selection_ms * (model.arch.selector is not None)
+            found[name] = SimpleNamespace(median_ms=2 + more)
+        return found
 
 
 class Warm:

@@ -233,6 +233,14 @@ class LatencyRecord(RunFile):
 
     rows: tuple[LatencyRow, ...]
 
+    @property
+    def by_role(self) -> dict[str, dict[str, Latency]]:
+        """Latency by role and target."""
+        found: dict[str, dict[str, Latency]] = {}
+        for row in self.rows:
+            found.setdefault(row.role, {})[row.target] = row.latency
+        return found
+
 
 @dataclass(frozen=True)
 class FinalScores(RunFile):
@@ -295,7 +303,7 @@ class Original(RunFile):
 
     Args:
         name: as it was typed.
-        cost: with latency measured on every target that the budget or the export names.
+        cost: with latency measured on every target that the budget names.
         budget: what it may become, in numbers.
         labels: whether the images' labels are of its classes.
         notes: what a person should know.

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
-from stage_help import refused
-from torch import nn
+from stage_help import Clock, refused
 
 from vitnas.arch import Arch, Block, Stage
 from vitnas.cli import main
@@ -44,20 +41,9 @@ FIELDS = [
 ]
 
 
-class Clock:
-    """Fewer tokens are faster."""
-
-    def compare(self, models: Mapping[str, nn.Module]) -> dict[str, SimpleNamespace]:
-        found = {}
-        for name, model in models.items():
-            assert isinstance(model, Model)
-            found[name] = SimpleNamespace(median_ms=2.0 - (model.arch.selector is not None))
-        return found
-
-
 @pytest.mark.slow
 def test_the_tour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vitnas.stages.searching.quick_meter", lambda target: Clock())
+    monkeypatch.setattr("vitnas.stages.searching.quick_meter", lambda target: Clock(-1.0))
     save_timm(build(ARCH, generator=torch.Generator().manual_seed(0)).eval(), tmp_path / "model")
     words = [f"pretrained={tmp_path / 'model'}", f"folder={tmp_path / 'run'}", *FIELDS]
     assert main(["run", "dynamicvit_tour", *words]) == 0

@@ -106,6 +106,20 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Reads:
     return Reads(monkeypatch)
 
 
+@pytest.fixture
+def run_reads(reads: Reads, monkeypatch: pytest.MonkeyPatch) -> Reads:
+    """Of the Run that a command makes."""
+    make = commands.make_run
+
+    def made(*given: Any) -> Run:
+        run = make(*given)
+        reads.follow(run, "")
+        return run
+
+    monkeypatch.setattr(commands, "make_run", made)
+    return reads
+
+
 def leaves(kind: type[Any] = Run, prefix: str = "") -> Iterator[str]:
     """Every dotted field of a Run that holds no other fields, without those of kinds."""
     hints = get_type_hints(kind)
@@ -119,34 +133,18 @@ def leaves(kind: type[Any] = Run, prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{item.name}"
 
 
-def test_a_run_reads_every_field(reads: Reads, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make = commands.make_run
-
-    def made(*given: Any) -> Run:
-        run = make(*given)
-        reads.follow(run, "")
-        return run
-
-    monkeypatch.setattr(commands, "make_run", made)
+def test_a_run_reads_every_field(run_reads: Reads, tmp_path: Path) -> None:
     assert main(words(tmp_path / "run")) == 0
-    unread = set(leaves()) - reads.found
+    unread = set(leaves()) - run_reads.found
     assert unread <= set(QUIET), f"nothing reads {sorted(unread - set(QUIET))}: fields without an effect"
     assert unread == set(QUIET), f"these are read after all: {sorted(set(QUIET) - unread)}"
 
 
 @pytest.mark.slow
-def test_slimming_reads_its_own(reads: Reads, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make = commands.make_run
-
-    def made(*given: Any) -> Run:
-        run = make(*given)
-        reads.follow(run, "")
-        return run
-
-    monkeypatch.setattr(commands, "make_run", made)
+def test_slimming_reads_its_own(run_reads: Reads, tmp_path: Path) -> None:
     net = save(trained(epochs=0.5), tmp_path / "net")
     assert main(slim_words(net, tmp_path / "run", data__image_size="12", resample="true")) == 0
-    assert {name for name in leaves() if name.startswith("slim.")} <= reads.found
+    assert {name for name in leaves() if name.startswith("slim.")} <= run_reads.found
 
 
 def test_a_folder_and_crops_read_theirs(reads: Reads, tmp_path: Path) -> None:

@@ -81,6 +81,8 @@ def test_networks_that_cannot_be_slimmed(tmp_path: Path, capsys: pytest.CaptureF
     save_file(weights, tmp_path / "resnet.safetensors")
     said = refused(slim_words(f"resnet10t@{tmp_path / 'resnet.safetensors'}", tmp_path / "run"), capsys)
     assert re.search(r"this ResNet cannot be written as an Arch: .*patch", said), said
+    named = refused(slim_words("resnet10t", tmp_path / "run"), capsys)
+    assert named == said  # no weights were asked for
     broken = build(ARCH).state_dict()
     broken["blocks.1.attn.qkv.weight"][0, 0] = float("nan")
     save(build(ARCH).eval(), tmp_path / "broken")

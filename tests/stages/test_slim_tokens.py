@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from slim_help import ARCH, save, slim_words
-from stage_help import refused
-from torch import nn
+from stage_help import Clock, refused
 
 from vitnas.cli import main
 from vitnas.exporting import load_timm
-from vitnas.model import Model, build
+from vitnas.model import build
 from vitnas.records import SlimFront
 from vitnas.searching import TokenSpeeds
 
@@ -27,21 +24,6 @@ FIELDS = {
     "search__num_trials": "40",
     "images": "32",
 }
-
-
-class Clock:
-    """Every Model takes 2 ms, and `selection_ms` more where it keeps fewer tokens."""
-
-    def __init__(self, selection_ms: float) -> None:
-        self.selection_ms = selection_ms
-
-    def compare(self, models: Mapping[str, nn.Module]) -> dict[str, SimpleNamespace]:
-        found = {}
-        for name, model in models.items():
-            assert isinstance(model, Model)
-            more = self.selection_ms * (model.arch.selector is not None)
-            found[name] = SimpleNamespace(median_ms=2 + more)
-        return found
 
 
 @pytest.fixture

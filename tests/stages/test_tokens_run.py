@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-from stage_help import words
-from torch import nn
+from stage_help import Clock, words
 
 from vitnas.cli import main
-from vitnas.model import Model
 from vitnas.model.named import ArchFile
 from vitnas.records import Result
 from vitnas.reporting.tokens import TokenMaps
@@ -34,21 +30,6 @@ FIELDS = {
     "export__latency": "[]",
     "budget": "",
 }
-
-
-class Clock:
-    """Every Model takes 2 ms, and `selection_ms` more where it keeps fewer tokens."""
-
-    def __init__(self, selection_ms: float) -> None:
-        self.selection_ms = selection_ms
-
-    def compare(self, models: Mapping[str, nn.Module]) -> dict[str, SimpleNamespace]:
-        found = {}
-        for name, model in models.items():
-            assert isinstance(model, Model)
-            more = self.selection_ms * (model.arch.selector is not None)
-            found[name] = SimpleNamespace(median_ms=2 + more)
-        return found
 
 
 @pytest.mark.slow

@@ -113,10 +113,7 @@ class RunFiles:
     @property
     def latencies(self) -> dict[str, dict[str, Latency]]:
         """Latency by role and target."""
-        found: dict[str, dict[str, Latency]] = {}
-        for row in self.latency.rows if self.latency else ():
-            found.setdefault(row.role, {})[row.target] = row.latency
-        return found
+        return self.latency.by_role if self.latency else {}
 
     @property
     def looks(self) -> list[tuple[float, FocusLook]]:

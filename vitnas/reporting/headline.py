@@ -114,7 +114,13 @@ def budget_table(run: RunFiles) -> tuple[Table, str]:
     text = run.search.budget if run.search else ""
     if not text:
         return Table((), ()), "No budget is recorded."
-    cost, rows, met = _cost(run), [], []
+    table, verdict = limits(text, _cost(run))
+    return table, verdict if run.chosen_id else f"Budget: {text}."
+
+
+def limits(text: str, cost: Cost | None) -> tuple[Table, str]:
+    """What something costs against each limit of a budget, with its margin, and the verdict in words."""
+    rows, met = [], []
     for limit in Budget.parse(text).limits:
         value = None
         if cost and (limit.quantity != "latency" or limit.target in cost.latency_ms):
@@ -127,8 +133,6 @@ def budget_table(run: RunFiles) -> tuple[Table, str]:
     verdict = (
         "Budget missed." if False in met else "Budget not fully checked." if None in met else "Budget met."
     )
-    if not run.chosen_id:
-        verdict = f"Budget: {text}."
     return Table(("Limit", "Chosen", "Margin", "Verdict"), tuple(rows), numeric=(1, 2)), verdict
 
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from html import escape
 from typing import Any
 
 from markupsafe import Markup
 
 from vitnas.arch import Arch
-from vitnas.budget import Budget, format_quantity
 from vitnas.counting import count
 from vitnas.records import Member
 from vitnas.reporting.drawing import draw
 from vitnas.reporting.files import RunFiles
+from vitnas.reporting.headline import limits
 from vitnas.reporting.plots import BLUE, GREY, ORANGE, RED, Figure, axis, figure, line, percent_axis
 from vitnas.reporting.slimming import comparison, cosine, duration, forecast, members
 from vitnas.reporting.tables import MISSING, Table, number, percent
@@ -101,18 +102,10 @@ def budget_table(run: RunFiles) -> tuple[Table, str]:
     if results is None:
         asked = run.slim.original.budget if run.slim.original else MISSING
         return Table((), ()), f"Budget: {asked}."
-    rows, chosen = [], results.rows[1]
+    chosen = results.rows[1]
     times = {target: latency.median_ms for target, latency in chosen.latency_ms.items()}
-    for limit in Budget.parse(results.budget).limits:
-        known = limit.quantity != "latency" or limit.target in times
-        value = times.get(limit.target) if limit.quantity == "latency" else chosen.cost.value(limit.quantity)
-        if not known or value is None:
-            rows.append((str(limit), MISSING, "not known"))
-            continue
-        verdict = "MISSED" if limit.misses(value) else "met"
-        rows.append((str(limit), format_quantity(value, limit.quantity), verdict))
-    verdict = "Budget met." if results.met else "Budget missed."
-    return Table(("Limit", "Chosen", "Verdict"), tuple(rows), numeric=(1,)), verdict
+    table, _ = limits(results.budget, replace(chosen.cost, latency_ms=times))
+    return table, "Budget met." if results.met else "Budget missed."
 
 
 def removed(chosen: Arch, original: Arch) -> str:

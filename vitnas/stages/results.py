@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from vitnas.data import Readings
 from vitnas.errors import UserError
 from vitnas.exporting import export_model
 from vitnas.measure.latency import LatencyMeter
-from vitnas.model import build
+from vitnas.model import Model, build
 from vitnas.model.named import ArchFile
 from vitnas.records import (
     ExportedFile,
@@ -30,7 +30,7 @@ from vitnas.reporting import report
 from vitnas.reporting.tables import wilson
 from vitnas.stages.models import Models
 from vitnas.stages.run import ExportConfig
-from vitnas.stages.work import RunImages, load_weights
+from vitnas.stages.work import RunImages, Work, load_weights
 from vitnas.train import Score, evaluate
 
 FILES = {"onnx": "model.onnx", "torch_export": "model.pt2"}
@@ -88,18 +88,23 @@ def export_files(
 
 def measure(models: Models, config: ExportConfig) -> None:
     """Latency of all trained models, timed in the same rounds (export/latency.json)."""
-    target = models.work.folder / "export"
+    measure_together(models.work, lambda: {role: models.load(role) for role in models.roles}, config.latency)
+
+
+def measure_together(work: Work, load: Callable[[], Mapping[str, Model]], targets: Sequence[str]) -> None:
+    """export/latency.json: networks by role, on every target all of them timed in the same rounds."""
+    target = work.folder / "export"
 
     def make() -> None:
-        loaded = {role: models.load(role) for role in models.roles}
+        loaded = load()
         rows = [
             LatencyRow(role, text, latency)
-            for text in config.latency
+            for text in targets
             for role, latency in LatencyMeter(text).compare(loaded).items()
         ]
         LatencyRecord(tuple(rows)).write(target)
 
-    models.work.once(LatencyRecord.path(target), make)
+    work.once(LatencyRecord.path(target), make)
 
 
 def final_table(models: Models) -> None:
@@ -135,12 +140,12 @@ def _row(folder: Path, role: str, score: Score) -> FinalRow:
     where, timed = folder / "models" / role, folder / "export"
     result = replace(Result.read(where), test_accuracy=score.accuracy, n_test=score.n)
     result.write(where)
-    rows = LatencyRecord.read(timed).rows if LatencyRecord.exists(timed) else ()
+    times = LatencyRecord.read(timed).by_role if LatencyRecord.exists(timed) else {}
     return FinalRow(
         **vars(result),
         name=role.replace("_", " "),
         ci95=wilson(round(score.accuracy * score.n), score.n),
-        latency_ms={row.target: row.latency for row in rows if row.role == role},
+        latency_ms=times.get(role, {}),
     )
 
 

@@ -19,6 +19,7 @@ from vitnas.exporting.quick import export_quickly
 from vitnas.model import Model
 from vitnas.model.modes import evaluating
 from vitnas.records import Effort, EffortForecast, Forecast
+from vitnas.reporting.slimming import duration
 from vitnas.slimming import fold
 from vitnas.stages.results import FILES
 from vitnas.stages.run import Run
@@ -130,7 +131,7 @@ def forecast(run: Run, steps: Steps, amounts: Amounts) -> Forecast:
     fitting = [row.effort for row in rows if row.fits]
     if asked is None and not fitting:
         raise UserError(
-            f"time is {run.slim.time}; the least effort, fold, takes about {in_words(rows[0].seconds)} here. Give more "
+            f"time is {run.slim.time}; the least effort, fold, takes about {duration(rows[0].seconds)} here. Give more "
             "time, fewer images=, or say effort=fold to have it take what it takes."
         )
     return Forecast(
@@ -170,10 +171,3 @@ def _rows(run: Run, steps: Steps, amounts: Amounts) -> tuple[EffortForecast, ...
         seconds = sum(parts.values())
         rows.append(EffortForecast(effort, seconds, parts, epochs, seconds <= run.slim.seconds))
     return tuple(rows)
-
-
-def in_words(seconds: float) -> str:
-    """`40 s`, `12 min` or `3.5 h`."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

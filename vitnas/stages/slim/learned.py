@@ -51,15 +51,15 @@ def recovered(context: SlimContext, member: Member, model: Model) -> Result:
     context.work.progress.note(str(found))
     context.work.once(Recovery.path(context.folder), lambda: found.write(context.folder))
     better = found.after if found.is_better else found.before
-    return replace(
+    result = replace(
         as_result(member),
         agreement=better.agreement,
         holdout_accuracy=better.accuracy,
         holdout_accuracy_before=found.before.accuracy,
-        epochs=config.epochs,
-        seconds=found.seconds,
-        train=asdict(config),
     )
+    if not found.is_better:  # it is the member itself
+        return result
+    return replace(result, epochs=config.epochs, seconds=found.seconds, train=asdict(config))
 
 
 def as_result(member: Member) -> Result:

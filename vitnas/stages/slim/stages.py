@@ -1,4 +1,4 @@
-"""The stages of a slim run: order, sensitivity, search, fold, recover, export, bench, evaluate."""
+"""The stages of a slim run that are its own: order, sensitivity, search, fold, bench, retrain, evaluate."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ from vitnas.counting import count
 from vitnas.data import Readings
 from vitnas.errors import UserError
 from vitnas.exporting import load_timm
-from vitnas.measure.latency import Latency, LatencyMeter
+from vitnas.measure.latency import Latency
 from vitnas.model import Model
 from vitnas.records import (
     Allocation,
     LatencyRecord,
-    LatencyRow,
     Member,
     Order,
     Place,
@@ -32,7 +31,7 @@ from vitnas.reporting import report
 from vitnas.reporting.slimming import cosine
 from vitnas.searching import TokenClock, TokenSpeeds
 from vitnas.slimming import IMPORTANCE, PredictedDamage, Sensitivity, ordered, sensitivity
-from vitnas.stages.results import files
+from vitnas.stages.results import files, measure_together
 from vitnas.stages.searching import WEIGHTS
 from vitnas.stages.slim.allocate import Allocator, fit_tables, share_out
 from vitnas.stages.slim.context import SlimContext
@@ -131,20 +130,13 @@ def in_words(member: Member) -> str:
 
 def measure_side_by_side(context: SlimContext) -> None:
     """export/latency.json: the original and the whole front, each as an exported file, timed in the same rounds."""
-    target = context.folder / "export"
 
-    def make() -> None:
-        models: dict[str, Model] = {ORIGINAL: context.original.cpu()}
-        for member in SlimFront.read(context.folder).members:
-            models[member.folder] = load_model(context.folder / member.folder)
-        rows = [
-            LatencyRow(role, text, latency)
-            for text in context.targets
-            for role, latency in LatencyMeter(text).compare(models).items()
-        ]
-        LatencyRecord(tuple(rows)).write(target)
+    def load() -> dict[str, Model]:
+        members = SlimFront.read(context.folder).members
+        front = {member.folder: load_model(context.folder / member.folder) for member in members}
+        return {ORIGINAL: context.original.cpu(), **front}
 
-    context.work.once(LatencyRecord.path(target), make)
+    measure_together(context.work, load, context.targets)
 
 
 def load_model(folder: Path) -> Model:
@@ -156,10 +148,7 @@ def load_model(folder: Path) -> Model:
 
 def timed(folder: Path) -> dict[str, dict[str, Latency]]:
     """Latencies by role and target."""
-    found: dict[str, dict[str, Latency]] = {}
-    for row in LatencyRecord.read(folder / "export").rows:
-        found.setdefault(row.role, {})[row.target] = row.latency
-    return found
+    return LatencyRecord.read(folder / "export").by_role
 
 
 def as_measured(member: Member, times: Mapping[str, Mapping[str, Latency]]) -> Cost:
@@ -220,28 +209,29 @@ def _final(context: SlimContext) -> SlimResults:
     start = next(member for member in members if member.folder == result.start)
     test = context.images.data.open_test(Readings.path(folder), purpose="final table of a slimmed network")
     batches = folded.batches(test)
-    entries = [
-        (ORIGINAL, "", context.original, count(context.original.arch)),
-        ("chosen", "models/chosen", context.models.load("chosen"), start.cost),
-        *(
-            (member.folder, member.folder, load_model(folder / member.folder), member.cost)
-            for member in members
-        ),
-    ]
-    rows = []
-    for role, path, model, cost in entries:
+
+    def row(role: str, path: str, model: Model, cost: Cost) -> SlimRow:
         agreed, accuracy = folded.compared(model, batches)
-        rows.append(
-            SlimRow(
-                role=role,
-                folder=path,
-                arch_id=model.arch.id,
-                cost=cost,
-                agreement=agreed,
-                accuracy=accuracy,
-                latency_ms=times.get(start.folder if role == "chosen" else role, {}),
-            )
+        return SlimRow(
+            role=role,
+            folder=path,
+            arch_id=model.arch.id,
+            cost=cost,
+            agreement=agreed,
+            accuracy=accuracy,
+            latency_ms=times.get(role, {}),
         )
+
+    first = row(ORIGINAL, "", context.original, count(context.original.arch))
+    front = {
+        each.folder: row(each.folder, each.folder, load_model(folder / each.folder), each.cost)
+        for each in members
+    }
+    chosen = replace(front[start.folder], role="chosen", folder="models/chosen")
+    if result.train:  # else it is the member itself
+        agreed, accuracy = folded.compared(context.models.load("chosen"), batches)
+        chosen = replace(chosen, agreement=agreed, accuracy=accuracy)
     budget = as_asked(context, times)
     met = not budget.misses(as_measured(start, times))
-    return SlimResults(rows=tuple(rows), budget=budget.text, met=met, files=files(folder))
+    rows = (first, chosen, *front.values())
+    return SlimResults(rows=rows, budget=budget.text, met=met, files=files(folder))
