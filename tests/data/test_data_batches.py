@@ -167,3 +167,30 @@ def test_images_that_go_bad_are_replaced(
         path.write_bytes(b"gone")
     with pytest.raises(UserError, match=r"^None of the 12 train images can be read any more"):
         take(batches, 0, 1)
+
+
+def test_epoch_views_come_again_in_turn(data: Data) -> None:
+    """In the same order and varied in the same way; the first ones are those that come without."""
+    plain = TrainBatches(data.train, EVERYTHING, batch_size=16, seed=3)
+    turns = TrainBatches(data.train, EVERYTHING, batch_size=16, seed=3, epoch_views=2)
+    epoch = plain.steps_per_epoch
+    once = take(plain, 0, 2 * epoch)
+    assert_same(take(turns, 0, 4 * epoch), [*once, *once])
+    assert_same(take(turns, 3 * epoch + 1, 1), [once[epoch + 1]])
+    assert not torch.equal(take(plain, 2 * epoch, 1)[0][0], once[0][0])
+    assert [turns.place(step) for step in (0, epoch, 2 * epoch)] == [0, plain.place(epoch), 0]
+    assert turns.places(100 * epoch) == plain.places(2 * epoch)
+
+
+def test_a_place_has_one_batch_however_many_processes_share_the_epoch(data: Data) -> None:
+    alone = TrainBatches(data.train, EVERYTHING, batch_size=10, seed=0)
+    ranks = [
+        TrainBatches(data.train, EVERYTHING, batch_size=10, seed=0, rank=rank, world=2) for rank in (0, 1)
+    ]
+    steps = ranks[0].steps_per_epoch + 1  # into the second epoch
+    places = [[rank.place(step) for step in range(steps)] for rank in ranks]
+    assert not {*places[0]} & {*places[1]}
+    assert max(map(max, places)) + 1 == ranks[0].places(steps) == ranks[1].places(steps)
+    for rank, mine in zip(ranks, places, strict=True):
+        for step in (0, steps - 1):
+            assert_same(take(rank, step, 1), [alone.at(mine[step])[:2]])

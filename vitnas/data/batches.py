@@ -33,6 +33,9 @@ class TrainBatches:
     parts of it; the last incomplete batch of an epoch is left out. A batch size larger than a rank's share of
     the images is lowered to the largest even number that fits (Mixup pairs images).
 
+    With `epoch_views` epoch e has the batches of epoch e mod `epoch_views` once more: the same images in the same
+    order, varied in the same way.
+
     Raises:
         UserError: fewer than two images per rank.
     """
@@ -47,6 +50,7 @@ class TrainBatches:
         rank: int = 0,
         world: int = 1,
         workers: int = 0,
+        epoch_views: int | None = None,
     ) -> None:
         share = len(images) // world
         if share < 2:
@@ -61,6 +65,8 @@ class TrainBatches:
         self.rank = rank
         self.world = world
         self.workers = workers
+        self.epoch_views = epoch_views
+        self._parts = len(images) // self.batch_size  # of an epoch, whatever the number of processes
         self._augmenter = Augmenter(augment, images.form)
         self._epoch: tuple[int, Tensor] | None = None
 
@@ -76,10 +82,25 @@ class TrainBatches:
             self.images.store.record(bad)  # here, since what a worker process notes stays in it
             yield images_BCHW, targets_B
 
+    def place(self, step: int) -> int:
+        """Which batch a step has, counted over epochs and processes: where it is the same number, it is the same batch,
+        however many processes share an epoch."""
+        epoch, index = divmod(step, self.steps_per_epoch)
+        view = epoch % self.epoch_views if self.epoch_views else epoch
+        return view * self._parts + index * self.world + self.rank
+
+    def places(self, steps: int) -> int:
+        """The largest place of the first `steps` steps of all processes, plus 1."""
+        within = min(steps, self.epoch_views * self.steps_per_epoch) if self.epoch_views else steps
+        return self.place(within - 1) - self.rank + self.world
+
     def load(self, step: int) -> _Loaded:
         """Read and vary the batch of one step; also returns the names of unreadable images met on the way."""
-        epoch, index = divmod(step, self.steps_per_epoch)
-        part = index * self.world + self.rank
+        return self.at(self.place(step))
+
+    def at(self, place: int) -> _Loaded:
+        """The same by its place."""
+        epoch, part = divmod(place, self._parts)
         positions_B = self._order(epoch)[part * self.batch_size : (part + 1) * self.batch_size]
         seed = seed_from("augment", self.seed, epoch, part)
         with seeded_globals(seed) if self._augmenter.needs_globals else nullcontext():

@@ -14,18 +14,18 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from timm.data import Mixup
 from torch import Tensor, nn
 
 from vitnas.arch import Arch
-from vitnas.data import Augment, has_labels
+from vitnas.data import Augment
 from vitnas.data.augment import seed_from, seeded_globals
 from vitnas.errors import UserError, first_line
 from vitnas.model import Model
@@ -40,6 +40,7 @@ from vitnas.train.checkpoint import (
 )
 from vitnas.train.config import TrainConfig
 from vitnas.train.engine import Engine
+from vitnas.train.feed import Batches, Feed, Views, endless
 from vitnas.train.metrics import Hooked, Metrics, Monitored, MonitoredArch, Warned
 from vitnas.train.monitor import Monitor, convergence_warning
 from vitnas.train.optim import make_ema, make_mixup, make_optimizer, make_schedule, set_rates
@@ -48,15 +49,6 @@ from vitnas.train.task import Batch, Task, read_views
 from vitnas.train.teacher import Teacher, settled_task
 
 READ_EVERY = 10
-Views = Tensor | Sequence[Tensor]
-
-
-class Batches(Protocol):
-    """Endless training batches that can start at any step (`vitnas.data.TrainBatches`)."""
-
-    steps_per_epoch: int
-
-    def from_step(self, step: int) -> Iterator[tuple[Views, Tensor]]: ...
 
 
 class NonFiniteLossError(UserError):
@@ -134,7 +126,7 @@ def fit(
                 network=network,
                 task=task,
                 sampler=sampler,
-                batches=cast(Batches, loader) if hasattr(loader, "from_step") else _Plain(loader),
+                batches=endless(loader),
                 config=config,
                 teacher=teacher,
                 mixup=make_mixup(augment, num_classes, getattr(loader, "batch_size", 0) or 0),
@@ -189,6 +181,9 @@ class _Training:
             self.task = settled_task(
                 self.task, network, self.teacher, getattr(images, "form", None), self.input_size
             )
+        self.feed = Feed(
+            batches=self.batches, task=self.task, mixup=self.mixup, seed=self.seed, engine=engine
+        )
         if self.teacher is not None:
             engine.broadcast(self.teacher.network)
         trained = [network]
@@ -238,7 +233,7 @@ class _Training:
 
         Telling of a step stands with the work of the next, so that the processes ask each other once for both.
         """
-        first, stream = step, self.batches.from_step(step * self.config.accumulate)
+        first, stream = step, self.feed.from_step(step * self.config.accumulate)
         while step < self.steps:
             with self.engine.together():
                 if step > first:
@@ -247,14 +242,14 @@ class _Training:
             self.move(step)
             step += 1
 
-    def learn(self, step: int, stream: Iterator[tuple[Views, Tensor]]) -> None:
+    def learn(self, step: int, stream: Iterator[Batch]) -> None:
         """The gradients of a step."""
         set_rates(self.optimizer, self.schedule, self.config, step, self.steps_per_epoch)
         self.call_hooks(step)
         self.optimizer.zero_grad(set_to_none=True)
         with self.randomness(step):
             for micro in range(self.config.accumulate):
-                batch = self.task.mix(self.batch_of(*next(stream)))
+                batch = next(stream)
                 number = step * self.config.accumulate + micro
                 draws = self.sampler.draw(step_rng(self.seed, number, self.engine.rank))
                 self.accumulate(step, batch, draws)
@@ -320,32 +315,11 @@ class _Training:
             self.teacher.before(step, self.steps)
 
     def randomness(self, step: int) -> Any:
-        """Seed dropout, stochastic depth and mixing for this step and rank; the host's generators are restored."""
+        """Seed dropout and stochastic depth for this step and rank; the host's generators are restored."""
         seed = seed_from("step", self.seed, step, self.engine.rank)
         if self.engine.device.type == "cuda":
             torch.cuda.manual_seed(seed)
         return seeded_globals(seed)
-
-    def batch_of(self, images: Views, targets_B: Tensor) -> Batch:
-        """A batch on the device, mixed where that is asked for, with its labels if it has some. Mixing pairs images, so
-        an odd one is left out."""
-        device = self.engine.device
-        views = (images,) if isinstance(images, Tensor) else tuple(images)
-        views = tuple(view.to(device, non_blocking=True) for view in views)
-        targets_B = targets_B.to(device, non_blocking=True)
-        if self.mixup is None or len(targets_B) < 2:
-            return Batch(views, targets_B)
-        if len(views) > 1:
-            raise UserError(
-                f"the batches have {len(views)} views; mixup and cutmix mix single images. Set both to 0."
-            )
-        even = len(targets_B) // 2 * 2
-        if has_labels(targets_B):
-            images_BCHW, targets_BY = self.mixup(views[0][:even], targets_B[:even])
-        else:
-            targets_BY = targets_B[:even]
-            images_BCHW, _ = self.mixup(views[0][:even], targets_BY.new_zeros(even))
-        return Batch((images_BCHW,), targets_BY)
 
     def accumulate(self, step: int, batch: Batch, draws: list[Draw]) -> None:
         """Add the gradients of all draws of one batch."""
@@ -482,15 +456,3 @@ class _Training:
             hook.restore(parts.get(f"hook{i}", {}))
         self.engine.restore_scaler(meta["scaler"])
         return int(meta["step"])
-
-
-class _Plain:
-    """Any re-iterable loader, made endless. It starts at the beginning of an epoch whatever the step."""
-
-    def __init__(self, loader: Any) -> None:
-        self._loader = loader
-        self.steps_per_epoch = len(loader)
-
-    def from_step(self, step: int) -> Iterator[tuple[Views, Tensor]]:
-        while True:
-            yield from self._loader

@@ -1,0 +1,99 @@
+"""The batches of a training as the loop takes them: without end, on its device, mixed, each with its place.
+
+How images are mixed is a function of (seed, place): wherever a batch of `TrainBatches` comes again, so do its mixed
+images, whatever trains on them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+from timm.data import Mixup
+from torch import Tensor
+
+from vitnas.data import has_labels
+from vitnas.data.augment import seed_from, seeded_globals
+from vitnas.errors import UserError
+from vitnas.train.engine import Engine
+from vitnas.train.task import Batch, Task
+
+Views = Tensor | Sequence[Tensor]
+
+
+class Batches(Protocol):
+    """Endless training batches that can start at any step (`vitnas.data.TrainBatches`)."""
+
+    steps_per_epoch: int
+
+    def from_step(self, step: int) -> Iterator[tuple[Views, Tensor]]: ...
+
+
+def endless(loader: Any) -> Batches:
+    """`loader` itself, or any re-iterable one made endless."""
+    return cast(Batches, loader) if hasattr(loader, "from_step") else _Plain(loader)
+
+
+class _Plain:
+    """Any re-iterable loader, made endless. It starts at the beginning of an epoch whatever the step."""
+
+    def __init__(self, loader: Any) -> None:
+        self._loader = loader
+        self.steps_per_epoch = len(loader)
+
+    def from_step(self, step: int) -> Iterator[tuple[Views, Tensor]]:
+        while True:
+            yield from self._loader
+
+
+@dataclass(frozen=True, kw_only=True)
+class Feed:
+    """The batches of a training.
+
+    Args:
+        task: its own mixing comes last.
+        mixup: of timm, or None.
+    """
+
+    batches: Batches
+    task: Task
+    mixup: Mixup | None
+    seed: int
+    engine: Engine
+
+    def from_step(self, step: int) -> Iterator[Batch]:
+        """The batches of `step`, `step` + 1 and on, without end. Each counts by itself where several make one optimizer
+        step."""
+        for number, (images, targets_B) in enumerate(self.batches.from_step(step), step):
+            yield self.mixed(images, targets_B, self.place(number))
+
+    def place(self, number: int) -> int:
+        """Which batch this process has then; where it is the same number, it is the same batch."""
+        place = getattr(self.batches, "place", None)
+        return number * self.engine.world + self.engine.rank if place is None else int(place(number))
+
+    def mixed(self, images: Views, targets_B: Tensor, place: int) -> Batch:
+        """A batch on the device, mixed where that is asked for, with its labels if it has some."""
+        device = self.engine.device
+        views = (images,) if isinstance(images, Tensor) else tuple(images)
+        views = tuple(view.to(device, non_blocking=True) for view in views)
+        targets_B = targets_B.to(device, non_blocking=True)
+        with seeded_globals(seed_from("mix", self.seed, place)):
+            return self.task.mix(self._paired(views, targets_B))
+
+    def _paired(self, views: tuple[Tensor, ...], targets_B: Tensor) -> Batch:
+        """Mixed by timm. Mixing pairs images, so an odd one is left out."""
+        if self.mixup is None or len(targets_B) < 2:
+            return Batch(views, targets_B)
+        if len(views) > 1:
+            raise UserError(
+                f"the batches have {len(views)} views; mixup and cutmix mix single images. Set both to 0."
+            )
+        even = len(targets_B) // 2 * 2
+        if has_labels(targets_B):
+            images_BCHW, targets_BY = self.mixup(views[0][:even], targets_B[:even])
+        else:
+            targets_BY = targets_B[:even]
+            images_BCHW, _ = self.mixup(views[0][:even], targets_BY.new_zeros(even))
+        return Batch((images_BCHW,), targets_BY)
