@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx
 import pytest
 
-from vitnas.cli import bench, commands, main, show_tokens, swap, tokens
+from vitnas.cli import bench, commands, main, probe, show_tokens, swap, tokens
 from vitnas.stages.run import field_names
 
 REPO = Path(__file__).resolve().parents[1]
@@ -42,7 +42,8 @@ def test_every_command_is_read(
         return  # named, not typed
     for module, name in (
         (commands, "open_run"), (commands, "whole_run"), (commands, "report"), (swap, "_load"),
-        (tokens, "load_network"), (show_tokens, "_files"), (bench, "bench_mixers"), (bench, "bench_tokens"),
+        (tokens, "load_network"), (probe, "load_network"),
+        (show_tokens, "_files"), (bench, "bench_mixers"), (bench, "bench_tokens"),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, read)
     try:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from vitnas.model.outputs import read_outputs
     from vitnas.model.selections import with_selections
     from vitnas.model.swap import swap_attention
+    from vitnas.probing import probe
     from vitnas.recipes.slim import slim_network as slim
     from vitnas.reporting import report
     from vitnas.sample import Fixed, Sandwich, Several, Spread, Uniform
@@ -63,6 +64,7 @@ _HOME = {
     "fewer_tokens": "train.fewer_tokens",
     "slim": "recipes.slim",
     "extract": "extraction",
+    "probe": "probing",
     "read_outputs": "model.outputs",
     "report": "reporting",
     "swap_attention": "model.swap",

@@ -14,6 +14,7 @@ from vitnas.reporting import front_table, tables
 from vitnas.reporting.files import read_run
 from vitnas.reporting.plots import describer, thin
 from vitnas.space import space_from_json
+from vitnas.train.evaluate import wilson
 
 
 @pytest.mark.parametrize(
@@ -22,13 +23,13 @@ from vitnas.space import space_from_json
 )
 def test_wilson_meets_published_values(correct: int, n: int, low: float, high: float) -> None:
     """81 of 263 is the worked example of Newcombe (1998), method 3; the first two are closed forms."""
-    assert tables.wilson(correct, n) == (pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4))
+    assert wilson(correct, n) == (pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4))
 
 
 @pytest.mark.parametrize(("correct", "n"), [(1, 0), (-1, 5), (6, 5)])
 def test_wilson_refuses_impossible_counts(correct: int, n: int) -> None:
     with pytest.raises(ValueError, match=rf"correct is {correct} of n = {n}; an interval needs"):
-        tables.wilson(correct, n)
+        wilson(correct, n)
 
 
 @pytest.mark.parametrize(

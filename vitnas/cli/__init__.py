@@ -51,6 +51,9 @@ USAGE = """\
                                           tolerance=0.02 in place of a budget
       selector=WORD keep=0.7              or by attention, evit, merge, pool, fixed, random, first
       epochs=30                           it learns from what it was (0: not, where nothing must be learned)
+  vitnas probe MODEL data.dataset=PATH    what its features are worth: nearest neighbours and a linear classifier
+      blocks=4                            of so many last blocks side by side, in place of what its classifier gets
+      --json                              as JSON; folder=PATH gets probe.json and the log of the test split
 
 [bold]Looking things up[/bold]
   vitnas bench mixers \\[tokens=64,1024]  time and memory of every token mixer on this device, and where softmax wins

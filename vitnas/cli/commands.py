@@ -17,6 +17,7 @@ from vitnas.cli.bench import bench_mixers_command, bench_tokens_command
 from vitnas.cli.fields import make_run, open_run, split_budgets
 from vitnas.cli.lookup import count_command, doctor_command, list_command, show_command
 from vitnas.cli.options import options, split
+from vitnas.cli.probe import probe_command
 from vitnas.cli.show_tokens import show_tokens_command
 from vitnas.cli.swap import swap_command
 from vitnas.cli.tokens import tokens_command
@@ -326,6 +327,7 @@ COMMANDS: dict[str, Command] = {
     "dashboard": dashboard_command,
     "swap": swap_command,
     "tokens": tokens_command,
+    "probe": probe_command,
     "list": list_command,
     "show": show_command,
     "count": count_command,

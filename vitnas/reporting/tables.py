@@ -20,6 +20,7 @@ from vitnas.records import ExportRecord, LatencyRecord, Result, Results
 from vitnas.reporting.files import RunFiles, role_name
 from vitnas.runs import to_json
 from vitnas.searching import Feasibility, SearchRecord
+from vitnas.train.evaluate import wilson
 
 MISSING = "not measured"
 MAX_LISTED = 20  # longer lists of the manifest are cut there, and say so
@@ -34,22 +35,6 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     numeric: tuple[int, ...] = ()
     strong: int = -1
-
-
-def wilson(correct: int, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """Return the 95 % Wilson score interval of the share `correct / n`, as fractions.
-
-    Raises:
-        ValueError: `n` is below 1, or `correct` is not in 0..n.
-    """
-    if n < 1 or not 0 <= correct <= n:
-        raise ValueError(
-            f"correct is {correct} of n = {n}; an interval needs 0 <= correct <= n and n >= 1. Count again."
-        )
-    share, z2 = correct / n, z * z
-    middle = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = z / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def number(value: float | None, unit: str = "", digits: int = 3) -> str:

@@ -27,11 +27,11 @@ from vitnas.records import (
     Results,
 )
 from vitnas.reporting import report
-from vitnas.reporting.tables import wilson
 from vitnas.stages.models import Models
 from vitnas.stages.run import ExportConfig
 from vitnas.stages.work import RunImages, Work, load_weights
 from vitnas.train import Score, evaluate
+from vitnas.train.evaluate import wilson
 
 FILES = {"onnx": "model.onnx", "torch_export": "model.pt2"}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -61,3 +62,19 @@ def evaluate(
                 totals += sums.double().cpu()
     top1, top5, total_loss, n = totals.tolist()
     return Score(accuracy=top1 / n, top5=top5 / n, loss=total_loss / n, n=int(n) // sides)
+
+
+def wilson(correct: int, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """Return the 95 % Wilson score interval of the share `correct / n`, as fractions.
+
+    Raises:
+        ValueError: `n` is below 1, or `correct` is not in 0..n.
+    """
+    if n < 1 or not 0 <= correct <= n:
+        raise ValueError(
+            f"correct is {correct} of n = {n}; an interval needs 0 <= correct <= n and n >= 1. Count again."
+        )
+    share, z2 = correct / n, z * z
+    middle = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = z / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
+    return max(0.0, middle - half), min(1.0, middle + half)
