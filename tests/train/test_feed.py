@@ -16,7 +16,7 @@ from vitnas.train import Batch, Classification, Task, TokenMixup, TrainConfig, f
 from vitnas.train.task import Outputs
 
 SPACE = autoformer("micro", image_size=8, patch_size=4, num_classes=4, embed_dims=(16, 32), depths=(1,))
-DATA = synthetic(num_classes=4, image_size=8, n=40, seed=0)
+DATA = synthetic(num_classes=4, image_size=8, n=44, seed=0)
 
 
 class Noting(Task):
