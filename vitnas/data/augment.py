@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -48,6 +48,10 @@ class Augmenter:
             image = stage(image)
         array = np.array(image.convert("L") if self.form.in_chans == 1 else image, dtype=np.uint8)
         return torch.from_numpy(array if array.ndim == 3 else array[:, :, None]).permute(2, 0, 1)
+
+    def stack(self, images: Sequence[Tensor]) -> Tensor:
+        """What `per_image` gave, as a batch."""
+        return torch.stack([*images])
 
     def batch(self, images_BCHW: Tensor, generator: torch.Generator) -> Tensor:
         """Shift, turn, zoom, flip, normalise and erase a uint8 batch; float32 BCHW out."""

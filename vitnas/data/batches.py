@@ -18,11 +18,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from vitnas.data.augment import Augmenter, seed_from, seeded_globals
 from vitnas.data.config import Augment
+from vitnas.data.crops import Cropper, Crops
 from vitnas.data.images import Images, quiet_pillow
 from vitnas.errors import UserError
 
 Batch = tuple[Tensor, Tensor]
-_Loaded = tuple[Tensor, Tensor, list[str]]  # images, targets, names of unreadable images met on the way
+# Images (or the crops of each), targets, names of unreadable images met on the way.
+_Loaded = tuple[Any, Tensor, list[str]]
 
 
 class TrainBatches:
@@ -43,7 +45,7 @@ class TrainBatches:
     def __init__(
         self,
         images: Images,
-        augment: Augment,
+        augment: Augment | Crops,
         *,
         batch_size: int,
         seed: int,
@@ -67,20 +69,24 @@ class TrainBatches:
         self.workers = workers
         self.epoch_views = epoch_views
         self._parts = len(images) // self.batch_size  # of an epoch, whatever the number of processes
-        self._augmenter = Augmenter(augment, images.form)
+        self._augmenter: Augmenter | Cropper = (
+            Cropper(augment, images.form, fixed=images.store.fixed_NCHW is not None)
+            if isinstance(augment, Crops)
+            else Augmenter(augment, images.form)
+        )
         self._epoch: tuple[int, Tensor] | None = None
 
-    def from_step(self, step: int) -> Iterator[Batch]:
+    def from_step(self, step: int) -> Iterator[tuple[Any, Tensor]]:
         """Yield (float32 images BCHW, normalised; int64 targets B, or (B, 0) without labels) for `step`, `step` + 1 and
-        on, without end."""
+        on, without end. Of Crops it is a tuple of such images, one per crop."""
         if self.workers == 0:
             for number in itertools.count(step):
-                images_BCHW, targets_B, bad = self.load(number)
+                views, targets_B, bad = self.load(number)
                 self.images.store.record(bad)
-                yield images_BCHW, targets_B
-        for images_BCHW, targets_B, bad in _loader(self, itertools.count(step), self.workers):
+                yield views, targets_B
+        for views, targets_B, bad in _loader(self, itertools.count(step), self.workers):
             self.images.store.record(bad)  # here, since what a worker process notes stays in it
-            yield images_BCHW, targets_B
+            yield views, targets_B
 
     def place(self, step: int) -> int:
         """Which batch a step has, counted over epochs and processes: where it is the same number, it is the same batch,
@@ -104,9 +110,9 @@ class TrainBatches:
         positions_B = self._order(epoch)[part * self.batch_size : (part + 1) * self.batch_size]
         seed = seed_from("augment", self.seed, epoch, part)
         with seeded_globals(seed) if self._augmenter.needs_globals else nullcontext():
-            raw_BCHW, targets_B, bad = self._read(positions_B)
-            images_BCHW = self._augmenter.batch(raw_BCHW, torch.Generator().manual_seed(seed))
-        return images_BCHW, targets_B, bad
+            raw, targets_B, bad = self._read(positions_B)
+            views = self._augmenter.batch(raw, torch.Generator().manual_seed(seed))
+        return views, targets_B, bad
 
     def _order(self, epoch: int) -> Tensor:
         if self._epoch is None or self._epoch[0] != epoch:
@@ -115,11 +121,12 @@ class TrainBatches:
         return self._epoch[1]
 
     def _read(self, positions_B: Tensor) -> _Loaded:
-        """uint8 BCHW images; an unreadable one is replaced by the next readable one of the same split."""
+        """uint8 BCHW images, or crops of them; an unreadable one is replaced by the next readable one of the split."""
         if not self._augmenter.needs_pil and (fixed_BCHW := self.images.pixels(positions_B)) is not None:
             return fixed_BCHW, self.images.targets[positions_B], []
         bad: list[str] = []
-        images, targets = [], []
+        images: list[Any] = []
+        targets: list[Tensor] = []
         with quiet_pillow():
             for start in positions_B.tolist():
                 position = start
@@ -139,7 +146,7 @@ class TrainBatches:
                     else self.images.store.fit(pixels)
                 )
                 targets.append(self.images.targets[position])
-        return torch.stack(images), torch.stack(targets), bad
+        return self._augmenter.stack(images), torch.stack(targets), bad
 
 
 class EvalBatches:

@@ -37,11 +37,15 @@ class BiasCost(NamedTuple):
 
 
 class PositionBias(nn.Module):
-    """The bias of `word` ("table" or "mlp"): (1, A, N, N). Parameter names are timm's."""
+    """The bias of `word` ("table" or "mlp"): (1, A, N, N). Parameter names are timm's.
+
+    `grid` may be set to a smaller one than the table is of, which then gives the steps that are left.
+    """
 
     def __init__(self, word: str, num_heads: int, grid: Grid, *, num_prefix_tokens: int) -> None:
         super().__init__()
         self.num_heads, self.grid, self.num_prefix_tokens = num_heads, grid, num_prefix_tokens
+        self._table_grid = grid
         self.relative_position_bias_table: nn.Parameter | None = None
         self.mlp: nn.Module | None = None
         if word == "table":
@@ -74,8 +78,11 @@ class PositionBias(nn.Module):
         return functional.pad(bias_PPA, (0, 0, *edge, *edge)) if self.num_prefix_tokens else bias_PPA
 
     def _of_table(self, table: Tensor) -> Tensor:
-        steps = prod(_steps(self.grid))
-        bias_PPA = self._between_patches(table[:steps].unflatten(0, _steps(self.grid)))
+        steps = prod(_steps(self._table_grid))
+        by_step = table[:steps].unflatten(0, _steps(self._table_grid))
+        for dim, (old, new) in enumerate(zip(self._table_grid, self.grid, strict=True)):
+            by_step = by_step.narrow(dim, old - new, 2 * new - 1)
+        bias_PPA = self._between_patches(by_step)
         return _with_class_token(bias_PPA, *table[steps:]) if self.num_prefix_tokens else bias_PPA
 
     def _between_patches(self, table: Tensor) -> Tensor:
@@ -92,12 +99,12 @@ class PositionBias(nn.Module):
 
     def set_grid(self, grid: Grid) -> None:
         """Take another grid; a table is resampled as timm does."""
-        if self.relative_position_bias_table is not None and grid != self.grid:
+        if self.relative_position_bias_table is not None and grid != self._table_grid:
             old = self.relative_position_bias_table
             shape = (prod(_steps(grid)) + 3 * self.num_prefix_tokens, self.num_heads)
-            table = resize_rel_pos_bias_table(old.detach(), grid, shape, self.grid)
+            table = resize_rel_pos_bias_table(old.detach(), grid, shape, self._table_grid)
             self.relative_position_bias_table = nn.Parameter(table, requires_grad=old.requires_grad)
-        self.grid = grid
+        self.grid = self._table_grid = grid
 
     @staticmethod
     def cost(word: str, num_heads: int, grid: Grid, num_prefix_tokens: int) -> BiasCost:

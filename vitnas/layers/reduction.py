@@ -23,6 +23,7 @@ from torch.nn import functional
 from vitnas.grids import Grid
 from vitnas.layers.axes import Axes
 from vitnas.layers.cost import LayerCost
+from vitnas.layers.resample import seen_positions
 
 
 class SpatialReduction(nn.Module):
@@ -50,6 +51,7 @@ class SpatialReduction(nn.Module):
         super().__init__()
         self.grid, self.num_prefix_tokens, self.residual = grid, num_prefix_tokens, residual
         self.extra = out_dim - dim
+        self._own_grid = grid
         self.norm = nn.LayerNorm(dim, eps=norm_eps)
         self.conv = nn.Conv2d(dim, out_dim, 3, stride=2, padding=1)
         self.prefix = nn.Linear(dim, out_dim) if num_prefix_tokens else None
@@ -79,8 +81,9 @@ class SpatialReduction(nn.Module):
             prefix = self.prefix(normed_BND[:, : self.num_prefix_tokens].contiguous())
         out = self.conv(self._grid(normed_BND)).flatten(2).transpose(1, 2)
         del normed_BND
-        if self.pos_embed is not None:
-            out = out + self.pos_embed
+        places = seen_positions(self.pos_embed, halved(self._own_grid), halved(self.grid))
+        if places is not None:
+            out = out + places
         if prefix is not None:
             out = torch.cat([prefix, out], dim=1)
             del prefix
@@ -98,10 +101,14 @@ class SpatialReduction(nn.Module):
 
     def set_grid(self, grid: Grid) -> None:
         """Take another grid; positions are resampled as timm does."""
-        old, new = halved(self.grid), halved(grid)
+        old, new = halved(self._own_grid), halved(grid)
         if self.pos_embed is not None and new != old:
             table = resample_abs_pos_embed(self.pos_embed, [*new], [*old], num_prefix_tokens=0)
             self.pos_embed = nn.Parameter(table.detach(), requires_grad=self.pos_embed.requires_grad)
+        self.grid = self._own_grid = grid
+
+    def see_grid(self, grid: Grid) -> None:
+        """Take images of another grid, with the weights as they are."""
         self.grid = grid
 
     @staticmethod

@@ -27,3 +27,16 @@ def resample_tokens(
         scale[num_prefix_tokens:] = prod(old_grid) / prod(new_grid)
         table = table * scale
     return nn.Parameter(table.contiguous(), requires_grad=weight_NX.requires_grad)
+
+
+def seen_positions(
+    positions_1ND: Tensor | None, own: Grid, seen: Grid, *, num_prefix_tokens: int = 0
+) -> Tensor | None:
+    """Positions of a grid at the places of another one's, with gradient: bicubic, as DINO takes them for small crops.
+    None stays None."""
+    if own == seen or positions_1ND is None:
+        return positions_1ND
+    found: Tensor = resample_abs_pos_embed(
+        positions_1ND, [*seen], [*own], num_prefix_tokens=num_prefix_tokens, antialias=False
+    )
+    return found

@@ -158,6 +158,19 @@ class Mixer(nn.Module, ABC):
     def set_grid(self, grid: Grid) -> None:
         """Take images of another grid from now on; weights per token are resampled."""
 
+    def see_grid(self, grid: Grid) -> None:
+        """Take images of another grid, not larger, with the weights as they are.
+
+        Raises:
+            UserError: it has weights per token.
+        """
+        if self.fixed_tokens:
+            raise UserError(
+                f"{self.word} has weights per token, which fit one image size alone. Use another mixer, or images of "
+                "one size."
+            )
+        self.set_grid(grid)
+
     def initialize_own(self, generator: torch.Generator | None) -> None:
         """Give values to what the Model's rule of initialisation does not fit."""
 

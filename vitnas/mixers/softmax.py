@@ -83,9 +83,17 @@ class Softmax(HeadMixer):
 
     def set_grid(self, grid: Grid) -> None:
         """Tables of relative positions on keys and values stay: they go by distance in patches."""
-        super().set_grid(grid)
+        self._take_grid(grid)
         if self.rel_pos is not None:
             self.rel_pos.set_grid(grid)
+
+    def see_grid(self, grid: Grid) -> None:
+        self._take_grid(grid)
+        if self.rel_pos is not None:
+            self.rel_pos.grid = grid
+
+    def _take_grid(self, grid: Grid) -> None:
+        super().set_grid(grid)
         for table in (self.rel_pos_k, self.rel_pos_v):
             if table is not None:
                 table.grid = grid

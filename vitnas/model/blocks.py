@@ -205,3 +205,18 @@ def set_grids_between(reductions: nn.ModuleList, selections: nn.ModuleDict, arch
     for name, selection in selections.items():
         assert isinstance(selection, Selection)
         selection.set_grid(arch.grids[-1], arch.blocks[int(name)].keep or 0)
+
+
+def see_grids(blocks: Iterable[nn.Module], reductions: nn.ModuleList, arch: Arch) -> None:
+    """Let blocks and what lies between the stages take the images of `arch`, with the weights as they are.
+
+    Raises:
+        UserError: a mixer with weights per token.
+    """
+    for block, grid in zip(blocks, block_grids(arch), strict=True):
+        for module in block.modules():
+            if isinstance(module, Mixer):
+                module.see_grid(grid)
+    for reduction, grid in zip(reductions, arch.grids, strict=False):
+        assert isinstance(reduction, SpatialReduction)
+        reduction.see_grid(grid)

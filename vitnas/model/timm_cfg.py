@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from vitnas.arch import Arch
@@ -40,3 +41,18 @@ def copy_data_cfg(source: Any, target: Any) -> None:
     cfg = getattr(source, "pretrained_cfg", None) or {}
     kept = {key: cfg[key] for key in DATA_KEYS if cfg.get(key) is not None}
     target.pretrained_cfg = target.default_cfg = {**target.pretrained_cfg, **kept}
+
+
+def layer_groups(entries: Mapping[int, int], selecting: Iterable[int]) -> dict[str, Any]:
+    """Groups for layer-wise learning rates.
+
+    Args:
+        entries: the reduction in front of each block that has one.
+        selecting: blocks that have a selection in front.
+    """
+    between = [(rf"^reductions\.{index}\.", (start,)) for start, index in entries.items()]
+    between += [(rf"^selections\.{index}\.", (index,)) for index in sorted(selecting)]
+    return {
+        "stem": r"^cls_token|^dist_token|^reg_token|^pos_embed|^norm_pre|patch_embed",
+        "blocks": [(r"^blocks\.(\d+)", None), *between, (r"^norm", (99999,))],
+    }

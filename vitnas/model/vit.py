@@ -26,6 +26,7 @@ from vitnas.errors import UserError
 from vitnas.grids import as_image_size, side_of, sides_of
 from vitnas.layers.axes import Axes
 from vitnas.layers.pool import AttentionPool, SequencePool
+from vitnas.layers.resample import seen_positions
 from vitnas.layers.select import OF_CHOICES, Kept, Trail, carried, masked_mean
 from vitnas.layers.selectors import SELECTIONS
 from vitnas.layers.stem import STEMS
@@ -42,7 +43,8 @@ from vitnas.model.blocks import (
 )
 from vitnas.model.features import as_features, feature_info, stage_starts, take_indices
 from vitnas.model.outputs import wanted
-from vitnas.model.timm_cfg import classifiers, default_cfg
+from vitnas.model.sizes import Twins
+from vitnas.model.timm_cfg import classifiers, default_cfg, layer_groups
 
 HEADS = ("head", "head_dist", "patch_head")
 
@@ -67,6 +69,8 @@ class Model(nn.Module):
         self.global_pool: str = arch.global_pool  # or "", which an Arch does not say: see reset_classifier
         self.grad_checkpointing = False
         self.masks_tokens: bool | None = None  # see carries_dropped
+        self.dynamic_img_size = False  # take smaller images too, by `twins`
+        self.twins = Twins()
         dim, first = arch.embed_dim, arch.stages[0].embed_dim
         self.patch_embed = STEMS[arch.stem](
             sides_of(arch.image_size),
@@ -150,6 +154,8 @@ class Model(nn.Module):
         Raises:
             UserError: a name that is not in `output_names`.
         """
+        if self.dynamic_img_size and (twin := self.twins.of(self, images_BCHW)) is not None:
+            return twin(images_BCHW, want=want)
         trail = Trail()
         if want is None:
             return self._head(self.norm(self._run(images_BCHW, trail)), trail.kept)
@@ -279,15 +285,16 @@ class Model(nn.Module):
 
     def embed(self, images_BCHW: Tensor) -> Tensor:
         """Patches, tokens before them and positions, normed: (B, C, H, W) to (B, N, D)."""
-        x_BND = self.patch_embed(images_BCHW).flatten(1, 2)
+        x_BND, prefix = self.patch_embed(images_BCHW).flatten(1, 2), self.arch.num_prefix_positions
+        places_1ND = seen_positions(self.pos_embed, self.arch.grids[0], self.seen, num_prefix_tokens=prefix)
         if self.no_embed_class:
-            x_BND = x_BND + self.pos_embed
+            x_BND = x_BND + places_1ND
         known = (self.cls_token, self.dist_token, self.reg_token)
         tokens = [token.expand(x_BND.shape[0], -1, -1) for token in known if token is not None]
         if tokens:
             x_BND = torch.cat([*tokens, x_BND], dim=1)
-        if self.pos_embed is not None and not self.no_embed_class:
-            x_BND = x_BND + self.pos_embed
+        if places_1ND is not None and not self.no_embed_class:
+            x_BND = x_BND + places_1ND
         normed: Tensor = self.norm_pre(x_BND)
         return normed
 
@@ -463,7 +470,7 @@ class Model(nn.Module):
 
     def _take_arch(self, arch: Arch) -> None:
         """Take `arch` and what follows from it."""
-        self.arch = arch
+        self.arch, self.seen = arch, arch.grids[0]
         self.in_chans, self.num_classes = arch.in_chans, arch.num_classes
         self.num_prefix_tokens, self.no_embed_class = arch.num_prefix_tokens, arch.no_embed_class
         self.embed_dim = self.num_features = self.head_hidden_size = arch.embed_dim
@@ -486,12 +493,7 @@ class Model(nn.Module):
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Layer groups for layer-wise learning rates, as in timm; what stands in front of a block goes with it."""
-        entries = [(rf"^reductions\.{index}\.", (start,)) for start, index in self._entries.items()]
-        entries += [(rf"^selections\.{index}\.", (index,)) for index in sorted(self._selecting)]
-        return {
-            "stem": r"^cls_token|^dist_token|^reg_token|^pos_embed|^norm_pre|patch_embed",
-            "blocks": [(r"^blocks\.(\d+)", None), *entries, (r"^norm", (99999,))],
-        }
+        return layer_groups(self._entries, self._selecting)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute blocks in the backward pass instead of keeping their activations."""

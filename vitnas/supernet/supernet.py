@@ -25,11 +25,13 @@ import torch
 from torch import Tensor, nn
 
 from vitnas.arch import Arch, Block
+from vitnas.grids import Grid, sides_of
 from vitnas.layers.axes import Axes, merge_axes, named_axes, named_tensors
 from vitnas.model import Model
 from vitnas.model.blocks import drop_path_rates, make_block
 from vitnas.model.build import storage_free
 from vitnas.model.outputs import output_names
+from vitnas.model.sizes import see
 from vitnas.space import Space
 from vitnas.supernet.borrow import Loan, home_of, lend_when_run
 from vitnas.supernet.sharing import Entries, Piece, Place, Sharing
@@ -72,7 +74,8 @@ class Supernet(nn.Module):
         self.space = space
         self.sharing = sharing or Sharing()
         self.drop_path = drop_path
-        self._cache: _Cache[tuple[Arch, int], _Subnet] = _Cache()
+        self.dynamic_img_size = False  # take smaller images too (`model/sizes.py`)
+        self._cache: _Cache[tuple[Arch, int, Grid | None], _Subnet] = _Cache()
         self._blocks: _Cache[Hashable, _Subnet] = _Cache()
         self._changes = 0
         self.axes: dict[str, Axes] = shared_axes(space, self.sharing)
@@ -110,7 +113,9 @@ class Supernet(nn.Module):
             UserError: `arch` is not in the Space (all reasons are given), or has no such output.
         """
         self._forget_if_moved()
-        return self.subnet(arch, side).skeleton(images_BCHW, want=want)
+        size = (images_BCHW.shape[-2], images_BCHW.shape[-1])
+        other = self.dynamic_img_size and size != sides_of(arch.image_size)
+        return self.subnet(arch, side, size if other else None).skeleton(images_BCHW, want=want)
 
     def train(self, mode: bool = True) -> Supernet:
         """Training or evaluation mode; what is kept follows when it is next used, as going through it takes long."""
@@ -139,29 +144,35 @@ class Supernet(nn.Module):
         kept = skeleton.no_weight_decay()
         return {name for name, _ in self.named_parameters() if base_name(name) in kept}
 
-    def subnet(self, arch: Arch, side: int = 0) -> _Subnet:
-        """The storage-free Model of `arch` and where its parameters lie; kept, as making it costs milliseconds."""
-        found = self._cache.get((arch, side))
+    def subnet(self, arch: Arch, side: int = 0, size: Grid | None = None) -> _Subnet:
+        """The storage-free Model of `arch` and where its parameters lie; kept, as making it costs milliseconds.
+
+        Args:
+            size: of the images, where it is not the Arch's.
+        """
+        found = self._cache.get((arch, side, size))
         if found is None:
-            found = self._cache.put((arch, side), self._make_subnet(arch, side))
+            found = self._cache.put((arch, side, size), self._make_subnet(arch, side, size))
         # Not the skeleton's own mode, as other Archs set that of shared blocks.
         if found.changes != self._changes:
             found.skeleton.train(self.training)
             found.changes = self._changes
         return found
 
-    def _make_subnet(self, arch: Arch, side: int) -> _Subnet:
+    def _make_subnet(self, arch: Arch, side: int, size: Grid | None) -> _Subnet:
         self.space.check(arch)
         place = self.sharing.place(arch, side)
         slots = self.space.slots(arch)
         rates = drop_path_rates(self.drop_path, self.space.largest().depth)
         stages = [index for index, stage in enumerate(arch.stages) for _ in stage.blocks]
         blocks = [
-            self._block(arch, stage, block, slot, rates[slot], place)
+            self._block(arch, stage, block, slot, rates[slot], place, size)
             for stage, block, slot in zip(stages, arch.blocks, slots, strict=True)
         ]
         with storage_free():
             skeleton = Model(arch, blocks=[block.skeleton for block in blocks])
+            if size is not None:
+                see(skeleton, size)
         axes = named_axes(skeleton, without="blocks")
         inner = [name for name, _ in skeleton.named_buffers() if not name.startswith("blocks.")]
         option = partial(option_of, arch, None)
@@ -172,12 +183,19 @@ class Supernet(nn.Module):
         return _Subnet(skeleton.train(self.training), loans)
 
     def _block(
-        self, arch: Arch, stage: int, block: Block, slot: int, drop_path: float, place: Place
+        self,
+        arch: Arch,
+        stage: int,
+        block: Block,
+        slot: int,
+        drop_path: float,
+        place: Place,
+        size: Grid | None,
     ) -> _Subnet:
         """A block of `arch` without storage. Archs that agree in a slot share it: a fresh Arch is mostly known ones."""
         fixed = tuple(getattr(arch, name) for name in FIXED)
         dim, grid = arch.stages[stage].embed_dim, arch.grids[stage]
-        key = (slot, dim, grid, replace(block, slot=None, keep=None), fixed, place)
+        key = (slot, dim, grid, replace(block, slot=None, keep=None), fixed, place, size)
         found = self._blocks.get(key)
         if found is None:
             with storage_free():

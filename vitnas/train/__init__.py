@@ -2,6 +2,7 @@
 
 from vitnas.train.config import TrainConfig
 from vitnas.train.engine import Engine
+from vitnas.train.esvit import EsViTConfig, SelfTeacher
 from vitnas.train.evaluate import Score, evaluate
 from vitnas.train.loop import Fitted, NonFiniteLossError, fit, step_rng
 from vitnas.train.losses import (
@@ -10,6 +11,7 @@ from vitnas.train.losses import (
     ClassificationConfig,
     CombinedSides,
     Distillation,
+    EsViT,
     Features,
     Hard,
     KeepRatio,
@@ -37,6 +39,8 @@ __all__ = [
     "ConsoleProgress",
     "Distillation",
     "Engine",
+    "EsViT",
+    "EsViTConfig",
     "Features",
     "Fitted",
     "Hard",
@@ -48,6 +52,7 @@ __all__ = [
     "Progress",
     "Rewiring",
     "Score",
+    "SelfTeacher",
     "Silent",
     "Soft",
     "Task",

@@ -220,6 +220,13 @@ class Engine:
         self.accelerator.end_training()
 
 
+def sum_over_processes(tensor: Tensor) -> Tensor:
+    """The sum of all processes' tensors, in place; what a single process has, as it is. All must call it."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(tensor)
+    return tensor
+
+
 class _OtherLeftError(Exception):
     """Another process has met an error, which all raise at the end of the block."""
 

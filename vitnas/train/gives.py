@@ -73,6 +73,10 @@ class Gives:
         ends = () if self.space is None else (self.space.smallest(), self.space.largest())
         return len({arch.stages[-1].embed_dim for arch in ends}) > 1
 
+    def has(self, name: str) -> bool:
+        """Whether there is such an output."""
+        return name in output_names(self._network)
+
     def width(self, name: str) -> int:
         """Last dimension of an output; of tokens of a Supernet the largest that any Arch's have.
 

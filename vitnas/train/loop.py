@@ -312,7 +312,7 @@ class _Training:
                 event = type(hook).__name__.lower()
                 self.log.write(Hooked, event=event, step=step, epoch=epoch, said=dict(record))
         if self.teacher is not None:
-            self.teacher.before(step, self.steps)
+            self.teacher.before(moment)
 
     def randomness(self, step: int) -> Any:
         """Seed dropout and stochastic depth for this step and rank; the host's generators are restored."""

@@ -24,6 +24,7 @@ from vitnas.errors import UserError
 from vitnas.model.modes import evaluating
 from vitnas.model.outputs import output_names, wanted
 from vitnas.model.timm_cfg import default_cfg
+from vitnas.sample.hook import Moment
 from vitnas.train.gives import Gives
 from vitnas.train.task import Task, bare_names, read_views
 
@@ -138,7 +139,10 @@ class Teacher:
         with evaluating(self.network.to(device)):
             yield
 
-    def before(self, step: int, steps: int) -> None:
+    def join(self, task: Task) -> None:
+        """Take note of the Task that it teaches, once that has what it trains itself."""
+
+    def before(self, moment: Moment) -> None:
         """Called before every step."""
 
     def after(self, step: int, steps: int, student: nn.Module) -> None:
@@ -222,6 +226,7 @@ def settled_task(
             raise UserError(
                 f"{name} learns nothing from a teacher. Leave the teacher out, or use another task."
             )
+        teacher.join(task)
         teacher.check(task.wants_taught)
     wanted(bare_names(task.wants), output_names(network))
     return task

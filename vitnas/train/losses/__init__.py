@@ -8,6 +8,7 @@ from vitnas.kinds import members
 from vitnas.train.losses.combined_sides import CombinedSides as CombinedSides
 from vitnas.train.losses.distillation import Distillation as Distillation
 from vitnas.train.losses.distillation import TaughtLoss
+from vitnas.train.losses.esvit import EsViT as EsViT
 from vitnas.train.losses.features import Features as Features
 from vitnas.train.losses.keep_ratio import KeepRatio as KeepRatio
 from vitnas.train.losses.keep_ratio import KeepRatioConfig as KeepRatioConfig
