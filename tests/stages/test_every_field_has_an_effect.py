@@ -27,7 +27,7 @@ from vitnas.model import build
 from vitnas.sample import SAMPLERS, Found, Given, Moment
 from vitnas.space import SPACES, autoformer, vitas
 from vitnas.stages.run import KINDS, Run, SlimConfig
-from vitnas.train import TASKS, Batch, ClassificationConfig, TaskGiven, Teacher, TeacherConfig
+from vitnas.train import TASKS, Batch, ClassificationConfig, TaskGiven, TeacherConfig
 from vitnas.train.losses import TAUGHT_LOSSES
 from vitnas.train.task import read_views
 from vitnas.train.teacher import settled_task
@@ -59,7 +59,7 @@ OF_A_TEACHER |= {
     "manifold.sample",
     "manifold.patch",
 }
-OF_A_TEACHER |= {"manifold.random", "manifold.num_random", "compare"}
+OF_A_TEACHER |= {"manifold.random", "manifold.num_random", "compare", "cache", "top_k"}
 QUIET |= {f"teacher.{name}": "of a teacher: below" for name in OF_A_TEACHER}
 
 
@@ -249,12 +249,12 @@ def test_every_field_of_a_task_is_read(kind: str, reads: Reads) -> None:
     assert {item.name for item in fields(config)} <= reads.found
 
 
-def test_every_field_of_a_teacher_is_read(reads: Reads) -> None:
+def test_every_field_of_a_teacher_is_read(reads: Reads, tmp_path: Path) -> None:
     parts = [item.name for item in fields(TeacherConfig) if item.name in TAUGHT_LOSSES]
     config = TeacherConfig(network="x", losses=tuple(parts), weights=(1.0,) * len(parts))
     reads.follow(config, "teacher.")
     network = build(autoformer("micro", image_size=8).smallest())
-    task, taught_by = config.task(ClassificationConfig().build(GIVEN)), Teacher(network)
+    task, taught_by = config.task(ClassificationConfig().build(GIVEN)), config.build(network, tmp_path)
     size = network.arch.input_size
     task = settled_task(task, network, taught_by, None, lambda: size)
     images, targets = torch.zeros(2, *size), torch.zeros(2, dtype=torch.long)

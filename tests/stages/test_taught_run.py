@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from stage_help import refused, words
+from stage_help import Warm, has_step, outcome, refused, words
 
 from vitnas.cli import main
 from vitnas.cli.fields import make_run
@@ -20,6 +20,7 @@ from vitnas.recipes import RECIPES
 from vitnas.records import Result, Results
 from vitnas.space import autoformer
 from vitnas.stages.context import make_space
+from vitnas.stages.run import changes, plain
 from vitnas.train import TeacherConfig, metrics
 
 
@@ -168,3 +169,40 @@ def test_a_whole_run_is_taught_and_compared(tmp_path: Path) -> None:
     assert "(soft, features, manifold): " in page
     assert "the same without the teacher, of equal cost and trained for as many epochs" in page
     assert "the same by soft labels alone" in page
+
+
+def test_a_cache_may_come_and_go_and_what_is_learned_may_not() -> None:
+    def run(**fields: str) -> dict[str, Any]:
+        return plain(make_run("tour", {"teacher": "x", **{f"teacher.{k}": v for k, v in fields.items()}}))
+
+    assert not changes(run(), run(cache="true"))
+    assert set(changes(run(), run(epoch_views="3", top_k="5"))) == {"teacher.epoch_views", "teacher.top_k"}
+    config = make_run("tour", {"teacher": "x", "teacher.cache": "true", "teacher.compare": "true",
+                               "teacher.losses": "[soft,features]", "teacher.epoch_views": "3"}).teacher  # fmt: skip
+    assert config.rivals()["soft_labels"] == TeacherConfig(network="x", cache=True, epoch_views=3)
+
+
+@pytest.mark.slow
+def test_a_whole_run_ends_with_the_same_bits_with_and_without_a_cache(warm: Warm, tmp_path: Path) -> None:
+    """Mixed images, a moving average; the second run is killed, and goes on with its answers and then without."""
+    name = teacher(tmp_path / "teacher")
+
+    def argv(folder: str, cache: bool) -> list[str]:
+        given = words(
+            tmp_path / folder, teacher=name, data__augment__cutmix="1", retrain__baselines="[hand_scaled]"
+        )
+        more = ["losses=[soft,features]", "epoch_views=3", "compare=true", "top_k=4", f"cache={cache}"]
+        return [*given, *(f"teacher.{field}" for field in more)]
+
+    warm.run(argv("without", cache=False))
+    folder = tmp_path / "with"
+    for stage in ("supernet", "retrain/chosen"):
+        warm.kill_when(argv("with", cache=True), has_step(folder, stage, 2))
+    warm.run(argv("with", cache=True))
+    assert {path.name.partition("-")[0] for path in (folder / "teacher").iterdir()} == {"logits", "tokens"}
+    assert len([*(folder / "teacher").iterdir()]) == 2, "all trainings share them"
+    warm.kill_when(argv("both", cache=True), has_step(tmp_path / "both", "supernet", 2))
+    warm.run(argv("both", cache=False))
+    want = outcome(tmp_path / "without")
+    for name in ("with", "both"):
+        assert outcome(tmp_path / name) == want

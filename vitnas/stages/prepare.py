@@ -44,7 +44,7 @@ def prepare(context: Context) -> Feasibility:
     if run.pretrained:
         start_from_pretrained(supernet, run.pretrained)
     form = data.train.form
-    task, teacher = make_task(run.task, context.teacher, data, space.largest().grids[-1])
+    task, teacher = make_task(run.task, context.teacher, data, space.largest().grids[-1], folder)
     with seeded_globals(run.seed):
         settled_task(task, supernet, teacher, form, lambda: form.input_size)
     if run.search.storage is not None:

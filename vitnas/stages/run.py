@@ -25,7 +25,7 @@ from vitnas.supernet import Coupled
 from vitnas.train import TASKS, ClassificationConfig, TaskConfig, TeacherConfig, TrainConfig
 
 # Fields that may change when a run is resumed: they change how fast or how loud it is, not what comes out.
-FREE = {"threads", "workers", "trackers", "device", "log_every", "checkpoint_minutes"}
+FREE = {"threads", "workers", "trackers", "device", "log_every", "checkpoint_minutes", "cache"}
 # Fields that may become larger in a finished run: the stage then goes on from what it has, and later ones follow.
 GROWS = {"search.num_trials": "search"}
 BASELINES = ("hand_scaled", "random_search")

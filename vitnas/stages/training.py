@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from torch import nn
 
@@ -25,13 +26,16 @@ from vitnas.train import (
     fit,
 )
 
+TAUGHT = "taught"  # names the order and the variations of the images in all trainings with a teacher
+
 
 def make_task(
-    config: TaskConfig, teacher: TeacherConfig, data: Data, grid: Grid
+    config: TaskConfig, teacher: TeacherConfig, data: Data, grid: Grid, folder: Path
 ) -> tuple[Task, Teacher | None]:
     """The Task of a run, and who teaches it.
 
     Args:
+        folder: of the run.
         grid: rows and columns of patches in the last stage of what trains.
 
     Raises:
@@ -42,7 +46,7 @@ def make_task(
         require_labels(data.train.targets, f"task.kind {config.kind!r}")
     task = config.build(TaskGiven(augment=data.augment, num_classes=data.num_classes, grid=grid))
     network = load_network(teacher.network, what="teacher") if teacher.network else None
-    return teacher.task(task), None if network is None else Teacher(network)
+    return teacher.task(task), None if network is None else teacher.build(network, folder / "teacher")
 
 
 def train(
@@ -66,12 +70,13 @@ def train(
         grid: see `make_task`.
         sampler: which Archs of a Supernet train.
     """
-    learned, taught_by = make_task(task, teacher, images.data, grid)
+    learned, taught_by = make_task(task, teacher, images.data, grid, work.folder)
+    batches = images.train_batches(stage if taught_by is None else TAUGHT, teacher.epoch_views)
     return fit(
         network,
         CombinedSides(learned) if isinstance(network, Supernet) and network.sides > 1 else learned,
         sampler or Fixed(),
-        images.train_batches(stage),
+        batches,
         config=config,
         teacher=taught_by,
         augment=images.data.augment,

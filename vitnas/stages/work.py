@@ -83,8 +83,8 @@ class RunImages:
         """`images` of this run, in order."""
         return EvalBatches(images, batch_size=EVAL_BATCH, workers=self.config.workers)
 
-    def train_batches(self, stage: str) -> TrainBatches:
-        """Varied train images, in an order of the stage's own."""
+    def train_batches(self, stage: str, epoch_views: int | None = None) -> TrainBatches:
+        """Varied train images, in an order of the stage's own; `epoch_views` as TrainBatches has them."""
         return TrainBatches(
             self.data.train,
             self.data.augment,
@@ -93,6 +93,7 @@ class RunImages:
             rank=self.work.engine.rank,
             world=self.work.engine.world,
             workers=self.config.workers,
+            epoch_views=epoch_views,
         )
 
     def some(self) -> Tensor:

@@ -1,5 +1,6 @@
 """Training: one visible loop for Supernets and Models."""
 
+from vitnas.train.answers import StoredTeacher
 from vitnas.train.config import TrainConfig
 from vitnas.train.engine import Engine
 from vitnas.train.esvit import EsViTConfig, SelfTeacher
@@ -55,6 +56,7 @@ __all__ = [
     "SelfTeacher",
     "Silent",
     "Soft",
+    "StoredTeacher",
     "Task",
     "TaskConfig",
     "TaskGiven",

@@ -32,7 +32,7 @@ from vitnas.sample.hook import Moment
 from vitnas.train.engine import sum_over_processes
 from vitnas.train.losses.esvit import EsViT
 from vitnas.train.projection_heads import ProjectionHead
-from vitnas.train.task import Task, read_views
+from vitnas.train.task import At, Task, read_views
 from vitnas.train.teacher import AverageTeacher, cosine
 
 TAUGHT_CROPS = 2  # the global ones
@@ -252,7 +252,7 @@ class SelfTeacher(AverageTeacher):
     def before(self, moment: Moment) -> None:
         self._temperature = self._config.teacher_temp_at(moment.epoch)
 
-    def answer(self, views: Sequence[Tensor], want: Sequence[str]) -> dict[str, Tensor]:
+    def answer(self, views: Sequence[Tensor], want: Sequence[str], at: At | None = None) -> dict[str, Tensor]:
         has_regions = any(name.endswith(".region") for name in want)
         kinds = ("pooled", "tokens") if has_regions else ("pooled",)
         crops = range(TAUGHT_CROPS)

@@ -6,18 +6,21 @@ images, whatever trains on them.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, cast
 
 from timm.data import Mixup
 from torch import Tensor
 
-from vitnas.data import has_labels
+from vitnas.data import TrainBatches, has_labels
 from vitnas.data.augment import seed_from, seeded_globals
 from vitnas.errors import UserError
 from vitnas.train.engine import Engine
-from vitnas.train.task import Batch, Task
+from vitnas.train.task import At, Batch, Task
+
+SAMPLED = 4096  # pixels of a view that its mark is made of
 
 Views = Tensor | Sequence[Tensor]
 
@@ -39,12 +42,12 @@ class _Plain:
     """Any re-iterable loader, made endless. It starts at the beginning of an epoch whatever the step."""
 
     def __init__(self, loader: Any) -> None:
-        self._loader = loader
+        self.loader = loader
         self.steps_per_epoch = len(loader)
 
     def from_step(self, step: int) -> Iterator[tuple[Views, Tensor]]:
         while True:
-            yield from self._loader
+            yield from self.loader
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,19 +71,48 @@ class Feed:
         for number, (images, targets_B) in enumerate(self.batches.from_step(step), step):
             yield self.mixed(images, targets_B, self.place(number))
 
+    @property
+    def comes_again(self) -> bool:
+        """The loader knows its batches by their places."""
+        return isinstance(self.batches, TrainBatches)
+
+    @property
+    def kind(self) -> str:
+        """What the loader is, in a word."""
+        given = self.batches.loader if isinstance(self.batches, _Plain) else self.batches
+        return type(given).__name__
+
+    @property
+    def mixing(self) -> str:
+        """How images are mixed before the task does."""
+        return "" if self.mixup is None else repr(sorted(vars(self.mixup).items()))
+
     def place(self, number: int) -> int:
         """Which batch this process has then; where it is the same number, it is the same batch."""
-        place = getattr(self.batches, "place", None)
-        return number * self.engine.world + self.engine.rank if place is None else int(place(number))
+        if isinstance(self.batches, TrainBatches):
+            return self.batches.place(number)
+        return number * self.engine.world + self.engine.rank
+
+    def places(self, steps: int) -> int:
+        """The largest place of `steps` batches of each process, plus 1."""
+        assert isinstance(self.batches, TrainBatches)
+        return self.batches.places(steps)
+
+    def at(self, place: int) -> Batch:
+        """The batch of a place."""
+        assert isinstance(self.batches, TrainBatches)
+        images_BCHW, targets_B, _ = self.batches.at(place)
+        return self.mixed(images_BCHW, targets_B, place)
 
     def mixed(self, images: Views, targets_B: Tensor, place: int) -> Batch:
         """A batch on the device, mixed where that is asked for, with its labels if it has some."""
         device = self.engine.device
         views = (images,) if isinstance(images, Tensor) else tuple(images)
+        at = At(place, mark_of(views)) if self.comes_again else None
         views = tuple(view.to(device, non_blocking=True) for view in views)
         targets_B = targets_B.to(device, non_blocking=True)
         with seeded_globals(seed_from("mix", self.seed, place)):
-            return self.task.mix(self._paired(views, targets_B))
+            return replace(self.task.mix(self._paired(views, targets_B)), at=at)
 
     def _paired(self, views: tuple[Tensor, ...], targets_B: Tensor) -> Batch:
         """Mixed by timm. Mixing pairs images, so an odd one is left out."""
@@ -97,3 +129,12 @@ class Feed:
             targets_BY = targets_B[:even]
             images_BCHW, _ = self.mixup(views[0][:even], targets_BY.new_zeros(even))
         return Batch((images_BCHW,), targets_BY)
+
+
+def mark_of(views: Sequence[Tensor]) -> int:
+    """A number of some pixels of all images, which lie on the host. The stride is odd, to go through all columns."""
+    mark = 0
+    for view in views:
+        flat = view.reshape(-1)
+        mark = zlib.crc32(flat[:: len(flat) // SAMPLED | 1].contiguous().numpy().data, mark)
+    return mark + 1

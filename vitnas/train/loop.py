@@ -196,6 +196,9 @@ class _Training:
         self.schedule = make_schedule(self.optimizer, config, self.steps, self.steps_per_epoch)
         self.ema = make_ema(network, config)
         self.parameters = [p for part in trained for p in part.parameters() if p.requires_grad]
+        if self.teacher is not None:
+            batches = self.steps * config.accumulate
+            self.teacher.keep(self.task.wants_taught, self.feed, batches, self.progress.note)
         self.read_every = steps_between_readings(engine.device)
         self.log = Metrics(self.folder, self.stage, engine)
         self.checkpoint = (
@@ -328,7 +331,7 @@ class _Training:
         first: dict[str, Tensor] = {}
         if self.teacher is not None:
             with self.engine.autocast():
-                answers = self.teacher.answer(batch.views, task.wants_taught)
+                answers = self.teacher.answer(batch.views, task.wants_taught, batch.at)
         distils = self.teacher is None and any(draw.distill for draw in draws)
         for draw in draws:
             rows = draw.rows(len(batch))

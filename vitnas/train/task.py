@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,14 @@ from vitnas.train.gives import Gives
 Outputs = Mapping[str, Tensor]
 
 
+class At(NamedTuple):
+    """Which batch it is: where `place` is the same, so are the images, if they can still be read. `mark`, never 0, is
+    of their pixels before mixing."""
+
+    place: int
+    mark: int
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Images and what to learn from them.
@@ -39,11 +47,13 @@ class Batch:
         views: (B, C, H, W) float images, one tensor per view of the same B pictures; most batches have one.
         targets: (B,) class numbers, or (B, Y) probabilities after mixing; (B, 0) where images have no labels.
         patch_targets: (B, N, Y) probabilities per patch, or None.
+        at: which of the batches that come again, where one does.
     """
 
     views: tuple[Tensor, ...]
     targets: Tensor
     patch_targets: Tensor | None = None
+    at: At | None = None
 
     @property
     def images_BCHW(self) -> Tensor:

@@ -25,8 +25,9 @@ from vitnas.model.modes import evaluating
 from vitnas.model.outputs import output_names, wanted
 from vitnas.model.timm_cfg import default_cfg
 from vitnas.sample.hook import Moment
+from vitnas.train.feed import Feed
 from vitnas.train.gives import Gives
-from vitnas.train.task import Task, bare_names, read_views
+from vitnas.train.task import At, Task, bare_names, read_views
 
 Momentum = Callable[[int, int], float]  # of (step, steps)
 
@@ -114,8 +115,19 @@ class Teacher:
             output_names(network if self.arch is None else network.subnet(self.arch).skeleton),
         )
 
-    def answer(self, views: Sequence[Tensor], want: Sequence[str]) -> dict[str, Tensor]:
-        """Its outputs of these names (`train/task.py`), without gradient."""
+    def keep(self, want: Sequence[str], feed: Feed, steps: int, tell: Callable[[str], None]) -> None:
+        """Called before the training, for who keeps answers: to `steps` batches of `feed`, of each process.
+
+        Args:
+            tell: what to say to the user goes here.
+        """
+
+    def answer(self, views: Sequence[Tensor], want: Sequence[str], at: At | None = None) -> dict[str, Tensor]:
+        """Its outputs of these names (`train/task.py`), without gradient.
+
+        Args:
+            at: which batch it is, where that comes again.
+        """
         with torch.no_grad():
             return read_views(self.network, views, want, arch=self.arch, convert=self.convert)
 

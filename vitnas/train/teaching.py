@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from vitnas.errors import UserError, check_words
+from vitnas.train.answers import StoredTeacher
 from vitnas.train.losses import TAUGHT_LOSSES, Distillation, Features, Manifold, Soft
 from vitnas.train.losses.distillation import TaughtLoss
 from vitnas.train.task import Task
+from vitnas.train.teacher import Teacher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +27,11 @@ class TeacherConfig:
     label_weight=0 labels are not looked at. Teachers of other classes teach features only. With `compare` the chosen
     Arch is also trained without the teacher, and where more than logits teaches by soft labels alone. The fields of a
     loss are under its name (`teacher.soft.temperature`).
+
+    What the teacher says is rounded to half precision, and of logits to the `top_k` largest where that is given. With
+    `cache` it is written into the run folder once and read wherever the same batch comes again, with the same result:
+    all that the teacher teaches sees the same batches in the same order. `epoch_views` lets epochs come again after so
+    many; without it no two epochs of a training are alike.
     """
 
     network: str | None = None
@@ -29,6 +39,9 @@ class TeacherConfig:
     weights: tuple[float, ...] = ()
     label_weight: float = 1.0
     compare: bool = False
+    cache: bool = False
+    epoch_views: int | None = None
+    top_k: int | None = None
     soft: Soft = field(default_factory=Soft)
     features: Features = field(default_factory=Features)
     manifold: Manifold = field(default_factory=Manifold)
@@ -49,6 +62,9 @@ class TeacherConfig:
                 f"teacher.weights is {list(self.weights)} and teacher.label_weight {self.label_weight}; weights "
                 "must be above 0, that of the labels at least 0. Leave out a loss that should not count."
             )
+        for name in ("epoch_views", "top_k"):
+            if (number := getattr(self, name)) is not None and number < 1:
+                raise UserError(f"teacher.{name} is {number}; it must be at least 1. Leave it out for all.")
         for name, value in ((item.name, getattr(self, item.name)) for item in fields(self)):
             if isinstance(value, TaughtLoss) and name not in self.losses and value != type(value)():
                 raise UserError(
@@ -74,8 +90,8 @@ class TeacherConfig:
         found = {"without_teacher": TeacherConfig()}
         logits = [loss.compares_classes for loss in self._losses()]
         if any(logits) and not all(logits):
-            found["soft_labels"] = TeacherConfig(
-                network=self.network, label_weight=self.label_weight, soft=self.soft
+            found["soft_labels"] = replace(
+                self, losses=("soft",), weights=(), compare=False, features=Features(), manifold=Manifold()
             )
         return found
 
@@ -94,6 +110,10 @@ class TeacherConfig:
             labels=labels if self.learns_labels else None,
             label_weight=self.label_weight,
         )
+
+    def build(self, network: nn.Module, folder: Path) -> Teacher:
+        """Who teaches: `network`, whose answers are kept in `folder` where that is asked for."""
+        return StoredTeacher(network, top_k=self.top_k, folder=folder if self.cache else None)
 
     def _losses(self) -> Iterator[TaughtLoss]:
         for word in self.losses:
