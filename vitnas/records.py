@@ -345,7 +345,6 @@ class Forecast(RunFile):
         time_s: the seconds given.
         measured: seconds of the steps that this is reckoned from, by what they are.
         asked: whether the effort was asked for.
-        images: train images that activations are taken from.
     """
 
     FILE = "forecast.json"
@@ -356,7 +355,6 @@ class Forecast(RunFile):
     efforts: tuple[EffortForecast, ...]
     effort: Effort
     asked: bool
-    images: int = 256
 
     @property
     def taken(self) -> EffortForecast:

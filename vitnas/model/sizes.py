@@ -7,11 +7,14 @@ that are left. `set_input_size` is for good, and makes other weights.
 from __future__ import annotations
 
 import copy
+from types import MethodType
 from typing import Any
 
 import torch
 from timm.layers import Format
+from timm.models.swin_transformer import SwinTransformerBlock, window_partition, window_reverse
 from torch import Tensor, nn
+from torch.nn import functional
 
 from vitnas.arch import Arch
 from vitnas.errors import UserError, first_line
@@ -113,8 +116,9 @@ def take_other_sizes(network: Any, input_size: tuple[int, int, int], size: Image
         if hasattr(network, "dynamic_img_size"):  # positions are then added to a map
             embed.flatten, embed.output_fmt = False, Format.NHWC
     for module in [] if ours else network.modules():
-        if hasattr(module, "dynamic_mask"):  # Swin
+        if isinstance(module, SwinTransformerBlock):
             module.dynamic_mask = True
+            module._attn = MethodType(_swin_attention, module)
     space = getattr(network, "space", None)
     like = next(network.parameters())
     image_1CHW = torch.zeros(1, input_size[0], *sides_of(size), device=like.device)
@@ -129,6 +133,24 @@ def take_other_sizes(network: Any, input_size: tuple[int, int, int], size: Image
                 f"{type(network).__name__} cannot take images of {size_text(size)} pixels ({first_line(error)}); small "
                 "crops are of that size. Use another local_crops_size, local_crops_number=0, or another network."
             ) from error
+
+
+def _swin_attention(block: SwinTransformerBlock, x_BRSD: Tensor) -> Tensor:
+    """Attention of shifted windows in a map that is filled up first, and then shifted, as in Swin's own code: the mask
+    of windows counts on that. timm shifts first, which is the same where nothing is filled up; it stays so for images
+    of the network's own size, for which others will run it."""
+    _, rows, columns, dim = x_BRSD.shape
+    if (rows, columns) == tuple(block.input_resolution):
+        kept: Tensor = type(block)._attn(block, x_BRSD)
+        return kept
+    (height, width), (down, across) = block.window_size, block.shift_size
+    x = functional.pad(x_BRSD, (0, 0, 0, -columns % width, 0, -rows % height))
+    x = x.roll((-down, -across), dims=(1, 2))
+    windows = window_partition(x, block.window_size).flatten(1, 2)
+    windows = block.attn(windows, mask=block.get_attn_mask(x))
+    x = window_reverse(windows.view(-1, height, width, dim), block.window_size, *x.shape[1:3])
+    x = x.roll((down, across), dims=(1, 2))
+    return x[:, :rows, :columns].contiguous()
 
 
 def _check_patch(network: Any, size: ImageSize) -> None:

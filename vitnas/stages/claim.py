@@ -10,11 +10,9 @@ from typing import Any
 import yaml
 
 from vitnas.errors import UserError
-from vitnas.records import Allocation
 from vitnas.searching import Feasibility
 from vitnas.stages.context import Context
 from vitnas.stages.run import GROWS, Run, changes, in_words, plain, save_run
-from vitnas.stages.slim.prepare import forget_budget
 from vitnas.stages.table import go_on, plan_of
 from vitnas.train import Progress
 
@@ -42,15 +40,18 @@ def begin(context: Context) -> Feasibility:
 
 
 def claim_folder(run: Run, folder: Path) -> None:
-    """Write run.yaml, or check that the folder's is the same run; where only what may grow has grown, let it go on. A
-    slimming may have another budget until networks are searched for: so what none is found for is not stuck with it.
+    """Write run.yaml, or check that the folder's is the same run; where only what may grow has grown, let it go on.
 
     Raises:
         UserError: the folder holds another run (each differing field is named), or cannot be written.
     """
     path = folder / "run.yaml"
     changed = changes(read_yaml(path), plain(run)) if path.exists() else {}
-    other = {name: pair for name, pair in changed.items() if not _may_change(run, folder, name, *pair)}
+    other = {
+        name: (old, new)
+        for name, (old, new) in changed.items()
+        if name not in GROWS or run.slim or not isinstance(old, int) or new < old
+    }
     if other:
         grow = ", ".join(GROWS)
         raise UserError(
@@ -58,18 +59,9 @@ def claim_folder(run: Run, folder: Path) -> None:
             f"all anew{'' if run.slim else f'; only {grow} may grow in a folder'}."
         )
     for name in changed:
-        if run.slim:
-            forget_budget(folder)
-        else:
-            go_on(run, folder, GROWS[name])
+        go_on(run, folder, GROWS[name])
     if changed or not path.exists():
         save_run(run, path)
-
-
-def _may_change(run: Run, folder: Path, name: str, old: Any, new: Any) -> bool:
-    if run.slim:
-        return name == "budget" and not Allocation.exists(folder)
-    return name in GROWS and isinstance(old, int) and bool(new >= old)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

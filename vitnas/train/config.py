@@ -15,7 +15,8 @@ class TrainConfig:
 
     `lr` is what the optimizer gets; it is not scaled by the batch size. `warmup_epochs` and `epochs` count passes
     over the data. `ema` is the decay per optimizer step of an average of the weights, which is then what is
-    evaluated and kept; None for none. `clip_grad` is the largest norm of all gradients together. `accumulate` batches
+    evaluated and kept; None for none. `clip_grad` is the largest norm of all gradients together, or with
+    `clip_per_tensor` of each parameter's. `accumulate` batches
     make one optimizer step. `drop_path` is the rate of stochastic depth at the last block, rising linearly from 0; None
     leaves what the network was made with. `monitor_every` epochs a few Archs, or the Model that trains, are
     evaluated on the holdout split; 0 for never.
@@ -34,6 +35,7 @@ class TrainConfig:
     warmup_lr: float = 1e-6
     min_lr: float = 1e-5
     clip_grad: float | None = 5.0
+    clip_per_tensor: bool = False
     accumulate: int = 1
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     ema: float | None = None

@@ -99,8 +99,18 @@ class Engine:
         if self.accelerator.scaler is not None and state:
             self.accelerator.scaler.load_state_dict(dict(state))
 
-    def clip(self, parameters: list[nn.Parameter], max_norm: float | None) -> Tensor:
-        """Scale the gradients down to `max_norm` (None: leave them); returns their norm before."""
+    def clip(
+        self, parameters: list[nn.Parameter], max_norm: float | None, *, per_tensor: bool = False
+    ) -> Tensor:
+        """Scale the gradients down to `max_norm` (None: leave them); returns their norm before.
+
+        Args:
+            per_tensor: each by its own norm, as DINO and EsViT do, instead of all together.
+        """
+        if max_norm is not None and per_tensor:
+            self.accelerator.unscale_gradients()
+            used = [p for p in parameters if p.grad is not None]
+            return torch.stack([nn.utils.clip_grad_norm_(p, max_norm).float() for p in used]).norm()
         if max_norm is None:
             return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         norm: Tensor = self.accelerator.clip_grad_norm_(parameters, max_norm)
@@ -214,11 +224,6 @@ class Engine:
         """Send numbers to the trackers, if there are any."""
         if self.accelerator.log_with:
             self.accelerator.log(dict(values), step=step)
-
-    def finish(self) -> None:
-        """Flush the trackers; the processes stay together, as a caller may have more for them to do."""
-        for tracker in self.accelerator.trackers:
-            tracker.finish()
 
     def close(self) -> None:
         """Flush the trackers and leave the process group."""

@@ -48,7 +48,7 @@ class EsViTConfig:
     `region_from` is the epoch at which regions begin, for a run in stages. `local_crops_size` is 96/224 of the image in
     whole patches by default. Crop scales are shares of the image's area. `momentum_teacher` rises to 1 and weight decay
     to `weight_decay_end` (null: it stays) along half a cosine. `freeze_last_layer` epochs the last layers of the heads
-    stay as they began.
+    stay as they began. With `mixup` the student's crops show two images each, as in the authors' code.
     """
 
     region: bool = True
@@ -67,6 +67,7 @@ class EsViTConfig:
     center_momentum: float = 0.9
     momentum_teacher: float = 0.996
     weight_decay_end: float | None = 0.4
+    mixup: float = 0.0
     local_crops_number: int = 4
     local_crops_size: int | None = None
     global_crops_scale: tuple[float, float] = (0.4, 1.0)
@@ -85,7 +86,7 @@ class EsViTConfig:
                     "default."
                 )
         least = {"out_dim": 2, "hidden_dim": 1, "bottleneck_dim": 1, "nlayers": 1, "local_crops_number": 0}
-        least |= {"warmup_teacher_temp_epochs": 0, "freeze_last_layer": 0, "region_from": 0}
+        least |= {"warmup_teacher_temp_epochs": 0, "freeze_last_layer": 0, "region_from": 0, "mixup": 0}
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least {low}. Raise it.")
@@ -118,6 +119,7 @@ class EsViTConfig:
             region_from=self.region_from if self.region else None,
             freeze_last_layer=self.freeze_last_layer,
             weight_decay=rises,
+            mixup=self.mixup,
         )
 
     def head(self, in_dim: int) -> ProjectionHead:
@@ -268,7 +270,7 @@ class SelfTeacher(AverageTeacher):
                 for crop in crops:
                     told[f"views.{crop}.patches"] = patches[crop]
                     told[f"views.{crop}.region"] = said[crop].unflatten(0, patches[crop].shape[:2])
-            told["center_norm"] = self._centre("view").norm().expand(len(pooled[0]))
+            told["center_norm"] = self.centre("view").norm().expand(len(pooled[0]))
         return told
 
     def _say(self, part: str, features_RD: Tensor) -> Tensor:
@@ -276,9 +278,19 @@ class SelfTeacher(AverageTeacher):
         logits_RK = self._heads.module[part](features_RD).float()
         noted = torch.cat([logits_RK.sum(0), logits_RK.new_full((1,), len(logits_RK))])
         self._sums[part] = self._sums[part] + noted if part in self._sums else noted
-        return logits_RK.sub_(self._centre(part)).div_(self._temperature).softmax(-1)
+        return self._sharpened(part, logits_RK)
 
-    def _centre(self, part: str) -> Tensor:
+    def _sharpened(self, part: str, logits_RK: Tensor) -> Tensor:
+        """Probabilities; the logits are used up."""
+        return logits_RK.sub_(self.centre(part)).div_(self._temperature).softmax(-1)
+
+    @torch.no_grad()
+    def probabilities(self, features_RD: Tensor, part: str = "view") -> Tensor:
+        """(R, K) what it says now of (R, D) features of its network; nothing is noted."""
+        return self._sharpened(part, self._heads.module[part](features_RD.to(self._device)).float())
+
+    def centre(self, part: str = "view") -> Tensor:
+        """(K,) of the logits for views, or for regions."""
         if part not in self._centres:
             self._centres[part] = torch.zeros(self._config.out_dim, device=self._device)
         return self._centres[part]
@@ -293,7 +305,7 @@ class SelfTeacher(AverageTeacher):
         summed = sum_over_processes(torch.stack([*self._sums.values()]))
         for part, sums in zip(self._sums, summed, strict=True):
             mean_K = sums[:-1] / sums[-1]
-            self._centres[part] = self._centre(part) * stays + mean_K * (1 - stays)
+            self._centres[part] = self.centre(part) * stays + mean_K * (1 - stays)
         self._sums = {}
 
     def tensors(self) -> dict[str, Tensor]:

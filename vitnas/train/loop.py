@@ -262,7 +262,9 @@ class _Training:
     def move(self, step: int) -> None:
         """Move the weights, and what follows them."""
         self.engine.average_gradients(self.parameters)
-        norm = self.engine.clip(self.parameters, self.config.clip_grad)
+        norm = self.engine.clip(
+            self.parameters, self.config.clip_grad, per_tensor=self.config.clip_per_tensor
+        )
         if self.config.precision != "fp16":  # whose loss scaling skips steps without a finite gradient
             self.log.add_norm(step, norm)
             if self.is_read(step):  # the same in all processes, as all have the same gradient now

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -18,6 +19,7 @@ from vitnas.data.augment import seeded_globals
 from vitnas.errors import UserError, check_word, nearest
 from vitnas.train.checkpoint import take_over
 from vitnas.train.config import TrainConfig
+from vitnas.train.teacher import cosine
 
 Rules = dict[str, dict[str, float]]  # of a group of parameters, by the regular expression for their names
 
@@ -130,7 +132,7 @@ def _try_out(name: str) -> None:
 def make_schedule(
     optimizer: torch.optim.Optimizer, config: TrainConfig, steps: int, steps_per_epoch: int
 ) -> Any:
-    """A timm schedule driven by `step_update(step)`; it keeps no state that a resume would need.
+    """A schedule, timm's but for `dino`, driven by `step_update(step)`; it keeps no state that a resume would need.
 
     Args:
         steps: optimizer steps in all.
@@ -139,10 +141,12 @@ def make_schedule(
     Raises:
         UserError: a schedule that is unknown or not a function of the step.
     """
-    check_word("schedule", config.schedule, ("cosine", "poly", "tanh", "none"))
+    check_word("schedule", config.schedule, ("cosine", "poly", "tanh", "dino", "none"))
     if config.schedule == "none":
         return None
     warmup = min(round(config.warmup_epochs * steps_per_epoch), steps - 1)
+    if config.schedule == "dino":
+        return _Dino(optimizer, config, steps, warmup)
     schedule, _ = create_scheduler_v2(
         optimizer,
         sched=config.schedule,
@@ -155,6 +159,26 @@ def make_schedule(
         updates_per_epoch=1,
     )
     return schedule
+
+
+@dataclass(frozen=True)
+class _Dino:
+    """DINO's: a warm-up whose last step has the full rate, then half a cosine over the steps that are left. timm's
+    cosine is as long as the training, so that it has begun to fall when the warm-up ends."""
+
+    optimizer: torch.optim.Optimizer
+    config: TrainConfig
+    steps: int
+    warmup: int
+
+    def step_update(self, step: int) -> None:
+        config, warmup = self.config, self.warmup
+        if step < warmup:
+            lr = config.warmup_lr + (config.lr - config.warmup_lr) * step / max(1, warmup - 1)
+        else:
+            lr = cosine(config.lr, config.min_lr)(step - warmup, self.steps - warmup)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group.get("lr_scale", 1.0)
 
 
 def make_ema(network: nn.Module, config: TrainConfig) -> ModelEmaV3 | None:

@@ -14,7 +14,7 @@ Shapes: B images, V crops, P regions of a crop, D channels, K prototypes, R rows
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,18 +31,29 @@ from vitnas.train.teacher import Momentum
 PIECE = 1 << 22  # logits that are gone through at once: 16 MB
 
 
-def cross_entropy(
-    logits_RK: Tensor, taught: Sequence[Tensor], index: Sequence[Tensor], temperature: float
-) -> Tensor:
-    """The sum over rows and over `taught` of the cross-entropy between a teacher's row and the student's.
+class Mixing(NamedTuple):
+    """How a crop shows mixed images: `share_B` of each is its own, the rest that of the image at `partner_B`."""
+
+    partner_B: Tensor
+    share_B: Tensor
+
+
+class Taught(NamedTuple):
+    """What rows of the student learn: of (T, K) probabilities the rows `index_R`, each with a weight (None: 1)."""
+
+    probabilities_TK: Tensor
+    index_R: Tensor
+    weight_R: Tensor | None = None
+
+
+def cross_entropy(logits_RK: Tensor, taught: Sequence[Taught], temperature: float) -> Tensor:
+    """The sum over rows and over `taught` of the cross-entropy to what is taught, which gets no gradient.
 
     Args:
         logits_RK: of the student.
-        taught: (T, K) probabilities each, without gradient.
-        index: (R,) each: which row of it a row of the student learns.
         temperature: the student's.
     """
-    total: Tensor = _CrossEntropy.apply(logits_RK, temperature, len(taught), *taught, *index)
+    total: Tensor = _CrossEntropy.apply(logits_RK, taught, temperature)
     return total
 
 
@@ -50,8 +61,7 @@ class _CrossEntropy(torch.autograd.Function):
     """Makes the gradient in the forward pass, piece by piece, and keeps nothing else."""
 
     @staticmethod
-    def forward(ctx: Any, logits_RK: Tensor, temperature: float, count: int, *given: Tensor) -> Tensor:
-        taught, index = given[:count], given[count:]
+    def forward(ctx: Any, logits_RK: Tensor, taught: Sequence[Taught], temperature: float) -> Tensor:
         gradient = torch.empty_like(logits_RK) if ctx.needs_input_grad[0] else None
         total = logits_RK.new_zeros((), dtype=torch.float32)
         rows = max(1, PIECE // logits_RK.shape[1])
@@ -59,8 +69,9 @@ class _CrossEntropy(torch.autograd.Function):
             piece = slice(start, start + rows)
             log_rK = functional.log_softmax(logits_RK[piece].float() / temperature, dim=-1)
             target_rK = torch.zeros_like(log_rK)
-            for probabilities_TK, rows_R in zip(taught, index, strict=True):
-                target_rK += probabilities_TK[rows_R[piece]]
+            for probabilities_TK, index_R, weight_R in taught:
+                said_rK = probabilities_TK[index_R[piece]]
+                target_rK += said_rK if weight_R is None else said_rK * weight_R[piece, None]
             total -= torch.dot(target_rK.flatten(), log_rK.flatten())
             if gradient is not None:
                 whole_r1 = target_rK.sum(-1, keepdim=True)
@@ -73,27 +84,36 @@ class _CrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return (gradient * grad.to(gradient.dtype), *[None] * (len(ctx.needs_input_grad) - 1))
+        return gradient * grad.to(gradient.dtype), None, None
 
 
 def view_loss(
-    students: Sequence[Tensor], teachers: Sequence[Tensor], temperature: float, mixing: Sequence[Tensor] = ()
+    students: Sequence[Tensor],
+    teachers: Sequence[Tensor],
+    temperature: float,
+    mixing: Sequence[Mixing] = (),
 ) -> Tensor:
     """Mean cross-entropy over all pairs of a teacher's crop and another crop of the student.
 
     Args:
         students: (B, K) logits of each crop; the teacher's crops come first.
         teachers: (B, K) probabilities of each crop.
-        mixing: of each student's crop, where it shows mixed images: (B, B) shares, what row i's image has in that at
-            column j.
+        mixing: of each of the student's crops, where it shows mixed images.
     """
     rows_B = torch.arange(len(students[0]), device=students[0].device)
     total = students[0].new_zeros((), dtype=torch.float32)
     for crop, logits_BK in enumerate(students):
-        taught = [probabilities for other, probabilities in enumerate(teachers) if other != crop]
-        if mixing:
-            taught = [mixing[crop].float().t() @ probabilities for probabilities in taught]
-        total = total + cross_entropy(logits_BK, taught, [rows_B] * len(taught), temperature)
+        taught = []
+        for other in _others(crop, teachers):
+            if mixing:
+                partner_B, share_B = mixing[crop]
+                taught += [
+                    Taught(teachers[other], rows_B, share_B),
+                    Taught(teachers[other], partner_B, 1 - share_B),
+                ]
+            else:
+                taught.append(Taught(teachers[other], rows_B))
+        total = total + cross_entropy(logits_BK, taught, temperature)
     return total / (len(rows_B) * _pairs(students, teachers))
 
 
@@ -103,7 +123,7 @@ def region_loss(
     teachers: Sequence[Tensor],
     teacher_features: Sequence[Tensor],
     temperature: float,
-    mixing: Sequence[Tensor] = (),
+    mixing: Sequence[Mixing] = (),
 ) -> Tensor:
     """The same between regions: each of the student's learns that of the teacher's crop whose features are most alike.
 
@@ -112,58 +132,53 @@ def region_loss(
     Args:
         students, teachers: (B, P, K) logits, and probabilities.
         student_features, teacher_features: (B, P, D), from before the heads.
-        mixing: as in `view_loss`. The region is found in each of the images that are mixed, and its share is what is
-            learned of it; the authors' code does not look at it here.
+        mixing: as in `view_loss`. The most similar region of each of the two images is learned, by its share; the
+            authors' code does not look at mixing here.
     """
     total = students[0].new_zeros((), dtype=torch.float32)
-    flat = [probabilities_BPK.flatten(0, 1) for probabilities_BPK in teachers]
     for crop, logits_BPK in enumerate(students):
-        others = [number for number in range(len(teachers)) if number != crop]
-        size = logits_BPK.shape[0] * logits_BPK.shape[1]
-        if mixing:
-            found = _mixed(
-                logits_BPK, student_features[crop], teachers, teacher_features, others, mixing[crop]
+        taught, regions = [], logits_BPK.shape[1]
+        for other in _others(crop, teachers):
+            flat, mine, theirs = (
+                teachers[other].flatten(0, 1),
+                student_features[crop],
+                teacher_features[other],
             )
-            rows_R = torch.arange(size, device=logits_BPK.device)
-            loss = cross_entropy(logits_BPK.flatten(0, 1), [found], [rows_R], temperature)
-        else:
-            index = [alike(student_features[crop], teacher_features[other]) for other in others]
-            loss = cross_entropy(
-                logits_BPK.flatten(0, 1), [flat[other] for other in others], index, temperature
-            )
-        total = total + loss / size
+            if mixing:
+                partner_B, share_B = mixing[crop]
+                share_R = share_B.repeat_interleave(regions)
+                taught += [
+                    Taught(flat, alike(mine, theirs), share_R),
+                    Taught(flat, alike(mine, theirs, partner_B), 1 - share_R),
+                ]
+            else:
+                taught.append(Taught(flat, alike(mine, theirs)))
+        size = logits_BPK.shape[0] * regions
+        total = total + cross_entropy(logits_BPK.flatten(0, 1), taught, temperature) / size
     return total / _pairs(students, teachers)
 
 
 @torch.no_grad()
-def alike(mine_BPD: Tensor, theirs_BPD: Tensor) -> Tensor:
+def alike(mine_BPD: Tensor, theirs_BPD: Tensor, image_B: Tensor | None = None) -> Tensor:
     """(B P,) for each of my regions the number, counted through the batch, of the most similar one of the same image.
 
     By the channels that both have: a narrower Arch of a Supernet has the first ones.
+
+    Args:
+        image_B: numbers of the images to look at instead.
     """
+    places_B = torch.arange(len(theirs_BPD), device=theirs_BPD.device)
+    if image_B is not None:
+        theirs_BPD, places_B = theirs_BPD[image_B], image_B
     width = min(mine_BPD.shape[-1], theirs_BPD.shape[-1])
     mine, theirs = (functional.normalize(x[..., :width].float(), dim=-1) for x in (mine_BPD, theirs_BPD))
     with torch.autocast(mine.device.type, enabled=False):
         best_BP = (mine @ theirs.transpose(1, 2)).argmax(-1)
-    first_B = torch.arange(len(theirs), device=theirs.device) * theirs.shape[1]
-    return (best_BP + first_B[:, None]).flatten()
+    return (best_BP + places_B[:, None] * theirs.shape[1]).flatten()
 
 
-def _mixed(
-    logits_BPK: Tensor,
-    features_BPD: Tensor,
-    teachers: Sequence[Tensor],
-    teacher_features: Sequence[Tensor],
-    others: Sequence[int],
-    shares_BB: Tensor,
-) -> Tensor:
-    """(B P, K) what the regions of mixed images learn, from all of the teacher's crops."""
-    target_BPK = torch.zeros_like(logits_BPK, dtype=torch.float32)
-    for image, into in shares_BB.nonzero().tolist():
-        for other in others:
-            best_P = alike(features_BPD[into][None], teacher_features[other][image][None])
-            target_BPK[into] += shares_BB[image, into] * teachers[other][image][best_P]
-    return target_BPK.flatten(0, 1).detach()
+def _others(crop: int, teachers: Sequence[Tensor]) -> list[int]:
+    return [other for other in range(len(teachers)) if other != crop]
 
 
 def _pairs(students: Sequence[Tensor], teachers: Sequence[Tensor]) -> int:
@@ -194,6 +209,7 @@ class EsViT(Task):
         region_from: epoch at which regions begin; None for none.
         freeze_last_layer: epochs in which a head's last layer stays as it began, counted from where its loss begins.
         weight_decay: of (step, steps); None leaves it to the optimizer.
+        mixup: the student's crops show two images, shares drawn by Beta(mixup, mixup); the teacher sees them apart.
         head: makes a head for features of a width.
     """
 
@@ -207,6 +223,7 @@ class EsViT(Task):
         region_from: float | None = None,
         freeze_last_layer: float = 0.0,
         weight_decay: Momentum | None = None,
+        mixup: float = 0.0,
     ) -> None:
         self.crops, self.taught_crops, self.student_temp = crops, taught_crops, student_temp
         self.region_from, self.freeze_last_layer, self.weight_decay = (
@@ -214,6 +231,7 @@ class EsViT(Task):
             freeze_last_layer,
             weight_decay,
         )
+        self.mixup = mixup
         self._head = head
         self._prefix = 0
         self._begin(0.0)
@@ -233,13 +251,44 @@ class EsViT(Task):
         begins = {"view": 0.0} | ({} if self.region_from is None else {"region": self.region_from})
         self.parts = [part for part, begin in begins.items() if epoch >= begin]
         kinds = ("pooled", "tokens")[: len(self.parts)]
-        self.wants = tuple(f"views.{crop}.{kind}" for crop in range(self.crops) for kind in kinds)
+        self.wants = tuple(f"views.{self._at(crop)}.{kind}" for crop in range(self.crops) for kind in kinds)
         said = ("view", "region", "patches") if "region" in self.parts else ("view",)
         asked = [f"views.{crop}.{kind}" for crop in range(self.taught_crops) for kind in said]
         self.wants_taught = (*asked, "center_norm")
         for part, head in {} if self.own is None else self.own.items():
             assert isinstance(head, ProjectionHead)
             head.learn_last(epoch >= begins[part] + self.freeze_last_layer)
+
+    def _at(self, crop: int) -> int:
+        """Where the student's crop is among the views: behind the teacher's own where it is another."""
+        return crop + (self.taught_crops if self.mixup else 0)
+
+    def mix(self, batch: Batch) -> Batch:
+        """With `mixup`, the teacher's crops and then those of the student. Targets are the shares, a column per crop,
+        and the partner's number."""
+        if not self.mixup:
+            return batch
+        device, count = batch.images_BCHW.device, len(batch)
+        partner_B = torch.arange(count, device=device).flip(0)
+        shares_BV = torch.distributions.Beta(self.mixup, self.mixup).sample((count, self.crops)).to(device)
+        mixed = [
+            view.lerp(view.flip(0), 1 - share_B[:, None, None, None])
+            for view, share_B in zip(batch.views, shares_BV.unbind(1), strict=True)
+        ]
+        views = (*batch.views[: self.taught_crops], *mixed)
+        return Batch(views, torch.cat([shares_BV, partner_B[:, None].float()], dim=1))
+
+    def _mixing(self, batch: Batch) -> list[Mixing]:
+        if not self.mixup:
+            return []
+        *shares, partner = batch.targets.unbind(1)
+        partner_B = partner.long()
+        if int(partner_B.max()) != len(batch) - 1 or int(partner_B[-1]) != 0:
+            raise UserError(
+                "mixup pairs the images of a batch, and an Arch sees a part of one. Use a sampler that gives each Arch "
+                "the whole batch, or mixup=0."
+            )
+        return [Mixing(partner_B, share_B) for share_B in shares]
 
     def before(self, moment: Moment) -> None:
         self._begin(moment.epoch)
@@ -257,12 +306,13 @@ class EsViT(Task):
 
     def __call__(self, outputs: Outputs, batch: Batch, taught: Outputs) -> dict[str, Tensor]:
         taught_views = [taught[f"views.{crop}.view"] for crop in range(self.taught_crops)]
-        pooled = [outputs[f"views.{crop}.pooled"] for crop in range(self.crops)]
+        pooled = [outputs[f"views.{self._at(crop)}.pooled"] for crop in range(self.crops)]
+        mixing = self._mixing(batch)
         logits = self.own["view"](torch.cat(pooled)).chunk(self.crops)
-        found = {"view": view_loss(logits, taught_views, self.student_temp)}
+        found = {"view": view_loss(logits, taught_views, self.student_temp, mixing)}
         loss = found["view"]
         if "region" in self.parts:
-            found["region"] = self._region(outputs, taught)
+            found["region"] = self._region(outputs, taught, mixing)
             loss = (loss + found["region"]) / 2
         said = {**entropies(taught_views[0]), "center_norm": taught["center_norm"].mean()}
         return {"loss": loss, **found, **said}
@@ -271,8 +321,8 @@ class EsViT(Task):
         """The regions among the tokens."""
         return tokens_BND[:, self._prefix :]
 
-    def _region(self, outputs: Outputs, taught: Outputs) -> Tensor:
-        patches = [self.patches(outputs[f"views.{crop}.tokens"]) for crop in range(self.crops)]
+    def _region(self, outputs: Outputs, taught: Outputs, mixing: Sequence[Mixing]) -> Tensor:
+        patches = [self.patches(outputs[f"views.{self._at(crop)}.tokens"]) for crop in range(self.crops)]
         sizes = [each.shape[:2] for each in patches]
         rows_RK = self.own["region"](torch.cat([each.flatten(0, 1) for each in patches]))
         parts = rows_RK.split([size.numel() for size in sizes])
@@ -282,6 +332,7 @@ class EsViT(Task):
             [taught[f"views.{crop}.region"] for crop in range(self.taught_crops)],
             [taught[f"views.{crop}.patches"] for crop in range(self.taught_crops)],
             self.student_temp,
+            mixing,
         )
 
 
