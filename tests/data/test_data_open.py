@@ -35,8 +35,8 @@ from vitnas.runs import from_json, to_json
 
 
 def write_images(folder: Path, per_class: dict[str, int], size: tuple[int, int] = (12, 12)) -> None:
-    """Noise as JPEG, `count` files per class folder."""
-    rng = np.random.default_rng(0)
+    """Noise as JPEG, `count` files per class folder, all different."""
+    rng = np.random.default_rng(list(str(folder.name).encode()))
     for name, count in per_class.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
         for number in range(count):

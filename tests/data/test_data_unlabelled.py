@@ -135,8 +135,8 @@ def test_splits_that_differ_in_having_labels(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has one class only, 'train'; .*or use data\.labels=false"):
         open_data(DataConfig(dataset=str(tmp_path / "one")))
     write_images(tmp_path / "few", 8)
-    with pytest.raises(UserError, match=r"holdout is 0\.01: 0 of 6 images cannot be set apart; there must"):
-        open_data(DataConfig(dataset=str(tmp_path / "few"), holdout=0.01))
+    with pytest.raises(UserError, match=r"holdout is 6: 6 of 6 images cannot be set apart; there must"):
+        open_data(DataConfig(dataset=str(tmp_path / "few"), holdout=6))
     (tmp_path / "none" / ".hidden").mkdir(parents=True)
     write_images(tmp_path / "none" / ".hidden", 2)
     with pytest.raises(UserError, match=r"none has no images \(\.png"):

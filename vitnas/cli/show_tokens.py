@@ -14,7 +14,7 @@ from rich.console import Console
 from torch import Tensor
 
 from vitnas.cli.options import options
-from vitnas.data.images import UNREADABLE, quiet_pillow, with_channels
+from vitnas.data.images import UNREADABLE, quiet_pillow, upright, with_channels
 from vitnas.errors import UserError, first_line
 from vitnas.exporting.networks import load_network
 from vitnas.model import Model
@@ -76,7 +76,7 @@ def _read(file: Path, config: dict[str, Any]) -> Tensor:
     transform: Any = timm.data.create_transform(**config, is_training=False)
     try:
         with quiet_pillow(), Image.open(file) as image:
-            pixels: Tensor = transform(with_channels(image, config["input_size"][0]))
+            pixels: Tensor = transform(with_channels(upright(image), config["input_size"][0]))
     except UNREADABLE as error:
         raise UserError(
             f"{file} cannot be read as an image ({first_line(error)}). Mend or remove it."

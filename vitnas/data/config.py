@@ -8,8 +8,9 @@ from typing import Literal
 from vitnas.errors import UserError, check_word, nearest
 from vitnas.grids import ImageSize, as_image_size, sides_of
 
-# Tried in this order when the asked test split is missing; the first three are timm's and Hugging Face's words.
-TEST_NAMES = ("test", "validation", "val", "valid", "eval", "evaluation")
+# Tried in this order when the asked test split is missing.
+VALIDATION_NAMES = ("validation", "val", "valid", "eval", "evaluation")
+TEST_NAMES = ("test", "testing", *VALIDATION_NAMES)
 TRAIN_NAMES = ("train", "training")
 
 AUTO_AUGMENTS = ("rand", "augmix", "original", "originalr", "v0", "v0r", "3a")
@@ -109,6 +110,11 @@ class DataConfig:
     `image_size` is one number, or (height, width). None: images of at most 64 pixels keep their size if all are
     equal, else become squares that enlarge few; larger ones become 224. Without `mean` and `std` they are timm's
     ImageNet constants, or those of a run's pretrained model, for colour, and measured on train for grey images.
+    Of folders, `class_folders` says which are classes: those at the `top` of a split, the innermost ones (`leaf`), or
+    those `outside` of the splits, as in `cat/train/1.jpg`. Links to folders elsewhere are followed with `follow_links`.
+    `holdout` is a share, a number of images, or the name of a split; None is the validation split of a dataset that has
+    one beside test, or else a tenth of train, and at least an image of every class.
+    `config_name` is a configuration of a Hugging Face dataset, `input_key` and `target_key` its columns.
     `labels=False` takes the images alone, wherever they lie below the folder and whatever columns they have.
 
     Raises:
@@ -125,12 +131,15 @@ class DataConfig:
     std: tuple[float, ...] | None = None
     interpolation: str = "bicubic"
     crop_pct: float | None = None
-    holdout: int | float = 0.1
+    class_folders: Literal["top", "leaf", "outside"] = "top"
+    follow_links: bool = False
+    holdout: int | float | str | None = None
     batch_size: int = 128
     workers: int = 0
     augment: Augment | str = "auto"
     on_corrupt: Literal["skip", "raise"] = "skip"
     max_images: int | None = None
+    config_name: str | None = None
     input_key: str | None = None
     target_key: str | None = None
     labels: bool = True
@@ -152,11 +161,12 @@ class DataConfig:
             raise UserError(
                 f"workers is {self.workers}; it must be 0 (load in the main process) or more. Use 0."
             )
-        share = isinstance(self.holdout, float)
-        if (share and not 0 < self.holdout < 1) or (not share and self.holdout < 1):
+        if (isinstance(self.holdout, float) and not 0 < self.holdout < 1) or (
+            isinstance(self.holdout, int) and self.holdout < 1
+        ):
             raise UserError(
                 f"holdout is {self.holdout}; it must be a share between 0 and 1 or a whole number of images, "
-                "since the search scores Archs on it. Use 0.1."
+                "since the search scores Archs on it, or the name of a split. Use 0.1."
             )
         if self.in_chans not in (None, 1, 3):
             raise UserError(f"in_chans is {self.in_chans}; it must be 1 (grey) or 3 (colour). Leave it out.")

@@ -6,7 +6,6 @@ Every scheme returns one Source for train and one for test.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,14 +13,14 @@ from pathlib import Path
 import numpy as np
 from timm.data import create_dataset
 
-from vitnas.data.config import TEST_NAMES, TRAIN_NAMES, DataConfig
+from vitnas.data.config import DataConfig
+from vitnas.data.folders import open_folder
 from vitnas.data.hfds import open_hfds
-from vitnas.data.sources import NO_LABEL, ArraySource, Source, Subset, TimmSource, without_labels
-from vitnas.data.splits import Opened, carve, carve_test, find_test, note_test_name
+from vitnas.data.sources import ArraySource, TorchSource, without_labels
+from vitnas.data.splits import Opened, carve
 from vitnas.data.wds import open_wds
 from vitnas.errors import UserError, first_line, nearest
 
-IMAGE_TYPES = ".png;.jpg;.jpeg;.bmp;.gif;.webp;.tif;.tiff;.ppm;.pgm"
 TORCH_NAMES = ("cifar10", "cifar100", "mnist", "kmnist", "fashion_mnist", "image_folder")
 NUM_DIGITS_TEST = 360
 
@@ -39,7 +38,9 @@ def open_sources(config: DataConfig) -> Opened:
     )
     opened = opener(config)
     if not config.labels:
-        opened = replace(opened, train=without_labels(opened.train), test=without_labels(opened.test))
+        holdout = opened.holdout and without_labels(opened.holdout)
+        train, test = without_labels(opened.train), without_labels(opened.test)
+        opened = replace(opened, train=train, test=test, holdout=holdout)
     return opened
 
 
@@ -60,8 +61,7 @@ def _open_digits(config: DataConfig) -> Opened:
 
 
 def _open_folder(config: DataConfig) -> Opened:
-    """`train/` and `test/` (or `val/`) folders of class folders; or class folders alone, then test is carved. The same
-    of images that lie in no class folder, which have no labels."""
+    """The folder that `dataset` or `root` names."""
     by_root = config.root is not None and config.dataset in (
         "",
         "folder",
@@ -80,59 +80,7 @@ def _open_folder(config: DataConfig) -> Opened:
         raise UserError(
             f"dataset is {text!r}, a file; it must be a folder of class folders or images. Unpack it first."
         )
-    inside = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
-    train_name = next((name for name in (config.train_split, *TRAIN_NAMES) if name in inside), None)
-    if train_name is None:
-        if odd := [name for name in TEST_NAMES if name in inside]:
-            raise UserError(f"{text} has the folder {odd[0]!r} but no 'train'; both are needed. Add 'train'.")
-        return carve_test(_folder_source(root, config.labels), config)
-    test_name = find_test(config, inside)
-    train = _folder_source(root / train_name, config.labels)
-    if test_name is None:
-        return carve_test(train, config)
-    test = _folder_source(root / test_name, config.labels)
-    return Opened(train=train, test=test, notes=note_test_name(config, test_name))
-
-
-def _folder_source(root: Path, labels: bool) -> Source:
-    dataset = _folder_dataset(root, None)
-    paths = [os.path.relpath(path, root) for path, _ in dataset.reader.samples]
-    meant = [index for index, path in enumerate(paths) if not _left_by_a_system(path)]
-    if not labels or all(os.path.dirname(paths[index]) == "" for index in meant):
-        if not meant:
-            raise _no_images(root)
-        return Subset(TimmSource(dataset, [NO_LABEL] * len(paths), (), paths), meant)
-    names = [name for name in dataset.reader.class_to_idx if name]
-    if len(names) < len(dataset.reader.class_to_idx):  # timm makes a class "" of images beside the folders
-        dataset = _folder_dataset(root, {name: number for number, name in enumerate(names)})
-    samples = dataset.reader.samples
-    return TimmSource(
-        dataset,
-        [target for _, target in samples],
-        names,
-        [os.path.relpath(path, root) for path, _ in samples],
-    )
-
-
-def _left_by_a_system(path: str) -> bool:
-    """Hidden files and folders, and what macOS packs beside the files of an archive: no images of a person's."""
-    return any(part.startswith(".") or part == "__MACOSX" for part in Path(path).parts)
-
-
-def _folder_dataset(root: Path, class_map: dict[str, int] | None):  # type: ignore[no-untyped-def]
-    try:
-        return create_dataset(
-            "", root=str(root), search_split=False, input_key=IMAGE_TYPES, class_map=class_map
-        )
-    except RuntimeError as error:  # timm's word for no images
-        raise _no_images(root) from error
-
-
-def _no_images(root: Path) -> UserError:
-    return UserError(
-        f"{root} has no images ({IMAGE_TYPES.replace(';', ' ')}); it must hold one folder of images per class, or "
-        "images without labels. Check the path."
-    )
+    return open_folder(config, text)
 
 
 def _open_torch(config: DataConfig) -> Opened:
@@ -151,7 +99,7 @@ def _open_torch(config: DataConfig) -> Opened:
     return Opened(train=train, test=test)
 
 
-def _torch_source(config: DataConfig, split: str) -> TimmSource:
+def _torch_source(config: DataConfig, split: str) -> TorchSource:
     try:
         dataset = create_dataset(config.dataset, root=config.root, split=split, download=config.download)
     except (RuntimeError, OSError) as error:
@@ -160,7 +108,7 @@ def _torch_source(config: DataConfig, split: str) -> TimmSource:
             "Correct root, or add download=true."
         ) from error
     targets = [int(target) for target in dataset.targets]
-    return TimmSource(dataset, targets, list(dataset.classes), f"{config.dataset}/{split}")
+    return TorchSource(dataset, targets, list(dataset.classes), f"{config.dataset}/{split}")
 
 
 OPENERS: dict[str, Callable[[DataConfig], Opened]] = {

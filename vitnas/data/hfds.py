@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import io
 import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from timm.data import create_dataset
+from PIL import Image
 from timm.utils.misc import natural_key
 
 from vitnas.data.config import DataConfig
-from vitnas.data.sources import NO_LABEL, TimmSource
-from vitnas.data.splits import Opened, carve_test, find_test, note_test_name
+from vitnas.data.sources import NO_LABEL
+from vitnas.data.splits import Opened, carve_test, find_holdout, find_test, note_test_name, said
 from vitnas.errors import MissingExtra, UserError, first_line, nearest
 
 
@@ -27,9 +28,11 @@ def open_hfds(config: DataConfig) -> Opened:
         raise UserError(f"dataset is {config.dataset!r}; {name} is not a folder. Correct the path.")
     import datasets
 
+    notes = list[str]()
     with _quiet_hub():
         try:
-            splits = [str(split) for split in datasets.get_dataset_split_names(name)]
+            _check_config(config, name)
+            splits = [str(split) for split in datasets.get_dataset_split_names(name, config.config_name)]
             if config.train_split.partition("[")[0] not in splits:
                 raise UserError(
                     f"train_split is {config.train_split!r}; {config.dataset} has {', '.join(splits)}. "
@@ -38,6 +41,10 @@ def open_hfds(config: DataConfig) -> Opened:
             test_name = find_test(config, splits)
             train = _hfds_source(config, name, config.train_split)
             test = None if test_name is None else _hfds_source(config, name, test_name)
+            taken = {config.train_split.partition("[")[0], (test_name or "").partition("[")[0]}
+            others = [split for split in splits if split not in taken]
+            holdout_name = None if test_name is None else find_holdout(config, others, notes)
+            holdout = None if holdout_name is None else _hfds_source(config, name, holdout_name)
         except UserError:
             raise
         except (
@@ -51,18 +58,63 @@ def open_hfds(config: DataConfig) -> Opened:
             ) from error
     if test is None or test_name is None:
         return carve_test(train, config)
-    return Opened(train=train, test=test, notes=note_test_name(config, test_name))
+    said(notes)
+    return Opened(train=train, test=test, holdout=holdout, notes=(*note_test_name(config, test_name), *notes))
 
 
-def _hfds_source(config: DataConfig, name: str, split: str) -> TimmSource:
+class HfdsSource:
+    """A split of a Hugging Face dataset, whose images are decoded when they are read."""
+
+    def __init__(self, dataset: Any, image_key: str, name: str) -> None:
+        import datasets
+
+        self.dataset = dataset.cast_column(image_key, datasets.Image(decode=False))
+        self.image_key, self.prefix = image_key, name
+        self.targets: list[int] = [NO_LABEL] * len(dataset)
+        self.class_names: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def name(self, index: int) -> str:
+        return f"{self.prefix}/{index}"
+
+    def read(self, index: int) -> Image.Image:
+        cell = self.dataset[index][self.image_key] or {}
+        file = io.BytesIO(cell["bytes"]) if cell.get("bytes") else cell.get("path")
+        if not file:
+            raise ValueError("the cell is empty")
+        with Image.open(file) as opened:
+            opened.load()
+            return opened.copy()
+
+
+def _check_config(config: DataConfig, name: str) -> None:
+    """Refuse a set of several configurations none of which is named, or that has not the named one."""
     import datasets
 
-    features = datasets.load_dataset(name, split=split, cache_dir=config.root).features
+    names = datasets.get_dataset_config_names(name)
+    asked = config.config_name
+    if asked in names or (asked is None and (len(names) < 2 or "default" in names)):
+        return
+    known = ", ".join(names)
+    raise UserError(
+        f"config_name is {asked!r}; {config.dataset} has {known}. Choose one of them.{nearest(asked or '', names)}"
+        if asked is not None
+        else f"{config.dataset} has the configurations {known}; one must be named. Add config_name={names[0]}."
+    )
+
+
+def _hfds_source(config: DataConfig, name: str, split: str) -> HfdsSource:
+    import datasets
+
+    dataset = datasets.load_dataset(name, config.config_name, split=split, cache_dir=config.root)
+    features = dataset.features
     found_image = (key for key, kind in features.items() if isinstance(kind, datasets.Image))
     found_label = (key for key, kind in features.items() if isinstance(kind, datasets.ClassLabel))
     image_key = config.input_key or next(found_image, "image")
     target_key = config.target_key or next(found_label, "label")
-    if not config.labels:  # timm's reader must have a column
+    if not config.labels:
         target_key = image_key
     for option, key in (("input_key", image_key), ("target_key", target_key)):
         if key not in features:
@@ -71,24 +123,31 @@ def _hfds_source(config: DataConfig, name: str, split: str) -> TimmSource:
                 + (", or use data.labels=false." if option == "target_key" else ".")
                 + nearest(key, features)
             )
-    dataset = create_dataset(
-        config.dataset, root=config.root, split=split, input_key=image_key, target_key=target_key
-    )
-    name = f"{config.dataset}/{split}"
-    if not config.labels:
-        return TimmSource(dataset, [NO_LABEL] * len(dataset), (), name)
-    raw: list[Any] = list(dataset.reader.dataset[target_key][:])
+    source = HfdsSource(dataset, image_key, f"{config.dataset}/{split}")
+    if config.labels:
+        source.targets, source.class_names = _labels(config, dataset, target_key, split)
+    return source
+
+
+def _labels(config: DataConfig, dataset: Any, key: str, split: str) -> tuple[list[int], tuple[str, ...]]:
+    """Class numbers of a column, and their names."""
+    raw: list[Any] = list(dataset[key][:])
+    if any(isinstance(label, (list, dict)) for label in raw):
+        raise UserError(
+            f"The column {key!r} of {config.dataset} holds lists; one class per image is needed. Choose another with "
+            "target_key, or use data.labels=false."
+        )
     if any(label is None or label == -1 for label in raw):
         raise UserError(
             f"Split {split!r} of {config.dataset} has images without a label; every image needs one. Choose "
             "another split, or use data.labels=false."
         )
-    class_names = getattr(features[target_key], "names", None)
-    if class_names is None:  # plain numbers or words: the classes are the values that occur
-        values = sorted(set(raw), key=lambda value: natural_key(str(value)))
-        number = {value: index for index, value in enumerate(values)}
-        raw, class_names = [number[value] for value in raw], [str(value) for value in values]
-    return TimmSource(dataset, raw, class_names, name)
+    if (names := getattr(dataset.features[key], "names", None)) is not None:
+        return raw, tuple(names)
+    # plain numbers or words: the classes are the values that occur
+    values = sorted(set(raw), key=lambda value: natural_key(str(value)))
+    number = {value: index for index, value in enumerate(values)}
+    return [number[value] for value in raw], tuple(str(value) for value in values)
 
 
 @contextlib.contextmanager

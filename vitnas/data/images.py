@@ -18,7 +18,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from timm.data import create_transform
 from torch import Tensor
 
@@ -135,7 +135,7 @@ class Store:
             UserError: it is unreadable and `on_corrupt` is "raise".
         """
         try:
-            image = with_channels(self.source.read(row), self.form.in_chans)
+            image = with_channels(upright(self.source.read(row)), self.form.in_chans)
         except UNREADABLE as error:
             if self.on_corrupt == "raise":
                 raise UserError(
@@ -261,9 +261,19 @@ def quiet_pillow() -> Iterator[None]:
         yield
 
 
+def upright(image: Image.Image) -> Image.Image:
+    """Turned as a person sees it, where a camera wrote how it was held (EXIF)."""
+    return ImageOps.exif_transpose(image)
+
+
 def with_channels(image: Image.Image, in_chans: int) -> Image.Image:
-    """In grey for one channel, else in colours."""
+    """In grey for one channel, else in colours; what is transparent is white, as most programs show it."""
+    if image.mode == "I" and np.asarray(image).max() > 255:  # how some Pillows open 16-bit grey
+        image = Image.fromarray(np.asarray(image).astype(np.uint16))
     if image.mode.startswith("I;16"):  # Pillow would clip 16-bit grey at 255, which turns most of it white
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     mode = "L" if in_chans == 1 else "RGB"
     return image if image.mode == mode else image.convert(mode)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from vitnas.data.config import Augment, DataConfig, augment_for
 from vitnas.data.dataset_strings import open_sources
-from vitnas.data.images import UNREADABLE, Form, Images, Split, Store, has_labels, quiet_pillow
+from vitnas.data.images import UNREADABLE, Form, Images, Split, Store, has_labels, quiet_pillow, upright
 from vitnas.data.sources import NO_LABEL, ArraySource, Pixels, Source, Subset
 from vitnas.data.splits import Opened, carve, carve_test, match_classes
 from vitnas.errors import UserError, first_line
@@ -34,6 +34,7 @@ Constants: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]  # mean and s
 IMAGENET: Constants = (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
 MUCH_CUT = 0.7  # share left by the centre crop, below which a note says so; photographs of 4:3 keep 0.75
 SMALL_SIDE = 64  # pixels; images up to this keep their own size
+HOLDOUT_SHARE = 0.1  # of train
 NUM_PROBED = 32
 NUM_SAMPLED = 2_048
 
@@ -79,8 +80,8 @@ class Readings(RunFile):
 class Data:
     """Images of a dataset, split for a search. Made by `open_data` or `Data.from_arrays`.
 
-    `train` is for weights, `holdout` (carved out of the dataset's train split) for the search. The test split
-    is only had by `open_test`, which keeps a log of who looked. `notes` are sentences a report should show.
+    `train` is for weights, `holdout` (the dataset's validation split, or carved out of train) for the search. The
+    test split is only had by `open_test`, which keeps a log of who looked. `notes` are sentences a report should show.
     """
 
     def __init__(
@@ -134,17 +135,15 @@ class Data:
     @property
     def corrupt(self) -> list[str]:
         """Names of the images that could not be read so far, in all splits that were opened."""
-        stores = [self.train.store] + ([self._test_store] if self._test_store else [])
+        found = (self.train.store, self.holdout.store, self._test_store)
+        stores = dict.fromkeys(store for store in found if store)  # of holdout often the same as of train
         return [*self._opened.corrupt, *(name for store in stores for name in store.corrupt)]
 
     def open_test(self, log: Path, *, purpose: str = "final report") -> Images:
         """Return the test split; append the time, the number of images and `purpose` to `log` (see `Readings`)."""
         earlier = Readings.load(log).readings if log.exists() else ()
         if self._test_store is None:
-            form = self.train.form
-            store = Store(self._test, form, whole=False, on_corrupt=self.config.on_corrupt)
-            store.load(len(self._test) * prod(form.input_size))
-            self._test_store = store
+            self._test_store = _loaded(self._test, self.train.form, self.config, "test").store
         images = Images(self._test_store, "test")
         now = datetime.now(UTC).isoformat(timespec="seconds")
         Readings((*earlier, Reading(now, len(images), purpose))).save(log)
@@ -271,7 +270,7 @@ def constants_of(pretrained: str) -> Constants:
 
 
 def _assemble(config: DataConfig, opened: Opened, colour: Constants = IMAGENET) -> Data:
-    match_classes(opened, config)
+    missing = match_classes(opened, config)
     train, test = _capped(opened.train, config, "train"), _capped(opened.test, config, "test")
     if config.on_corrupt == "raise" and opened.corrupt:
         raise UserError(
@@ -285,24 +284,49 @@ def _assemble(config: DataConfig, opened: Opened, colour: Constants = IMAGENET) 
     if config.mean is None and form.in_chans == 1:
         form = _measured(form, store)
         store.form = form
-    everything = Images(store, "train")
-    names = [everything.name(i) for i in range(len(everything))]
-    count = config.holdout if isinstance(config.holdout, int) else round(config.holdout * len(everything))
-    try:
-        classes = [train.targets[row] for row in store.rows]
-        rest, holdout = carve(classes, names, count, salt=f"holdout/{config.seed}")
-    except UserError as error:
-        raise UserError(f"holdout is {config.holdout}: {error}") from error
+    if opened.holdout is None:
+        rest, holdout = _carved_holdout(config, store)
+    else:
+        rest, holdout = (
+            Images(store, "train"),
+            _loaded(_capped(opened.holdout, config, "holdout"), form, config, "holdout"),
+        )
     return Data(
-        train=Images(store, "train", rest),
-        holdout=Images(store, "holdout", holdout),
+        train=rest,
+        holdout=holdout,
         test=test,
         augment=augment,
         config=config,
         opened=opened,
-        notes=notes,
+        notes=(*missing, *notes),
         colour=colour,
     )
+
+
+def _carved_holdout(config: DataConfig, store: Store) -> tuple[Images, Images]:
+    """Train without the holdout, and the holdout."""
+    everything, source = Images(store, "train"), store.source
+    names = [everything.name(i) for i in range(len(everything))]
+    classes = [source.targets[row] for row in store.rows]
+    asked = HOLDOUT_SHARE if config.holdout is None else config.holdout
+    if isinstance(asked, str):
+        raise UserError(
+            f"holdout is {asked!r}, the name of a split, but {config.dataset} has no other split. Give a share or a "
+            "number of images."
+        )
+    count = asked if isinstance(asked, int) else max(len({*classes}), round(asked * len(everything)))
+    try:
+        rest, carved = carve(classes, names, count, f"holdout/{config.seed}", source.class_names)
+    except UserError as error:
+        raise UserError(f"holdout is {asked}: {error}") from error
+    return Images(store, "train", rest), Images(store, "holdout", carved)
+
+
+def _loaded(source: Source, form: Form, config: DataConfig, split: Split) -> Images:
+    """A split of its own, at the final size."""
+    store = Store(source, form, whole=False, on_corrupt=config.on_corrupt)
+    store.load(len(source) * prod(form.input_size))
+    return Images(store, split)
 
 
 def _capped(source: Source, config: DataConfig, split: Split) -> Source:
@@ -310,7 +334,9 @@ def _capped(source: Source, config: DataConfig, split: Split) -> Source:
         return source
     names = [source.name(i) for i in range(len(source))]
     try:
-        _, some = carve(source.targets, names, config.max_images, salt=f"{split}/{config.seed}")
+        _, some = carve(
+            source.targets, names, config.max_images, f"{split}/{config.seed}", source.class_names
+        )
     except UserError as error:
         raise UserError(f"max_images is {config.max_images}: {error}") from error
     return Subset(source, some)
@@ -324,7 +350,7 @@ def _form(config: DataConfig, source: Source, colour: Constants) -> tuple[Form, 
     with quiet_pillow():
         for index in _spread(len(source), NUM_PROBED):
             try:
-                image = source.read(index)
+                image = upright(source.read(index))
             except UNREADABLE:
                 continue  # counted and named when everything is read
             sizes.append(image.size[::-1])

@@ -1,6 +1,6 @@
 """Sources: what a dataset string opens to. Indexed images that are read one by one, not yet resized.
 
-Reading is timm's (`timm.data.create_dataset`); here is what it opens to, under one interface.
+Folders and Hugging Face datasets have sources in their own files.
 """
 
 from __future__ import annotations
@@ -73,33 +73,16 @@ class ListSource(_Numbered):
         return self.pictures[index]
 
 
-class TimmSource:
-    """A timm or torchvision dataset with random access, opened by `open_sources`."""
+class TorchSource(_Numbered):
+    """A dataset of torchvision's, opened by `open_sources`, which gives the picture itself."""
 
-    def __init__(
-        self, dataset: Any, targets: Sequence[int], class_names: Sequence[str], names: Sequence[str] | str
-    ) -> None:
+    def __init__(self, dataset: Any, targets: Sequence[int], class_names: Sequence[str], prefix: str) -> None:
+        super().__init__(targets, class_names, prefix)
         self.dataset = dataset
-        self.targets = list(targets)
-        self.class_names = tuple(class_names)
-        self.names = names
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def name(self, index: int) -> str:
-        return f"{self.names}/{index}" if isinstance(self.names, str) else self.names[index]
 
     def read(self, index: int) -> Image.Image:
-        reader = getattr(self.dataset, "reader", None)
-        if reader is None:  # a torchvision dataset gives the picture itself
-            image: Image.Image = self.dataset[index][0]
-            return image
-        # timm's own __getitem__ would silently return the next image for an unreadable one, so its reader is asked.
-        stream = reader[index][0]
-        with stream, Image.open(stream) as opened:
-            opened.load()
-            return opened.copy()
+        image: Image.Image = self.dataset[index][0]
+        return image
 
 
 class Subset:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from timm.utils.misc import natural_key
 
-from vitnas.data.config import TEST_NAMES, DataConfig
+from vitnas.data.config import TEST_NAMES, VALIDATION_NAMES, DataConfig
 from vitnas.data.sources import Source, Subset
 from vitnas.errors import UserError, nearest
 
@@ -25,11 +25,14 @@ class Opened:
 
     train: Source
     test: Source
+    holdout: Source | None = None  # carved out of train where there is none
     notes: tuple[str, ...] = ()
     corrupt: tuple[str, ...] = ()
 
 
-def carve(targets: Sequence[int], names: Sequence[str], count: int, salt: str) -> tuple[list[int], list[int]]:
+def carve(
+    targets: Sequence[int], names: Sequence[str], count: int, salt: str, class_names: Sequence[str] = ()
+) -> tuple[list[int], list[int]]:
     """Split indices into (rest, carved): `count` carved, by class in proportion, each class on both sides.
 
     Which images are carved depends on their names and `salt` only, so a few added images move few others.
@@ -41,10 +44,12 @@ def carve(targets: Sequence[int], names: Sequence[str], count: int, salt: str) -
     groups: dict[int, list[int]] = {}
     for index, target in enumerate(targets):
         groups.setdefault(target, []).append(index)
-    fewest = min(map(len, groups.values()))
+    smallest = min(groups, key=lambda target: len(groups[target]))
+    fewest = len(groups[smallest])
     if fewest < 2 or not len(groups) <= count <= len(targets) - len(groups):
+        name = f", {class_names[smallest]!r}," if class_names else ""
         rule = (
-            f"each of the {len(groups)} classes needs an image on both sides, and the smallest class has {fewest}"
+            f"each of the {len(groups)} classes needs an image on both sides, and the smallest class{name} has {fewest}"
             if len(groups) > 1
             else "there must be one on both sides"
         )
@@ -72,17 +77,17 @@ def _apportion(sizes: dict[int, int], count: int) -> dict[int, int]:
     return shares
 
 
-def carve_test(train: Source, config: DataConfig) -> Opened:
-    """Set a test split apart by file names and a constant, so that it is the same for every seed."""
+def carve_test(train: Source, config: DataConfig, notes: Sequence[str] = ()) -> Opened:
+    """Set a test split apart by file names and a constant, so that it is the same for every seed; `notes` are kept."""
     names = [train.name(i) for i in range(len(train))]
     count = max(len(set(train.targets)), math.floor(TEST_SHARE * len(train) + 0.5))
-    rest, test = carve(train.targets, names, count, salt="test split")
+    rest, test = carve(train.targets, names, count, "test split", train.class_names)
     note = (
         f"{config.dataset} has no test split: {len(test)} of its {len(train)} images ({TEST_SHARE:.0%}, by "
         "file name) are set apart as test, the same ones in every run."
     )
     logger.warning(note)
-    return Opened(train=Subset(train, rest), test=Subset(train, test), notes=(note,))
+    return Opened(train=Subset(train, rest), test=Subset(train, test), notes=(note, *notes))
 
 
 def find_test(config: DataConfig, splits: Sequence[str]) -> str | None:
@@ -102,6 +107,35 @@ def find_test(config: DataConfig, splits: Sequence[str]) -> str | None:
     return next((name for name in TEST_NAMES if name in splits), None)
 
 
+def find_holdout(config: DataConfig, splits: Sequence[str], notes: list[str]) -> str | None:
+    """Return which of `splits`, apart from train and test, is the holdout; None where it is carved out of train.
+
+    Raises:
+        UserError: a split that is not there was asked for.
+    """
+    if isinstance(config.holdout, str):
+        if config.holdout in splits:
+            return config.holdout
+        raise UserError(
+            f"holdout is {config.holdout!r}; {config.dataset} has {', '.join(splits) or 'no other splits'}. Choose one "
+            f"of them, or give a share or a number of images.{nearest(config.holdout, splits)}"
+        )
+    found = next((name for name in VALIDATION_NAMES if name in splits), None)
+    if found is not None and config.holdout is not None:
+        notes.append(
+            f"The split {found!r} of {config.dataset} is left out, as holdout={config.holdout} is carved out of train. "
+            "Leave holdout out to use it."
+        )
+        return None
+    return found
+
+
+def said(notes: Sequence[str]) -> None:
+    """Log what a person should know."""
+    for note in notes:
+        logger.warning(note)
+
+
 def note_test_name(config: DataConfig, test_name: str) -> tuple[str, ...]:
     """Return, and log, a remark when another split than the asked one is read as test."""
     if test_name == config.test_split:
@@ -111,39 +145,52 @@ def note_test_name(config: DataConfig, test_name: str) -> tuple[str, ...]:
     return (note,)
 
 
-def match_classes(opened: Opened, config: DataConfig) -> None:
-    """Check that train and test have the same classes, at least two, and number test's as train does.
+def match_classes(opened: Opened, config: DataConfig) -> tuple[str, ...]:
+    """Number the classes of test and holdout as train does; returns, and logs, which of train's they lack.
 
     Raises:
-        UserError: one class only, or classes that differ; the odd ones are named. Labels in one of both only.
+        UserError: one class only, or one that train lacks; the odd ones are named. Labels in one of them only.
     """
-    train, test = opened.train, opened.test
-    if bool(train.class_names) != bool(test.class_names):
-        has, lacks = ("train", "test") if train.class_names else ("test", "train")
-        raise UserError(
-            f"The {has} images of {config.dataset} have labels and its {lacks} images have none; both or neither must "
-            "have them. Add class folders, or use data.labels=false."
-        )
+    train, notes = opened.train, list[str]()
+    others = {"test": opened.test} | ({} if opened.holdout is None else {"holdout": opened.holdout})
+    for split, other in others.items():
+        if bool(train.class_names) != bool(other.class_names):
+            has, lacks = ("train", split) if train.class_names else (split, "train")
+            raise UserError(
+                f"The {has} images of {config.dataset} have labels and its {lacks} images have none; both or neither "
+                "must have them. Add class folders, or use data.labels=false."
+            )
     if not train.class_names:
-        return
+        return ()
     in_train = {train.class_names[target] for target in set(train.targets)}
-    in_test = {test.class_names[target] for target in set(test.targets)}
     if len(in_train) == 1:
         raise UserError(
             f"{config.dataset} has one class only, {next(iter(in_train))!r}; at least 2 are needed. Put the "
             "images of each class into a folder of their own, or use data.labels=false for images without labels."
         )
-    if in_train != in_test:
-        parts = []
-        for split, odd in (("train", in_train - in_test), ("test", in_test - in_train)):
-            names = sorted(odd, key=natural_key)
-            if names:
-                parts.append(f"only in {split}: {', '.join(names[:5])}" + ("..." if len(names) > 5 else ""))
-        raise UserError(
-            f"The classes of {config.dataset} differ between its splits ({'; '.join(parts)}); both must have "
-            "the same. Rename, add or remove the odd ones."
-        )
-    if train.class_names != test.class_names:
-        number = {name: target for target, name in enumerate(train.class_names)}
-        test.targets = [number[test.class_names[target]] for target in test.targets]
-        test.class_names = train.class_names
+    for split, other in others.items():
+        in_other = {other.class_names[target] for target in set(other.targets)}
+        odd, missing = in_other - in_train, in_train - in_other
+        if odd:
+            also = f"only in train: {_listed(missing)}; " if missing else ""
+            raise UserError(
+                f"The classes of {config.dataset} differ between its splits ({also}only in {split}: {_listed(odd)}); "
+                "train must have every class. Rename, add or remove the odd ones."
+            )
+        if missing:
+            notes.append(
+                f"The {split} split of {config.dataset} has no image of {_listed(missing)}; how well they are told "
+                "apart is not seen there."
+            )
+        if train.class_names != other.class_names:
+            number = {name: target for target, name in enumerate(train.class_names)}
+            other.targets = [number[other.class_names[target]] for target in other.targets]
+            other.class_names = train.class_names
+    said(notes)
+    return tuple(notes)
+
+
+def _listed(names: set[str]) -> str:
+    """Up to five of them, in the order of names."""
+    found = sorted(names, key=natural_key)
+    return ", ".join(found[:5]) + ("..." if len(found) > 5 else "")
