@@ -86,6 +86,16 @@ def test_ranks_train_one_lift(seen: list[dict[str, Any]]) -> None:
     assert first[0] != first[-1]
 
 
+def test_ranks_keep_answers_in_one_file(seen: list[dict[str, Any]]) -> None:
+    """Each its own, which change nothing."""
+    without, written, read = seen[0]["answers"]
+    assert (without[0], written[0], read[0]) == (0, 0, 3)
+    assert without[1:] == written[1:] == read[1:]
+    assert seen[0]["answers"] == seen[1]["answers"]
+    (path,) = (seen[0]["folder"] / "answers").iterdir()
+    assert path.name.startswith("logits-")
+
+
 def test_a_step_takes_three_reductions(seen: list[dict[str, Any]]) -> None:
     """Has any failed, who used which tensor, and the gradients, which fit one bucket."""
     assert [found["reductions"] for found in seen] == [3, 3]

@@ -33,6 +33,8 @@ from vitnas.train import (
     Distillation,
     Engine,
     Features,
+    Soft,
+    StoredTeacher,
     Teacher,
     TrainConfig,
     fit,
@@ -246,6 +248,24 @@ class NoNumber(Classification):
         return {"loss": losses["loss"] * (1 if self.left >= 0 else torch.nan)}  # type: ignore[attr-defined]
 
 
+def answers(engine: Engine, folder: Path) -> list[list[float]]:
+    """What is learned from a teacher that is computed, kept and read, and how many answers were read."""
+    found, data = [], synthetic(num_classes=4, image_size=8, n=64, seed=0)
+    for kept in (None, folder, folder):
+        network = supernet()
+        loader = TrainBatches(
+            data.train, Augment(), batch_size=8, seed=0, rank=engine.rank, world=engine.world
+        )
+        teacher = StoredTeacher(
+            build(SPACE.largest(), generator=torch.Generator().manual_seed(1)), folder=kept
+        )
+        config = TrainConfig(epochs=1, monitor_every=0, warmup_epochs=0)
+        fit(network, Soft(), ByRank(engine.rank), loader, config=config, engine=engine, teacher=teacher)
+        sums = [float(value.double().abs().sum()) for value in network.state_dict().values()]
+        found.append([teacher.read, *sums])
+    return found
+
+
 def lifts(engine: Engine) -> list[list[float]]:
     """What a loss trains itself, before each step: the last two groups of the optimizer."""
     sums: list[list[float]] = []
@@ -366,6 +386,7 @@ def rank_main(rank: int, folder: Path) -> None:
         "gradients": gradients(engine),
         "training": training(engine, folder),
         "lifts": lifts(engine),
+        "answers": answers(engine, folder / "answers"),
         "reductions": reductions(engine),
         "searching": searching(engine, folder),
         "once": once(folder),
