@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from vitnas.model.selections import with_selections
     from vitnas.model.swap import swap_attention
     from vitnas.probing import probe
+    from vitnas.recipes.pretrain import pretrain_network as pretrain
     from vitnas.recipes.slim import slim_network as slim
     from vitnas.reporting import report
     from vitnas.sample import Fixed, Sandwich, Several, Spread, Uniform
@@ -62,6 +63,7 @@ _HOME = {
     "count": "counting",
     "export": "exporting",
     "fewer_tokens": "train.fewer_tokens",
+    "pretrain": "recipes.pretrain",
     "slim": "recipes.slim",
     "extract": "extraction",
     "probe": "probing",
@@ -71,7 +73,7 @@ _HOME = {
     "with_selections": "model.selections",
     "spaces": "space",
 }
-_OTHER_NAME = {"export": "export_model", "slim": "slim_network"}
+_OTHER_NAME = {"export": "export_model", "pretrain": "pretrain_network", "slim": "slim_network"}
 
 __all__ = sorted(_HOME)
 

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pretrain_help import pretrain_words
 from slim_help import save, slim_words, trained
 from stage_help import words
 from torch import nn
@@ -26,8 +27,8 @@ from vitnas.data import Augment, DataConfig, TrainBatches, open_data
 from vitnas.model import build
 from vitnas.sample import SAMPLERS, Found, Given, Moment
 from vitnas.space import SPACES, autoformer, vitas
-from vitnas.stages.run import KINDS, Run, SlimConfig
-from vitnas.train import TASKS, Batch, ClassificationConfig, TaskGiven, TeacherConfig
+from vitnas.stages.run import KINDS, PretrainConfig, Run, SlimConfig
+from vitnas.train import TASKS, Batch, ClassificationConfig, EsViTConfig, TaskGiven, TeacherConfig
 from vitnas.train.losses import TAUGHT_LOSSES
 from vitnas.train.task import read_views
 from vitnas.train.teacher import settled_task
@@ -47,6 +48,11 @@ QUIET = {
     "data.input_key": "of timm's data sets: tests/data/test_data_hub.py",
     "data.target_key": "of timm's data sets: tests/data/test_data_hub.py",
     **dict.fromkeys((f"slim.{item.name}" for item in fields(SlimConfig)), "of slimming: below"),
+    **dict.fromkeys(
+        (f"pretrain.{item.name}" for item in fields(PretrainConfig) if item.name != "esvit"),
+        "of pretraining: below",
+    ),
+    **dict.fromkeys((f"pretrain.esvit.{item.name}" for item in fields(EsViTConfig)), "of pretraining: below"),
 }
 
 
@@ -145,6 +151,12 @@ def test_slimming_reads_its_own(run_reads: Reads, tmp_path: Path) -> None:
     net = save(trained(epochs=0.5), tmp_path / "net")
     assert main(slim_words(net, tmp_path / "run", data__image_size="12", resample="true")) == 0
     assert {name for name in leaves() if name.startswith("slim.")} <= run_reads.found
+
+
+@pytest.mark.slow
+def test_pretraining_reads_its_own(run_reads: Reads, tmp_path: Path) -> None:
+    assert main(pretrain_words(tmp_path / "run", epochs="0.5")) == 0
+    assert {name for name in leaves() if name.startswith("pretrain.")} <= run_reads.found
 
 
 def test_a_folder_and_crops_read_theirs(reads: Reads, tmp_path: Path) -> None:

@@ -27,6 +27,13 @@ USAGE = """\
                                           by default the largest that fits time=30m
       images=256 axes=\\[heads,hidden,blocks] importance=unexplained front=5 multiple=8 folder=PATH
 
+[bold]A network that learns without labels[/bold]
+  vitnas pretrain IMAGES \\[field=value ...]
+                                          a small ViT learns from a folder of images (EsViT); vitnas run ...
+                                          pretrained=FOLDER, vitnas slim FOLDER and timm go on from what it is
+      model=vit|supernet|NAME|FOLDER      a ViT or Supernet of the space, a timm network, or weights to go on from
+      time=1h epochs=N looks=10 lr=5e-4 batch_size=128 folder=PATH
+
 [bold]One stage of a run folder[/bold] (in this order; each does nothing when its result is there)
   vitnas train FOLDER                     train the supernet
   vitnas search FOLDER                    score Archs within the budget; start it several times to search together

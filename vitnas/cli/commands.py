@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
@@ -23,20 +23,26 @@ from vitnas.cli.swap import swap_command
 from vitnas.cli.tokens import tokens_command
 from vitnas.errors import MissingExtra, UserError, nearest
 from vitnas.grids import size_text
+from vitnas.probing import Pretrained, PretrainForecast, Probed
 from vitnas.records import FinalScores, Forecast, Original, Result, Results, SlimResults
-from vitnas.reporting import front_table, report
+from vitnas.reporting import front_table, pretraining, report
 from vitnas.reporting.slimming import comparison, cost_text, forecast, reach
 from vitnas.reporting.tables import feasibility, to_rich
 from vitnas.searching import Feasibility
 from vitnas.searching.storage import open_storage
 from vitnas.stages import plan_of
 from vitnas.stages.claim import begin, opened
-from vitnas.stages.run import Run, SlimConfig, field_groups, field_names
+from vitnas.stages.results import files
+from vitnas.stages.run import OPTIONAL, Run, field_groups, field_names
 from vitnas.train import ConsoleProgress
 
 SLIM_USAGE = (
     "`vitnas slim` takes a trained network, data.dataset=PATH and budget=TEXT, as in `vitnas slim NAME "
     "data.dataset=images budget='macs<=50%'`; effort, time, images, axes, folder and other fields may follow."
+)
+PRETRAIN_USAGE = (
+    "`vitnas pretrain` takes a folder of images or a dataset string, as in `vitnas pretrain path/to/images time=2h`; "
+    "model, epochs, looks, folder and other fields may follow."
 )
 Command = Callable[[list[str], Console], None]
 
@@ -61,6 +67,14 @@ class SlimOptions:
     """A trained network, and where to."""
 
     model: str
+    folder: Path | None = None
+
+
+@dataclass(frozen=True)
+class PretrainOptions:
+    """Images, and where to."""
+
+    images: str
     folder: Path | None = None
 
 
@@ -114,17 +128,34 @@ def slim_command(words: list[str], console: Console) -> None:
     """A trained network made smaller, to a budget: all stages of the recipe `slim`."""
     own, texts = split(SlimOptions, words)
     asked = options(SlimOptions, own, SLIM_USAGE)
-    short = {item.name: f"slim.{item.name}" for item in fields(SlimConfig)}
-    short["multiple"] = "space.multiple"
+    short = {"multiple": "space.multiple"}
+    run = make_run("slim", {**_in_full("slim", texts, short), "pretrained": asked.model})
+    whole_run(run, asked.folder or Path("runs") / f"slim_{Path(asked.model.partition('@')[0]).name}", console)
+
+
+def pretrain_command(words: list[str], console: Console) -> None:
+    """A network that learns from images without labels: all stages of the recipe `pretrain`."""
+    own, texts = split(PretrainOptions, words)
+    asked = options(PretrainOptions, own, PRETRAIN_USAGE)
+    given = _in_full("pretrain", texts, {"lr": "supernet.lr", "batch_size": "data.batch_size"})
+    run = make_run("pretrain", {**given, "data.dataset": asked.images})
+    whole_run(run, asked.folder or Path("runs") / f"pretrain_{Path(asked.images).name}", console)
+
+
+def _in_full(recipe: str, texts: Mapping[str, str], more: Mapping[str, str]) -> dict[str, str]:
+    """Fields by their whole names; those of the recipe's own part of a Run need not say which.
+
+    Args:
+        more: other names that are short, and what for.
+    """
+    short = {**{item.name: f"{recipe}.{item.name}" for item in fields(OPTIONAL[recipe])}, **more}
     known = (*short, *field_names())
     for name in texts:
         if name not in known:
             raise UserError(
-                f"there is no field {name!r}.{nearest(name, known)} `vitnas show slim` lists them all."
+                f"there is no field {name!r}.{nearest(name, known)} `vitnas show {recipe}` lists them all."
             )
-    given = {short.get(name, name): text for name, text in texts.items()}
-    run = make_run("slim", {**given, "pretrained": asked.model})
-    whole_run(run, asked.folder or Path("runs") / f"slim_{Path(asked.model.partition('@')[0]).name}", console)
+    return {short.get(name, name): text for name, text in texts.items()}
 
 
 def whole_run(run: Run, folder: Path, console: Console) -> None:
@@ -133,7 +164,9 @@ def whole_run(run: Run, folder: Path, console: Console) -> None:
         table = begin(context)
         if context.engine.is_main:
             console.print(f"[bold]{run.recipe}[/bold] into {folder}")
-            if run.slim:
+            if run.pretrain:
+                tell_pretrain(table, console)
+            elif run.slim:
                 tell_slim(folder, table, console)
             else:
                 console.print(to_rich(feasibility(table), "Feasibility"))
@@ -149,6 +182,13 @@ def tell_slim(folder: Path, table: Feasibility, console: Console) -> None:
     for line in (f"{first.name}: {cost_text(first.cost)}", *reach(table), *first.notes):
         console.print(f"  {line}", markup=False)
     console.print(to_rich(forecast(Forecast.read(folder), short=True), "What each effort takes here"))
+
+
+def tell_pretrain(found: PretrainForecast, console: Console) -> None:
+    """What is done, and how long that takes."""
+    for note in found.notes:
+        console.print(f"  {note}", markup=False)
+    console.print(to_rich(pretraining.forecast(found)))
 
 
 def stage_command(name: str) -> Command:
@@ -300,7 +340,12 @@ def one_folder(words: list[str], command: str) -> Path:
 
 def finale(folder: Path, console: Console) -> None:
     """The table a person wants, and where the files are."""
-    if SlimResults.exists(folder):
+    if Pretrained.exists(folder):
+        made = Pretrained.read(folder)
+        probed = Probed.read(folder) if Probed.exists(folder) else None
+        console.print(to_rich(pretraining.outcome(made, probed), pretraining.described(made)))
+        found: Mapping[str, str] = files(folder)
+    elif SlimResults.exists(folder):
         slim = SlimResults.read(folder)
         console.print(to_rich(comparison(slim), f"On {slim.rows[0].agreement.n} test images"))
         found = slim.files
@@ -315,6 +360,7 @@ def finale(folder: Path, console: Console) -> None:
 COMMANDS: dict[str, Command] = {
     "run": run_command,
     "slim": slim_command,
+    "pretrain": pretrain_command,
     "train": stage_command("train"),
     "search": stage_command("search"),
     "specialize": specialize_command,

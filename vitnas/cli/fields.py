@@ -14,7 +14,7 @@ from vitnas.errors import UserError, check_word, nearest
 from vitnas.recipes import RECIPES
 from vitnas.runs import to_json
 from vitnas.stages.claim import read_yaml
-from vitnas.stages.run import KINDS, SHORT, Run, SlimConfig, field_names, plain
+from vitnas.stages.run import KINDS, OPTIONAL, SHORT, Run, field_names, plain
 
 
 def split_budgets(text: str) -> list[str]:
@@ -61,9 +61,10 @@ def make_run(name: str, pairs: Mapping[str, str]) -> Run:
             )
     base = _base(name, known)
     for field in pairs:
-        if field.startswith("slim.") and base["slim"] is None:
+        group = field.partition(".")[0]
+        if group in OPTIONAL and group != field and base[group] is None:
             raise UserError(
-                f"{field} belongs to the recipe slim; this run is of {base['recipe']}. Leave it out."
+                f"{field} belongs to the recipe {group}; this run is of {base['recipe']}. Leave it out."
             )
     if any(field.startswith("data.augment.") for field in pairs) and isinstance(base["data"]["augment"], str):
         named = base["data"]["augment"]
@@ -85,8 +86,8 @@ def make_run(name: str, pairs: Mapping[str, str]) -> Run:
                 f"{kinds[group]!r}. Set {group}.kind, or leave it out."
             )
     types = {**get_type_hints(Run), **{group: KINDS[group][kind] for group, kind in kinds.items()}}
-    if base["slim"] is not None:  # then each of its fields is told of by its own name
-        types["slim"] = SlimConfig
+    # Then each of its fields is told of by its own name.
+    types |= {group: kind for group, kind in OPTIONAL.items() if base[group] is not None}
     return Run(**parsed(types, (f"{field}={text}" for field, text in texts.items())))
 
 

@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 Constants: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]  # mean and std
 IMAGENET: Constants = (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
 MUCH_CUT = 0.7  # share left by the centre crop, below which a note says so; photographs of 4:3 keep 0.75
-SMALL_SIDE = 64  # pixels; images up to this keep their own size
+SMALL_SIDE, LARGE_SIDE = 64, 224  # pixels; images up to the first keep their size, others get the second
 HOLDOUT_SHARE = 0.1  # of train
 NUM_PROBED = 32
 NUM_SAMPLED = 2_048
@@ -236,19 +236,20 @@ class Data:
         return _assemble(config, Opened(train=sources["train"], test=sources["test"]))
 
 
-def open_data(config: DataConfig, *, pretrained: str | None = None) -> Data:
+def open_data(config: DataConfig, *, pretrained: str | None = None, large: int = LARGE_SIDE) -> Data:
     """Open the images that `config` names.
 
     Args:
         pretrained: the model that will see them (a folder, a timm name, or `NAME@FILE`); where `config` gives no mean
             or std, colour images get its.
+        large: side in pixels that large images become where `config` says none.
 
     Raises:
         UserError: the dataset cannot be used, or no such model; one sentence says why, and what to do.
         MissingExtra: the dataset string needs a package that is not installed.
     """
     colour = IMAGENET if pretrained is None else constants_of(pretrained)
-    return _assemble(config, open_sources(config), colour)
+    return _assemble(config, open_sources(config), colour, large)
 
 
 def constants_of(pretrained: str) -> Constants:
@@ -269,14 +270,16 @@ def constants_of(pretrained: str) -> Constants:
     return tuple(cfg["mean"]), tuple(cfg["std"])
 
 
-def _assemble(config: DataConfig, opened: Opened, colour: Constants = IMAGENET) -> Data:
+def _assemble(
+    config: DataConfig, opened: Opened, colour: Constants = IMAGENET, large: int = LARGE_SIDE
+) -> Data:
     missing = match_classes(opened, config)
     train, test = _capped(opened.train, config, "train"), _capped(opened.test, config, "test")
     if config.on_corrupt == "raise" and opened.corrupt:
         raise UserError(
             f"{opened.corrupt[0]}; on_corrupt is 'raise'. Mend or remove the sample, or use on_corrupt=skip."
         )
-    form, area, is_native, notes = _form(config, train, colour)
+    form, area, is_native, notes = _form(config, train, colour, large)
     augment = augment_for(config.augment, image_size=form.image_size, in_chans=form.in_chans)
     whole = augment.scale is not None and not is_native  # native images are stored as they are anyway
     store = Store(train, form, whole=whole, on_corrupt=config.on_corrupt)
@@ -342,7 +345,9 @@ def _capped(source: Source, config: DataConfig, split: Split) -> Source:
     return Subset(source, some)
 
 
-def _form(config: DataConfig, source: Source, colour: Constants) -> tuple[Form, float, bool, tuple[str, ...]]:
+def _form(
+    config: DataConfig, source: Source, colour: Constants, large: int
+) -> tuple[Form, float, bool, tuple[str, ...]]:
     """Return the form of all images, found by looking at a few, a kept image's mean area in pixels, whether all are of
     the final size, and what a person should know."""
     sizes: list[tuple[int, int]] = []  # height, width
@@ -361,7 +366,7 @@ def _form(config: DataConfig, source: Source, colour: Constants) -> tuple[Form, 
             f"{source.name(0)}); they must be whole image files. Copy them again."
         )
     alike, small = len(set(sizes)) == 1, max(map(max, sizes)) <= SMALL_SIDE
-    size = config.image_size or (_own_size(sizes) if small else 224)
+    size = config.image_size or (_own_size(sizes) if small else large)
     chans = config.in_chans or (1 if all(mode in ("1", "L") or mode.startswith("I") for mode in modes) else 3)
     mean, std = config.mean or colour[0], config.std or colour[1]
     if chans == 1:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from vitnas.probing.features import Features, features
 from vitnas.probing.knn import knn_accuracy, knn_votes
 from vitnas.probing.linear import Linear, linear_probe
+from vitnas.probing.pretrained import Look, Pretrained, PretrainForecast, looks_of
 from vitnas.probing.protocol import Judged, Probed, images_seen, probe
 from vitnas.probing.rank import effective_rank
 
@@ -15,6 +16,9 @@ __all__ = [
     "Features",
     "Judged",
     "Linear",
+    "Look",
+    "PretrainForecast",
+    "Pretrained",
     "Probed",
     "effective_rank",
     "features",
@@ -22,5 +26,6 @@ __all__ = [
     "knn_accuracy",
     "knn_votes",
     "linear_probe",
+    "looks_of",
     "probe",
 ]

@@ -9,6 +9,7 @@ from vitnas.recipes.dynamicvit import dynamicvit, dynamicvit_tour
 from vitnas.recipes.focusformer import focusformer, focusformer_tour
 from vitnas.recipes.images import images
 from vitnas.recipes.manifold import manifold, manifold_tour
+from vitnas.recipes.pretrain import pretrain
 from vitnas.recipes.slim import slim
 from vitnas.recipes.tour import tour
 from vitnas.recipes.vision_xformers import vision_xformers, vision_xformers_tour
@@ -20,6 +21,7 @@ RECIPES: dict[str, Callable[[], Run]] = {
     "tour": tour,
     "images": images,
     "slim": slim,
+    "pretrain": pretrain,
     "autoformer_cifar": autoformer_cifar,
     "autoformer": autoformer,
     "vit_resnas_cifar": vit_resnas_cifar,

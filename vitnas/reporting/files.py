@@ -11,6 +11,7 @@ from vitnas.data import Readings
 from vitnas.errors import UserError
 from vitnas.measure.latency import Latency
 from vitnas.model.named import ArchFile
+from vitnas.probing import Pretrained, PretrainForecast, Probed
 from vitnas.records import (
     Allocation,
     Correlation,
@@ -71,6 +72,18 @@ class SlimFiles:
 
 
 @dataclass
+class PretrainFiles:
+    """What the folder of a pretraining holds beside."""
+
+    forecast: PretrainForecast | None = None
+    made: Pretrained | None = None
+    probed: Probed | None = None
+
+    def __bool__(self) -> bool:
+        return self.forecast is not None
+
+
+@dataclass
 class RunFiles:
     """What a run folder holds now; None, or nothing, is not there yet."""
 
@@ -88,6 +101,7 @@ class RunFiles:
     token_maps: TokenMaps | None = None
     test_reads: Readings | None = None
     slim: SlimFiles = field(default_factory=SlimFiles)
+    pretrain: PretrainFiles = field(default_factory=PretrainFiles)
     metrics: list[metrics.Line] = field(default_factory=list)
     models: dict[str, Result] = field(default_factory=dict)
     archs: dict[str, Arch] = field(default_factory=dict)
@@ -157,6 +171,11 @@ def read_run(folder: Path) -> RunFiles:
         front=_read(run, SlimFront, folder),
         recovery=_read(run, Recovery, folder),
         results=_read(run, SlimResults, folder),
+    )
+    run.pretrain = PretrainFiles(
+        forecast=_read(run, PretrainForecast, folder),
+        made=_read(run, Pretrained, folder),
+        probed=_read(run, Probed, folder),
     )
     run.export, run.latency = _read(run, ExportRecord, export), _read(run, LatencyRecord, export)
     found = {

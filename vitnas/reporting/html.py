@@ -13,6 +13,7 @@ from vitnas.arch import Arch
 from vitnas.counting import parts
 from vitnas.reporting import drawing, headline, plots, sampler_plots, tables
 from vitnas.reporting.files import RunFiles, read_run, stage_label
+from vitnas.reporting.pretrain_page import pretrain_context
 from vitnas.reporting.slim_page import slim_context
 from vitnas.reporting.tokens import draw_tokens
 from vitnas.runs import write_atomic
@@ -69,7 +70,9 @@ def render(run: RunFiles, page: Path) -> str:
         "manifest": run.manifest and tables.keyed(run.manifest),
         "test_reads": _test_reads(run),
         "slim": None,
+        "pretrain": None,
         **(slim_context(run, figures) if run.slim else {}),
+        **(pretrain_context(run, figures) if run.pretrain else {}),
     }
     # "<" cannot end the script element early once it is written as an escape, which JSON reads back as "<".
     from plotly.offline import get_plotlyjs  # machines that only train need not have it

@@ -10,7 +10,6 @@ from typing import Any
 import yaml
 
 from vitnas.errors import UserError
-from vitnas.searching import Feasibility
 from vitnas.stages.context import Context
 from vitnas.stages.run import GROWS, Run, changes, in_words, plain, save_run
 from vitnas.stages.table import go_on, plan_of
@@ -25,8 +24,11 @@ def opened(run: Run, folder: Path, progress: Progress) -> Iterator[Any]:
     context.engine.close()
 
 
-def begin(context: Context) -> Feasibility:
+def begin(context: Context) -> Any:
     """Check a run before its folder is claimed, so that what is wrong leaves none behind; then claim it.
+
+    Returns:
+        What the plan's `prepare` gives.
 
     Raises:
         UserError: what the plan's `prepare` refuses, or a folder that holds another run.
@@ -45,18 +47,18 @@ def claim_folder(run: Run, folder: Path) -> None:
     Raises:
         UserError: the folder holds another run (each differing field is named), or cannot be written.
     """
-    path = folder / "run.yaml"
+    path, alone = folder / "run.yaml", bool(run.slim or run.pretrain)
     changed = changes(read_yaml(path), plain(run)) if path.exists() else {}
     other = {
         name: (old, new)
         for name, (old, new) in changed.items()
-        if name not in GROWS or run.slim or not isinstance(old, int) or new < old
+        if name not in GROWS or alone or not isinstance(old, int) or new < old
     }
     if other:
         grow = ", ".join(GROWS)
         raise UserError(
             f"{folder} holds another run ({in_words(other)}). Repeat its command, or give another folder=PATH to do "
-            f"all anew{'' if run.slim else f'; only {grow} may grow in a folder'}."
+            f"all anew{'' if alone else f'; only {grow} may grow in a folder'}."
         )
     for name in changed:
         go_on(run, folder, GROWS[name])

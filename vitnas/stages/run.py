@@ -22,7 +22,14 @@ from vitnas.searching import SEARCHERS
 from vitnas.slimming import IMPORTANCE
 from vitnas.space import SPACES, AutoFormerConfig, SpaceConfig
 from vitnas.supernet import Coupled
-from vitnas.train import TASKS, ClassificationConfig, TaskConfig, TeacherConfig, TrainConfig
+from vitnas.train import (
+    TASKS,
+    ClassificationConfig,
+    EsViTConfig,
+    TaskConfig,
+    TeacherConfig,
+    TrainConfig,
+)
 
 # Fields that may change when a run is resumed: they change how fast or how loud it is, not what comes out.
 FREE = {"threads", "workers", "trackers", "device", "log_every", "checkpoint_minutes", "cache"}
@@ -147,10 +154,7 @@ class SlimConfig:
             )
         if self.effort is not None:
             check_word("slim.effort", self.effort, get_args(Effort))
-        if not re.fullmatch(r"\d+(\.\d+)?[smh]", self.time) or self.seconds <= 0:
-            raise UserError(
-                f"slim.time is {self.time!r}; it is a number and s, m or h. Write 90s, 30m or 2h."
-            )
+        seconds_of("slim.time", self.time)
         if self.images < 1:
             raise UserError(f"slim.images is {self.images}; it must be at least 1. Use 256.")
         if self.front < 5:
@@ -161,7 +165,52 @@ class SlimConfig:
     @property
     def seconds(self) -> float:
         """`time` in seconds."""
-        return float(self.time[:-1]) * {"s": 1, "m": 60, "h": 3600}[self.time[-1]]
+        return seconds_of("slim.time", self.time)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """How a network learns from images without labels, by EsViT's self-distillation.
+
+    `model` is what learns: `vit` (the largest Arch of the run's space), `supernet` (the space's Supernet, Archs drawn
+    by the run's sampler), a name of timm's (without its weights), or weights to go on from, as NAME@FILE or the folder
+    of a saved network. A forecast makes `epochs` of `time` (`30m`, `90s`, `2h`), at most supernet.epochs; epochs=N says
+    them. Nearest neighbours are asked `looks` times on the way where the images have labels. With `alarm` a training
+    that has collapsed stops. In `esvit`, momentum_teacher is lower, and warm-ups are shorter, where steps are few.
+    """
+
+    model: str = "vit"
+    time: str = "1h"
+    epochs: float | None = None
+    looks: int = 10
+    alarm: bool = True
+    esvit: EsViTConfig = field(default_factory=EsViTConfig)
+
+    def __post_init__(self) -> None:
+        seconds_of("pretrain.time", self.time)
+        if self.epochs is not None and self.epochs <= 0:
+            raise UserError(
+                f"pretrain.epochs is {self.epochs:g}; it must be above 0. Leave it out to have as many as fit the time."
+            )
+        if self.looks < 0:
+            raise UserError(f"pretrain.looks is {self.looks}; it must be 0 (none) or more. Use 10.")
+
+    @property
+    def seconds(self) -> float:
+        """`time` in seconds."""
+        return seconds_of("pretrain.time", self.time)
+
+
+def seconds_of(name: str, text: str) -> float:
+    """Seconds of a duration such as `90s`, `30m` or `2h`.
+
+    Raises:
+        UserError: it is none; `name` is the field that it stands in.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
+    if found is None or not float(found[1]):
+        raise UserError(f"{name} is {text!r}; it is a number and s, m or h. Write 90s, 30m or 2h.")
+    return float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +219,8 @@ class Run:
     it); empty means no limit.
 
     `pretrained` is the ViT that the supernet starts from: a timm name, a name and a file of weights (`NAME@FILE`), or a
-    folder of a saved model; with `slim` it is the one to make smaller. `threads` are CPU threads (None: torch's).
+    folder of a saved model; with `slim` it is the one to make smaller. A run with `pretrain` is a pretraining.
+    `threads` are CPU threads (None: torch's).
     """
 
     recipe: str = "tour"
@@ -185,6 +235,7 @@ class Run:
     supernet: TrainConfig = field(default_factory=TrainConfig)
     pretrained: str | None = None
     slim: SlimConfig | None = None
+    pretrain: PretrainConfig | None = None
     search: SearchConfig = field(default_factory=SearchConfig)
     retrain: RetrainConfig = field(default_factory=RetrainConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
@@ -223,7 +274,7 @@ class Run:
                 f"teacher.network is {OWN!r} and there is none; it is the network that the run starts from. Set "
                 "pretrained=NAME, or name a teacher."
             )
-        if self.slim is None:
+        if self.slim is None and self.pretrain is None:
             self.space.starting_from(self.pretrained)  # refuses a network that is missing
         if self.threads is not None and self.threads < 1:
             raise UserError(f"threads is {self.threads}; it must be at least 1. Leave it out for all cores.")
@@ -245,6 +296,10 @@ KINDS: Mapping[str, Mapping[str, type[Any]]] = {
     "sampler": SAMPLERS,
     "task": TASKS,
 }
+
+
+# The parts that only runs of one recipe have, and what they are there.
+OPTIONAL: Mapping[str, type[Any]] = {"slim": SlimConfig, "pretrain": PretrainConfig}
 
 
 # A word that stands for a field: `teacher=NAME` sets `teacher.network`.

@@ -1,6 +1,7 @@
 """What a run goes through: its parts, what is checked before any work, and its stages in order.
 
-There are two such plans: a search from images, and slimming a trained network. `plan_of` says which a run has.
+There are three such plans: a search from images, slimming a trained network, and pretraining one. `plan_of` says which
+a run has.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from vitnas.budget import Budget
+from vitnas.errors import UserError
+from vitnas.probing import Pretrained
 from vitnas.records import (
     Allocation,
     Correlation,
@@ -26,11 +29,14 @@ from vitnas.records import (
 from vitnas.reporting.sampler_plots import family
 from vitnas.reporting.slimming import members
 from vitnas.reporting.tables import Table
-from vitnas.searching import Feasibility, SearchRecord
+from vitnas.searching import SearchRecord
 from vitnas.slimming import Sensitivity
 from vitnas.stages.context import Context
 from vitnas.stages.models import roles_of, train_models
 from vitnas.stages.prepare import prepare
+from vitnas.stages.pretrain.context import PretrainContext
+from vitnas.stages.pretrain.prepare import prepare_pretrain
+from vitnas.stages.pretrain.stages import export, judge, pretrain
 from vitnas.stages.results import export_chosen, final_table, measure
 from vitnas.stages.run import Run
 from vitnas.stages.searching import WEIGHTS, search_archs
@@ -75,18 +81,18 @@ class Stage:
 
 @dataclass(frozen=True)
 class Plan:
-    """A way to run: the parts that its stages are given, what checks them before any work, the stages by name, and what
-    answers further budgets, as a table and the folders of what is in it."""
+    """A way to run: the parts that its stages are given, what checks them before any work and gives what is told first,
+    the stages by name, and what answers further budgets, as a table and the folders of what is in it."""
 
     context: type[Context]
-    prepare: Callable[[Any], Feasibility]
+    prepare: Callable[[Any], Any]
     stages: Mapping[str, Stage]
     specialize: Callable[[Any, Sequence[Budget]], tuple[Table, list[str]]]
 
 
 def plan_of(run: Run) -> Plan:
     """The plan of a run."""
-    return SLIM if run.slim else SEARCH
+    return PRETRAIN if run.pretrain else SLIM if run.slim else SEARCH
 
 
 def go_on(run: Run, folder: Path, name: str) -> None:
@@ -140,6 +146,13 @@ def _specialize_slim(context: SlimContext, budgets: Sequence[Budget]) -> tuple[T
     return members(found), [f"  {context.folder / member.folder}" for member in found]
 
 
+def _specialize_pretrained(context: PretrainContext, budgets: Sequence[Budget]) -> tuple[Table, list[str]]:
+    raise UserError(
+        f"{context.folder} is a pretraining, which knows no budgets; a search or a slimming of what it made does. Use "
+        f"`vitnas slim {context.folder} data.dataset=PATH budget=TEXT`."
+    )
+
+
 def _models(run: Run) -> tuple[str, ...]:
     roles = roles_of(run.retrain, run.teacher)
     return (*(f"models/{role}/{Result.FILE}" for role in roles), Correlation.FILE)
@@ -173,5 +186,12 @@ SLIM_STAGES: Mapping[str, Stage] = {
     "evaluate": Stage(evaluate_front, lambda run: (SlimResults.FILE, "report.html")),
 }
 
+PRETRAIN_STAGES: Mapping[str, Stage] = {
+    "train": Stage(pretrain, lambda run: (Pretrained.FILE,)),
+    "export": Stage(export, lambda run: (f"export/{ExportRecord.FILE}",)),
+    "evaluate": Stage(judge, lambda run: ("report.html",)),
+}
+
 SEARCH = Plan(Context, prepare, STAGES, _specialize)
 SLIM = Plan(SlimContext, prepare_slim, SLIM_STAGES, _specialize_slim)
+PRETRAIN = Plan(PretrainContext, prepare_pretrain, PRETRAIN_STAGES, _specialize_pretrained)

@@ -60,13 +60,17 @@ class RunImages:
         Raises:
             UserError: they are not those that the run began with (manifest.json).
         """
-        data, folder = open_data(self.config, pretrained=self.pretrained), self.work.folder
+        data, folder = self.open(), self.work.folder
         if Manifest.exists(folder) and Manifest.read(folder).data.sha256 != data.fingerprint().sha256:
             raise UserError(
                 f"{self.config.dataset} has other images than when {folder} was begun (their sha256 differs from "
                 f"{Manifest.FILE}'s). Restore the images, or give another folder=PATH."
             )
         return data
+
+    def open(self) -> Data:
+        """The images, opened."""
+        return open_data(self.config, pretrained=self.pretrained)
 
     def resized(self, image_size: ImageSize) -> RunImages:
         """The same images at another size."""

@@ -1,0 +1,1 @@
+"""Pretraining on images without labels, as a run with a table of stages of its own."""

@@ -1,0 +1,159 @@
+"""How long a pretraining takes here, from steps that are really done, and how it is set for the steps there are."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import replace
+
+import torch
+
+from vitnas.data.augment import seed_from
+from vitnas.errors import UserError
+from vitnas.model.modes import evaluating
+from vitnas.probing import PretrainForecast, features
+from vitnas.reporting.slimming import duration
+from vitnas.stages.pretrain.context import PretrainContext
+from vitnas.stages.pretrain.watch import ASKED, BATCH, CHECKED, KNOWN
+from vitnas.train import EsViTConfig, Silent, TrainConfig, fit
+from vitnas.train.collapse import CHECKS, TWENTIETH
+
+LEAST_IMAGES = 32
+STEPS_IN_EPOCH = 8  # at least; a larger batch is lowered
+LEAST_STEPS = 100  # a pretraining of fewer is not worth its name
+TIMED = 3  # steps, of which the first is not counted
+WARM = 1 / 30  # of all epochs, as EsViT's 10 of 300; of the teacher's temperature 1 / 10, as its 30 of 300
+
+
+class _Clock(Silent):
+    """Notes when steps are done."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def update(self, stage: str, step: int, steps: int, text: str = "") -> None:
+        self.times.append(time.perf_counter())
+
+
+def batch_size(context: PretrainContext) -> int:
+    """data.batch_size, or so much less that an epoch has a few steps.
+
+    Raises:
+        UserError: too few images.
+    """
+    images, asked = len(context.images.data.train), context.run.data.batch_size
+    if images < LEAST_IMAGES:
+        raise UserError(
+            f"the train split has {images} images; pretraining tells images apart and needs at least {LEAST_IMAGES}. "
+            "Add images."
+        )
+    most = images // (STEPS_IN_EPOCH * context.engine.world)
+    return asked if asked <= most else max(2, 1 << (most.bit_length() - 1))
+
+
+def look_ahead(context: PretrainContext) -> PretrainForecast:
+    """Do a few steps, and say what all of them take.
+
+    Raises:
+        UserError: the time is too short for any pretraining.
+    """
+    run, config, data = context.run, context.pretrain, context.images.data
+    size, images = batch_size(context), len(data.train)
+    step_s, forward_s = _timed(context, size)
+    per_epoch = max(1, images // context.engine.world // size // run.supernet.accumulate)
+    seen = min(KNOWN, images) + min(ASKED, len(data.holdout)) if context.images.has_labels else 0
+    looks = config.looks + 2
+    look_s = forward_s * (seen * looks + CHECKED * (CHECKS * TWENTIETH + looks))
+    room = (config.seconds - look_s) / (step_s * per_epoch)
+    epochs = config.epochs or min(run.supernet.epochs, max(1.0, math.floor(room)))
+    steps = max(1, round(epochs * per_epoch))
+    least = step_s * max(LEAST_STEPS, per_epoch) + look_s
+    if config.epochs is None and (room < 1 or steps < LEAST_STEPS):
+        raise UserError(
+            f"time is {config.time}; the least that is worth it, {max(LEAST_STEPS, per_epoch)} steps, takes about "
+            f"{duration(least)} here. Give more time, fewer images (data.max_images), or say epochs= to have it take "
+            "what it takes."
+        )
+    notes = list(context.images.notes)
+    if size < run.data.batch_size:
+        notes.append(
+            f"batches are of {size} images, not of data.batch_size={run.data.batch_size}: an epoch of {images} images "
+            f"has {STEPS_IN_EPOCH} steps or more."
+        )
+    if not context.images.has_labels:
+        notes.append(
+            "the images have no labels: nearest neighbours are left out, features are watched by their rank."
+        )
+    return PretrainForecast(
+        time_s=config.seconds,
+        step_s=step_s,
+        look_s=look_s,
+        images=images,
+        batch_size=size,
+        steps_per_epoch=per_epoch,
+        epochs=epochs,
+        steps=steps,
+        asked=config.epochs is not None,
+        notes=tuple(notes),
+    )
+
+
+def _timed(context: PretrainContext, size: int) -> tuple[float, float]:
+    """Seconds of a training step, and of one image through the network."""
+    student, run, clock = context.student(), context.run, _Clock()
+    esvit = context.pretrain.esvit
+    loader = views(context, esvit, student, size)
+    per_epoch = max(1, loader.steps_per_epoch // run.supernet.accumulate)
+    train = replace(run.supernet, epochs=TIMED / per_epoch, warmup_epochs=0, monitor_every=0)
+    teacher = esvit.teacher(student)
+    fit(
+        student,
+        esvit.task(train.weight_decay),
+        context.draws,
+        loader,
+        config=train,
+        teacher=teacher,
+        seed=run.seed,
+        engine=context.engine,
+        progress=clock,
+    )
+    held = context.images.data.holdout
+    few = context.images.batches(held.subset(range(min(BATCH, len(held)))))
+    with evaluating(teacher.network), torch.no_grad():
+        start = time.perf_counter()
+        features(teacher.network, few, arch=teacher.arch)
+        forward = (time.perf_counter() - start) / min(BATCH, len(held))
+    steps = [later - earlier for earlier, later in zip(clock.times, clock.times[1:], strict=False)]
+    return sum(steps) / len(steps), forward
+
+
+def views(context: PretrainContext, esvit: EsViTConfig, student: torch.nn.Module, size: int):  # type: ignore[no-untyped-def]
+    """Batches of crops of the train split."""
+    engine, images = context.engine, context.images
+    return esvit.views(
+        images.data.train,
+        student,
+        batch_size=size,
+        seed=seed_from(context.run.seed, "pretrain"),
+        rank=engine.rank,
+        world=engine.world,
+        workers=images.config.workers,
+    )
+
+
+def settled(context: PretrainContext, found: PretrainForecast) -> tuple[TrainConfig, EsViTConfig]:
+    """How it trains, and by what, for as many steps as there are: a run that goes on is the same run.
+
+    The average follows within a twentieth of the steps, so that it is not what the network was long ago.
+    """
+    train, esvit = context.run.supernet, context.pretrain.esvit
+    warm = found.epochs * WARM
+    return (
+        replace(train, epochs=found.epochs, warmup_epochs=min(train.warmup_epochs, warm), monitor_every=0),
+        replace(
+            esvit,
+            momentum_teacher=min(esvit.momentum_teacher, max(0.0, 1 - TWENTIETH / found.steps)),
+            warmup_teacher_temp_epochs=min(esvit.warmup_teacher_temp_epochs, math.ceil(3 * warm)),
+            freeze_last_layer=min(esvit.freeze_last_layer, warm),
+        ),
+    )
