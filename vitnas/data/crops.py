@@ -218,7 +218,7 @@ def _turn(hue_B: Tensor) -> Tensor:
     """(B, 3, 3) turns of colours around the grey axis."""
     to_33 = torch.tensor(TO_YIQ, dtype=torch.float64)
     back_33 = torch.linalg.inv(to_33)
-    angle_B = hue_B.double() * 2 * math.pi
+    angle_B = hue_B.double() * -2 * math.pi  # red to green, as by HSV
     cos_B11, sin_B11 = angle_B.cos()[:, None, None], angle_B.sin()[:, None, None]
     y, i, q = (back_33[:, [c]] for c in range(3))
     luma, first, second = (to_33[[c]] for c in range(3))

@@ -78,9 +78,9 @@ def see(model: Any, size: Grid) -> None:
             "alone. Use a network that keeps all, or crops of that size."
         )
     seen = resized(arch, size, arch.patch_size)
+    see_grids(model.blocks, model.reductions, seen)
     check_mixer_sizes(seen)
     model.patch_embed.set_input_size(img_size=size, patch_size=arch.patch_size)
-    see_grids(model.blocks, model.reductions, seen)
     model.seen = seen.grids[0]
 
 

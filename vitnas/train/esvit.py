@@ -170,6 +170,16 @@ class EsViTConfig:
         Raises:
             UserError: fewer than two images, a crop smaller than a patch, or one that the network cannot take.
         """
+        share = len(images) // world
+        if share < batch_size:
+            raise UserError(
+                f"the batches hold {batch_size} images and there are {len(images)} {images.split} images"
+                f"{f' for {world} processes' if world > 1 else ''}; centres are means over full batches. Use a "
+                f"batch_size of at most {share}, or more images."
+                if share > 1
+                else f"there are {len(images)} {images.split} images for {world} processes; learning from their "
+                "differences takes at least two each. Use more images."
+            )
         whole = images.form.image_size
         size: ImageSize = (
             local_size(network, whole)

@@ -232,8 +232,8 @@ class EsViT(Task):
             weight_decay,
         )
         self.mixup = mixup
-        self._head = head
-        self._prefix = 0
+        self._head, self._prefix = head, 0
+        self._begins = {"view": 0.0} | ({} if region_from is None else {"region": region_from})
         self._begin(0.0)
 
     def meet(self, student: Gives, teacher: Gives) -> Task:
@@ -243,21 +243,16 @@ class EsViT(Task):
             self._prefix = _prefix(student)
             heads["region"] = self._head(student.width("tokens"))
         self.own: nn.ModuleDict = nn.ModuleDict(heads)
-        self._begin(0.0)
         return self
 
     def _begin(self, epoch: float) -> None:
         """Take up what is learned in this epoch."""
-        begins = {"view": 0.0} | ({} if self.region_from is None else {"region": self.region_from})
-        self.parts = [part for part, begin in begins.items() if epoch >= begin]
+        self.parts = [part for part, begin in self._begins.items() if epoch >= begin]
         kinds = ("pooled", "tokens")[: len(self.parts)]
         self.wants = tuple(f"views.{self._at(crop)}.{kind}" for crop in range(self.crops) for kind in kinds)
         said = ("view", "region", "patches") if "region" in self.parts else ("view",)
         asked = [f"views.{crop}.{kind}" for crop in range(self.taught_crops) for kind in said]
         self.wants_taught = (*asked, "center_norm")
-        for part, head in {} if self.own is None else self.own.items():
-            assert isinstance(head, ProjectionHead)
-            head.learn_last(epoch >= begins[part] + self.freeze_last_layer)
 
     def _at(self, crop: int) -> int:
         """Where the student's crop is among the views: behind the teacher's own where it is another."""
@@ -292,6 +287,9 @@ class EsViT(Task):
 
     def before(self, moment: Moment) -> None:
         self._begin(moment.epoch)
+        for part, head in self.own.items():  # not before: the optimizer takes what learns when it is made
+            assert isinstance(head, ProjectionHead)
+            head.learn_last(moment.epoch >= self._begins[part] + self.freeze_last_layer)
         if self.weight_decay is not None:
             for group in moment.optimizer.param_groups:
                 if group["weight_decay"]:
