@@ -97,6 +97,32 @@ def test_networks_that_cannot_be_slimmed(tmp_path: Path, capsys: pytest.CaptureF
     assert not (tmp_path / "run" / "run.yaml").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("tokens", "resnet10t", "dataset=digits"), r"this ResNet cannot be written as an Arch"),
+        (("swap", "resnet10t", "mixer=nystrom"), r"ResNet has no attention that is known here"),
+        (("show-tokens", "deit_tiny_patch16_224", "IMAGES"), r"keeps all patches; there is nothing to show"),
+    ],
+)
+def test_what_no_command_can_use_is_refused_before_its_weights_are_fetched(
+    words: tuple[str, ...],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    made = timm.create_model
+
+    def create(name: str, pretrained: bool = False, **options: object) -> torch.nn.Module:
+        assert not pretrained, "weights were asked for"
+        return made(name, **options)
+
+    monkeypatch.setattr("timm.create_model", create)
+    images = str(folder_of(1, tmp_path))
+    assert re.search(message, refused([images if word == "IMAGES" else word for word in words], capsys))
+
+
 def test_images_of_another_size_in_a_library(net: Path) -> None:
     images = np.zeros((60, 12, 12), dtype=np.uint8)
     with pytest.raises(UserError, match=r"data.image_size is 12; MODEL takes images of 8 pixels"):

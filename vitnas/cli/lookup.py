@@ -20,10 +20,10 @@ from vitnas.errors import UserError
 from vitnas.exporting.networks import load_network, untrained
 from vitnas.measure.environment import environment
 from vitnas.mixers import MIXERS, Convention
-from vitnas.model import Model, arch_of_timm
 from vitnas.model.named import NET_ID, find_arch
 from vitnas.model.net_id import net_id_of
 from vitnas.model.published import PUBLISHED
+from vitnas.model.timm_keys import arch_in
 from vitnas.model.trained import find_trained
 from vitnas.recipes import RECIPES
 from vitnas.sample import SAMPLERS
@@ -133,7 +133,7 @@ def arch_named(name: str) -> Arch:
     else:
         with torch.device("meta"):
             network = untrained(given, name, what="the model")
-    return network.arch if isinstance(network, Model) else arch_of_timm(network)
+    return arch_in(network)
 
 
 def one_name(words: list[str], command: str) -> str:

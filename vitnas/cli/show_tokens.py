@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import timm.data
 import torch
 from jsonargparse.typing import PositiveInt
 from PIL import Image
 from rich.console import Console
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitnas.cli.options import options
 from vitnas.data.images import UNREADABLE, quiet_pillow, upright, with_channels
@@ -42,12 +42,15 @@ def show_tokens_command(words: list[str], console: Console) -> None:
     """A page of pictures."""
     asked = options(ShowTokensOptions, words, USAGE)
     files = _files(asked.images)[: asked.number]
-    model = load_network(asked.model, what="MODEL")
-    if not isinstance(model, Model):
-        raise UserError(
-            f"MODEL is {asked.model!r}, which keeps all patches; there is nothing to show. Give a network of vitnas "
-            "that keeps fewer, for example one that vitnas.with_selections made and save_timm wrote."
-        )
+
+    def check(network: nn.Module) -> None:
+        if not isinstance(network, Model):
+            raise UserError(
+                f"MODEL is {asked.model!r}, which keeps all patches; there is nothing to show. Give a network of "
+                "vitnas that keeps fewer, for example one that vitnas.with_selections made and save_timm wrote."
+            )
+
+    model = cast(Model, load_network(asked.model, what="MODEL", check=check))
     config = timm.data.resolve_model_data_config(model)
     images = torch.stack([_read(file, config) for file in files])
     names = [file.name for file in files]

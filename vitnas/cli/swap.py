@@ -16,7 +16,7 @@ from vitnas.errors import UserError, check_word
 from vitnas.exporting import export_onnx
 from vitnas.exporting.networks import load_network, untrained
 from vitnas.mixers import MIXERS
-from vitnas.model.swap import swap_attention
+from vitnas.model.swap import known_attention, swap_attention
 from vitnas.model.trained import find_trained
 from vitnas.runs import write_json
 from vitnas.stages.work import save_weights
@@ -77,7 +77,7 @@ def swap_command(words: list[str], console: Console) -> None:
 
 def _load(name: str, pretrained: bool) -> Any:
     if pretrained:
-        return load_network(name, what="the model")
+        return load_network(name, what="the model", check=known_attention)
     given = find_trained(name, what="the model")
     if kind := "folder" if given.folder else "file" if given.file else "":
         raise UserError(

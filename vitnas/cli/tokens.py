@@ -25,6 +25,7 @@ from vitnas.layers.choose import DynamicPatchSlimming, PredictorSelection
 from vitnas.layers.selectors import SELECTIONS
 from vitnas.model import Model, from_timm
 from vitnas.model.selections import keeps_of, selecting, with_selections
+from vitnas.model.timm_keys import arch_in
 from vitnas.runs import write_json
 from vitnas.slimming import BlockTuning, slim_patches
 from vitnas.slimming.patch_scores import Blocks
@@ -127,7 +128,7 @@ def tokens_command(words: list[str], console: Console) -> None:
     if not asked.dataset:
         raise UserError(USAGE)
     folder = asked.folder or Path(f"runs/tokens_{Path(asked.model.partition('@')[0]).name}")
-    network: Any = load_network(asked.model, what="the model")
+    network: Any = load_network(asked.model, what="the model", check=arch_in)
     model = network if isinstance(network, Model) else from_timm(network)
     if asked.slims:  # what cannot be is refused before images are opened
         Blocks(model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,16 @@ from vitnas.exporting.timm_dir import load_timm
 from vitnas.grids import Grid, ImageSize, sides_of
 from vitnas.measure.convert import quiet
 from vitnas.model.official import read_checkpoint
-from vitnas.model.trained import Trained, find_trained
+from vitnas.model.trained import HUB, Trained, find_trained
 
 
-def load_network(text: str, *, what: str, image_size: ImageSize | None = None) -> nn.Module:
+def load_network(
+    text: str,
+    *,
+    what: str,
+    image_size: ImageSize | None = None,
+    check: Callable[[nn.Module], object] | None = None,
+) -> nn.Module:
     """The network in evaluation mode, with finite weights.
 
     Args:
@@ -27,13 +34,26 @@ def load_network(text: str, *, what: str, image_size: ImageSize | None = None) -
         what: the field that `text` stands in, for errors.
         image_size: what a checkpoint's network is made for, in pixels; its positions are resampled once, as timm does.
             By default, and where its patches do not divide that, the name's own.
+        check: refuses a network that will not do; of a name of timm's it is asked before the weights are fetched, by a
+            network without them.
 
     Raises:
-        UserError: no such folder, name or file; weights that are not at hand, do not fit or are not finite.
+        UserError: what `check` refuses; no such folder, name or file; weights that are not at hand, do not fit or are
+            not finite.
     """
     given = find_trained(text, what=what)
+    if check and given.folder is None and given.file is None and not given.name.startswith(HUB):
+        with torch.device("meta"):
+            check(timm.create_model(given.name.partition(".")[0]))
+    made = _loaded(given, text, what, image_size)
+    if check:
+        check(made)
+    return _finite(made, text, what)
+
+
+def _loaded(given: Trained, text: str, what: str, image_size: ImageSize | None) -> Any:
     if given.folder:
-        return _finite(load_timm(given.folder), text, what)
+        return load_timm(given.folder)
     try:
         with quiet():
             if given.file:
@@ -47,7 +67,7 @@ def load_network(text: str, *, what: str, image_size: ImageSize | None = None) -
             f"{what} {text!r} cannot be loaded ({' '.join(str(error).split())[:160]}); it must be a folder of a saved "
             "model, or a timm name whose weights are at hand, or NAME@FILE. Train one first, or choose another."
         ) from error
-    return _finite(made.eval(), text, what)
+    return made.eval()
 
 
 def untrained(given: Trained, text: str, *, what: str) -> Any:

@@ -56,6 +56,21 @@ class SwappedLevit(nn.Module):
         return out_BND
 
 
+def known_attention(model: nn.Module) -> dict[str, nn.Module]:
+    """`attention_layers` of a model that has some.
+
+    Raises:
+        UserError: it has none.
+    """
+    found = attention_layers(model)
+    if not found:
+        raise UserError(
+            f"{type(model).__name__} has no attention that is known here; timm's Attention, LeViT's and CaiT's are. "
+            "Choose another model."
+        )
+    return found
+
+
 def swap_attention(
     model: nn.Module,
     mixer: str,
@@ -84,12 +99,7 @@ def swap_attention(
     ['blocks.0.attn', 'blocks.1.attn']
     """
     check_word("mixer", mixer, MIXERS)
-    found = attention_layers(model)
-    if not found:
-        raise UserError(
-            f"{type(model).__name__} has no attention that is known here; timm's Attention, LeViT's and CaiT's are. "
-            "Choose another model."
-        )
+    found = known_attention(model)
     names = list(found)
     reasons = {name: reason for name in names if (reason := _why_not(found[name], mixer))}
     if layers is not None and not len(layers):

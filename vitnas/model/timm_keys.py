@@ -111,6 +111,11 @@ def arch_of_timm(model: Any) -> Arch:
     )
 
 
+def arch_in(network: Any) -> Arch:
+    """The Arch of a Model, or of a timm vision transformer (see `arch_of_timm`)."""
+    return network.arch if isinstance(network, Model) else arch_of_timm(network)
+
+
 def from_timm(model: Any) -> Model:
     """The Model of a timm vision transformer, with a copy of its weights; the same images give the same logits.
 

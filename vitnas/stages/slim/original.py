@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import timm
 import torch
 
 from vitnas.arch import Arch
@@ -13,9 +12,8 @@ from vitnas.data import Data, DataConfig
 from vitnas.errors import UserError
 from vitnas.exporting.networks import load_network
 from vitnas.grids import ImageSize, size_text
-from vitnas.model import Model, arch_of_timm
-from vitnas.model.timm_keys import from_timm
-from vitnas.model.trained import HUB, find_trained
+from vitnas.model import Model
+from vitnas.model.timm_keys import arch_in, from_timm
 from vitnas.space import AroundConfig, AroundSpace, around
 from vitnas.space.around import narrows_heads, options_of
 from vitnas.stages.run import Run, SlimConfig
@@ -40,13 +38,7 @@ def load_original(text: str | None, image_size: ImageSize | None = None) -> Mode
         raise UserError(
             "no network is named; one is slimmed. Write `vitnas slim MODEL`, or pretrained=MODEL."
         )
-    given = find_trained(text, what="MODEL")
-    if given.folder is None and given.file is None and not given.name.startswith(HUB):
-        with torch.device("meta"):  # what is no ViT is refused before its weights are fetched
-            named = timm.create_model(given.name.partition(".")[0])
-        if not isinstance(named, Model):
-            arch_of_timm(named)
-    network = load_network(text, what="MODEL", image_size=image_size)
+    network = load_network(text, what="MODEL", image_size=image_size, check=arch_in)
     model = network if isinstance(network, Model) else from_timm(network)
     return model.eval()
 
