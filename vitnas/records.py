@@ -345,6 +345,7 @@ class Forecast(RunFile):
         time_s: the seconds given.
         measured: seconds of the steps that this is reckoned from, by what they are.
         asked: whether the effort was asked for.
+        images: train images that activations are taken from.
     """
 
     FILE = "forecast.json"
@@ -355,6 +356,7 @@ class Forecast(RunFile):
     efforts: tuple[EffortForecast, ...]
     effort: Effort
     asked: bool
+    images: int = 256
 
     @property
     def taken(self) -> EffortForecast:

@@ -28,9 +28,11 @@ from vitnas.slimming import (
     fold,
     ordered,
     sensitivity,
+    standings,
 )
 from vitnas.space import around
 from vitnas.testing.random import randomize_
+from vitnas.train import evaluate
 
 TINY: dict[str, Any] = {
     "img_size": 8,
@@ -280,6 +282,27 @@ def test_agreement_counts_classes_and_lifts_narrower_features() -> None:
     assert found.top1 < 1
     with pytest.raises(UserError, match="5 and 0 classes"):
         agreement(given, network("registers"), images())
+
+
+def test_several_networks_are_held_against_one_look_of_the_original() -> None:
+    """Each as by itself; the original looks at every batch once for all of them, and at the first for their widths."""
+    given = network()
+    space = everything(given)
+    supernet = ordered(given, space, scored(given))
+    models = [given, fold(supernet, halved(space), images()), extract(supernet, space.smallest())]
+    alone = [agreement(model, given, images()) for model in models]
+    looks: list[int] = []
+    handle = given.patch_embed.register_forward_hook(lambda *_: looks.append(1))
+    labelled = [(x, torch.zeros(len(x), dtype=torch.int64)) for x in images()]
+    found = standings(models, given, labelled, labels=True)
+    handle.remove()
+    assert [each.agreement for each in found] == alone
+    for model, each in zip(models, found, strict=True):
+        assert each.accuracy == evaluate(model, labelled).accuracy
+    narrow = sum(each.lifted for each in alone)
+    assert len(looks) <= len(labelled) * (1 + bool(narrow))
+    with pytest.raises(UserError, match="accuracy needs labels"):
+        standings(models, given, images(), labels=True)
 
 
 def test_images_must_last_for_several_passes() -> None:

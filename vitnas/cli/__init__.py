@@ -25,7 +25,8 @@ USAGE = """\
                                           budget; labels are not needed
       effort=fold|recover|search          without training, the chosen one learns from MODEL, or a supernet does, too;
                                           by default the largest that fits time=30m
-      images=256 axes=\\[heads,hidden,blocks] importance=unexplained front=5 multiple=8 folder=PATH
+      images=1024 axes=\\[heads,hidden,blocks] importance=unexplained front=5 multiple=8 folder=PATH
+      data.image_size=PX resample=true    for images of another size than MODEL's own
 
 [bold]A network that learns without labels[/bold]
   vitnas pretrain IMAGES \\[field=value ...]

@@ -181,7 +181,9 @@ def tell_slim(folder: Path, table: Feasibility, console: Console) -> None:
     first = Original.read(folder)
     for line in (f"{first.name}: {cost_text(first.cost)}", *reach(table), *first.notes):
         console.print(f"  {line}", markup=False)
-    console.print(to_rich(forecast(Forecast.read(folder), short=True), "What each effort takes here"))
+    found = Forecast.read(folder)
+    console.print(to_rich(forecast(found, short=True), "What each effort takes here"))
+    console.print(f"  activations are taken from {found.images} images", highlight=False)
 
 
 def tell_pretrain(found: PretrainForecast, console: Console) -> None:
@@ -247,7 +249,8 @@ def retrain_command(words: list[str], console: Console) -> None:
 
     usage = (
         "`vitnas retrain` takes a run folder, and arch=WHAT role=NAME for an Arch of your own, for example "
-        "arch=vitas_a, arch=other/chosen.json or arch='vitas:1 2 4 3 ...'; training is the run's retrain.train."
+        "arch=vitas_a, arch=other/chosen.json or arch='vitas:1 2 4 3 ...'; training is the run's retrain.train, "
+        "but of a slimming, whose own is for recovery, 30 epochs at lr 1e-3."
     )
     asked = options(RetrainOptions, words, usage)
     folder = asked.folder
@@ -257,7 +260,7 @@ def retrain_command(words: list[str], console: Console) -> None:
         stage_command("retrain")(words, console)
         return
     with at_work(open_run(folder), folder, console) as context:
-        where = retrain(context.models, asked.arch, asked.role)
+        where = retrain(context.models, asked.arch, asked.role, context.run.anew)
         if context.engine.is_main:
             result = Result.read(where)
             score = f"{result.holdout_accuracy:.1%} of {result.n_holdout} held-out images"

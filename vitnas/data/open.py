@@ -113,6 +113,11 @@ class Data:
         return len(self.class_names)
 
     @property
+    def num_test(self) -> int:
+        """Number of images in the test split, which are not looked at for that."""
+        return len(self._test)
+
+    @property
     def in_chans(self) -> int:
         """1 for grey images, 3 for colour."""
         return self.train.form.in_chans

@@ -1,7 +1,7 @@
 """Slimming a trained network: what matters, in which order, what may go, and how to make up for it: in closed form, and
 then, where there is time, by training (`recover`)."""
 
-from vitnas.slimming.agreement import Agreement, agreement
+from vitnas.slimming.agreement import Agreement, Standing, agreement, standings
 from vitnas.slimming.allocation import PredictedDamage, allocate
 from vitnas.slimming.elastic import elastic_task, train_elastic
 from vitnas.slimming.folding import fold
@@ -26,6 +26,7 @@ __all__ = [
     "Scores",
     "Sensitivity",
     "Slimmed",
+    "Standing",
     "agreement",
     "allocate",
     "elastic_task",
@@ -35,6 +36,7 @@ __all__ = [
     "recovery_task",
     "sensitivity",
     "slim_patches",
+    "standings",
     "step_seconds",
     "train_elastic",
 ]

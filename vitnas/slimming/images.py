@@ -16,6 +16,7 @@ Images = Iterable[Any]
 
 LOOKED_AT = 256
 """Images that suffice for orders and sensitivities; folding takes all."""
+HELD, MOST_HELD = 0.25, 64  # of them are measured on, as a share and at most
 
 
 def pairs_of(
@@ -47,7 +48,7 @@ def pairs_of(
 
 
 def split(
-    images: Images, network: nn.Module, share: float = 0.25, most: int = 64
+    images: Images, network: nn.Module, share: float = HELD, most: int = MOST_HELD
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Batches to fit to, and a share of the images, `most` at most, to measure on; of the first `LOOKED_AT`.
 

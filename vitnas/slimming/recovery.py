@@ -20,7 +20,7 @@ from vitnas.model.features import stage_starts
 from vitnas.model.outputs import output_names
 from vitnas.runs import RunFile
 from vitnas.sample import Fixed
-from vitnas.slimming.agreement import Agreement, agreement
+from vitnas.slimming.agreement import Standing, standings
 from vitnas.train import (
     Batch,
     Classification,
@@ -31,38 +31,12 @@ from vitnas.train import (
     Task,
     Teacher,
     TrainConfig,
-    evaluate,
     fit,
 )
 from vitnas.train.task import Outputs
 
 RECOVERY = TrainConfig(epochs=5, lr=1e-4, warmup_epochs=0.5, weight_decay=0.0, clip_grad=1.0, monitor_every=0)
 """Trained weights that were folded move little."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Standing:
-    """How a network does on held-out images: agreement with the original, and with labels its accuracy."""
-
-    agreement: Agreement
-    accuracy: float | None = None
-
-    @property
-    def key(self) -> tuple[float, ...]:
-        """What networks are compared by, the larger the better: accuracy, else the share of equal first choices (then
-        the divergence), and of features alone the cosine."""
-        found = self.agreement
-        if found.top1 is None or found.kl is None:
-            return (found.cosine,)
-        return (found.top1 if self.accuracy is None else self.accuracy, -found.kl)
-
-    def __str__(self) -> str:
-        if self.accuracy is not None:
-            return f"accuracy {self.accuracy:.2%}"
-        if self.agreement.top1 is not None:
-            return f"top-1 agreement {self.agreement.top1:.2%}"
-        place = "pooled features" if self.agreement.tokens is None else "final tokens"
-        return f"cosine of {place} {self.key[0]:.4f}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,9 +119,8 @@ def standing(
     model: nn.Module, original: nn.Module, holdout: Iterable[tuple[Tensor, Tensor]], *, labels: bool
 ) -> Standing:
     """How `model` does on held-out images."""
-    accuracy = evaluate(model, holdout).accuracy if labels else None
     original.to(next(model.parameters()).device)
-    return Standing(agreement=agreement(model, original, holdout), accuracy=accuracy)
+    return standings([model], original, holdout, labels=labels)[0]
 
 
 def recovery_task(model: nn.Module, original: nn.Module, *, labels: bool) -> Distillation:

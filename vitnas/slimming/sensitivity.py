@@ -29,6 +29,7 @@ from vitnas.slimming.images import Images, split
 from vitnas.slimming.regression import Regression, ridge_solve
 from vitnas.space import Gene
 from vitnas.supernet import Supernet
+from vitnas.train import Progress, Silent
 
 STRENGTH = 1e-3
 MEASURED = 6  # options of a gene; what lies between is interpolated
@@ -57,22 +58,32 @@ class Sensitivity(RunFile):
     seconds: float
 
 
+Streams = list[Tensor]
+Found = dict[str, tuple[float, ...]]
+
+
 @torch.no_grad()
-def sensitivity(supernet: Supernet, images: Images) -> Sensitivity:
+def sensitivity(supernet: Supernet, images: Images, *, progress: Progress | None = None) -> Sensitivity:
     """Measure a Supernet of `ordered`.
 
     Args:
         images: unlabelled; a quarter of them, 64 at most, are measured on, the others fitted to.
+        progress: told of every gene; silent by default.
 
     Raises:
         UserError: fewer than two images.
     """
     start = time.monotonic()
     fitted, held = split(images, supernet)
-    found = _mended(supernet, dict(_Pass(supernet, fitted, held).run()), fitted, held)
-    for place, gene in enumerate(supernet.space.genes):
+    genes, told, found = supernet.space.genes, progress or Silent(), Found()
+    for name, costs in _Pass(supernet, fitted, held).run():
+        found[name] = costs
+        told.update("sensitivity", len(found), len(genes))
+    found = _mended(supernet, found, fitted, held)
+    for place, gene in enumerate(genes):
         if gene.name not in found:
             found[gene.name] = _by_folding(supernet, gene, place, fitted, held)
+            told.update("sensitivity", len(found), len(genes))
     in_order = {gene.name: found[gene.name] for gene in supernet.space.genes}
     return Sensitivity(
         damage=in_order,
@@ -80,10 +91,6 @@ def sensitivity(supernet: Supernet, images: Images) -> Sensitivity:
         n=sum(map(len, held)),
         seconds=time.monotonic() - start,
     )
-
-
-Streams = list[Tensor]
-Found = dict[str, tuple[float, ...]]
 
 
 class _Pass:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args, get_type_hints
 
@@ -127,15 +127,16 @@ class SlimConfig:
     `effort` is `fold` (what is removed is made up for in closed form, nothing is trained), `recover` (the chosen one
     then learns from the network) or `search` (a supernet learns from it before the search, too); None takes the largest
     that a forecast lets fit into `time` (`30m`, `90s`, `2h`), which also says how long there is to train. `importance`
-    is what sorts units, `images` how many train images activations are taken from, `front` how many networks are made,
-    and `axes` what may go. With `tokens` tokens may go too, chosen by a selector that needs no training (`attention`,
-    `evit`, `merge`, ...; `none` for none). `resample` lets data.image_size differ from the network's own.
+    is what sorts units, `images` how many train images activations are taken from (None: 256 to 1536, as many as the
+    time leaves room for), `front` how many networks are made, and `axes` what may go. With `tokens` tokens may go too,
+    chosen by a selector that needs no training (`attention`, `evit`, `merge`, ...; `none` for none). `resample` lets
+    data.image_size differ from the network's own.
     """
 
     effort: Effort | None = None
     time: str = "30m"
     importance: str = "unexplained"
-    images: int = 256
+    images: int | None = None
     front: int = 5
     axes: tuple[Axis, ...] = ("heads", "hidden", "blocks")
     tokens: str = "none"
@@ -155,7 +156,7 @@ class SlimConfig:
         if self.effort is not None:
             check_word("slim.effort", self.effort, get_args(Effort))
         seconds_of("slim.time", self.time)
-        if self.images < 1:
+        if self.images is not None and self.images < 1:
             raise UserError(f"slim.images is {self.images}; it must be at least 1. Use 256.")
         if self.front < 5:
             raise UserError(f"slim.front is {self.front}; a front has at least 5 networks. Use 5.")
@@ -278,6 +279,14 @@ class Run:
             self.space.starting_from(self.pretrained)  # refuses a network that is missing
         if self.threads is not None and self.threads < 1:
             raise UserError(f"threads is {self.threads}; it must be at least 1. Leave it out for all cores.")
+
+    @property
+    def anew(self) -> TrainConfig:
+        """How a network with new weights is trained: by `retrain.train`, which in a slimming is for one that has
+        learned already, and too slow; there by what it is by default."""
+        if self.slim is None:
+            return self.retrain.train
+        return replace(RetrainConfig().train, precision=self.retrain.train.precision)
 
 
 def check_shares(budget: Budget, space: SpaceConfig) -> None:

@@ -82,6 +82,11 @@ class SlimContext(Context):
         """The effort that was asked for, or else taken by the forecast."""
         return Forecast.read(self.folder).effort
 
+    @property
+    def num_images(self) -> int:
+        """How many train images activations are taken from: as asked for, or else as the forecast took."""
+        return self.slim.images or Forecast.read(self.folder).images
+
     @cached_property
     def inherited(self) -> Folded:
-        return Folded(self.work, self.images, self.new_supernet, self.original, self.slim)
+        return Folded(self.work, self.images, self.new_supernet, self.original, self.num_images)

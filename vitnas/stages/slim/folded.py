@@ -21,15 +21,13 @@ from vitnas.model import Model
 from vitnas.model.named import ArchFile
 from vitnas.records import Candidate, ExportRecord, Forecast, Member, Order
 from vitnas.runs import writing
-from vitnas.slimming import Agreement, agreement, fold
+from vitnas.slimming import Agreement, Standing, fold, standings
 from vitnas.slimming.folding import Compensation
 from vitnas.stages.results import export_files
-from vitnas.stages.run import SlimConfig
 from vitnas.stages.searching import Inherited
 from vitnas.stages.slim.original import SlimImages, calibration
 from vitnas.stages.work import Work
 from vitnas.supernet import Supernet
-from vitnas.train import evaluate
 
 BATCH = 64  # images at once while activations are kept
 
@@ -56,6 +54,7 @@ class Folded(Inherited):
 
     Args:
         original: the network itself, as it was found.
+        number: train images that activations are taken from.
     """
 
     def __init__(
@@ -64,16 +63,16 @@ class Folded(Inherited):
         images: SlimImages,
         make: Callable[[], Supernet],
         original: Model,
-        config: SlimConfig,
+        number: int,
     ) -> None:
         super().__init__(work, images, make)
         self.images: SlimImages = images
-        self.original, self.config = original, config
+        self.original, self.number = original, number
 
     @cached_property
     def calibration(self) -> EvalBatches:
         """What activations are taken from."""
-        return self.batches(calibration(self.images, self.config.images))
+        return self.batches(calibration(self.images, self.number))
 
     @cached_property
     def holdout(self) -> EvalBatches:
@@ -96,30 +95,37 @@ class Folded(Inherited):
         order = Order.read(self.work.folder).width[: arch.embed_dim]
         return restored(model, torch.argsort(torch.tensor(order))) if order else model
 
-    def best(self, candidates: Sequence[Candidate], archs: Mapping[str, Arch]) -> tuple[Candidate, Model]:
-        """Of several proposals the one that agrees best once it is folded; where the supernet has learned to be good at
-        every size, or else as it comes out of it."""
+    def best(
+        self, candidates: Sequence[Candidate], archs: Mapping[str, Arch]
+    ) -> tuple[Candidate, Model, Standing]:
+        """Of several proposals the one that agrees best once it is folded, and how it does on the holdout; where the
+        supernet has learned to be good at every size, or else as it comes out of it."""
         made = [
             (candidate, self.made(archs[candidate.arch_id], folded=folded))
             for candidate in candidates
             for folded in ((True, False) if self.has_learned else (True,))
         ]
-        if len(made) == 1:
-            return made[0]
-        return min(made, key=lambda each: damage(self.compared(each[1], self.holdout)[0]))
+        found = self.compared([model for _, model in made], self.holdout)
+        pairs = [(candidate, model, each) for (candidate, model), each in zip(made, found, strict=True)]
+        return min(pairs, key=lambda each: damage(each[2].agreement))
 
-    def compared(self, model: Model, batches: EvalBatches) -> tuple[Agreement, float | None]:
-        """How a network agrees with the original, and its accuracy where there are labels."""
+    def compared(self, models: Sequence[Model], batches: EvalBatches) -> list[Standing]:
+        """How networks agree with the original, and their accuracy where there are labels."""
         device = self.work.engine.device
-        found = agreement(model.to(device), self.original.to(device), batches)
-        return found, evaluate(model, batches).accuracy if self.images.has_labels else None
+        on_device = [model.to(device) for model in models]
+        return standings(on_device, self.original.to(device), batches, labels=self.images.has_labels)
 
     def member(
-        self, folder: Path, budget: str, candidate: Candidate, model: Model, formats: Sequence[str]
+        self,
+        folder: Path,
+        budget: str,
+        candidate: Candidate,
+        model: Model,
+        found: Standing,
+        formats: Sequence[str],
     ) -> Member:
-        """Write a network as a folder of timm's and as verified files, and say how it agrees."""
+        """Write a network, which does as `found` says on the holdout, as a folder of timm's and as verified files."""
         start = time.monotonic()
-        agreed, accuracy = self.compared(model, self.holdout)
         model = model.cpu()
         with writing(folder):
             save_timm(model, folder, **self.images.about)
@@ -131,9 +137,9 @@ class Folded(Inherited):
             budget=budget,
             cost=count(model.arch),
             predicted=candidate.damage,
-            measured=damage(agreed),
-            agreement=agreed,
-            accuracy=accuracy,
+            measured=damage(found.agreement),
+            agreement=found.agreement,
+            accuracy=found.accuracy,
             seconds=time.monotonic() - start,
         )
         member.write(folder)

@@ -21,15 +21,19 @@ from vitnas.model.modes import evaluating
 from vitnas.records import Effort, EffortForecast, Forecast
 from vitnas.reporting.slimming import duration
 from vitnas.slimming import fold
+from vitnas.slimming.images import HELD, LOOKED_AT, MOST_HELD
+from vitnas.slimming.sensitivity import MENDED
 from vitnas.stages.results import FILES
 from vitnas.stages.run import Run
 from vitnas.stages.slim.allocate import SHORTLIST, TIMED
 from vitnas.supernet import Supernet
 
 IMAGES, STEP_S = 16, 1.0  # images of a timed step, fewer where it would take longer
-MEASURED_ON = 64  # images at most that an option's damage is measured on
+FOLDED = 4  # times as many: what an image adds to a fold is little beside what a block takes
 TIMING_S = 2.0  # of one network's latency
 LEAST_STEPS = 100  # a training of fewer steps is not worth its name
+CALIBRATION = (256, 512, 1024, 1536)  # images to fold by, of which the most that there is time for are taken
+FOLDING = 0.5  # of the time, at most, goes to more images than the fewest where there is training, too
 
 
 @dataclass(frozen=True)
@@ -54,18 +58,19 @@ class Amounts:
     """How often a run does such a step.
 
     Args:
-        images: that activations are taken from.
-        holdout: that members are held against the original on.
+        images: that activations are taken from; None for as many as there is time for.
+        holdout, test: that members are held against the original on.
         train: in an epoch.
-        options, folded_options: of genes of blocks, each of which is tried once where it lies, and of others, for each
-            of which the whole is folded.
+        options, folded_options: of genes of blocks that are tried where they lie, and of others, for each of which the
+            whole is folded.
         blocks: of the network.
         members, files: of the front, and exported of each.
         tables, clocks: latency targets of the budget, and all.
     """
 
-    images: int
+    images: int | None
     holdout: int
+    test: int
     train: int
     batch_size: int
     options: int
@@ -94,15 +99,15 @@ def time_steps(original: Model, part: Supernet, images_BCHW: Tensor, *, exports:
         part: a Supernet around a network of the original's first block alone.
         images_BCHW: at least two.
     """
-    model, few = copy.deepcopy(original), images_BCHW[:2]
+    model, few, given = copy.deepcopy(original), images_BCHW[:2], images_BCHW
     with evaluating(model), torch.no_grad():
         n = int(len(few) * STEP_S / timed(lambda: model(few)))  # as many as a step of some length takes
         images_BCHW = images_BCHW[: max(2, min(IMAGES, n))]
         forward, n = timed(lambda: model(images_BCHW)), len(images_BCHW)
     learn = timed(lambda: _learn(model, images_BCHW), 1)
-    arch, fewer = part.space.middle(), max(1, n // 4)
-    folds = [timed(partial(fold, part, arch, [images_BCHW[:taken]])) for taken in (fewer, n)]
-    image = max(0.0, (folds[1] - folds[0]) / max(1, n - fewer))
+    arch, most, fewer = part.space.middle(), min(len(given), FOLDED * n), max(1, n // 4)
+    folds = [timed(partial(fold, part, arch, [given[:taken]]), 3) for taken in (fewer, most)]
+    image = max(0.0, (folds[1] - folds[0]) / max(1, most - fewer))
     file = 0.0
     if exports:
         with tempfile.TemporaryDirectory() as folder:
@@ -120,38 +125,42 @@ def _learn(model: nn.Module, images_BCHW: Tensor) -> None:
 
 
 def forecast(run: Run, steps: Steps, amounts: Amounts) -> Forecast:
-    """What each effort takes, and the one that is taken: that which `run` asks for, else the largest that fits.
+    """What each effort takes, and the one that is taken: that which `run` asks for, else the largest that fits; and how
+    many images activations are taken from.
 
     Raises:
         UserError: not even folding fits the time (saying what it takes).
     """
     assert run.slim is not None
-    given, rows = run.slim.seconds, _rows(run, steps, amounts)
-    asked = run.slim.effort
+    given, asked, images = run.slim.seconds, run.slim.effort, amounts.images or CALIBRATION[0]
+    rows = _rows(run, steps, amounts, images)
     fitting = [row.effort for row in rows if row.fits]
     if asked is None and not fitting:
         raise UserError(
             f"time is {run.slim.time}; the least effort, fold, takes about {duration(rows[0].seconds)} here. Give more "
             "time, fewer images=, or say effort=fold to have it take what it takes."
         )
+    effort = asked or fitting[-1]
+    if amounts.images is None:
+        room = given if effort == "fold" else FOLDING * given
+        for more in CALIBRATION:
+            folding = _rows(run, steps, amounts, min(more, amounts.train))[0]
+            images = more if folding.seconds <= room else images
+        images = min(images, max(CALIBRATION[0], amounts.train))
+        rows = _rows(run, steps, amounts, images)
     return Forecast(
-        time_s=given, measured=vars(steps), efforts=rows, effort=asked or fitting[-1], asked=asked is not None
+        time_s=given,
+        measured=vars(steps),
+        efforts=rows,
+        effort=effort,
+        asked=asked is not None,
+        images=images,
     )
 
 
-def _rows(run: Run, steps: Steps, amounts: Amounts) -> tuple[EffortForecast, ...]:
+def _rows(run: Run, steps: Steps, amounts: Amounts, images: int) -> tuple[EffortForecast, ...]:
     assert run.slim is not None
-    compared = 2 * amounts.holdout * steps.forward
-    folded = amounts.blocks * (steps.fold_block + amounts.images * steps.fold_image)
-    held = min(MEASURED_ON, amounts.images / 4)
-    base = {
-        "order": amounts.images * steps.train,
-        # What lies before an option is not gone through again: half of the network, on average.
-        "sensitivity": amounts.options * held * steps.forward / 2 + (1 + amounts.folded_options) * folded,
-        "fold": (amounts.members - 1 + SHORTLIST) * (folded + compared),
-        "files": (amounts.members + 1) * amounts.files * steps.export,
-        "clocks": (TIMED * amounts.tables + (amounts.members + 1) * amounts.clocks) * TIMING_S,
-    }
+    base = _base(steps, amounts, min(images, amounts.train))
     rows: list[EffortForecast] = []
     epoch_s = amounts.train * steps.train
     least = LEAST_STEPS * amounts.batch_size / amounts.train
@@ -171,3 +180,25 @@ def _rows(run: Run, steps: Steps, amounts: Amounts) -> tuple[EffortForecast, ...
         seconds = sum(parts.values())
         rows.append(EffortForecast(effort, seconds, parts, epochs, seconds <= run.slim.seconds))
     return tuple(rows)
+
+
+def _base(steps: Steps, amounts: Amounts, images: int) -> dict[str, float]:
+    """Seconds of what every effort does."""
+
+    def folded(number: float) -> float:
+        return amounts.blocks * (steps.fold_block + number * steps.fold_image)
+
+    proposals = amounts.members - 1 + SHORTLIST
+    looked = min(images, LOOKED_AT)
+    held = min(MOST_HELD, looked * HELD)
+    whole = MENDED + amounts.folded_options  # each folded and held against the network
+    return {
+        "order": looked * steps.train,
+        # What lies before an option is not gone through again: half of the network, on average.
+        "sensitivity": (amounts.options / 2 + 2 * whole) * held * steps.forward
+        + whole * folded(looked - held),
+        "fold": proposals * folded(images) + (amounts.members + proposals) * amounts.holdout * steps.forward,
+        "files": (amounts.members + 1) * amounts.files * steps.export,
+        "clocks": (TIMED * amounts.tables + (amounts.members + 1) * amounts.clocks) * TIMING_S,
+        "results": (amounts.members + 1) * amounts.test * steps.forward,
+    }

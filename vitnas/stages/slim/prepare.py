@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from math import ceil
+from pathlib import Path
 
 from vitnas.arch import Arch
 from vitnas.budget import Cost
 from vitnas.errors import UserError
 from vitnas.grids import size_text
-from vitnas.records import Forecast, GeneRecord, Manifest, Original, SpaceRecord
+from vitnas.records import Forecast, GeneRecord, Manifest, Original, SpaceRecord, Tables
 from vitnas.runs import RunFile
 from vitnas.searching import Feasibility, feasibility
+from vitnas.slimming.sensitivity import MEASURED
 from vitnas.space import AroundConfig
 from vitnas.stages.full import full_cost
 from vitnas.stages.prepare import manifest
@@ -52,12 +54,19 @@ def prepare_slim(context: SlimContext) -> Feasibility:
 
     def write() -> None:
         for record in found:
-            record.write(folder)
+            if not record.exists(folder):  # the effort that was taken stays
+                record.write(folder)
         if not Manifest.exists(folder):
             manifest(context).write(folder)
 
     engine.from_first(write)
     return next(record for record in found if isinstance(record, Feasibility))
+
+
+def forget_budget(folder: Path) -> None:
+    """Let a run have another budget: what was said of the one before goes, what was measured of the network stays."""
+    for file in (Original, Feasibility, Tables):
+        file.path(folder).unlink(missing_ok=True)
 
 
 def _look(context: SlimContext, cost: Cost, notes: Sequence[str]) -> tuple[RunFile, ...]:
@@ -73,9 +82,10 @@ def _look(context: SlimContext, cost: Cost, notes: Sequence[str]) -> tuple[RunFi
     amounts = Amounts(
         images=context.slim.images,
         holdout=len(data.holdout),
+        test=data.num_test,
         train=len(data.train),
         batch_size=run.data.batch_size,
-        options=sum(len(gene.options) - 1 for gene in space.genes if gene.scope == "block"),
+        options=sum(min(MEASURED, len(gene.options) - 1) for gene in space.genes if gene.scope == "block"),
         folded_options=sum(len(gene.options) - 1 for gene in space.genes if gene.scope != "block"),
         blocks=model.arch.depth,
         members=context.slim.front,
@@ -109,7 +119,7 @@ def first_block(arch: Arch) -> Arch:
     return replace(arch, stages=(replace(stage, blocks=stage.blocks[:1]),), selector=None)
 
 
-def enough_images(images: int, there: int, arch: Arch) -> None:
+def enough_images(images: int | None, there: int, arch: Arch) -> None:
     """Refuse statistics of fewer tokens than they have numbers.
 
     Raises:
@@ -118,11 +128,11 @@ def enough_images(images: int, there: int, arch: Arch) -> None:
     widest = max(block.mlp_hidden for block in arch.blocks)
     needed = max(LEAST_IMAGES, ceil(widest / arch.num_tokens))
     for name, number in (("images", images), ("the train split", there)):
-        if number < needed:
+        if number is not None and number < needed:
             has = f"{name} has {number}" if name != "images" else f"images is {number}"
             raise UserError(
                 f"{has}; activations of up to {widest} hidden units are taken from at least {needed} images of "
-                f"{arch.num_tokens} tokens. Give at least {needed} train images, and images={needed} or more."
+                f"{arch.num_tokens} tokens. Give at least {needed} train images, and no fewer as images=."
             )
 
 

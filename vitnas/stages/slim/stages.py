@@ -31,6 +31,7 @@ from vitnas.reporting import report
 from vitnas.reporting.slimming import cosine
 from vitnas.searching import TokenClock, TokenSpeeds
 from vitnas.slimming import IMPORTANCE, PredictedDamage, Sensitivity, ordered, sensitivity
+from vitnas.slimming.images import LOOKED_AT
 from vitnas.stages.results import files, measure_together
 from vitnas.stages.searching import WEIGHTS
 from vitnas.stages.slim.allocate import Allocator, fit_tables, share_out
@@ -53,7 +54,8 @@ def order(context: SlimContext) -> None:
         scores = IMPORTANCE[word](context.original, images, generator)
         width = torch.argsort(scores.width[0], descending=True, stable=True).tolist()
         moves = len(scores.width) == 1 and "embed_dim" in context.slim.axes
-        Order(importance=word, images=context.slim.images, width=tuple(width) if moves else ()).write(folder)
+        looked = min(context.num_images, LOOKED_AT)
+        Order(importance=word, images=looked, width=tuple(width) if moves else ()).write(folder)
         save_weights(ordered(context.original, context.space, scores), target)
 
     context.work.once(target, make)
@@ -66,7 +68,8 @@ def measure_damage(context: SlimContext) -> None:
     folder = context.folder
 
     def make() -> None:
-        sensitivity(context.inherited.supernet, context.inherited.calibration).write(folder)
+        inherited, progress = context.inherited, context.work.progress
+        sensitivity(inherited.supernet, inherited.calibration, progress=progress).write(folder)
 
     context.work.once(Sensitivity.path(folder), make)
 
@@ -117,8 +120,8 @@ def _fold_front(context: SlimContext) -> None:
 def fold_place(context: SlimContext, where: Path, place: Place) -> None:
     """The best of a budget's proposals into `where`."""
     archs = {each.arch_id: context.space.arch_of(each.genes) for each in place.candidates}
-    candidate, model = context.inherited.best(place.candidates, archs)
-    context.inherited.member(where, place.budget, candidate, model, context.run.export.formats)
+    candidate, model, found = context.inherited.best(place.candidates, archs)
+    context.inherited.member(where, place.budget, candidate, model, found, context.run.export.formats)
 
 
 def in_words(member: Member) -> str:
@@ -208,30 +211,27 @@ def _final(context: SlimContext) -> SlimResults:
     result, members = Result.read(context.models.folder("chosen")), SlimFront.read(folder).members
     start = next(member for member in members if member.folder == result.start)
     test = context.images.data.open_test(Readings.path(folder), purpose="final table of a slimmed network")
-    batches = folded.batches(test)
-
-    def row(role: str, path: str, model: Model, cost: Cost) -> SlimRow:
-        agreed, accuracy = folded.compared(model, batches)
-        return SlimRow(
+    made = {each.folder: (load_model(folder / each.folder), each.cost) for each in members}
+    made = {ORIGINAL: (context.original, count(context.original.arch)), **made}
+    if result.train:  # else it is the member itself
+        made["chosen"] = (context.models.load("chosen"), start.cost)
+    found = folded.compared([model for model, _ in made.values()], folded.batches(test))
+    rows = {
+        role: SlimRow(
             role=role,
-            folder=path,
+            folder="" if role == ORIGINAL else role,
             arch_id=model.arch.id,
             cost=cost,
-            agreement=agreed,
-            accuracy=accuracy,
+            agreement=each.agreement,
+            accuracy=each.accuracy,
             latency_ms=times.get(role, {}),
         )
-
-    first = row(ORIGINAL, "", context.original, count(context.original.arch))
-    front = {
-        each.folder: row(each.folder, each.folder, load_model(folder / each.folder), each.cost)
-        for each in members
+        for (role, (model, cost)), each in zip(made.items(), found, strict=True)
     }
-    chosen = replace(front[start.folder], role="chosen", folder="models/chosen")
-    if result.train:  # else it is the member itself
-        agreed, accuracy = folded.compared(context.models.load("chosen"), batches)
-        chosen = replace(chosen, agreement=agreed, accuracy=accuracy)
+    as_member = rows[start.folder]
+    chosen = rows.pop("chosen", as_member)
+    chosen = replace(chosen, role="chosen", folder="models/chosen", latency_ms=as_member.latency_ms)
+    first, *front = rows.values()
     budget = as_asked(context, times)
     met = not budget.misses(as_measured(start, times))
-    rows = (first, chosen, *front.values())
-    return SlimResults(rows=rows, budget=budget.text, met=met, files=files(folder))
+    return SlimResults(rows=(first, chosen, *front), budget=budget.text, met=met, files=files(folder))
