@@ -24,6 +24,7 @@ from vitnas.reporting.slimming import reach
 from vitnas.reporting.tables import percent
 from vitnas.searching import Feasibility
 from vitnas.searching.feasibility import FeasibilityRow
+from vitnas.space import around
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +53,8 @@ def test_the_page_says_what_was_removed_and_why(slimmed: Path, tmp_path: Path) -
         assert f'data-label="Choice" class="">{choice}<' in page, choice
     for member in SlimFront.read(slimmed).members:
         assert member.folder in page
-    for gone in ("Supernet training", "Against simpler ways", "search.json"):
+    # Nothing was exported, so nothing was timed, and MACs are counted.
+    for gone in ("Supernet training", "Against simpler ways", "search.json", "all timed", "as measured"):
         assert gone not in page
     match = re.search(r'id="figures">(.*?)</script>', page, re.DOTALL)
     assert match is not None
@@ -91,10 +93,13 @@ def test_the_drawing_shows_what_is_gone(slimmed: Path) -> None:
 
 
 def test_what_rounding_costs(slimmed: Path) -> None:
+    """Against the shares that the Space was made with, whichever they are."""
     _, whole = archs(slimmed)
-    assert "+0 hidden units" in rounding(whole, whole, 8)[1]
-    other = whole.with_blocks(replace(block, mlp_hidden=60) for block in whole.blocks)
-    assert "+12 hidden units" in rounding(other, whole, 4)[1]
+    space = around(whole, hidden=(0.3, 0.5, 1.0), multiple=4)
+    assert "+0 hidden units" in rounding(whole, space)[1]
+    other = whole.with_blocks(replace(block, mlp_hidden=20) for block in whole.blocks)
+    assert "+2 hidden units" in rounding(other, space)[1]  # three times 20 for 19.2
+    assert "none are rounded" in rounding(other, around(whole, hidden=(20, 64), multiple=4))[1]
 
 
 def test_hundredths_of_a_millisecond_are_told_apart() -> None:

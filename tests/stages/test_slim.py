@@ -24,20 +24,33 @@ from vitnas.errors import UserError
 from vitnas.exporting import load_timm
 from vitnas.model import Model, build
 from vitnas.recipes.slim import slim
-from vitnas.records import Allocation, ExportRecord, Forecast, Original, Result, SlimFront, SlimResults
+from vitnas.records import (
+    Allocation,
+    ExportRecord,
+    Forecast,
+    Original,
+    Result,
+    SlimFront,
+    SlimResults,
+    Tables,
+)
 from vitnas.reporting import report
 from vitnas.runs import RunFile
-from vitnas.searching import TokenClock
+from vitnas.searching import Feasibility, TokenClock
 from vitnas.searching.latency import LatencyModel
-from vitnas.slimming import PredictedDamage, Sensitivity, agreement
+from vitnas.slimming import IMPORTANCE, PredictedDamage, Sensitivity, agreement, ordered, sensitivity
+from vitnas.space import AroundConfig
 from vitnas.stages import plan_of
+from vitnas.stages.claim import begin
 from vitnas.stages.full import FullCost
+from vitnas.stages.models import Models
 from vitnas.stages.run import ExportConfig, SlimConfig
 from vitnas.stages.slim import stages
-from vitnas.stages.slim.allocate import Allocator
+from vitnas.stages.slim.allocate import Allocator, share_out
 from vitnas.stages.slim.context import SlimContext
 from vitnas.stages.slim.folded import restored
-from vitnas.train import evaluate
+from vitnas.stages.slim.original import load_original, space_around
+from vitnas.train import Engine, TrainConfig, evaluate
 
 
 def test_a_network_is_slimmed_to_a_budget(slimmed: Path) -> None:
@@ -135,6 +148,24 @@ def test_the_commands_for_run_folders_work_on_it(slimmed: Path, capsys: pytest.C
     assert "chosen" in capsys.readouterr().out
 
 
+def test_an_arch_of_ones_own_is_trained_anew_not_as_recovery_is(
+    slimmed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the rate that new weights need, whatever recovery has."""
+    folder = Path(shutil.copytree(slimmed, tmp_path / "run"))
+    assert open_run(folder).retrain.train.lr == 1e-4
+    learned = list[TrainConfig]()
+
+    def train(self: Models, model: Model, config: TrainConfig, *_: object) -> tuple[Model, float]:
+        learned.append(config)
+        return model.eval(), 0.0
+
+    monkeypatch.setattr(Models, "train", train)
+    assert main(["retrain", str(folder), f"arch={folder / 'front' / '01'}", "role=mine"]) == 0
+    assert [config.lr for config in learned] == [TrainConfig().lr]
+    assert Result.read(folder / "models" / "mine").train["epochs"] == TrainConfig().epochs
+
+
 def test_further_budgets_come_from_the_same_run(
     slimmed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -160,13 +191,16 @@ def test_further_budgets_come_from_the_same_run(
     )
 
 
-def test_one_call_of_a_library(original: Path, slimmed: Path, tmp_path: Path) -> None:
+def test_one_call_of_a_library(
+    original: Path, slimmed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The network stays as it is; images without labels are enough, and the same call goes on in its folder."""
     network = load_timm(original)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     images = digits().train.pixels(torch.arange(200))
     assert images is not None
-    run = open_run(slimmed)
+    run, closed = open_run(slimmed), list[bool]()
+    monkeypatch.setattr(Engine, "finish", lambda self: closed.append(True))
     done = vitnas.slim(network, images, budget="macs<=50%", effort="fold", folder=tmp_path / "run", run=run)
     model, row = done.model, done.results.rows[1]
     assert count(model.arch).macs <= 0.5 * count(ARCH).macs
@@ -175,6 +209,7 @@ def test_one_call_of_a_library(original: Path, slimmed: Path, tmp_path: Path) ->
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
     again = vitnas.slim(network, images, budget="macs<=50%", effort="fold", folder=tmp_path / "run", run=run)
     assert again.results == done.results
+    assert closed == [True, True]
 
 
 def features_of(images: int, **options: Any) -> Model:
@@ -267,6 +302,40 @@ def test_a_latency_that_no_network_reaches_comes_with_the_fastest(slimmed: Path)
     )
     with pytest.raises(UserError, match=message):
         allocator.propose(Budget.parse(f"latency<=0.01ms@{target}"))
+
+
+def test_a_budget_may_be_another_one_until_networks_are_searched_for(
+    original: Path, slimmed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """So a budget that no network is found for can be mended in its folder; what was measured of the network stays."""
+    folder = Path(shutil.copytree(slimmed, tmp_path / "run"))
+    said = refused(slim_words(original, folder, budget="macs<=150K"), capsys)
+    assert "holds another run (budget: 'macs<=180K' then, 'macs<=150K' now)" in said
+    Allocation.path(folder).unlink()
+    kept = [folder / name for name in ("supernet.safetensors", "sensitivity.json", "forecast.json")]
+    before = [path.stat().st_mtime_ns for path in kept]
+    context = SlimContext(replace(open_run(folder), budget="macs<=150K"), folder)
+    begin(context)
+    assert open_run(folder).budget == Original.read(folder).budget == "macs<=150K"
+    assert Feasibility.read(folder).rows[0].requested == "macs<=150K"
+    assert not Tables.exists(folder)
+    assert [path.stat().st_mtime_ns for path in kept] == before
+
+
+@pytest.mark.parametrize("budget", ["macs<=85%", "macs<=92%"])
+def test_a_front_has_five_different_networks(budget: str, original: Path, slimmed: Path) -> None:
+    """In a Space of seven sizes too, where the best within one limit is often that within the next."""
+    model, context = load_original(str(original)), SlimContext(open_run(slimmed), slimmed)
+    space = space_around(model.arch, AroundConfig(), ("heads",), "net")
+    images = [x for x, _ in EvalBatches(digits().train.subset(range(64)), batch_size=64)]
+    scores = IMPORTANCE["magnitude"](model, images, torch.Generator())
+    damage = PredictedDamage(space, sensitivity(ordered(model, space, scores), images))
+    allocator = Allocator(context.work, damage, context.run.search, {}, {}, TokenClock({}))
+    found = share_out(allocator, Budget.parse(budget).resolved(count(model.arch)), 5)
+    chosen = found.places[found.chosen - 1].candidates
+    others = [place.candidates[0] for place in found.places if place.candidates is not chosen]
+    archs = [*others, *chosen]
+    assert len({each.arch_id for each in archs}) == len(archs)
 
 
 def test_a_share_of_latency_is_of_the_original_timed_beside(

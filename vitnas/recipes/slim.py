@@ -102,9 +102,12 @@ def slim_network(
         slim=replace(config, effort=effort, time=time),
     )
     context = SlimContext(run, where, progress or Silent(), data)
-    begin(context)
-    for stage in plan_of(run).stages.values():
-        stage(context)
+    try:
+        begin(context)
+        for stage in plan_of(run).stages.values():
+            stage(context)
+    finally:
+        context.engine.finish()
     chosen = load_timm(where / "models" / "chosen")
     assert isinstance(chosen, Model)
     return Slimmed(chosen, SlimResults.read(where), where)

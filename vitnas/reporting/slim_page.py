@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from html import escape
-from typing import Any
+from typing import Any, cast
 
 from markupsafe import Markup
 
 from vitnas.arch import Arch
+from vitnas.budget import Budget
 from vitnas.counting import count
 from vitnas.records import Member
 from vitnas.reporting.drawing import draw
@@ -18,7 +19,8 @@ from vitnas.reporting.headline import limits
 from vitnas.reporting.plots import BLUE, GREY, ORANGE, RED, Figure, axis, figure, line, percent_axis
 from vitnas.reporting.slimming import comparison, cosine, duration, forecast, members
 from vitnas.reporting.tables import MISSING, Table, number, percent
-from vitnas.space import space_from_json
+from vitnas.space import AroundSpace, space_from_json
+from vitnas.space.around import are_shares
 
 # Stage -> files that show it is done.
 STAGES = {
@@ -36,7 +38,12 @@ STAGES = {
 
 def original_arch(run: RunFiles) -> Arch | None:
     """The Arch that the Space stands around."""
-    return space_from_json(run.space.space).largest() if run.space else None
+    space = _space(run)
+    return space.arch if space else None
+
+
+def _space(run: RunFiles) -> AroundSpace | None:
+    return cast(AroundSpace, space_from_json(run.space.space)) if run.space else None
 
 
 def slim_context(run: RunFiles, figures: dict[str, Figure]) -> dict[str, Any]:
@@ -45,7 +52,12 @@ def slim_context(run: RunFiles, figures: dict[str, Figure]) -> dict[str, Any]:
     figures |= {name: drawn for name, drawn in _figures(run).items() if drawn is not None}
     results, front = slim.results, slim.front.members if slim.front else ()
     planned = len(slim.allocation.places) if slim.allocation else len(front)
-    classed = bool(front) and front[0].agreement.top1 is not None
+    columns = [
+        "; the share of images with MODEL's first class (top-1)"
+        * (bool(front) and front[0].agreement.top1 is not None),
+        "; latency is the median of exported files, all timed in the same rounds"
+        * (results is not None and bool(results.rows[0].latency_ms)),
+    ]
     return {
         "stages": [(name, all((run.folder / p).exists() for p in paths)) for name, paths in STAGES.items()],
         "headline": sentence(run, original),
@@ -56,7 +68,7 @@ def slim_context(run: RunFiles, figures: dict[str, Figure]) -> dict[str, Any]:
             "compared": f"On {results.rows[0].agreement.n} test images that nothing else used."
             if results
             else "",
-            "columns": "; the share of images with MODEL's first class (top-1)" if classed else "",
+            "columns": "".join(columns),
             "members": members(front) if front else None,
             "further": members(front[planned:]) if front[planned:] else None,
             "drawing": Markup(draw(chosen, original)) if chosen and original else "",
@@ -90,9 +102,11 @@ def _why(run: RunFiles) -> str:
     result, front = run.models.get("chosen"), run.slim.front
     if result is None or front is None:
         return ""
+    first = run.slim.original
+    measured = " as measured" if first and Budget.parse(first.budget).latency_targets else ""
     return (
-        f"{result.start} of {len(front.members)} networks made: of those that meet the budget as measured, the one "
-        "that agrees best with MODEL on held-out images."
+        f"{result.start} of {len(front.members)} networks made: of those that meet the budget{measured}, the one that "
+        "agrees best with MODEL on held-out images."
     )
 
 
@@ -154,7 +168,8 @@ def choices(run: RunFiles, original: Arch | None) -> Iterator[tuple[str, str, st
         yield (
             "Compensation",
             "ridge regression",
-            "layer by layer on the network as cut so far; its strength by two halves of the images, per layer",
+            f"{_images(run)}layer by layer on the network as cut so far; its strength by two halves of the images, per "
+            "layer",
         )
     if slim.allocation:
         tried = len(slim.allocation.tried)
@@ -171,22 +186,32 @@ def choices(run: RunFiles, original: Arch | None) -> Iterator[tuple[str, str, st
     if slim.recovery:
         kept = "kept" if slim.recovery.is_better else "not kept"
         yield "Recovery", kept, f"{slim.recovery}, in {duration(slim.recovery.seconds)}"
-    if run.chosen and original and run.space:
-        yield "Rounding", *rounding(run.chosen, original, int(run.space.space["options"]["multiple"]))
+    if run.chosen and (space := _space(run)):
+        yield "Rounding", *rounding(run.chosen, space)
 
 
-def rounding(chosen: Arch, original: Arch, multiple: int) -> tuple[str, str]:
-    """Multiples, and what snapping to them cost: how far hidden units are from the eighths that were asked for."""
-    there = {index: block.mlp_hidden for index, block in enumerate(original.blocks)}
-    units = 0.0
-    for index, block in enumerate(chosen.blocks):
-        whole = there[index if block.slot is None else block.slot]
-        exact = min((whole * n / 8 for n in range(1, 9)), key=lambda each: abs(each - block.mlp_hidden))
-        units += block.mlp_hidden - exact
+def _images(run: RunFiles) -> str:
+    return f"by {run.slim.forecast.images} train images, " if run.slim.forecast else ""
+
+
+def rounding(chosen: Arch, space: AroundSpace) -> tuple[str, str]:
+    """Multiples, and what snapping to them cost: how far hidden units are from the shares that were asked for."""
+    said = f"multiples of {space.multiple}"
+    if not are_shares(space.hidden):
+        return said, "hidden units were asked for as numbers, so none are rounded"
+    units, depth = 0.0, 0
+    for stage, there in zip(chosen.stages, space.arch.stages, strict=True):
+        for index, block in enumerate(stage.blocks):
+            whole = there.blocks[index if block.slot is None else block.slot].mlp_hidden
+            exact = min(
+                (whole * share for share in space.hidden), key=lambda each: abs(each - block.mlp_hidden)
+            )
+            units += block.mlp_hidden - exact
+            depth += 1
     macs = 2 * units * chosen.embed_dim * chosen.num_tokens / count(chosen).macs
     return (
-        f"multiples of {multiple}",
-        f"runtimes work in such steps; {units:+.0f} hidden units in all against unrounded eighths, "
+        said,
+        f"runtimes work in such steps; {units:+.0f} hidden units in all against the shares asked for, unrounded, "
         f"{100 * macs:+.2f} % of the MACs",
     )
 

@@ -148,20 +148,21 @@ def options_of(asked: Options, there: int, multiple: int) -> tuple[int, ...]:
     >>> options_of((0.3, 0.5, 1.0), 100, 8), options_of((8, 64, 256), 100, 8)
     ((32, 48, 100), (8, 64, 100))
     """
-    if _are_shares(asked):
+    if are_shares(asked):
         found = {round_to(round(share * there), multiple) for share in asked if share < 1}
     else:
         found = {int(number) for number in asked}
     return (*sorted(number for number in found if number < there), there)
 
 
-def _are_shares(asked: Options) -> bool:
+def are_shares(asked: Options) -> bool:
+    """Whether options are shares of what is there, and not numbers."""
     return all(0 < value <= 1 for value in asked) and any(isinstance(value, float) for value in asked)
 
 
 def _fit(name: str, asked: Options, there: Sequence[int], multiple: int) -> None:
     """Refuse options that say nothing, or cannot be."""
-    if _are_shares(asked):
+    if are_shares(asked):
         for share in asked:
             if any(2 * share * n < multiple for n in there):
                 least = min(there)

@@ -10,8 +10,10 @@ from typing import Any
 import yaml
 
 from vitnas.errors import UserError
+from vitnas.records import Allocation
 from vitnas.stages.context import Context
 from vitnas.stages.run import GROWS, Run, changes, in_words, plain, save_run
+from vitnas.stages.slim.prepare import forget_budget
 from vitnas.stages.table import go_on, plan_of
 from vitnas.train import Progress
 
@@ -42,18 +44,15 @@ def begin(context: Context) -> Any:
 
 
 def claim_folder(run: Run, folder: Path) -> None:
-    """Write run.yaml, or check that the folder's is the same run; where only what may grow has grown, let it go on.
+    """Write run.yaml, or check that the folder's is the same run; where only what may grow has grown, let it go on. A
+    slimming may have another budget until networks are searched for: so what none is found for is not stuck with it.
 
     Raises:
         UserError: the folder holds another run (each differing field is named), or cannot be written.
     """
     path, alone = folder / "run.yaml", bool(run.slim or run.pretrain)
     changed = changes(read_yaml(path), plain(run)) if path.exists() else {}
-    other = {
-        name: (old, new)
-        for name, (old, new) in changed.items()
-        if name not in GROWS or alone or not isinstance(old, int) or new < old
-    }
+    other = {name: pair for name, pair in changed.items() if not _may_change(run, folder, name, *pair)}
     if other:
         grow = ", ".join(GROWS)
         raise UserError(
@@ -61,9 +60,18 @@ def claim_folder(run: Run, folder: Path) -> None:
             f"all anew{'' if alone else f'; only {grow} may grow in a folder'}."
         )
     for name in changed:
-        go_on(run, folder, GROWS[name])
+        if run.slim:
+            forget_budget(folder)
+        else:
+            go_on(run, folder, GROWS[name])
     if changed or not path.exists():
         save_run(run, path)
+
+
+def _may_change(run: Run, folder: Path, name: str, old: Any, new: Any) -> bool:
+    if run.slim:
+        return name == "budget" and not Allocation.exists(folder)
+    return name in GROWS and not run.pretrain and isinstance(old, int) and bool(new >= old)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

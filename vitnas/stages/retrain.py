@@ -12,12 +12,15 @@ from vitnas.model.named import ArchFile, Named, find_arch
 from vitnas.records import Result
 from vitnas.stages.models import Models
 from vitnas.stages.run import BASELINES
+from vitnas.train import TrainConfig
 
 RESERVED = ("chosen", "without_teacher", "soft_labels", *BASELINES)
 
 
-def retrain(models: Models, arch: Arch | str, role: str | None = None) -> Path:
-    """Train `arch` from scratch by the run's `retrain.train`, as the run trains its own models; returns its folder.
+def retrain(
+    models: Models, arch: Arch | str, role: str | None = None, train: TrainConfig | None = None
+) -> Path:
+    """Train `arch` from scratch, as the run trains its own models; returns its folder.
 
     It continues where it stopped, and does nothing when the result is there. A model that is trained before the
     final table is made gets a row in it.
@@ -25,6 +28,7 @@ def retrain(models: Models, arch: Arch | str, role: str | None = None) -> Path:
     Args:
         arch: an Arch, or words for one: a published name, a ViTAS code, a JSON file or a folder that has one.
         role: its name in the run; by default its published name, or what its file calls it.
+        train: how (`Run.anew`); by default the run's `retrain.train`.
 
     Raises:
         UserError: no such Arch, one that is for other images or classes, or a role that is taken or no name.
@@ -51,7 +55,7 @@ def retrain(models: Models, arch: Arch | str, role: str | None = None) -> Path:
     if not Result.exists(folder):
         stage = f"retrain/{role}"
         model = models.fresh(fitted, stage)
-        models.train_role(role, model, models.config.train, stage, start="scratch", asked=named.name)
+        models.train_role(role, model, train or models.config.train, stage, start="scratch", asked=named.name)
     return folder
 
 

@@ -225,6 +225,11 @@ class Engine:
         if self.accelerator.log_with:
             self.accelerator.log(dict(values), step=step)
 
+    def finish(self) -> None:
+        """Flush the trackers; the processes stay together, as a caller may have more for them to do."""
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+
     def close(self) -> None:
         """Flush the trackers and leave the process group."""
         self.accelerator.end_training()

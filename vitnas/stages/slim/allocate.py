@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -205,12 +205,15 @@ def share_out(allocator: Allocator, budget: Budget, number: int) -> Allocation:
     macs = chosen[0].cost.macs
     least, most = allocator.space.cost_span("macs")
     places: list[Place] = []
+    before: list[Candidate] = []
     for index, limit in enumerate(ladder(macs, int(least), int(most), number)):
         asked = None if limit == macs else f"macs<={exact_quantity(limit, 'macs')}"
         try:
-            found = chosen if asked is None else allocator.propose(Budget.parse(asked), 1)
+            found = chosen if asked is None else _another(allocator, limit, chosen, before)
         except NothingFasterError:  # so small a network would need fewer tokens
             continue
+        if asked is not None:
+            before += found
         places.append(Place(number=len(places) + 1, budget=asked or budget.text, candidates=found))
         update("search", index + 1, number, "")
     return Allocation(
@@ -219,6 +222,37 @@ def share_out(allocator: Allocator, budget: Budget, number: int) -> Allocation:
         latency_error={target: table.error for target, table in allocator.tables.items()},
         tried=tuple(tried),
     )
+
+
+def _another(
+    allocator: Allocator, limit: int, chosen: Sequence[Candidate], before: Sequence[Candidate]
+) -> tuple[Candidate, ...]:
+    """The least damaged Arch of at most `limit` MACs that is no twin of others: further from all of them than `CLOSE`,
+    or where the Space has none, another one at least.
+
+    Args:
+        chosen: the proposals for the budget itself.
+        before: what was found for larger limits.
+    """
+    found = allocator.propose(Budget.of((Limit("macs", None, limit),)), 1)
+    others = [*chosen, *before]
+    if all(abs(found[0].cost.macs / other.cost.macs - 1) >= CLOSE for other in others):
+        return found
+    larger, smaller = (before, chosen) if limit > chosen[0].cost.macs else (others, ())
+    high = min([limit, *(int(other.cost.macs * (1 - CLOSE)) for other in larger)])
+    low = max((int(other.cost.macs * (1 + CLOSE)) + 1 for other in smaller), default=None)
+    bands = [Limit("macs", low, high)] if low is None or low <= high else []
+    taken = {other.arch_id for other in others}
+    for band in (*bands, Limit("macs", None, limit)):
+        try:
+            proposed = allocator.propose(Budget.of((band,)), 1 + len(taken))
+        except NothingFasterError:
+            raise
+        except UserError:  # no Arch is that large
+            continue
+        if apart := [each for each in proposed if each.arch_id not in taken]:
+            return (apart[0],)
+    return found
 
 
 def ladder(macs: int, least: int, most: int, number: int) -> list[int]:
