@@ -152,16 +152,17 @@ options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = 1
 options.add_free_dimension_override_by_name("batch", 1)
 session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
-made = kib("VmRSS")
+made = kib("RssAnon")
 images = numpy.zeros((1, 3, 224, 224), numpy.float32)
 for _ in range(3):
     session.run(None, {session.get_inputs()[0].name: images})
-print(kib("VmRSS") - made)
+print(kib("RssAnon") - made)
 """
 
 
 def memory(selector: str) -> Callable[[int], Row]:
-    """What three runs add to the memory of a fresh session (a session's own comes in two sizes, by chance)."""
+    """What three runs add to the memory of a fresh session (a session's own comes in two sizes, by chance): what it
+    allocates, not the pages of ONNX Runtime's own code that more kinds of kernels bring in."""
 
     def row(rounds: int) -> Row:
         added: dict[str, float] = {}

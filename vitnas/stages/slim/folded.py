@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from vitnas.stages.searching import Inherited
 from vitnas.stages.slim.original import SlimImages, calibration
 from vitnas.stages.work import Work
 from vitnas.supernet import Supernet
+from vitnas.train import Progress
 
 BATCH = 64  # images at once while activations are kept
 
@@ -47,6 +48,19 @@ def restored(model: Model, order_D: Tensor) -> Model:
 def damage(found: Agreement) -> float:
     """In one number: how far the final tokens turned away."""
     return 1 - found.cosine
+
+
+class Told:
+    """Batches whose taking is told."""
+
+    def __init__(self, batches: EvalBatches, progress: Progress, stage: str) -> None:
+        self.batches, self.progress, self.stage = batches, progress, stage
+
+    def __iter__(self) -> Iterator[Any]:
+        for number, batch in enumerate(self.batches):
+            self.progress.update(self.stage, number, len(self.batches))
+            yield batch
+        self.progress.update(self.stage, len(self.batches), len(self.batches))
 
 
 class Folded(Inherited):
@@ -109,7 +123,7 @@ class Folded(Inherited):
         pairs = [(candidate, model, each) for (candidate, model), each in zip(made, found, strict=True)]
         return min(pairs, key=lambda each: damage(each[2].agreement))
 
-    def compared(self, models: Sequence[Model], batches: EvalBatches) -> list[Standing]:
+    def compared(self, models: Sequence[Model], batches: EvalBatches | Told) -> list[Standing]:
         """How networks agree with the original, and their accuracy where there are labels."""
         device = self.work.engine.device
         on_device = [model.to(device) for model in models]

@@ -31,6 +31,7 @@ from vitnas.supernet import Supernet
 IMAGES, STEP_S = 16, 1.0  # images of a timed step, fewer where it would take longer
 FOLDED = 4  # times as many: what an image adds to a fold is little beside what a block takes
 TIMING_S = 2.0  # of one network's latency
+MEMBER = 2 / 3  # of the original's time is what a network of the front takes, on average
 LEAST_STEPS = 100  # a training of fewer steps is not worth its name
 CALIBRATION = (256, 512, 1024, 1536)  # images to fold by, of which the most that there is time for are taken
 FOLDING = 0.5  # of the time, at most, goes to more images than the fewest where there is training, too
@@ -138,7 +139,7 @@ def forecast(run: Run, steps: Steps, amounts: Amounts) -> Forecast:
     if asked is None and not fitting:
         raise UserError(
             f"time is {run.slim.time}; the least effort, fold, takes about {duration(rows[0].seconds)} here. Give more "
-            "time, fewer images=, or say effort=fold to have it take what it takes."
+            "time, fewer images= or data.max_images=, or say effort=fold to have it take what it takes."
         )
     effort = asked or fitting[-1]
     if amounts.images is None:
@@ -197,8 +198,9 @@ def _base(steps: Steps, amounts: Amounts, images: int) -> dict[str, float]:
         # What lies before an option is not gone through again: half of the network, on average.
         "sensitivity": (amounts.options / 2 + 2 * whole) * held * steps.forward
         + whole * folded(looked - held),
-        "fold": proposals * folded(images) + (amounts.members + proposals) * amounts.holdout * steps.forward,
+        "fold": proposals * folded(images)
+        + (amounts.members + MEMBER * proposals) * amounts.holdout * steps.forward,
         "files": (amounts.members + 1) * amounts.files * steps.export,
         "clocks": (TIMED * amounts.tables + (amounts.members + 1) * amounts.clocks) * TIMING_S,
-        "results": (amounts.members + 1) * amounts.test * steps.forward,
+        "results": (1 + MEMBER * amounts.members) * amounts.test * steps.forward,
     }

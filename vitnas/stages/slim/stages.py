@@ -36,6 +36,7 @@ from vitnas.stages.results import files, measure_together
 from vitnas.stages.searching import WEIGHTS
 from vitnas.stages.slim.allocate import Allocator, fit_tables, share_out
 from vitnas.stages.slim.context import SlimContext
+from vitnas.stages.slim.folded import Told
 from vitnas.stages.slim.learned import as_result, learn_elastic, recovered
 from vitnas.stages.work import quick_meter, save_weights
 
@@ -215,7 +216,8 @@ def _final(context: SlimContext) -> SlimResults:
     made = {ORIGINAL: (context.original, count(context.original.arch)), **made}
     if result.train:  # else it is the member itself
         made["chosen"] = (context.models.load("chosen"), start.cost)
-    found = folded.compared([model for model, _ in made.values()], folded.batches(test))
+    batches = Told(folded.batches(test), context.work.progress, "results")
+    found = folded.compared([model for model, _ in made.values()], batches)
     rows = {
         role: SlimRow(
             role=role,
