@@ -60,8 +60,11 @@ def test_the_page_says_what_was_removed_and_why(slimmed: Path, tmp_path: Path) -
     assert match is not None
     figures = cast(dict[str, Any], json.loads(match[1]))
     assert {"agreement", "predicted", "sensitivity", "costs"} <= set(figures)
-    for figure in figures.values():
+    for name, figure in figures.items():
         go.Figure(figure)
+        height = figure["layout"].get("height")  # or it would lie over what is behind it
+        assert (f'style="height: {height}px" id="plot-{name}"' in page) == (height is not None), name
+    assert figures["sensitivity"]["layout"]["height"]
 
 
 def test_an_unfinished_run_has_a_page_that_says_what_is_missing(slimmed: Path, tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ def net(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"importance": "weights"}, r"slim.importance is 'weights'"),
         ({"front": "3"}, r"slim.front is 3; a front has at least 5"),
         ({"effort": None, "time": "0.1s"}, r"time is 0.1s; the least effort, fold, takes about .* here\. Give more"),
+        ({"teacher": "deit_tiny_patch16_224"}, r"teacher.network is 'deit_tiny.*'; what is slimmed learns from"),
         ({"efort": "fold"}, r"there is no field 'efort'\. Nearest: 'effort'"),
         ({"slim__efort": "fold"}, r"there is no field 'slim.efort'\. Nearest: 'slim.effort'"),
     ],

@@ -87,7 +87,10 @@ def render(run: RunFiles, page: Path) -> str:
     )
     template = environment.get_template("page.html.j2")
     return template.render(
-        **context, drawn=set(figures), figures=Markup(data), plotly_js=Markup(get_plotlyjs())
+        **context,
+        drawn={name: drawn["layout"].get("height") for name, drawn in figures.items()},
+        figures=Markup(data),
+        plotly_js=Markup(get_plotlyjs()),
     )
 
 

@@ -89,12 +89,13 @@ def comparison(results: SlimResults) -> Table:
 
 def members(found: Sequence[Member]) -> Table:
     """Networks of the front, each with the budget that it was made for; agreement is on held-out images."""
+    classed = any(each.agreement.top1 is not None for each in found)
     rows = []
     for each in found:
         agreed = each.agreement
         cells = [each.folder, each.budget, number(each.cost.macs), number(each.cost.params), cosine(agreed)]
-        rows.append((*cells, "" if agreed.top1 is None else percent(agreed.top1)))
-    headers = ("Network", "Budget", "MACs", "Params", "Cosine", "Same top-1")
+        rows.append((*cells, *[percent(agreed.top1)] * classed))
+    headers = ("Network", "Budget", "MACs", "Params", "Cosine", *["Same top-1"] * classed)
     return Table(headers, tuple(rows), numeric=(2, 3, 4, 5))
 
 

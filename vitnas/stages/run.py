@@ -275,6 +275,11 @@ class Run:
                 f"teacher.network is {OWN!r} and there is none; it is the network that the run starts from. Set "
                 "pretrained=NAME, or name a teacher."
             )
+        if self.slim is not None and self.teacher.network:
+            raise UserError(
+                f"teacher.network is {self.teacher.network!r}; what is slimmed learns from the network that it was cut "
+                "out of, and from no other. Leave teacher out, or use `vitnas run images teacher=...`."
+            )
         if self.slim is None and self.pretrain is None:
             self.space.starting_from(self.pretrained)  # refuses a network that is missing
         if self.threads is not None and self.threads < 1:
