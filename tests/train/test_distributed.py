@@ -96,6 +96,14 @@ def test_ranks_keep_answers_in_one_file(seen: list[dict[str, Any]]) -> None:
     assert path.name.startswith("logits-")
 
 
+def test_ranks_have_one_centre_of_all_their_images(seen: list[dict[str, Any]]) -> None:
+    first, second = (found["self_taught"] for found in seen)
+    assert first["centre"] == second["centre"]
+    assert first["alone"] != second["alone"]
+    means = [(a + b) / 2 for a, b in zip(first["alone"], second["alone"], strict=True)]
+    assert first["centre"] == pytest.approx(means, rel=1e-4)
+
+
 def test_a_step_takes_three_reductions(seen: list[dict[str, Any]]) -> None:
     """Has any failed, who used which tensor, and the gradients, which fit one bucket."""
     assert [found["reductions"] for found in seen] == [3, 3]

@@ -18,6 +18,7 @@ from torch.multiprocessing.spawn import start_processes
 from vitnas.arch import Arch
 from vitnas.budget import Budget
 from vitnas.data import Augment, TrainBatches, synthetic
+from vitnas.data.augment import seeded_globals
 from vitnas.errors import UserError
 from vitnas.model import build
 from vitnas.sample import Draw, Moment, Uniform
@@ -32,6 +33,7 @@ from vitnas.train import (
     Classification,
     Distillation,
     Engine,
+    EsViTConfig,
     Features,
     Soft,
     StoredTeacher,
@@ -40,6 +42,7 @@ from vitnas.train import (
     fit,
     step_rng,
 )
+from vitnas.train.gives import Gives
 from vitnas.train.metrics import MonitoredArch
 from vitnas.train.task import Outputs
 
@@ -292,6 +295,21 @@ def lifts(engine: Engine) -> list[list[float]]:
     return sums
 
 
+def self_taught(engine: Engine) -> dict[str, list[float]]:
+    """The centre of a self-distillation after a step, and what this process alone would have made of it."""
+    config = EsViTConfig(out_dim=4, hidden_dim=8, bottleneck_dim=4, local_crops_number=0, region=False)
+    network = build(SPACE.smallest(), generator=torch.Generator().manual_seed(0)).eval()
+    task, teacher, gives = config.task(), config.teacher(network), Gives(network, lambda: (3, 8, 8))
+    with seeded_globals(0):
+        task.meet(gives, gives)
+    teacher.join(task)
+    images, _ = batch(engine.rank)
+    teacher.answer([images, images], ("views.0.view", "views.1.view"))
+    own = task.own["view"](network(images, want=("pooled",))["pooled"]).mean(0) * (1 - config.center_momentum)
+    teacher.after(1, 2, network)
+    return {"centre": teacher.centre().tolist(), "alone": own.tolist()}
+
+
 def faults(engine: Engine, folder: Path) -> dict[str, list[object]]:
     """What each rank hears of a fault that one of them met, and after how many seconds."""
 
@@ -386,6 +404,7 @@ def rank_main(rank: int, folder: Path) -> None:
         "gradients": gradients(engine),
         "training": training(engine, folder),
         "lifts": lifts(engine),
+        "self_taught": self_taught(engine),
         "answers": answers(engine, folder / "answers"),
         "reductions": reductions(engine),
         "searching": searching(engine, folder),
