@@ -1,11 +1,11 @@
 """What a step costs whose teacher's answers are read, beside one without a teacher and one whose teacher is run.
 
-    python benchmarks/teacher_cache.py [rounds]
+    python benchmarks/teacher_cache.py [rounds] [losses,mode ...]
 
 A ViT of 10.5 M MACs learns 32-pixel images, 128 a batch, on one thread, from one of 136 M. The arms take turns, a few
 steps each, in one process; a step is timed from its start to the start of the next, by the clock and by the processor
 time of this process, which tells more on a busy machine. Given are medians over all steps of an arm, and over rounds of
-the ratio to the arm without a teacher.
+the ratio to the arm without a teacher. With answers in memory a step costs what the losses cost by themselves.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,8 +26,8 @@ from vitnas.data import Augment, TrainBatches, synthetic
 from vitnas.model import Model, build
 from vitnas.sample import Fixed, Moment
 from vitnas.space import autoformer
-from vitnas.train import ClassificationConfig, TeacherConfig, TrainConfig, fit
-from vitnas.train.task import TaskGiven
+from vitnas.train import ClassificationConfig, Teacher, TeacherConfig, TrainConfig, fit
+from vitnas.train.task import At, TaskGiven
 
 Times = list[list[float]]
 STEPS, BATCH, CLASSES = 8, 128, 10
@@ -42,7 +42,8 @@ LOSSES: Mapping[str, tuple[str, ...]] = {
     "soft, features": ("soft", "features"),
     "soft, manifold": ("soft", "manifold"),
 }
-ARMS = [("no teacher", False)] + [(name, cache) for name in [*LOSSES][1:] for cache in (True, False)]
+NONE = "no teacher"
+ARMS = [NONE, *(f"{name}, {mode}" for name in [*LOSSES][1:] for mode in ("read", "in memory", "computed"))]
 
 
 @dataclass
@@ -61,12 +62,36 @@ class Clock:
         """There is nothing to take back."""
 
 
-def steps_of(student: Model, teacher: Model, losses: tuple[str, ...], folder: Path | None) -> Times:
+class InMemory(Teacher):
+    """Says what it said to that batch before."""
+
+    def __init__(self, network: Model, said: dict[int, dict[str, Tensor]]) -> None:
+        super().__init__(network)
+        self.said = said
+
+    def answer(self, views: Sequence[Tensor], want: Sequence[str], at: At | None = None) -> dict[str, Tensor]:
+        assert at is not None
+        if at.place not in self.said:
+            self.said[at.place] = super().answer(views, want)
+        return self.said[at.place]
+
+
+SAID: dict[str, dict[int, dict[str, Tensor]]] = {}
+
+
+def steps_of(student: Model, teacher: Model, arm: str, folder: Path) -> Times:
     """Milliseconds of the steps of a short training but the first, by the clock and of the processor."""
+    name, _, mode = arm.rpartition(", ") if arm != NONE else (arm, "", "")
+    losses = LOSSES[name]
     augment = Augment(shift=0.125, hflip=0.5)
     loader = TrainBatches(IMAGES, augment, batch_size=BATCH, seed=0, epoch_views=1)
     labels = ClassificationConfig().build(TaskGiven(augment=augment, num_classes=CLASSES, grid=(8, 8)))
-    config = TeacherConfig(network="here" if losses else None, losses=losses or ("soft",), cache=bool(folder))
+    config = TeacherConfig(
+        network="here" if losses else None, losses=losses or ("soft",), cache=mode == "read"
+    )
+    taught_by = config.build(teacher, folder) if losses else None
+    if mode == "in memory":
+        taught_by = InMemory(teacher, SAID.setdefault(name, {}))
     clock = Clock()
     fit(
         student,
@@ -74,7 +99,7 @@ def steps_of(student: Model, teacher: Model, losses: tuple[str, ...], folder: Pa
         Fixed(),
         loader,
         config=TrainConfig(epochs=STEPS / loader.steps_per_epoch, monitor_every=0, checkpoint_minutes=60),
-        teacher=config.build(teacher, folder or Path()) if losses else None,
+        teacher=taught_by,
         hooks=[clock],
     )
     return [
@@ -95,25 +120,24 @@ def main() -> None:
     )
     macs = [f"{count(model.arch).macs / 1e6:.1f} M MACs" for model in (student, teacher)]
     print(f"student {macs[0]}, teacher {macs[1]}, batch {BATCH}, {torch.get_num_threads()} thread")
-    found: dict[tuple[str, bool], Times] = {arm: [[], []] for arm in ARMS}
-    ratios: dict[tuple[str, bool], Times] = {arm: [[], []] for arm in ARMS}
+    arms = [NONE, *sys.argv[2:]] if len(sys.argv) > 2 else ARMS
+    found: dict[str, Times] = {arm: [[], []] for arm in arms}
+    ratios: dict[str, Times] = {arm: [[], []] for arm in arms}
     with tempfile.TemporaryDirectory() as folder:
-        for name in [*LOSSES][1:]:
-            steps_of(student, teacher, LOSSES[name], Path(folder))  # writes the answers
+        for arm in arms:
+            if arm.endswith(("read", "memory")):  # for the first time they are computed
+                steps_of(student, teacher, arm, Path(folder))
         for path in sorted(Path(folder).iterdir()):
-            print(f"{path.name}: {path.stat().st_size / len(IMAGES) / 1000:.2f} kB an image")
+            print(f"{path.name}: {path.stat().st_size / STEPS / BATCH / 1000:.2f} kB an image")
         for _ in range(rounds):
-            of_round = {
-                arm: steps_of(student, teacher, LOSSES[arm[0]], Path(folder) if arm[1] else None)
-                for arm in ARMS
-            }
+            of_round = {arm: steps_of(student, teacher, arm, Path(folder)) for arm in arms}
             for arm, times in of_round.items():
                 for by, each in enumerate(times):
                     found[arm][by] += each
-                    alone = statistics.median(of_round[ARMS[0]][by])
+                    alone = statistics.median(of_round[NONE][by])
                     ratios[arm][by].append(statistics.median(each) / alone)
     for arm, times in found.items():
-        print(arm[0] if arm == ARMS[0] else f"{arm[0]}, {'read' if arm[1] else 'computed'}")
+        print(arm)
         for by, name in enumerate(("clock", "processor")):
             low, high = min(ratios[arm][by]), max(ratios[arm][by])
             took, ratio = statistics.median(times[by]), statistics.median(ratios[arm][by])
