@@ -12,11 +12,11 @@ FIELDS = {
     "space.num_heads": "[1,2]",
     "space.mlp_ratios": "[2.0]",
     "space.head_dim": "8",
-    "esvit.out_dim": "32",
-    "esvit.hidden_dim": "16",
-    "esvit.bottleneck_dim": "8",
-    "esvit.local_crops_number": "1",
-    "epochs": "2",
+    "out_dim": "32",
+    "hidden_dim": "16",
+    "bottleneck_dim": "8",
+    "local_crops_number": "1",
+    "epochs": "1",
     "looks": "2",
     "supernet.log_every": "1",
     "supernet.checkpoint_minutes": "0",
@@ -29,10 +29,5 @@ FIELDS = {
 def pretrain_words(folder: Path, images: str = "digits", **changes: str | None) -> list[str]:
     """`vitnas pretrain`, small; `data__labels="false"` changes `data.labels`, None leaves a field out."""
     fields = {**FIELDS, **{name.replace("__", "."): value for name, value in changes.items()}}
-    own = "esvit.", "epochs", "looks"
-    given = (
-        f"{'pretrain.' * name.startswith(own)}{name}={value}"
-        for name, value in fields.items()
-        if value is not None
-    )
+    given = (f"{name}={value}" for name, value in fields.items() if value is not None)
     return ["pretrain", images, f"folder={folder}", *given]

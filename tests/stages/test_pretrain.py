@@ -43,7 +43,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_what_it_leaves(done: Path) -> None:
     made, plan = Pretrained.read(done), PretrainForecast.read(done)
-    assert (made.steps, made.epochs, made.images) == (26, 2, 108)
+    assert (made.steps, made.epochs, made.images) == (13, 1, 108)
     assert plan.batch_size == 8  # an epoch of 108 images has at least 8 steps
     assert made.first is not None
     assert made.last.knn is not None
@@ -51,13 +51,13 @@ def test_what_it_leaves(done: Path) -> None:
     assert [reading.purpose for reading in Readings.read(done).readings] == ["probe"]
     assert Probed.read(done).num_test == 120
     looks = [line.step for line in read_lines(done) if isinstance(line, metrics.Hooked) and "n" in line.said]
-    assert looks == [0, 13]
+    assert looks == [0, 6, 12]
 
 
 def test_its_page(done: Path) -> None:
     page = re.sub(r"\s+", " ", report(done).read_text())
     for text in (
-        "pretrained on 108 images for 2.00 epochs",
+        "pretrained on 108 images for 1.00 epochs",
         "nearest neighbours, held-out",
     ):
         assert text in page
@@ -111,12 +111,12 @@ def test_refused_in_one_sentence(done: Path, tmp_path: Path, capsys: pytest.Capt
             pretrain_words(folder, pretrain__model="vit_tine"),
             "model is 'vit_tine'; it must be a folder of a saved model",
         ),
-        (pretrain_words(folder, esvit__local_crops_size="1"), "local_crops_size"),
+        (pretrain_words(folder, local_crops_size="1"), "local_crops_size"),
         (
             pretrain_words(folder, supernet__epoch="3"),
             "there is no field 'supernet.epoch'. Nearest: 'supernet.epochs'.",
         ),
-        (pretrain_words(done, epochs="3"), "holds another run (pretrain.epochs: 2.0 then, 3.0 now)"),
+        (pretrain_words(done, epochs="3"), "holds another run (pretrain.epochs: 1.0 then, 3.0 now)"),
         (["specialize", str(done), "budget=macs<=1M"], "is a pretraining, which knows no budgets"),
         (["search", str(done)], "has no stage 'search'; it has train, export, evaluate."),
     ):
@@ -207,7 +207,7 @@ def test_images_without_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str
     (images / "notes.txt").write_text("no image")
     (images / "broken.png").write_bytes(b"no image")
     folder = tmp_path / "run"
-    assert main(pretrain_words(folder, str(images), epochs="1")) == 0
+    assert main(pretrain_words(folder, str(images))) == 0
     told = " ".join(capsys.readouterr().out.split())
     assert "the images have no labels: nearest neighbours are left out" in told
     assert Pretrained.read(folder).last.knn is None

@@ -15,10 +15,10 @@ from vitnas.train.losses.esvit import entropies
 K, STEPS, IMAGES = 256, 2000, 64
 
 
-def vitals(step: int, logits: Tensor, rank: float = 9.0) -> Vitals:
+def vitals(step: int, logits: Tensor, rank: float = 9.0, gap: float = 0.0) -> Vitals:
     """Of what a teacher says of some images."""
     said = entropies(logits.double().softmax(-1))
-    return Vitals(step, float(said["teacher_entropy"]), float(said["winner_entropy"]), 1.0, rank)
+    return Vitals(step, float(said["teacher_entropy"]), float(said["winner_entropy"]), 1.0, gap, IMAGES, rank)
 
 
 def listen(at: Callable[[int], Vitals], steps: int = STEPS) -> tuple[int, str] | None:
@@ -57,6 +57,19 @@ def test_one_prototype_takes_all(logits: Tensor) -> None:
     assert found is not None
     assert found[0] <= STEPS / 20
     assert "one prototype takes all" in found[1]
+
+
+def test_no_centre_and_answers_that_run_together(logits: Tensor) -> None:
+    """Long before one prototype has all; a centre that comes late is no harm while answers differ."""
+    more = torch.zeros(K).index_fill(0, torch.tensor([3]), 1.0)
+    found = listen(lambda step: vitals(step, 3 * logits + step / 4 * more, gap=1.0))
+    assert found is not None
+    assert found[0] <= STEPS / 20
+    assert "the centre of its logits is not where they are" in found[1]
+    assert listen(lambda step: vitals(step, 3 * logits, gap=1.0)) is None
+    assert (
+        listen(lambda step: vitals(step, 3 * logits + min(step, 40) / 4 * more, gap=float(step < 40))) is None
+    )
 
 
 def test_the_same_of_all_images(logits: Tensor) -> None:

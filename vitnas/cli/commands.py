@@ -34,7 +34,7 @@ from vitnas.stages import plan_of
 from vitnas.stages.claim import begin, opened
 from vitnas.stages.results import files
 from vitnas.stages.run import OPTIONAL, Run, field_groups, field_names
-from vitnas.train import ConsoleProgress
+from vitnas.train import ConsoleProgress, EsViTConfig
 
 SLIM_USAGE = (
     "`vitnas slim` takes a trained network, data.dataset=PATH and budget=TEXT, as in `vitnas slim NAME "
@@ -137,7 +137,9 @@ def pretrain_command(words: list[str], console: Console) -> None:
     """A network that learns from images without labels: all stages of the recipe `pretrain`."""
     own, texts = split(PretrainOptions, words)
     asked = options(PretrainOptions, own, PRETRAIN_USAGE)
-    given = _in_full("pretrain", texts, {"lr": "supernet.lr", "batch_size": "data.batch_size"})
+    short = {"lr": "supernet.lr", "batch_size": "data.batch_size"}
+    short |= {item.name: f"pretrain.esvit.{item.name}" for item in fields(EsViTConfig)}
+    given = _in_full("pretrain", texts, short)
     run = make_run("pretrain", {**given, "data.dataset": asked.images})
     whole_run(run, asked.folder or Path("runs") / f"pretrain_{Path(asked.images).name}", console)
 

@@ -36,6 +36,8 @@ class Vitals:
         step: that it is before.
         teacher_entropy, winner_entropy: mean entropy of its answers, and entropy of their mean, in nats.
         center_norm: length of the centre of its logits.
+        center_gap: from the mean of its logits to their centre, as a share of that mean's length.
+        images: how many.
         rank: effective rank of its features.
     """
 
@@ -43,6 +45,8 @@ class Vitals:
     teacher_entropy: float
     winner_entropy: float
     center_norm: float
+    center_gap: float
+    images: float
     rank: float
 
     @property
@@ -75,6 +79,12 @@ class CollapseAlarm:
         answers = self._while([each.information < NOTHING for each in self._heard])
         if answers and not _rises([each.information for each in answers]):
             return self._same_answers(vitals)
+        uncentred = self._while([each.center_gap > 0.5 for each in self._heard])
+        if uncentred and vitals.winner_entropy < math.log(vitals.images) / 2:
+            return (
+                f"the centre of its logits is not where they are (length {vitals.center_norm:.2f}), and its answers "
+                f"run together ({math.exp(vitals.winner_entropy):.1f} prototypes for {vitals.images:.0f} images)"
+            )
         features = self._while([math.log(max(1.0, each.rank)) < ONE for each in self._heard])
         if features and not _rises([each.rank for each in features]):
             return f"features of different images lie on one line (effective rank {vitals.rank:.2f})"

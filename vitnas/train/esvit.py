@@ -297,7 +297,13 @@ class SelfTeacher(AverageTeacher):
     @torch.no_grad()
     def probabilities(self, features_RD: Tensor, part: str = "view") -> Tensor:
         """(R, K) what it says now of (R, D) features of its network; nothing is noted."""
-        return self._sharpened(part, self._heads.module[part](features_RD.to(self._device)).float())
+        return self._sharpened(part, self.logits(features_RD, part))
+
+    @torch.no_grad()
+    def logits(self, features_RD: Tensor, part: str = "view") -> Tensor:
+        """(R, K) the same before centre and temperature."""
+        logits_RK: Tensor = self._heads.module[part](features_RD.to(self._device)).float()
+        return logits_RK
 
     def centre(self, part: str = "view") -> Tensor:
         """(K,) of the logits for views, or for regions."""

@@ -75,11 +75,14 @@ class Watch:
         teacher = self._teacher
         found = self._features(self._few)
         said = entropies(teacher.probabilities(found.values_ND).double())
+        mean_K = teacher.logits(found.values_ND).mean(0)
         return Vitals(
             step=step,
             teacher_entropy=float(said["teacher_entropy"]),
             winner_entropy=float(said["winner_entropy"]),
             center_norm=float(teacher.centre().norm()),
+            center_gap=float((mean_K - teacher.centre()).norm() / mean_K.norm().clamp_min(1e-9)),
+            images=len(found.values_ND),
             rank=effective_rank(found.values_ND),
         )
 
