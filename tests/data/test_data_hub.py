@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vitnas.data import DataConfig, open_data
+from vitnas.data import Data, DataConfig, open_data
 from vitnas.errors import UserError
 
 datasets = pytest.importorskip("datasets", reason="the data extra is not installed")
@@ -90,13 +90,44 @@ def test_corrupt_rows_are_named(tmp_path: Path) -> None:
     folder = tmp_path / "set"
     folder.mkdir()
     images = [{"bytes": jpeg(i) if i != 7 else jpeg(i)[:100], "path": None} for i in range(20)]
+    images[9] = None  # type: ignore[call-overload]
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
     rows = datasets.Dataset.from_dict({"image": images, "label": [0, 1] * 10}, features=features)
     rows.to_parquet(str(folder / "train.parquet"))
     rows.to_parquet(str(folder / "test.parquet"))
     data = open_data(DataConfig(dataset=f"hfds/{folder}", root=str(tmp_path / "cache"), holdout=4))
-    assert data.corrupt == [f"hfds/{folder}/train/7"]
-    assert len(data.train) == 15
+    assert data.corrupt == [f"hfds/{folder}/train/{row}" for row in (7, 9)]
+    assert len(data.train) == 14
+
+
+def test_a_class_per_image(tmp_path: Path) -> None:
+    kind = datasets.Sequence(datasets.Value("int64"))
+    write_parquet(tmp_path / "set", "train", [[0, 1]] * 10, kind, "image", "label")
+    config = DataConfig(dataset=f"hfds/{tmp_path / 'set'}", root=str(tmp_path / "cache"))
+    with pytest.raises(UserError, match=r"The column 'label' of .* holds lists; one class per image"):
+        open_data(config)
+
+
+def test_a_set_of_several_configurations(tmp_path: Path) -> None:
+    folder, kind = tmp_path / "set", datasets.Value("int64")
+    for name, count in (("small", 10), ("large", 20)):
+        for split in ("train", "validation", "test"):
+            write_parquet(folder / name, split, [0, 1] * count, kind, "image", "label")
+    parts = [f"- config_name: {name}\n  data_dir: {name}\n" for name in ("small", "large")]
+    (folder / "README.md").write_text(f"---\nconfigs:\n{''.join(parts)}---\n")
+
+    def opened(**fields: Any) -> Data:
+        return open_data(
+            DataConfig(dataset=f"hfds/{folder}", root=str(tmp_path / "cache"), augment="none", **fields)
+        )
+
+    data = opened(config_name="large")
+    assert data.fingerprint().counts == dict.fromkeys(("train", "holdout", "test"), (20, 20))
+    assert opened(config_name="small", holdout=4).fingerprint().counts["holdout"] == (2, 2)
+    with pytest.raises(UserError, match=r"has the configurations small, large; .* Add config_name=small\."):
+        opened()
+    with pytest.raises(UserError, match=r"config_name is 'lrage'; .* Nearest: 'large'"):
+        opened(config_name="lrage")
 
 
 def test_shared_cifar10(shared: Path) -> None:
