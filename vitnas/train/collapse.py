@@ -61,6 +61,8 @@ class CollapseAlarm:
     Dead is a teacher whose answers, or whose features, are the same for all images and do not begin to differ, for half
     of a twentieth of the steps. So whatever is dead before the first fortieth is over is stopped within a twentieth. A
     teacher passes through little information when it begins, and then differs more and more.
+    As good as dead is a teacher whose logits nothing centres, once its answers run together onto fewer prototypes than
+    the root of the number of images.
 
     Args:
         steps: of the training.
