@@ -58,7 +58,7 @@ ESVIT = EsViTConfig(
     out_dim=256, hidden_dim=128, bottleneck_dim=64, local_crops_number=2, momentum_teacher=0.99,
     warmup_teacher_temp_epochs=3, freeze_last_layer=0.25, weight_decay_end=None,
 )  # fmt: skip
-BATCH, UNTIMED, TIMED = 64, 2, 8
+BATCH, UNTIMED, TIMED = 64, 2, 30
 PLANTED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # fields of EsViTConfig and of TrainConfig
     "teacher temperature": ({"teacher_temp": 1.0, "warmup_teacher_temp": 1.0}, {}),
     "no centring": ({"center_momentum": 1.0}, {}),
@@ -116,6 +116,9 @@ class Work:
         for seed, kind in itertools.product(self.options.seeds, self.options.kinds or KINDS):
             if not self.missing("pretrain.jsonl", seed=seed, kind=kind):
                 continue
+            self.self_train(
+                seed, kind, UNTIMED
+            )  # what is made once, decoded images among it, is not a step's
             short, long = (
                 processor_seconds(partial(self.self_train, seed, kind, steps))
                 for steps in (UNTIMED, UNTIMED + TIMED)
