@@ -22,6 +22,7 @@ from vitnas.errors import UserError
 
 IMAGE_TYPES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 NAMED = 3  # files that a note names
+COMPARED_BYTES = 1 << 30
 
 
 class FileSource:
@@ -231,19 +232,22 @@ def _left_by_a_system(name: str) -> bool:
 
 
 def _copies(sources: dict[str, FileSource]) -> list[str]:
-    """Notes on files of the same bytes in two splits, or in two classes."""
+    """Notes on files of the same bytes in two splits, or in two classes. Only files of one size are compared, and none
+    where that would be to read more than COMPARED_BYTES."""
     sizes: dict[int, list[_File]] = defaultdict(list)
     for split, source in sources.items():
         for path, target in zip(source.paths, source.targets, strict=True):
             with suppress(OSError):  # named as unreadable when everything is read
                 label = source.class_names[target] if source.class_names else ""
                 sizes[os.path.getsize(source.root / path)].append(_File(split, label, source.root / path))
+    compared = {size: files for size, files in sizes.items() if len(files) > 1}
+    if sum(size * len(files) for size, files in compared.items()) > COMPARED_BYTES:
+        return []  # every command that opens them would wait
     alike: dict[bytes, list[_File]] = defaultdict(list)
-    for files in sizes.values():
-        for file in files if len(files) > 1 else ():
+    for files in compared.values():
+        for file in files:
             with suppress(OSError), file.path.open("rb") as stream:
                 alike[hashlib.file_digest(stream, "blake2b").digest()].append(file)
-    groups = list(alike.values())
     notes = []
     for apart, what, remedy in (
         (
@@ -253,7 +257,7 @@ def _copies(sources: dict[str, FileSource]) -> list[str]:
         ),
         ("label", "in more than one class", "Remove the wrong ones."),
     ):
-        if found := [files for files in groups if len({getattr(file, apart) for file in files}) > 1]:
+        if found := [files for files in alike.values() if len({getattr(file, apart) for file in files}) > 1]:
             some = " and ".join(str(file.path) for file in found[0][:2])
             notes.append(f"{len(found)} images are {what}, by their bytes (such as {some}). {remedy}")
     return notes
