@@ -113,7 +113,7 @@ def test_an_unreadable_image_of_the_validation_split_is_named(tmp_path: Path) ->
     assert (len(data.holdout), data.corrupt) == (11, ["a/0.png"])
 
 
-def test_a_class_that_another_split_lacks(tmp_path: Path) -> None:
+def test_a_class_that_another_split_lacks(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for name in ("a", "b", "c"):
         write(tmp_path / "train" / name)
     for name in ("a", "c"):
@@ -123,6 +123,9 @@ def test_a_class_that_another_split_lacks(tmp_path: Path) -> None:
     assert data.class_names == ("a", "b", "c")
     assert any("test split of" in note and "has no image of b;" in note for note in data.notes)
     assert data.fingerprint().counts["test"] == (6, 0, 6)
+    assert caplog.text.count("has no image of b;") == 1
+    assert data.resized(16).notes == data.notes
+    assert caplog.text.count("has no image of b;") == 1, "what was said is not said again"
 
 
 def test_rare_classes(tmp_path: Path) -> None:

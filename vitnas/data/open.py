@@ -237,8 +237,10 @@ class Data:
             for split, some in labels.items()
         }
         if test is None:
-            return _assemble(config, carve_test(sources["train"], config))
-        return _assemble(config, Opened(train=sources["train"], test=sources["test"]))
+            opened = carve_test(sources["train"], config)
+        else:
+            opened = Opened(train=sources["train"], test=sources["test"])
+        return _assemble(config, match_classes(opened, config))
 
 
 def open_data(config: DataConfig, *, pretrained: str | None = None, large: int = LARGE_SIDE) -> Data:
@@ -254,7 +256,7 @@ def open_data(config: DataConfig, *, pretrained: str | None = None, large: int =
         MissingExtra: the dataset string needs a package that is not installed.
     """
     colour = IMAGENET if pretrained is None else constants_of(pretrained)
-    return _assemble(config, open_sources(config), colour, large)
+    return _assemble(config, match_classes(open_sources(config), config), colour, large)
 
 
 def constants_of(pretrained: str) -> Constants:
@@ -278,7 +280,6 @@ def constants_of(pretrained: str) -> Constants:
 def _assemble(
     config: DataConfig, opened: Opened, colour: Constants = IMAGENET, large: int = LARGE_SIDE
 ) -> Data:
-    missing = match_classes(opened, config)
     train, test = _capped(opened.train, config, "train"), _capped(opened.test, config, "test")
     if config.on_corrupt == "raise" and opened.corrupt:
         raise UserError(
@@ -306,7 +307,7 @@ def _assemble(
         augment=augment,
         config=config,
         opened=opened,
-        notes=(*missing, *notes),
+        notes=notes,
         colour=colour,
     )
 

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from timm.utils.misc import natural_key
 
@@ -145,8 +145,8 @@ def note_test_name(config: DataConfig, test_name: str) -> tuple[str, ...]:
     return (note,)
 
 
-def match_classes(opened: Opened, config: DataConfig) -> tuple[str, ...]:
-    """Number the classes of test and holdout as train does; returns, and logs, which of train's they lack.
+def match_classes(opened: Opened, config: DataConfig) -> Opened:
+    """Number the classes of test and holdout as train does, and note which of train's they lack.
 
     Raises:
         UserError: one class only, or one that train lacks; the odd ones are named. Labels in one of them only.
@@ -161,7 +161,7 @@ def match_classes(opened: Opened, config: DataConfig) -> tuple[str, ...]:
                 "must have them. Add class folders, or use data.labels=false."
             )
     if not train.class_names:
-        return ()
+        return opened
     in_train = {train.class_names[target] for target in set(train.targets)}
     if len(in_train) == 1:
         raise UserError(
@@ -187,7 +187,7 @@ def match_classes(opened: Opened, config: DataConfig) -> tuple[str, ...]:
             other.targets = [number[other.class_names[target]] for target in other.targets]
             other.class_names = train.class_names
     said(notes)
-    return tuple(notes)
+    return replace(opened, notes=(*opened.notes, *notes))
 
 
 def _listed(names: set[str]) -> str:
