@@ -28,7 +28,7 @@ from vitnas.space import AutoFormerConfig
 from vitnas.stages.pretrain.context import patch_for
 from vitnas.stages.run import Run
 from vitnas.supernet import Supernet
-from vitnas.train import metrics
+from vitnas.train import Engine, metrics
 from vitnas.train.collapse import CollapseError
 from vitnas.train.metrics import read_lines
 
@@ -219,6 +219,14 @@ def test_a_collapse_stops_the_run_with_advice(tmp_path: Path) -> None:
     data = synthetic(num_classes=4, image_size=16, n=128)
     with pytest.raises(CollapseError, match=r"teacher_temp is 0\.5 and student_temp 0\.1; the teacher must"):
         vitnas.pretrain(data, epochs=150, folder=tmp_path, run=hot())
+
+
+def test_python_flushes_trackers_when_it_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    finished: list[Engine] = []
+    monkeypatch.setattr(Engine, "finish", lambda self: finished.append(self))
+    with pytest.raises(UserError, match=r"needs at least 32"):
+        vitnas.pretrain(synthetic(n=24), folder=tmp_path)
+    assert len(finished) == 1
 
 
 def test_python_refuses_as_the_command_does(tmp_path: Path) -> None:

@@ -12,10 +12,9 @@ from vitnas.data import DataConfig
 from vitnas.data.given import Given, as_data
 from vitnas.probing import Pretrained
 from vitnas.space import AutoFormerConfig
-from vitnas.stages.claim import begin
+from vitnas.stages.claim import go_through
 from vitnas.stages.pretrain.context import PretrainContext
 from vitnas.stages.run import ExportConfig, PretrainConfig, RetrainConfig, Run, SearchConfig
-from vitnas.stages.table import plan_of
 from vitnas.train import Progress, Silent, TrainConfig
 
 
@@ -100,7 +99,5 @@ def pretrain_network(
         run = replace(run, data=data.config)
     run = replace(run, pretrain=config)
     context = PretrainContext(run, where, progress or Silent(), data)
-    begin(context)
-    for stage in plan_of(run).stages.values():
-        stage(context)
+    go_through(context)
     return Learned(context.result(), Pretrained.read(where), where)

@@ -16,11 +16,10 @@ from vitnas.model import Model
 from vitnas.model.timm_keys import from_timm
 from vitnas.records import Effort, SlimResults
 from vitnas.space import AroundConfig
-from vitnas.stages.claim import begin
+from vitnas.stages.claim import go_through
 from vitnas.stages.run import ExportConfig, RetrainConfig, Run, SearchConfig, SlimConfig
 from vitnas.stages.slim.context import SlimContext
 from vitnas.stages.slim.original import images_for, load_original
-from vitnas.stages.table import plan_of
 from vitnas.train import Progress, Silent, TrainConfig
 
 
@@ -102,12 +101,7 @@ def slim_network(
         slim=replace(config, effort=effort, time=time),
     )
     context = SlimContext(run, where, progress or Silent(), data)
-    try:
-        begin(context)
-        for stage in plan_of(run).stages.values():
-            stage(context)
-    finally:
-        context.engine.finish()
+    go_through(context)
     chosen = load_timm(where / "models" / "chosen")
     assert isinstance(chosen, Model)
     return Slimmed(chosen, SlimResults.read(where), where)

@@ -43,6 +43,20 @@ def begin(context: Context) -> Any:
         return table or prepare(context)
 
 
+def go_through(context: Context) -> None:
+    """All stages of a run, as a call of a library's user; trackers are flushed however it ends.
+
+    Raises:
+        UserError: see `begin`.
+    """
+    try:
+        begin(context)
+        for stage in plan_of(context.run).stages.values():
+            stage(context)
+    finally:
+        context.engine.finish()
+
+
 def claim_folder(run: Run, folder: Path) -> None:
     """Write run.yaml, or check that the folder's is the same run; where only what may grow has grown, let it go on. A
     slimming may have another budget until networks are searched for: so what none is found for is not stuck with it.

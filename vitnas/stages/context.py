@@ -26,10 +26,16 @@ from vitnas.train import Engine, Progress, Silent, TaskConfig, TeacherConfig
 
 
 class Context:
-    """A Run and its folder. `run` in the command line, and the table of stages, are what holds one."""
+    """A Run and its folder. `run` in the command line, and the table of stages, are what holds one.
 
-    def __init__(self, run: Run, folder: Path, progress: Progress | None = None) -> None:
-        self.run, self.folder = run, folder
+    Args:
+        data: images that are open already, where the run takes such.
+    """
+
+    def __init__(
+        self, run: Run, folder: Path, progress: Progress | None = None, data: Data | None = None
+    ) -> None:
+        self.run, self.folder, self.given = run, folder, data
         self._progress: Progress = progress or Silent()
         if run.threads is not None:
             torch.set_num_threads(run.threads)

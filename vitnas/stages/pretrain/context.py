@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import timm
@@ -26,7 +25,6 @@ from vitnas.space import Space
 from vitnas.stages.context import Context
 from vitnas.stages.run import PretrainConfig, Run
 from vitnas.stages.work import RunImages, Work
-from vitnas.train import Progress
 
 OURS = ("vit", "supernet")  # words of `model` for what the run's space has
 LARGE = 64  # pixels that photographs become for a network of ours
@@ -34,17 +32,7 @@ GRID = 7  # rows of patches at least, where that leaves patches of two pixels
 
 
 class PretrainContext(Context):
-    """The parts of a run that has `pretrain`.
-
-    Args:
-        data: its images, where they are open already.
-    """
-
-    def __init__(
-        self, run: Run, folder: Path, progress: Progress | None = None, data: Data | None = None
-    ) -> None:
-        super().__init__(run, folder, progress)
-        self.given = data
+    """The parts of a run that has `pretrain`."""
 
     @property
     def pretrain(self) -> PretrainConfig:

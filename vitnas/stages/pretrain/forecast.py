@@ -6,11 +6,11 @@ import math
 import time
 from dataclasses import replace
 
-import torch
+from torch import nn
 
+from vitnas.data import TrainBatches
 from vitnas.data.augment import seed_from
 from vitnas.errors import UserError
-from vitnas.model.modes import evaluating
 from vitnas.probing import PretrainForecast, features
 from vitnas.reporting.slimming import duration
 from vitnas.stages.pretrain.context import PretrainContext
@@ -119,15 +119,14 @@ def _timed(context: PretrainContext, size: int) -> tuple[float, float]:
     )
     held = context.images.data.holdout
     few = context.images.batches(held.subset(range(min(BATCH, len(held)))))
-    with evaluating(teacher.network), torch.no_grad():
-        start = time.perf_counter()
-        features(teacher.network, few, arch=teacher.arch)
-        forward = (time.perf_counter() - start) / min(BATCH, len(held))
+    start = time.perf_counter()
+    features(teacher.network, few, arch=teacher.arch)
+    forward = (time.perf_counter() - start) / min(BATCH, len(held))
     steps = [later - earlier for earlier, later in zip(clock.times, clock.times[1:], strict=False)]
     return sum(steps) / len(steps), forward
 
 
-def views(context: PretrainContext, esvit: EsViTConfig, student: torch.nn.Module, size: int):  # type: ignore[no-untyped-def]
+def views(context: PretrainContext, esvit: EsViTConfig, student: nn.Module, size: int) -> TrainBatches:
     """Batches of crops of the train split."""
     engine, images = context.engine, context.images
     return esvit.views(

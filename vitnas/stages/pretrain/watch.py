@@ -17,11 +17,8 @@ from vitnas.train import SelfTeacher
 from vitnas.train.collapse import CollapseAlarm, CollapseError, Vitals
 from vitnas.train.losses.esvit import entropies
 
-CHECKED, ASKED, KNOWN = (
-    128,
-    1000,
-    2000,
-)  # images at most of a check, and of a look those asked for and the bank
+# Images at most of a check, and of a look those asked for and the bank.
+CHECKED, ASKED, KNOWN = 128, 1000, 2000
 NEIGHBOURS, TEMPERATURE = 20, 0.07
 BATCH = 128
 

@@ -7,32 +7,20 @@ from functools import cached_property
 from pathlib import Path
 
 from vitnas.budget import Budget, split_target
-from vitnas.data import Data
 from vitnas.errors import UserError
 from vitnas.measure.latency import LatencyMeter
 from vitnas.model import Model
 from vitnas.records import Effort, Forecast
 from vitnas.space import AroundConfig, AroundSpace
 from vitnas.stages.context import Context
-from vitnas.stages.run import Run, SlimConfig
+from vitnas.stages.run import SlimConfig
 from vitnas.stages.slim.folded import Folded
 from vitnas.stages.slim.original import SlimImages, fitted, images_for, load_original, space_around
 from vitnas.stages.work import quick_meter
-from vitnas.train import Progress
 
 
 class SlimContext(Context):
-    """The parts of a run that has `slim`.
-
-    Args:
-        data: its images, where they are open already.
-    """
-
-    def __init__(
-        self, run: Run, folder: Path, progress: Progress | None = None, data: Data | None = None
-    ) -> None:
-        super().__init__(run, folder, progress)
-        self.given = data
+    """The parts of a run that has `slim`."""
 
     @property
     def slim(self) -> SlimConfig:
