@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -61,6 +62,19 @@ def test_its_page(done: Path) -> None:
         "nearest neighbours, held-out",
     ):
         assert text in page
+
+
+def test_a_page_made_on_the_way_does_not_end_a_run(done: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(done, folder)
+    for name in (Probed.FILE, "report.html"):
+        (folder / name).unlink()
+    assert "results: missing" in report(folder).read_text()
+    assert main(["evaluate", str(folder)]) == 0
+    assert Probed.exists(folder)
+    page = (folder / "report.html").read_text()
+    assert "linear classifier, test" in page
+    assert "results: missing" not in page
 
 
 def test_timm_takes_it(done: Path) -> None:

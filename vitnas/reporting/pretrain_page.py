@@ -17,17 +17,15 @@ from vitnas.reporting.tables import Table, percent
 from vitnas.train import metrics
 
 STAGES = {
-    "forecast": ("pretrain_forecast.json",),
-    "train": ("pretrained.json",),
-    "export": ("export/export.json",),
-    "results": ("report.html",),
+    "forecast": "pretrain_forecast.json",
+    "train": "pretrained.json",
+    "export": "export/export.json",
 }
 BEFORE = "Before is the network as it began."
 PROBED = (
     f"{BEFORE} For the test images, neighbours and penalty were chosen on held-out train images; on the way there are "
     "20 neighbours, at temperature 0.07."
 )
-ALARM = "A teacher that says the same of all held-out images, or whose features are all alike, stops the training."
 
 
 def pretrain_context(run: RunFiles, figures: dict[str, Figure]) -> dict[str, Any]:
@@ -37,8 +35,8 @@ def pretrain_context(run: RunFiles, figures: dict[str, Figure]) -> dict[str, Any
     arch = next(iter(run.archs.values()), None)
     return {
         "stages": [
-            (name, name == "results" or all((run.folder / path).exists() for path in paths))
-            for name, paths in STAGES.items()
+            *((name, (run.folder / path).exists()) for name, path in STAGES.items()),
+            ("results", bool(found.made and (found.probed or found.made.last.knn is None))),
         ],
         "headline": described(found.made) if found.made else "The pretraining has not come to its end.",
         "why": _worth(found.made) if found.made else "",
@@ -50,7 +48,6 @@ def pretrain_context(run: RunFiles, figures: dict[str, Figure]) -> dict[str, Any
             "told": PROBED if found.probed else BEFORE,
             "notes": found.forecast.notes if found.forecast else (),
             "forecast": found.forecast and forecast(found.forecast),
-            "alarm": ALARM,
         },
     }
 

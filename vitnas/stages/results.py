@@ -112,7 +112,7 @@ def final_table(models: Models) -> None:
     folder = models.work.folder
     models.work.once(Results.path(folder), lambda: _make_table(models))
     models.show_tokens()
-    models.work.once(folder / "report.html", lambda: report(folder))
+    models.work.engine.from_first(lambda: report(folder))  # also over one from before the end
 
 
 def _make_table(models: Models) -> None:

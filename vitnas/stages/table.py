@@ -36,7 +36,7 @@ from vitnas.stages.models import roles_of, train_models
 from vitnas.stages.prepare import prepare
 from vitnas.stages.pretrain.context import PretrainContext
 from vitnas.stages.pretrain.prepare import prepare_pretrain
-from vitnas.stages.pretrain.stages import export, judge, pretrain
+from vitnas.stages.pretrain.stages import export, is_judged, judge, pretrain
 from vitnas.stages.results import export_chosen, final_table, measure
 from vitnas.stages.run import Run
 from vitnas.stages.searching import WEIGHTS, search_archs
@@ -62,17 +62,20 @@ class Stage:
 
     Args:
         again: those of them that are made anew when an earlier stage went on; the stage itself sees to the rest.
+        also: what else must be so, by the run folder, where the files are there.
     """
 
     do: Callable[[Any], object]
     makes: Callable[[Run], tuple[str, ...]]
     again: tuple[str, ...] = ()
+    also: Callable[[Path], bool] = lambda folder: True
 
     def __call__(self, context: Context) -> None:
         """Do it, unless all that it makes is there."""
 
         def is_done() -> bool:
-            return all((context.folder / name).exists() for name in self.makes(context.run))
+            folder = context.folder
+            return all((folder / name).exists() for name in self.makes(context.run)) and self.also(folder)
 
         with context.engine.together():
             if not context.engine.from_first(is_done):  # all processes do it, or none
@@ -189,7 +192,7 @@ SLIM_STAGES: Mapping[str, Stage] = {
 PRETRAIN_STAGES: Mapping[str, Stage] = {
     "train": Stage(pretrain, lambda run: (Pretrained.FILE,)),
     "export": Stage(export, lambda run: (f"export/{ExportRecord.FILE}",)),
-    "evaluate": Stage(judge, lambda run: ("report.html",)),
+    "evaluate": Stage(judge, lambda run: ("report.html",), also=is_judged),
 }
 
 SEARCH = Plan(Context, prepare, STAGES, _specialize)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -137,7 +138,12 @@ def judge(context: PretrainContext) -> None:
     folder = context.folder
     if context.images.has_labels:
         context.work.once(Probed.path(folder), lambda: _probe(context).write(folder))
-    context.work.once(folder / "report.html", lambda: report(folder))
+    context.engine.from_first(lambda: report(folder))  # also over one from before the end
+
+
+def is_judged(folder: Path) -> bool:
+    """Whether a run whose page is there has been probed where it has labels: pages of unfinished runs are made, too."""
+    return Probed.exists(folder) or (Pretrained.exists(folder) and Pretrained.read(folder).last.knn is None)
 
 
 def _probe(context: PretrainContext) -> Probed:

@@ -204,7 +204,7 @@ def evaluate_front(context: SlimContext) -> None:
     folder = context.folder
     context.work.once(SlimResults.path(folder), lambda: _final(context).write(folder))
     context.models.show_tokens()
-    context.work.once(folder / "report.html", lambda: report(folder))
+    context.engine.from_first(lambda: report(folder))  # also over one from before the end
 
 
 def _final(context: SlimContext) -> SlimResults:
