@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from vitnas.data.config import Augment
 from vitnas.data.images import Form
-from vitnas.data.sources import Pixels, to_pil
+from vitnas.data.sources import Pixels, from_pil, to_pil
 from vitnas.grids import sides_of
 
 
@@ -46,8 +46,8 @@ class Augmenter:
             image = image.convert("RGB")
         for stage in self._stages:
             image = stage(image)
-        array = np.array(image.convert("L") if self.form.in_chans == 1 else image, dtype=np.uint8)
-        return torch.from_numpy(array if array.ndim == 3 else array[:, :, None]).permute(2, 0, 1)
+        image = image.convert("L") if self.form.in_chans == 1 else image
+        return torch.from_numpy(from_pil(image)).permute(2, 0, 1)
 
     def stack(self, images: Sequence[Tensor]) -> Tensor:
         """What `per_image` gave, as a batch."""

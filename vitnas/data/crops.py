@@ -17,14 +17,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
 from vitnas.data.images import Form
-from vitnas.data.sources import Pixels, to_pil
+from vitnas.data.sources import Pixels, from_pil, to_pil
 from vitnas.errors import UserError
 from vitnas.grids import Grid, ImageSize, sides_of
 
@@ -72,10 +71,6 @@ class Crops:
                 "is needed, and none can be fewer than 0. Raise them."
             )
 
-    @property
-    def number(self) -> int:
-        return self.global_number + self.local_number
-
 
 class Cropper:
     """Makes the crops of a batch: float32, normalised, a tensor per crop.
@@ -103,8 +98,7 @@ class Cropper:
         top, left, height, width = boxes_4B[:, 0].tolist()
         how = Image.Resampling.BILINEAR if self.form.interpolation == "bilinear" else Image.Resampling.BICUBIC
         cut = image.resize(size[::-1], how, box=(left, top, left + width, top + height))
-        array = np.array(cut.convert("L") if self.form.in_chans == 1 else cut, dtype=np.uint8)
-        return torch.from_numpy(array if array.ndim == 3 else array[:, :, None]).permute(2, 0, 1)
+        return torch.from_numpy(from_pil(cut)).permute(2, 0, 1)
 
     def stack(self, images: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
         """What `per_image` gave, as batches."""

@@ -22,7 +22,7 @@ from PIL import Image, ImageOps
 from timm.data import create_transform
 from torch import Tensor
 
-from vitnas.data.sources import ArraySource, Pixels, Source, shrink, to_pil
+from vitnas.data.sources import ArraySource, Pixels, Source, from_pil, shrink, to_pil
 from vitnas.errors import UserError
 from vitnas.grids import ImageSize, sides_of
 
@@ -148,8 +148,7 @@ class Store:
             if not (self.whole if whole is None else whole):
                 return np.ascontiguousarray(self._fit(image).permute(1, 2, 0).numpy())
             image = shrink(image, self.form.keep_sides, self.form.interpolation)
-        pixels: Pixels = np.array(image, dtype=np.uint8)
-        return pixels if pixels.ndim == 3 else pixels[:, :, None]
+        return from_pil(image)
 
     def fit(self, pixels_HWC: Pixels) -> Tensor:
         """Resize and centre crop to the final size, as timm's evaluation transform does. uint8 CHW."""

@@ -124,3 +124,9 @@ def shrink(image: Image.Image, sides: tuple[int, int], interpolation: str) -> Im
 def to_pil(pixels_HWC: Pixels) -> Image.Image:
     """Return uint8 pixels, (H, W, 1) or (H, W, 3), as a picture."""
     return Image.fromarray(pixels_HWC[:, :, 0] if pixels_HWC.shape[2] == 1 else pixels_HWC)
+
+
+def from_pil(image: Image.Image) -> Pixels:
+    """A copy of its pixels; grey ones have a channel too."""
+    pixels: Pixels = np.array(image, dtype=np.uint8)
+    return pixels if pixels.ndim == 3 else pixels[:, :, None]

@@ -16,10 +16,9 @@ class TrainConfig:
     `lr` is what the optimizer gets; it is not scaled by the batch size. `warmup_epochs` and `epochs` count passes
     over the data. `ema` is the decay per optimizer step of an average of the weights, which is then what is
     evaluated and kept; None for none. `clip_grad` is the largest norm of all gradients together, or with
-    `clip_per_tensor` of each parameter's. `accumulate` batches
-    make one optimizer step. `drop_path` is the rate of stochastic depth at the last block, rising linearly from 0; None
-    leaves what the network was made with. `monitor_every` epochs a few Archs, or the Model that trains, are
-    evaluated on the holdout split; 0 for never.
+    `clip_per_tensor` of each parameter's. `accumulate` batches make one optimizer step. `drop_path` is the rate of
+    stochastic depth at the last block, rising linearly from 0; None leaves what the network was made with.
+    `monitor_every` epochs a few Archs, or the Model that trains, are evaluated on the holdout split; 0 for never.
 
     Parameters in whose name the regular expression `slow_names` is found learn at `slow_lr_scale` times the others'
     rate, and at a rate of 0 in the first `slow_frozen_epochs`; those of `frozen_names` at 0 throughout. `^(?!head)` is

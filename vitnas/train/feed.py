@@ -101,8 +101,8 @@ class Feed:
     def at(self, place: int) -> Batch:
         """The batch of a place."""
         assert isinstance(self.batches, TrainBatches)
-        images_BCHW, targets_B, _ = self.batches.at(place)
-        return self.mixed(images_BCHW, targets_B, place)
+        images, targets_B, _ = self.batches.at(place)
+        return self.mixed(images, targets_B, place)
 
     def mixed(self, images: Views, targets_B: Tensor, place: int) -> Batch:
         """A batch on the device, mixed where that is asked for, with its labels if it has some."""
