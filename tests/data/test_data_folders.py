@@ -159,6 +159,14 @@ def test_images_that_are_there_twice(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert open_data(DataConfig(dataset=str(tmp_path))).notes == ()
 
 
+def test_a_split_that_holds_nothing_but_a_file_of_its_name(tmp_path: Path) -> None:
+    write(tmp_path / "test" / "cats")
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "train").touch()
+    with pytest.raises(UserError, match=r"train has no images"):
+        open_data(DataConfig(dataset=str(tmp_path)))
+
+
 def test_links_are_not_followed_into_what_is_there_already(tmp_path: Path) -> None:
     for split in ("train", "test"):
         for name in ("a", "b"):

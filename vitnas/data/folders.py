@@ -123,7 +123,9 @@ def _undoubled(folder: Path) -> Path:
     so."""
     names = [name for name in os.listdir(folder) if not _left_by_a_system(name)]
     inner = folder / folder.name
-    return inner if names == [folder.name] and any(map(Path.is_dir, inner.iterdir())) else folder
+    if names != [folder.name] or not inner.is_dir():
+        return folder
+    return inner if any(map(Path.is_dir, inner.iterdir())) else folder
 
 
 def _folder_source(root: Path, config: DataConfig, notes: list[str]) -> FileSource:
