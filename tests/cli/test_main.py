@@ -10,7 +10,7 @@ import pytest
 from vitnas import __version__
 
 
-@pytest.mark.parametrize("module", ["vitnas", "vitnas.cli"])
+@pytest.mark.parametrize("module", ["vitnas", pytest.param("vitnas.cli", marks=pytest.mark.slow)])
 def test_python_starts_it(module: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", module, "--version"], capture_output=True, text=True, timeout=120

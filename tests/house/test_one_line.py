@@ -382,6 +382,7 @@ def test_one_file_and_one_line_each(copied: Path) -> None:
     assert sorted(changed) == sorted(f"+ {line}" for *_, line in NEW)
 
 
+@pytest.mark.slow
 def test_everything_knows_the_new_kinds(copied: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "test_new.py"],

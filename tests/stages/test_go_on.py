@@ -52,6 +52,7 @@ def test_a_longer_search_goes_on_and_the_rest_follows(run: Path, capsys: pytest.
     assert "of 14" not in refused(words(run), capsys)
 
 
+@pytest.mark.slow
 def test_a_model_whose_arch_changed_is_made_anew_with_all_that_came_of_it(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
