@@ -182,7 +182,7 @@ def test_an_arch_that_always_kills_its_worker_is_left(caplog: pytest.LogCaptureF
 
 
 def test_a_kill_between_the_retry_and_the_closing_runs_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The retry exists, the dead trial still looks running: it is closed, not started a second time."""
+    """The retry exists, the dead trial still looks running: it is closed, and the retry alone is run again."""
     storage = InMemoryStorage()
     lost, other = open_micro(storage, lease_s=0.01), open_micro(storage)
     trial = lost.ask(RandomSearch())
@@ -192,9 +192,11 @@ def test_a_kill_between_the_retry_and_the_closing_runs_it_once(monkeypatch: pyte
         patch.setattr(other, "_close_failed", lambda number: None)
         again = other.ask(RandomSearch())
     assert again is not None
-    third = other.ask(RandomSearch())
+    other.release(again)
+    third, fourth = other.ask(RandomSearch()), other.ask(RandomSearch())
     assert third is not None
-    assert again.genes == trial.genes != third.genes
+    assert fourth is not None
+    assert again.genes == trial.genes == third.genes != fourth.genes
     assert not lost.touch(trial)
 
 
@@ -211,6 +213,23 @@ def test_a_retry_that_meets_a_trial_on_its_way_out_is_not_lost() -> None:
     assert other._retry_dead(other._stored()) is None
     third._storage.set_trial_user_attr(third._id(1), "dropped", "another worker was first with this Arch")
     third._close_failed(1)
+    again = other.ask(RandomSearch())
+    assert again is not None
+    assert (again.genes, again.proposal) == (dead.genes, dead.proposal)
+
+
+def test_a_dead_trial_waits_for_what_becomes_of_its_retry() -> None:
+    """A worker runs it again, and will drop that, as a third one's trial of the same Arch stands in the way."""
+    storage = InMemoryStorage()
+    lost, slow, other = open_micro(storage), open_micro(storage), open_micro(storage)
+    dead = lost.ask(RandomSearch())
+    assert dead is not None
+    lost.release(dead)
+    attrs = {**made_of(lost._stored()[0]), "retry_of": 0, "attempt": 2, "lease": slow._lease(600.0)}
+    slow._study.add_trial(create_trial(state=TrialState.RUNNING, user_attrs={"trial": attrs}))
+    assert other._retry_dead(other._stored()) is None
+    slow._storage.set_trial_user_attr(slow._id(1), "dropped", "another worker was first with this Arch")
+    slow._close_failed(1)
     again = other.ask(RandomSearch())
     assert again is not None
     assert (again.genes, again.proposal) == (dead.genes, dead.proposal)

@@ -336,13 +336,15 @@ class Study:
 
     def _retry_dead(self, stored: Sequence[FrozenTrial]) -> Trial | None:
         """Close the running Trials of dead workers and start the first of them again."""
-        again = {made_of(frozen).get("retry_of") for frozen in stored}
+        again = {made_of(frozen).get("retry_of"): frozen for frozen in stored}
         for frozen in stored:
             if frozen.state not in UNFINISHED or not is_dead(frozen):
                 continue
-            attempt = made_of(frozen)["attempt"]
-            if frozen.number in again:  # the worker that ran it again died before closing it
-                self._close_failed(frozen.number)
+            attempt, retry = made_of(frozen)["attempt"], again.get(frozen.number)
+            if retry is not None:
+                # Whoever runs it again closes it, or drops the retry and leaves it; unless that worker died, too.
+                if retry.state not in UNFINISHED or is_dead(retry):
+                    self._close_failed(frozen.number)
             elif attempt >= MAX_ATTEMPTS:
                 reason = f"its worker died {attempt} times"
                 logger.warning("trial %d is left as failed: %s", frozen.number, reason)
