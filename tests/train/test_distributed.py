@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from vitnas.data import Readings
 from vitnas.records import Manifest, Results
 from vitnas.searching import SearchRecord
 from vitnas.train import metrics
-from vitnas.train.engine import adopt_slurm
+from vitnas.train.engine import adopt_slurm, first_host
 
 HERE = Path(__file__).parent
 
@@ -174,7 +176,7 @@ def test_a_whole_run_by_torchrun(tmp_path: Path) -> None:
     fields = """data.max_images=160 data.batch_size=16 space.embed_dims=[16,24] space.depths=[1,2] space.num_heads=[1,2]
         space.head_dim=8 budget=macs<=200K supernet.epochs=2 supernet.warmup_epochs=0 supernet.log_every=1
         supernet.monitor_every=1 search.num_trials=6 retrain.train.epochs=1 retrain.train.warmup_epochs=0
-        retrain.rank_archs=2 retrain.rank_epochs=1 export.formats=[] export.latency=[] device=cpu threads=1""".split()
+        retrain.rank_archs=2 retrain.rank_epochs=1 export.formats=[] export.latency=[] threads=1""".split()
     command = [
         sys.executable,
         "-m",
@@ -206,7 +208,38 @@ def test_a_whole_run_by_torchrun(tmp_path: Path) -> None:
     assert "holds another run (seed: 0 then, 9 now)" in done.stderr
 
 
-SLURM = {"SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_NTASKS": "8", "SLURM_JOB_ID": "123456",
+@pytest.mark.slow
+@pytest.mark.parametrize("dying", [0, 1])
+def test_a_killed_rank_ends_the_others_with_a_sentence(dying: int, tmp_path: Path) -> None:
+    """Also where no launcher sees to it, and where the first is killed, whom all others ask."""
+    world = {**environment(), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    command = [sys.executable, str(HERE / "killed_rank.py"), str(tmp_path)]
+    ranks = [
+        subprocess.Popen(
+            command,
+            env={**world, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    checkpoint, end = tmp_path / "checkpoints" / "train.safetensors", time.monotonic() + 120
+    while not checkpoint.exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    killed = time.time()
+    ranks[dying].send_signal(signal.SIGKILL)
+    said, _ = ranks[1 - dying].communicate(timeout=60)
+    ranks[dying].communicate()
+    last = said.strip().splitlines()[-1]
+    assert "Traceback" not in said
+    assert "another process of this run cannot be reached (" in last
+    assert float(last.split()[0]) - killed < 30
+    assert checkpoint.exists()
+
+
+SLURM = {"SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_NTASKS": "8", "SLURM_JOB_ID": "123456", "SLURM_STEP_ID": "0",
+         "SLURM_STEP_NUM_TASKS": "8", "SLURM_STEP_NODELIST": "gpu[007-009,12]-ib,other",
          "SLURM_LAUNCH_NODE_IPADDR": "10.0.0.7"}  # fmt: skip
 TORCH = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -223,7 +256,9 @@ def slurm(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 def test_slurm_tells_rank_and_first_host(slurm: pytest.MonkeyPatch) -> None:
     adopt_slurm()
-    assert [os.environ[name] for name in TORCH] == ["5", "1", "8", "10.0.0.7", "23456"]
+    assert [os.environ[name] for name in TORCH] == ["5", "1", "8", "gpu007-ib", "23456"], (
+        "the first of the step's hosts, not the one that called srun"
+    )
 
 
 def test_what_torchrun_set_stays(slurm: pytest.MonkeyPatch) -> None:
@@ -239,9 +274,41 @@ def test_a_given_address_is_kept(slurm: pytest.MonkeyPatch) -> None:
     assert (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]) == ("node1", "29999")
 
 
-@pytest.mark.parametrize("change", [{"SLURM_NTASKS": "1"}, {"SLURM_PROCID": None}, {"SLURM_NTASKS": None}])
-def test_a_single_task_is_no_group(slurm: pytest.MonkeyPatch, change: dict[str, str | None]) -> None:
-    """An interactive shell of SLURM has some of the variables, too."""
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [("n1", "n1"), ("n[003-005,9],m", "n003"), ("rack[1-2]node[7,9]", "rack1node7"), ("a,b[1-2]", "a")],
+)
+def test_the_first_of_a_list_of_hosts(nodes: str, first: str) -> None:
+    assert first_host(nodes) == first
+
+
+def test_a_second_step_of_a_job_has_another_port(slurm: pytest.MonkeyPatch) -> None:
+    os.environ["SLURM_STEP_ID"] = "3"
+    adopt_slurm()
+    assert os.environ["MASTER_PORT"] == str(23456 + 3 * 37)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"SLURM_STEP_NUM_TASKS": "1"},
+        {"SLURM_PROCID": None},
+        {"SLURM_STEP_NUM_TASKS": None, "SLURM_STEP_ID": None, "SLURM_PROCID": "0"},
+        {"SLURM_STEP_ID": str(0xFFFFFFFB), "SLURM_STEP_NUM_TASKS": "4"},
+        {"SLURM_STEP_ID": str(0xFFFFFFFA), "SLURM_STEP_NUM_TASKS": "4"},
+    ],
+    ids=[
+        "one task",
+        "a login shell",
+        "a batch script",
+        "a batch script's own number",
+        "an interactive shell",
+    ],
+)
+def test_what_is_no_task_of_srun_is_no_group(
+    slurm: pytest.MonkeyPatch, change: dict[str, str | None]
+) -> None:
+    """A job's script and an interactive shell have some of the variables, too, and wait for nobody."""
     for name, value in change.items():
         if value is None:
             del os.environ[name]

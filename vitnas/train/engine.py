@@ -6,7 +6,9 @@ may train different Archs in the same step, so gradients are averaged here, thos
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +21,9 @@ from accelerate.utils import broadcast, broadcast_object_list
 from torch import Tensor, nn
 from torch.distributed.distributed_c10d import _get_default_store
 
-from vitnas.errors import MissingExtra, UserError
+from vitnas.errors import MissingExtra, UserError, first_line
+
+logger = logging.getLogger(__name__)
 
 BUCKET = 8 << 20  # elements per all-reduce: large enough to be worth the call, small beside the gradients
 PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
@@ -55,9 +59,18 @@ class Engine:
         adopt_slurm()
         check_precision(precision, cpu=cpu)
         self.precision = precision
+        asked = int(os.environ.get("WORLD_SIZE", "1"))
+        cpu = cpu or not can_have_processes(asked)
+        if asked > 1:  # Accelerate would choose threads by itself, and warn
+            os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
         self.accelerator = Accelerator(
             mixed_precision=PRECISIONS[precision], cpu=cpu, log_with=names or None, project_dir=folder
         )
+        if self.world != asked:
+            raise UserError(
+                f"WORLD_SIZE asks for {asked} processes, and this one is in a world of {self.world}; all must know of "
+                "each other. Start them by torchrun, `accelerate launch` or srun, and make no Engine before."
+            )
         # Flags go between processes by a group of the hosts, which needs not wait for what the devices still compute.
         self._hosts: Any = None
         if self.world > 1 and self.device.type != "cpu":
@@ -124,7 +137,7 @@ class Engine:
         """Give every process the first one's values, in place. Raises what another process met before."""
         self._agree(None)
         if self.world > 1:
-            with torch.no_grad():
+            with torch.no_grad(), reaching_all():
                 for tensor in tensors:
                     tensor.copy_(broadcast(tensor.detach().to(self.device, copy=True), from_process=0))
 
@@ -144,13 +157,18 @@ class Engine:
             if self.world == 1 or hasattr(error, "_of_all"):
                 raise
             met = error
-            _get_default_store().set(self._left, "")
+            with reaching_all():
+                _get_default_store().set(self._left, "")
         self._agree(met)
 
     def heed(self) -> None:
         """Leave the `together` around this if another process has, by an error. For blocks of long work that processes
         share out; without it they hear of the error when their own share is done."""
-        if self.world > 1 and _get_default_store().check([self._left]):
+        if self.world == 1:
+            return
+        with reaching_all():
+            has_left = _get_default_store().check([self._left])
+        if has_left:
             raise _OtherLeftError
 
     @property
@@ -164,12 +182,13 @@ class Engine:
             return
         Engine._agreed += 1
         flag = torch.tensor([float(met is not None)])
-        torch.distributed.all_reduce(flag, group=self._hosts)
-        if not flag:
-            return
         said: list[Any] = [None] * self.world
         mine = None if met is None else (type(met), " ".join(map(str, met.args)) or type(met).__name__)
-        torch.distributed.all_gather_object(said, mine, group=self._hosts)
+        with reaching_all():
+            torch.distributed.all_reduce(flag, group=self._hosts)
+            if not flag:
+                return
+            torch.distributed.all_gather_object(said, mine, group=self._hosts)
         kind, text = next(each for each in said if each is not None)
         error: Any = met if met is not None and mine == (kind, text) else kind.__new__(kind, text)
         error._of_all = True  # another `together` around this one must not ask again
@@ -186,10 +205,14 @@ class Engine:
             return
         everything = [p for p in parameters if p.requires_grad]
         used = torch.tensor([float(p.grad is not None) for p in everything])
-        torch.distributed.all_reduce(used, group=self._hosts)
+        with reaching_all():
+            torch.distributed.all_reduce(used, group=self._hosts)
+            self._average_used(everything, used.tolist())
+
+    def _average_used(self, everything: list[nn.Parameter], used: list[float]) -> None:
         bucket: list[nn.Parameter] = []
         size = 0
-        for parameter in (p for p, n in zip(everything, used.tolist(), strict=True) if n):
+        for parameter in (p for p, n in zip(everything, used, strict=True) if n):
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             bucket.append(parameter)
@@ -217,7 +240,8 @@ class Engine:
             if self.is_main:
                 made = [make()]
         if self.world > 1:
-            made = broadcast_object_list(made)
+            with reaching_all():
+                made = broadcast_object_list(made)
         return made[0]
 
     def track(self, values: Mapping[str, float], step: int) -> None:
@@ -238,8 +262,29 @@ class Engine:
 def sum_over_processes(tensor: Tensor) -> Tensor:
     """The sum of all processes' tensors, in place; what a single process has, as it is. All must call it."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(tensor)
+        with reaching_all():
+            torch.distributed.all_reduce(tensor)
     return tensor
+
+
+class LostProcessError(UserError):
+    """Another process of the group is gone, as one that was killed is."""
+
+    _of_all = True  # nobody is there to be asked what they met
+
+
+@contextmanager
+def reaching_all() -> Iterator[None]:
+    """Say in one sentence that another process is gone, whatever the transport raised."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise LostProcessError(
+            f"another process of this run cannot be reached ({first_line(error)}); all must be there. See what it said "
+            "last, then run the same command again: it continues from the last checkpoint."
+        ) from error
 
 
 class _OtherLeftError(Exception):
@@ -276,21 +321,56 @@ def check_precision(precision: str, *, cpu: bool) -> None:
         )
 
 
+def can_have_processes(world: int) -> bool:
+    """Whether this machine's accelerator can be used by `world` processes; without one they meet on their CPUs.
+
+    Accelerate takes a process without CUDA or the like for a world of its own, whatever the launcher says.
+
+    Raises:
+        UserError: fewer GPUs than processes on this machine.
+    """
+    kind = torch.accelerator.current_accelerator(check_available=True)
+    if kind is None or (world > 1 and kind.type == "mps"):
+        return False
+    count, here = torch.accelerator.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if here > count:
+        raise UserError(
+            f"{here} processes were started on a machine of {count} accelerators; each needs its own. Start {count}, "
+            "or use device=cpu."
+        )
+    return True
+
+
+NO_TASKS = (
+    0xFFFFFFF0  # SLURM numbers the batch script and an interactive shell above this, as steps of their own
+)
+
+
 def adopt_slurm() -> None:
-    """Under srun without torchrun, give torch the variables that it reads (rank, world size, first host)."""
-    if (
-        "RANK" in os.environ
-        or int(os.environ.get("SLURM_NTASKS", "1")) < 2
-        or "SLURM_PROCID" not in os.environ
-    ):
+    """Under srun without torchrun, give torch the variables that it reads (rank, world size, first host).
+
+    The script of a job has SLURM_NTASKS and SLURM_PROCID too, and is one process: only a step's own numbers count.
+    """
+    if "RANK" in os.environ or "SLURM_PROCID" not in os.environ:
         return
-    first = os.environ.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1")
+    tasks, step = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")), int(os.environ.get("SLURM_STEP_ID", "0"))
+    if tasks < 2 or step >= NO_TASKS:
+        if int(os.environ.get("SLURM_NTASKS", "1")) > 1:
+            logger.warning(
+                "one process of a SLURM job of several tasks; `srun` in front of the command makes a group"
+            )
+        return
+    first = first_host(os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_NODELIST", "127.0.0.1"))
+    port = 20000 + (int(os.environ.get("SLURM_JOB_ID", "0")) + 37 * step) % 10000  # steps may share a host
     os.environ |= {
         "RANK": os.environ["SLURM_PROCID"],
         "LOCAL_RANK": os.environ.get("SLURM_LOCALID", "0"),
-        "WORLD_SIZE": os.environ["SLURM_NTASKS"],
+        "WORLD_SIZE": str(tasks),
         "MASTER_ADDR": os.environ.get("MASTER_ADDR", first),
-        "MASTER_PORT": os.environ.get(
-            "MASTER_PORT", str(20000 + int(os.environ.get("SLURM_JOB_ID", "0")) % 10000)
-        ),
+        "MASTER_PORT": os.environ.get("MASTER_PORT", str(port)),
     }
+
+
+def first_host(nodes: str) -> str:
+    """The first of SLURM's list of hosts: `n003` of `n[003-005,9],other`."""
+    return re.sub(r"\[(\w+)[^\]]*\]", r"\1", nodes).partition(",")[0]
