@@ -16,11 +16,14 @@ import pytest
 import vitnas.records
 from vitnas.data import Readings
 from vitnas.errors import UserError
+from vitnas.exporting import save_timm
+from vitnas.model import build
 from vitnas.model.named import ArchFile, Chosen
 from vitnas.records import RankedArch
 from vitnas.runs import STALE_S, RunFile, from_json, read_json, to_json, write_json
 from vitnas.searching import Feasibility, SearchRecord
 from vitnas.slimming import Sensitivity
+from vitnas.space import autoformer
 from vitnas.stages.full import FullCost
 
 OTHERS = (ArchFile, Chosen, Readings, Feasibility, SearchRecord, Sensitivity, FullCost)
@@ -174,3 +177,19 @@ def test_nested_values_read_back() -> None:
 def test_what_is_wrong_is_said_with_its_place(value: Any, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         from_json(Outer, value)
+
+
+def test_what_is_flushed_was_opened_for_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows flushes nothing else."""
+    fcntl, flushed = pytest.importorskip("fcntl"), list[int]()
+
+    def fsync(file: int) -> None:
+        flushed.append(fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_json(tmp_path / "a.json", {})
+    save_timm(
+        build(autoformer("micro", image_size=8, patch_size=4, num_classes=2).smallest()), tmp_path / "net"
+    )
+    assert len(flushed) > 1
+    assert {*flushed} == {os.O_RDWR}

@@ -134,6 +134,7 @@ class Result(RunFile):
         teacher, teacher_losses: who taught it, and by what.
         agreement: with the network that it was slimmed from.
         supernet_accuracy: with inherited weights, where the Arch is of this run's search.
+        test_balanced: mean over classes of the accuracy on each one's test images.
         asked: what a user called the Arch, where it is none of the run's own.
         image_size, holdout_accuracy_before: of finetuning.
     """
@@ -157,6 +158,7 @@ class Result(RunFile):
     teacher_losses: tuple[str, ...] = ()
     supernet_accuracy: float | None = None
     test_accuracy: float | None = None
+    test_balanced: float | None = None
     n_test: int | None = None
     asked: str | None = None
     image_size: int | tuple[int, int] | None = None

@@ -61,7 +61,7 @@ def write_with(path: Path, write: Callable[[Path], object]) -> None:
             handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
             os.close(handle)
             write(Path(temporary))
-            with open(temporary, "rb") as stream:
+            with open(temporary, "r+b") as stream:  # Windows flushes only what may be written
                 os.fsync(stream.fileno())
             os.chmod(temporary, 0o644)  # mkstemp makes files private; a run folder is meant to be shared
             os.replace(temporary, path)
@@ -96,7 +96,7 @@ def read_json(path: Path) -> Any:
         UserError: the file is missing or is not JSON.
     """
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(
             f"{path} does not exist; an earlier stage writes it. Run that stage first."
@@ -164,7 +164,7 @@ class RunFile:
             UserError: it is missing, or damaged, or something else (saying what is wrong).
         """
         try:
-            return from_json(cls, json.loads(path.read_text()))
+            return from_json(cls, json.loads(path.read_text(encoding="utf-8")))
         except FileNotFoundError as error:
             raise UserError(f"{path} does not exist; `{cls.COMMAND}` writes it. Run that first.") from error
         except (OSError, ValueError) as error:  # json's and Unicode's errors, and UserError, are ValueErrors

@@ -248,3 +248,27 @@ def test_what_is_transparent_is_white(tmp_path: Path, mode: str) -> None:
     assert pixels_NCHW is not None
     assert (pixels_NCHW[:, :, 2:6] == 255).all()
     assert (pixels_NCHW[:, 0, :2] < 210).all()
+
+
+def test_a_folder_packed_in_itself(tmp_path: Path) -> None:
+    for split, count in (("train", 6), ("test", 2)):
+        for name in ("a", "b"):
+            write(tmp_path / "archive" / "archive" / split / name, count)
+            write(tmp_path / "outer" / "images" / split / name, count)
+    (tmp_path / "archive" / "__MACOSX").mkdir()
+    for where in ("archive", "outer"):
+        data = open_data(DataConfig(dataset=str(tmp_path / where), holdout=2))
+        assert data.fingerprint().counts == {"train": (5, 5), "holdout": (1, 1), "test": (2, 2)}
+    write(tmp_path / "zip" / "zip" / "cats")
+    write(tmp_path / "zip" / "zip" / "dogs")
+    assert open_data(DataConfig(dataset=str(tmp_path / "zip"))).class_names == ("cats", "dogs")
+
+
+def test_a_named_validation_split_is_the_holdout_where_test_must_be_carved(tmp_path: Path) -> None:
+    for split, count in (("train", 10), ("val", 3)):
+        for name in ("a", "b"):
+            write(tmp_path / split / name, count)
+    data = open_data(DataConfig(dataset=str(tmp_path), holdout="val"))
+    assert data.fingerprint().counts == {"train": (8, 8), "holdout": (3, 3), "test": (2, 2)}
+    assert any("has no test split: 4 of its 20 images" in note for note in data.notes)
+    assert open_data(DataConfig(dataset=str(tmp_path))).fingerprint().counts["test"] == (3, 3)

@@ -123,3 +123,17 @@ def test_the_counts_in_papers_md_are_those_of_the_code() -> None:
     ]
     assert " / ".join(f"{count(arch).macs / 1e9:.4f}" for arch in resnas) + " G (ViT-Res-Tiny" in text
     assert " / ".join(f"{count(arch).params / 1e6:.3f}" for arch in resnas) + " M; the paper's" in text
+
+
+def test_texts_name_their_encoding() -> None:
+    """A system's own cannot say every class name."""
+    bare = [
+        f"{path.relative_to(REPO)}:{call.lineno}"
+        for path in (REPO / "vitnas").rglob("*.py")
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(call, ast.Call)
+        and isinstance(call.func, ast.Attribute)
+        and call.func.attr in ("read_text", "write_text")
+        and "encoding" not in {word.arg for word in call.keywords}
+    ]
+    assert not bare

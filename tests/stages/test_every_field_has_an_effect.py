@@ -50,6 +50,7 @@ QUIET = {
     "data.config_name": "of data sets on the Hub: vitnas/data/hfds.py",
     "data.input_key": "of timm's data sets: tests/data/test_data_hub.py",
     "data.target_key": "of timm's data sets: tests/data/test_data_hub.py",
+    "data.split_key": "of tables of labels: tests/data/test_data_labels.py",
     **dict.fromkeys((f"slim.{item.name}" for item in fields(SlimConfig)), "of slimming: below"),
     **dict.fromkeys(
         (f"pretrain.{item.name}" for item in fields(PretrainConfig) if item.name != "esvit"),

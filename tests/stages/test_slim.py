@@ -19,7 +19,7 @@ from vitnas.budget import Budget
 from vitnas.cli import main
 from vitnas.cli.fields import open_run
 from vitnas.counting import count
-from vitnas.data import EvalBatches, Readings
+from vitnas.data import EvalBatches, Readings, open_data
 from vitnas.errors import UserError
 from vitnas.exporting import load_timm
 from vitnas.model import Model, build
@@ -41,7 +41,7 @@ from vitnas.searching.latency import LatencyModel
 from vitnas.slimming import IMPORTANCE, PredictedDamage, Sensitivity, agreement, ordered, sensitivity
 from vitnas.space import AroundConfig
 from vitnas.stages import plan_of
-from vitnas.stages.claim import begin
+from vitnas.stages.claim import begin, opened
 from vitnas.stages.full import FullCost
 from vitnas.stages.models import Models
 from vitnas.stages.run import ExportConfig, SlimConfig
@@ -50,7 +50,7 @@ from vitnas.stages.slim.allocate import Allocator, share_out
 from vitnas.stages.slim.context import SlimContext
 from vitnas.stages.slim.folded import restored
 from vitnas.stages.slim.original import load_original, space_around
-from vitnas.train import Engine, TrainConfig, evaluate
+from vitnas.train import Engine, Silent, TrainConfig, evaluate
 
 
 def test_a_network_is_slimmed_to_a_budget(slimmed: Path) -> None:
@@ -353,3 +353,28 @@ def test_a_share_of_latency_is_of_the_original_timed_beside(
     monkeypatch.setattr(stages, "timed", lambda _: times)
     stages.choose(context)
     assert Result.read(folder / "models" / "chosen").start == last
+
+
+def test_images_that_are_open_already_are_held_against_those_of_before(slimmed: Path) -> None:
+    run, progress = open_run(slimmed), Silent()
+    other = vitnas.data.synthetic(image_size=8, in_chans=1, num_classes=10)
+    with pytest.raises(UserError, match="has other images than when"):
+        SlimContext(run, slimmed, progress, other).images.data
+    assert SlimContext(run, slimmed, progress, open_data(run.data)).images.data.num_classes == 10
+
+
+def test_an_error_leaves_no_process_group_behind(
+    slimmed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed = list[Engine]()
+    monkeypatch.setattr(Engine, "close", lambda engine: closed.append(engine))
+
+    def fail(asks: bool) -> None:
+        with opened(open_run(slimmed), tmp_path, Silent()) as context:
+            assert not asks or context.engine.is_main
+            raise RuntimeError("planted")
+
+    for asks in (True, False):
+        with pytest.raises(RuntimeError, match="planted"):
+            fail(asks)
+    assert len(closed) == 1, "none is made to be closed"

@@ -578,3 +578,24 @@ def test_mixing_leaves_an_odd_image_out(space: AutoFormerSpace) -> None:
     assert sizes == [6, 6, 6, 1], "a single image stays as it is"
     with pytest.raises(UserError, match=r"batch_size is 7; .* so it must be even\. Use 6"):
         train(7)
+
+
+def test_sums_become_float64_on_the_cpu(monkeypatch: pytest.MonkeyPatch, generator: torch.Generator) -> None:
+    """Apple's GPUs have none."""
+    on_cpu, cpu, double = list[int](), torch.Tensor.cpu, torch.Tensor.double
+
+    def to_cpu(tensor: torch.Tensor) -> torch.Tensor:
+        on_cpu.append(id(moved := cpu(tensor).clone()))
+        held.append(moved)
+        return moved
+
+    def to_double(tensor: torch.Tensor) -> torch.Tensor:
+        assert id(tensor) in on_cpu, "float64 on the device"
+        return double(tensor)
+
+    held: list[torch.Tensor] = []
+    monkeypatch.setattr(torch.Tensor, "cpu", to_cpu)
+    monkeypatch.setattr(torch.Tensor, "double", to_double)
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3))
+    targets = torch.tensor([0, 1, 2, 0])
+    assert evaluate(network, [(torch.randn(4, 1, 2, 2, generator=generator), targets)]).n == 4

@@ -3,7 +3,14 @@
 from vitnas.data.batches import EvalBatches, TrainBatches
 from vitnas.data.config import AUGMENTS, Augment, DataConfig
 from vitnas.data.given import as_data
-from vitnas.data.images import Images, has_labels, require_labels, require_not_test
+from vitnas.data.images import (
+    Images,
+    has_labels,
+    has_one_class,
+    require_labels,
+    require_not_test,
+    require_one_class,
+)
 from vitnas.data.open import Data, Fingerprint, Readings, open_data
 from vitnas.data.synthetic import synthetic
 
@@ -19,8 +26,10 @@ __all__ = [
     "TrainBatches",
     "as_data",
     "has_labels",
+    "has_one_class",
     "open_data",
     "require_labels",
     "require_not_test",
+    "require_one_class",
     "synthetic",
 ]

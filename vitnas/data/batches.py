@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from vitnas.data.augment import Augmenter, seed_from, seeded_globals
 from vitnas.data.config import Augment
 from vitnas.data.crops import Cropper, Crops
-from vitnas.data.images import Images, quiet_pillow
+from vitnas.data.images import Images, quiet_pillow, require_one_class
 from vitnas.errors import UserError
 
 Batch = tuple[Tensor, Tensor]
@@ -36,7 +36,8 @@ class TrainBatches:
     the images is lowered to the largest even number that fits (Mixup pairs images).
 
     With `epoch_views` epoch e has the batches of epoch e mod `epoch_views` once more: the same images in the same
-    order, varied in the same way.
+    order, varied in the same way. `balance` is how far rare classes come more often: images are drawn, again and again,
+    by the size of their class to the power of minus that, so that with 1 all classes are as frequent.
 
     Raises:
         UserError: fewer than two images per rank.
@@ -53,6 +54,7 @@ class TrainBatches:
         world: int = 1,
         workers: int = 0,
         epoch_views: int | None = None,
+        balance: float = 0.0,
     ) -> None:
         share = len(images) // world
         if share < 2:
@@ -75,6 +77,11 @@ class TrainBatches:
             else Augmenter(augment, images.form)
         )
         self._epoch: tuple[int, Tensor] | None = None
+        self._ends_N: Tensor | None = None  # of each image's part of all that is drawn from
+        if balance:
+            require_one_class(images.targets, "balance")
+            counts_Y = torch.bincount(images.targets).double()
+            self._ends_N = counts_Y.pow(-balance)[images.targets].cumsum(0)
 
     def from_step(self, step: int) -> Iterator[tuple[Any, Tensor]]:
         """Yield (float32 images BCHW, normalised; int64 targets B, or (B, 0) without labels) for `step`, `step` + 1 and
@@ -117,7 +124,14 @@ class TrainBatches:
     def _order(self, epoch: int) -> Tensor:
         if self._epoch is None or self._epoch[0] != epoch:
             generator = torch.Generator().manual_seed(seed_from("order", self.seed, epoch))
-            self._epoch = epoch, torch.randperm(len(self.images), generator=generator)
+            if self._ends_N is None:
+                order_N = torch.randperm(len(self.images), generator=generator)
+            else:
+                drawn_N = (
+                    torch.rand(len(self.images), generator=generator, dtype=torch.float64) * self._ends_N[-1]
+                )
+                order_N = torch.searchsorted(self._ends_N, drawn_N).clamp_(max=len(self.images) - 1)
+            self._epoch = epoch, order_N
         return self._epoch[1]
 
     def _read(self, positions_B: Tensor) -> _Loaded:
@@ -219,7 +233,7 @@ class EvalBatches:
                     good.append(position)
         if not images:
             empty = torch.empty(0, *form.input_size, dtype=torch.uint8)
-            return empty, torch.empty(0, dtype=torch.int64), bad
+            return empty, self.images.targets[:0], bad
         return torch.stack(images), self.images.targets[good], bad
 
 

@@ -114,8 +114,13 @@ class DataConfig:
     those `outside` of the splits, as in `cat/train/1.jpg`. Links to folders elsewhere are followed with `follow_links`.
     `holdout` is a share, a number of images, or the name of a split; None is the validation split of a dataset that has
     one beside test, or else a tenth of train, and at least an image of every class.
-    `config_name` is a configuration of a Hugging Face dataset, `input_key` and `target_key` its columns.
-    `labels=False` takes the images alone, wherever they lie below the folder and whatever columns they have.
+    `labels` may be a CSV or TSV file that says which class each image of a folder has; its columns are found by their
+    names, or named by `input_key` (images), `target_key` (classes) and `split_key`. `labels=False` takes the images
+    alone, wherever they lie below the folder and whatever columns they have. With `label_kind` "classes" an image may
+    have several classes or none, and accuracy is then mean average precision. `class_map` is a file of lines
+    `class,name`: classes of one name become one, those without a name are left out, and names are in its order.
+    `balance` is how far rare classes are shown more often in training: 0 not, 1 until each is as frequent.
+    `config_name` is a configuration of a Hugging Face dataset, whose columns `input_key` and `target_key` are too.
 
     Raises:
         UserError: a field is out of range; the message names the rule.
@@ -142,7 +147,11 @@ class DataConfig:
     config_name: str | None = None
     input_key: str | None = None
     target_key: str | None = None
-    labels: bool = True
+    split_key: str | None = None
+    labels: bool | str = True
+    label_kind: Literal["class", "classes"] = "class"
+    class_map: str | None = None
+    balance: float = 0.0
     download: bool = False
     seed: int = 0
 
@@ -174,6 +183,13 @@ class DataConfig:
             raise UserError(
                 f"on_corrupt is {self.on_corrupt!r}; it must be 'skip' or 'raise'."
                 + nearest(self.on_corrupt, ("skip", "raise"))
+            )
+        check_word("label_kind", self.label_kind, ("class", "classes"))
+        _within("balance", self.balance, 0.0, 1.0)
+        if self.balance and (self.label_kind == "classes" or not self.labels):
+            raise UserError(
+                f"balance is {self.balance:g}; it needs images of one class each. Leave it out, or use "
+                "label_kind=class."
             )
         check_word("interpolation", self.interpolation, INTERPOLATIONS)
         if self.crop_pct is not None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from timm.data import create_dataset
 
+from vitnas.data.class_map import mapped
 from vitnas.data.config import DataConfig
 from vitnas.data.folders import open_folder
 from vitnas.data.hfds import open_hfds
@@ -36,7 +37,14 @@ def open_sources(config: DataConfig) -> Opened:
     opener = (
         OPENERS.get(scheme.lower(), _open_folder) if slash or config.dataset == "digits" else _open_folder
     )
+    if isinstance(config.labels, str) and opener is not _open_folder:
+        raise UserError(
+            f"labels is {config.labels!r} and dataset {config.dataset!r}; a table of labels is for a folder of images. "
+            "Leave labels out."
+        )
     opened = opener(config)
+    if config.class_map and config.labels:
+        opened = mapped(opened, Path(config.class_map).expanduser())
     if not config.labels:
         holdout = opened.holdout and without_labels(opened.holdout)
         train, test = without_labels(opened.train), without_labels(opened.test)

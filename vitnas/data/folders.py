@@ -7,7 +7,7 @@ import os
 import re
 import stat
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +16,9 @@ from PIL import Image
 from timm.utils.misc import natural_key
 
 from vitnas.data.config import TEST_NAMES, TRAIN_NAMES, DataConfig
-from vitnas.data.sources import NO_LABEL
+from vitnas.data.sources import NO_LABEL, Target, numbers_in
 from vitnas.data.splits import Opened, carve_test, find_holdout, find_test, note_test_name, said
+from vitnas.data.tables import read_table
 from vitnas.errors import UserError
 
 IMAGE_TYPES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -29,10 +30,11 @@ class FileSource:
     """Image files below `root`; a relative path names each."""
 
     def __init__(
-        self, root: Path, paths: Sequence[str], targets: Sequence[int], class_names: Sequence[str]
+        self, root: Path, paths: Sequence[str], targets: Sequence[Target], class_names: Sequence[str]
     ) -> None:
         self.root, self.paths = root, list(paths)
-        self.targets, self.class_names = list(targets), tuple(class_names)
+        self.targets: list[Target] = list(targets)
+        self.class_names = tuple(class_names)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -56,20 +58,12 @@ def open_folder(config: DataConfig, text: str) -> Opened:
     Raises:
         UserError: no such folder, no images, or folders that can be read in more than one way.
     """
-    root, notes = Path(text).expanduser(), list[str]()
-    inside = sorted(e.name for e in root.iterdir() if e.is_dir() and not _left_by_a_system(e.name))
-    listing = _listing(root, config, notes) if config.class_folders == "outside" else None
-    if listing is not None:
-        inside = sorted({parts[1] for parts in map(_parts, listing) if len(parts) > 2})
+    root, notes = _unpacked(Path(text).expanduser()), list[str]()
+    inside, pick = _parted(root, config, notes)
     splits = named_splits(inside)
 
     def source(split: str | None) -> FileSource | None:
-        if split is None:
-            return None
-        if listing is None:
-            return _folder_source(_undoubled(root / splits[split]), config, notes)
-        kept = [path for path in listing if len(_parts(path)) > 2 and _parts(path)[1] == splits[split]]
-        return _labelled(root, kept, config, notes)
+        return None if split is None else pick(splits[split])
 
     train_name = next((name for name in (config.train_split, *TRAIN_NAMES) if name in splits), None)
     train = source(train_name)
@@ -78,26 +72,58 @@ def open_folder(config: DataConfig, text: str) -> Opened:
             raise UserError(
                 f"{text} has the folder {splits[odd[0]]!r} but no 'train'; both are needed. Add 'train'."
             )
-        if listing is not None:
+        if config.class_folders == "outside" and not isinstance(config.labels, str):
             raise UserError(
                 f"class_folders is 'outside', but the class folders of {text} hold no folder 'train'; each needs its "
                 "own. Leave class_folders out."
             )
-        train, test_name = _folder_source(root, config, notes), None
-        _refuse_inner_splits(train, text)
+        train, test_name = pick(None), None
+        if config.labels is True:
+            _refuse_inner_splits(train, text)
     else:
         test_name = find_test(config, list(splits))
     test = source(test_name)
-    if test is None or test_name is None:
-        said(notes := [*notes, *_copies({"train": train})])
-        return carve_test(train, config, notes)
-    others = [
-        name for name in splits if splits[name] not in (splits.get(train_name or ""), splits[test_name])
-    ]
-    holdout = source(find_holdout(config, others, notes))
-    notes += _copies({"train": train, "test": test} | ({} if holdout is None else {"holdout": holdout}))
+    taken = [splits.get(name or "") for name in (train_name, test_name)]
+    others = [name for name in splits if train_name and splits[name] not in taken]
+    holdout = source(find_holdout(config, others, notes)) if test_name or config.holdout in others else None
+    found = {"train": train, "test": test, "holdout": holdout}
+    notes += _copies({name: each for name, each in found.items() if each is not None})
     said(notes)
+    if test is None or test_name is None:
+        return carve_test(train, config, notes, holdout)
     return Opened(train=train, test=test, holdout=holdout, notes=(*note_test_name(config, test_name), *notes))
+
+
+def _parted(
+    root: Path, config: DataConfig, notes: list[str]
+) -> tuple[list[str], Callable[[str | None], FileSource]]:
+    """Names that may be those of splits, and what opens the images of one of them; None opens all."""
+    if isinstance(config.labels, str):
+        images = _listing(root, config, notes)
+        read = read_table(config, root, images)
+        notes += read.notes
+        # Without a column that says splits, folders do, as far as the table names images of a train folder.
+        split_of = dict(read.splits) or {image: _parts(image)[0] for image in read.targets}
+        if not read.splits and not {*TRAIN_NAMES} & {*named_splits([*{*split_of.values()}])}:
+            split_of = {}
+
+        def labelled(split: str | None) -> FileSource:
+            kept = [i for i in images if i in read.targets and (split is None or split_of.get(i) == split)]
+            return FileSource(root, kept, [read.targets[image] for image in kept], read.class_names)
+
+        return sorted({*split_of.values()}), labelled
+    if config.class_folders == "outside":
+        listing = _listing(root, config, notes)
+
+        def outside(split: str | None) -> FileSource:
+            kept = [path for path in listing if len(_parts(path)) > 2 and _parts(path)[1] == split]
+            return _labelled(root, kept, config, notes)
+
+        return sorted({parts[1] for parts in map(_parts, listing) if len(parts) > 2}), outside
+    inside = sorted(e.name for e in root.iterdir() if e.is_dir() and not _left_by_a_system(e.name))
+    return inside, lambda split: _folder_source(
+        root if split is None else _undoubled(root / split), config, notes
+    )
 
 
 def named_splits(folders: Sequence[str]) -> dict[str, str]:
@@ -126,6 +152,17 @@ def _undoubled(folder: Path) -> Path:
     if names != [folder.name] or not inner.is_dir():
         return folder
     return inner if any(map(Path.is_dir, inner.iterdir())) else folder
+
+
+def _unpacked(root: Path) -> Path:
+    """The folder inside that holds the splits, or is of the same name, where there is nothing beside it."""
+    names = [name for name in os.listdir(root) if not _left_by_a_system(name)]
+    if len(names) != 1 or names[0].lower() in (*TRAIN_NAMES, *TEST_NAMES) or not (root / names[0]).is_dir():
+        return root
+    inner = root / names[0]
+    found = named_splits([entry.name for entry in inner.iterdir() if entry.is_dir()])
+    has_splits = bool({*TRAIN_NAMES} & {*found}) and bool({*TEST_NAMES} & {*found})
+    return _unpacked(inner) if has_splits or _undoubled(root) == inner else root
 
 
 def _folder_source(root: Path, config: DataConfig, notes: list[str]) -> FileSource:
@@ -240,7 +277,11 @@ def _copies(sources: dict[str, FileSource]) -> list[str]:
     for split, source in sources.items():
         for path, target in zip(source.paths, source.targets, strict=True):
             with suppress(OSError):  # named as unreadable when everything is read
-                label = source.class_names[target] if source.class_names else ""
+                label = (
+                    ", ".join(source.class_names[n] for n in numbers_in([target]))
+                    if source.class_names
+                    else ""
+                )
                 sizes[os.path.getsize(source.root / path)].append(_File(split, label, source.root / path))
     compared = {size: files for size, files in sizes.items() if len(files) > 1}
     if sum(size * len(files) for size, files in compared.items()) > COMPARED_BYTES:

@@ -14,7 +14,7 @@ from PIL import Image
 from timm.utils.misc import natural_key
 
 from vitnas.data.config import DataConfig
-from vitnas.data.sources import NO_LABEL
+from vitnas.data.sources import NO_LABEL, Target
 from vitnas.data.splits import Opened, carve_test, find_holdout, find_test, note_test_name, said
 from vitnas.errors import MissingExtra, UserError, first_line, nearest
 
@@ -43,7 +43,8 @@ def open_hfds(config: DataConfig) -> Opened:
             test = None if test_name is None else _hfds_source(config, name, test_name)
             taken = {config.train_split.partition("[")[0], (test_name or "").partition("[")[0]}
             others = [split for split in splits if split not in taken]
-            holdout_name = None if test_name is None else find_holdout(config, others, notes)
+            is_named = config.holdout in others
+            holdout_name = find_holdout(config, others, notes) if test_name or is_named else None
             holdout = None if holdout_name is None else _hfds_source(config, name, holdout_name)
         except UserError:
             raise
@@ -56,9 +57,9 @@ def open_hfds(config: DataConfig) -> Opened:
                 f"{config.dataset} cannot be opened ({first_line(error)}); it must be a folder of data files "
                 "or a dataset of the Hugging Face Hub. Check the name, and for the Hub the network."
             ) from error
-    if test is None or test_name is None:
-        return carve_test(train, config)
     said(notes)
+    if test is None or test_name is None:
+        return carve_test(train, config, notes, holdout)
     return Opened(train=train, test=test, holdout=holdout, notes=(*note_test_name(config, test_name), *notes))
 
 
@@ -70,7 +71,7 @@ class HfdsSource:
 
         self.dataset = dataset.cast_column(image_key, datasets.Image(decode=False))
         self.image_key, self.prefix = image_key, name
-        self.targets: list[int] = [NO_LABEL] * len(dataset)
+        self.targets: list[Target] = [NO_LABEL] * len(dataset)
         self.class_names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -129,13 +130,15 @@ def _hfds_source(config: DataConfig, name: str, split: str) -> HfdsSource:
     return source
 
 
-def _labels(config: DataConfig, dataset: Any, key: str, split: str) -> tuple[list[int], tuple[str, ...]]:
+def _labels(config: DataConfig, dataset: Any, key: str, split: str) -> tuple[list[Target], tuple[str, ...]]:
     """Class numbers of a column, and their names."""
     raw: list[Any] = list(dataset[key][:])
+    if config.label_kind == "classes" and all(isinstance(label, list) for label in raw):
+        return _several(dataset.features[key], raw)
     if any(isinstance(label, (list, dict)) for label in raw):
         raise UserError(
             f"The column {key!r} of {config.dataset} holds lists; one class per image is needed. Choose another with "
-            "target_key, or use data.labels=false."
+            "target_key, or use data.label_kind=classes, or data.labels=false."
         )
     if any(label is None or label == -1 for label in raw):
         raise UserError(
@@ -148,6 +151,17 @@ def _labels(config: DataConfig, dataset: Any, key: str, split: str) -> tuple[lis
     values = sorted(set(raw), key=lambda value: natural_key(str(value)))
     number = {value: index for index, value in enumerate(values)}
     return [number[value] for value in raw], tuple(str(value) for value in values)
+
+
+def _several(feature: Any, raw: list[list[Any]]) -> tuple[list[Target], tuple[str, ...]]:
+    """The same of a column whose cells are lists of classes."""
+    inner = getattr(feature, "feature", feature)
+    names = getattr(inner, "names", None)
+    if names is not None:
+        return [tuple(sorted({*label})) for label in raw], tuple(names)
+    values = sorted({value for label in raw for value in label}, key=lambda value: natural_key(str(value)))
+    number = {value: index for index, value in enumerate(values)}
+    return [tuple(sorted({number[v] for v in label})) for label in raw], tuple(map(str, values))
 
 
 @contextlib.contextmanager

@@ -172,8 +172,9 @@ class Store:
 class Images:
     """Images of one split and their classes; `split` says which, so that search can refuse the test split.
 
-    `targets` is an int64 tensor of class numbers, one per image; of images without labels it is (N, 0), which has a
-    row per image as well and fits no loss and no comparison by mistake.
+    `targets` is an int64 tensor of class numbers, one per image; where images may have several classes it is (N, Y)
+    bool, which they have; of images without labels it is (N, 0), which has a row per image as well and fits no loss and
+    no comparison by mistake.
     """
 
     def __init__(self, store: Store, split: Split, places: Sequence[int] | None = None) -> None:
@@ -189,6 +190,11 @@ class Images:
     @staticmethod
     def targets_of(source: Source) -> Tensor:
         """All targets of a source."""
+        if source.targets and isinstance(source.targets[0], tuple):
+            has_NY = torch.zeros(len(source), len(source.class_names), dtype=torch.bool)
+            for row, target in enumerate(source.targets):
+                has_NY[row, list(target) if isinstance(target, tuple) else target] = True
+            return has_NY
         targets_N = torch.as_tensor(source.targets, dtype=torch.int64)
         return targets_N if source.class_names else targets_N[:, None][:, :0]
 
@@ -225,6 +231,25 @@ class Images:
 def has_labels(targets: Tensor) -> bool:
     """Whether targets say anything: those of images without labels are (B, 0)."""
     return targets.dim() == 1 or targets.shape[1] > 0
+
+
+def has_one_class(targets: Tensor) -> bool:
+    """Whether targets are class numbers: of images that may have several classes they are (B, Y)."""
+    return targets.dim() == 1
+
+
+def require_one_class(targets: Tensor, what: str) -> None:
+    """Refuse images without labels, and those that may have several classes.
+
+    Raises:
+        UserError: `targets` are (B, 0) or (B, Y); `what` names who needs them.
+    """
+    require_labels(targets, what)
+    if not has_one_class(targets):
+        raise UserError(
+            f"{what} needs one class per image, and these may have several. Use data.label_kind=class, or "
+            "data.labels=false where labels are not needed."
+        )
 
 
 def require_labels(targets: Tensor, what: str) -> None:
@@ -271,6 +296,10 @@ def with_channels(image: Image.Image, in_chans: int) -> Image.Image:
         image = Image.fromarray(np.asarray(image).astype(np.uint16))
     if image.mode.startswith("I;16"):  # Pillow would clip 16-bit grey at 255, which turns most of it white
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode == "F":  # Pillow clips these too; they go to 1, 255 or 65535
+        values = np.nan_to_num(np.asarray(image))
+        full = next((top for top in (1, 255) if values.max() <= top), 65535)
+        image = Image.fromarray((values.clip(0, full) * (255 / full)).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

@@ -20,9 +20,19 @@ from torch import Tensor
 
 from vitnas.data.config import Augment, DataConfig, augment_for
 from vitnas.data.dataset_strings import open_sources
-from vitnas.data.images import UNREADABLE, Form, Images, Split, Store, has_labels, quiet_pillow, upright
-from vitnas.data.sources import NO_LABEL, ArraySource, Pixels, Source, Subset
-from vitnas.data.splits import Opened, carve, carve_test, match_classes
+from vitnas.data.images import (
+    UNREADABLE,
+    Form,
+    Images,
+    Split,
+    Store,
+    has_labels,
+    has_one_class,
+    quiet_pillow,
+    upright,
+)
+from vitnas.data.sources import NO_LABEL, ArraySource, Pixels, Source, Subset, Target, numbers_in
+from vitnas.data.splits import Opened, carve, carve_test, match_classes, rarest
 from vitnas.errors import UserError, first_line
 from vitnas.grids import ImageSize, as_image_size, sides_of
 from vitnas.model.trained import find_trained
@@ -206,7 +216,8 @@ class Data:
     ) -> Data:
         """Make Data of images in memory: (uint8 images NHWC, NCHW or NHW, targets N), numpy or torch.
 
-        In place of the targets None says that there are none; without `test` a part of `train` is set apart as that.
+        Targets (N, Y) of 0 and 1 say which classes an image has; None says that there are none. Without `test` a part
+        of `train` is set apart as that.
         `config` gives holdout, augment, seed and the rest; its `dataset` is replaced by `name`. Images keep
         their size unless `config.image_size` is set.
 
@@ -221,7 +232,7 @@ class Data:
             else _labels(targets, len(arrays[split]))
             for split, (_, targets) in given.items()
         }
-        count = max(max(some, default=NO_LABEL) for some in labels.values()) + 1
+        count = max(max(numbers_in(some), default=NO_LABEL) for some in labels.values()) + 1
         names = list(class_names) if class_names is not None else [str(i) for i in range(count)]
         if len(names) < count:
             raise UserError(
@@ -229,6 +240,8 @@ class Data:
             )
         height, width, chans = arrays["train"].shape[1:]
         fields = {**vars(config or DataConfig()), "dataset": name, "in_chans": chans}
+        if any(isinstance(some[0], tuple) for some in labels.values()):
+            fields["label_kind"] = "classes"
         if fields["image_size"] is None:
             fields["image_size"] = (height, width)
         config = DataConfig(**fields)
@@ -323,7 +336,7 @@ def _carved_holdout(config: DataConfig, store: Store) -> tuple[Images, Images]:
             f"holdout is {asked!r}, the name of a split, but {config.dataset} has no other split. Give a share or a "
             "number of images."
         )
-    count = asked if isinstance(asked, int) else max(len({*classes}), round(asked * len(everything)))
+    count = asked if isinstance(asked, int) else max(len({*rarest(classes)}), round(asked * len(everything)))
     try:
         rest, carved = carve(classes, names, count, f"holdout/{config.seed}", source.class_names)
     except UserError as error:
@@ -373,7 +386,9 @@ def _form(
         )
     alike, small = len(set(sizes)) == 1, max(map(max, sizes)) <= SMALL_SIDE
     size = config.image_size or (_own_size(sizes) if small else large)
-    chans = config.in_chans or (1 if all(mode in ("1", "L") or mode.startswith("I") for mode in modes) else 3)
+    chans = config.in_chans or (
+        1 if all(mode in ("1", "L", "F") or mode.startswith("I") for mode in modes) else 3
+    )
     mean, std = config.mean or colour[0], config.std or colour[1]
     if chans == 1:
         mean, std = config.mean or (0.5,), config.std or (0.5,)
@@ -436,6 +451,8 @@ def _spread(count: int, most: int) -> list[int]:
 def _counts(targets: Tensor, num_classes: int) -> tuple[int, ...]:
     if not has_labels(targets):
         return (len(targets),)
+    if not has_one_class(targets):
+        return tuple(targets.sum(0).tolist())
     return tuple(torch.bincount(targets, minlength=num_classes).tolist())
 
 
@@ -455,11 +472,16 @@ def _pixels(images: Any, what: str) -> Pixels:
     return np.ascontiguousarray(array)
 
 
-def _labels(targets: Any, count: int) -> list[int]:
-    labels = [int(t) for t in (targets.tolist() if hasattr(targets, "tolist") else targets)]
-    if len(labels) != count or not labels or min(labels) < 0:
+def _labels(targets: Any, count: int) -> list[Target]:
+    rows = targets.tolist() if hasattr(targets, "tolist") else list(targets)
+    labels: list[Target] = []
+    if rows and all(isinstance(row, list | tuple) and {*row} <= {0, 1} for row in rows):
+        labels += [tuple(number for number, has in enumerate(row) if has) for row in rows]
+    elif not any(isinstance(row, list | tuple) for row in rows):
+        labels += [int(target) for target in rows]
+    if len(labels) != count or not labels or min(numbers_in(labels), default=0) < 0:
         raise UserError(
             f"There are {len(labels)} targets for {count} images; one class number from 0 up is needed per "
-            "image."
+            "image, or (N, Y) of 0 and 1."
         )
     return labels

@@ -5,25 +5,26 @@ Folders and Hugging Face datasets have sources in their own files.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 Pixels = npt.NDArray[np.uint8]
+Target: TypeAlias = int | tuple[int, ...]  # a class number, or those of an image that may have several
 NO_LABEL = -1  # the target of each image of a source that has no class names
 
 
 class Source(Protocol):
     """Images of one split with their classes; `read` may raise any of `images.UNREADABLE`.
 
-    Without labels there are no class names, and each target is NO_LABEL.
+    Without labels there are no class names, and each target is NO_LABEL; all are numbers, or all are tuples of them.
     """
 
     class_names: tuple[str, ...]
-    targets: list[int]
+    targets: list[Target]
 
     def __len__(self) -> int: ...
 
@@ -35,8 +36,8 @@ class Source(Protocol):
 class _Numbered:
     """Images that are called by their place."""
 
-    def __init__(self, targets: Sequence[int], class_names: Sequence[str], prefix: str) -> None:
-        self.targets = list(targets)
+    def __init__(self, targets: Sequence[Target], class_names: Sequence[str], prefix: str) -> None:
+        self.targets: list[Target] = list(targets)
         self.class_names = tuple(class_names)
         self.prefix = prefix
 
@@ -51,7 +52,7 @@ class ArraySource(_Numbered):
     """Images that are already in memory, as uint8 NHWC."""
 
     def __init__(
-        self, pixels_NHWC: Pixels, targets: Sequence[int], class_names: Sequence[str], prefix: str
+        self, pixels_NHWC: Pixels, targets: Sequence[Target], class_names: Sequence[str], prefix: str
     ) -> None:
         super().__init__(targets, class_names, prefix)
         self.pixels_NHWC = pixels_NHWC
@@ -64,7 +65,11 @@ class ListSource(_Numbered):
     """Pictures that were streamed into memory; sizes and modes may differ."""
 
     def __init__(
-        self, pictures: Sequence[Image.Image], targets: Sequence[int], class_names: Sequence[str], prefix: str
+        self,
+        pictures: Sequence[Image.Image],
+        targets: Sequence[Target],
+        class_names: Sequence[str],
+        prefix: str,
     ) -> None:
         super().__init__(targets, class_names, prefix)
         self.pictures = list(pictures)
@@ -76,7 +81,9 @@ class ListSource(_Numbered):
 class TorchSource(_Numbered):
     """A dataset of torchvision's, opened by `open_sources`, which gives the picture itself."""
 
-    def __init__(self, dataset: Any, targets: Sequence[int], class_names: Sequence[str], prefix: str) -> None:
+    def __init__(
+        self, dataset: Any, targets: Sequence[Target], class_names: Sequence[str], prefix: str
+    ) -> None:
         super().__init__(targets, class_names, prefix)
         self.dataset = dataset
 
@@ -102,6 +109,19 @@ class Subset:
 
     def read(self, index: int) -> Image.Image:
         return self.source.read(self.indices[index])
+
+
+def numbers_in(targets: Iterable[Target]) -> set[int]:
+    """All class numbers that occur."""
+    return {number for target in targets for number in ((target,) if isinstance(target, int) else target)}
+
+
+def renumbered(targets: Iterable[Target], number: Sequence[int]) -> list[Target]:
+    """With each class number replaced by `number` at its place."""
+    return [
+        number[target] if isinstance(target, int) else tuple(sorted({number[each] for each in target}))
+        for target in targets
+    ]
 
 
 def without_labels(source: Source) -> Source:

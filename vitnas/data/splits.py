@@ -5,17 +5,19 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from timm.utils.misc import natural_key
 
 from vitnas.data.config import TEST_NAMES, VALIDATION_NAMES, DataConfig
-from vitnas.data.sources import Source, Subset
+from vitnas.data.sources import Source, Subset, Target, numbers_in, renumbered
 from vitnas.errors import UserError, nearest
 
 logger = logging.getLogger(__name__)
 
+UNEQUAL = 10  # times the smallest class that the largest may have before a note says so
 TEST_SHARE = 0.2  # of a dataset that has no test split of its own
 
 
@@ -31,18 +33,18 @@ class Opened:
 
 
 def carve(
-    targets: Sequence[int], names: Sequence[str], count: int, salt: str, class_names: Sequence[str] = ()
+    targets: Sequence[Target], names: Sequence[str], count: int, salt: str, class_names: Sequence[str] = ()
 ) -> tuple[list[int], list[int]]:
     """Split indices into (rest, carved): `count` carved, by class in proportion, each class on both sides.
 
     Which images are carved depends on their names and `salt` only, so a few added images move few others.
-    Both lists rise.
+    Both lists rise. Images that may have several classes go by their rarest one, as far as there are two of them.
 
     Raises:
         UserError: a class has one image only, or `count` cannot give one image of each class to both sides.
     """
     groups: dict[int, list[int]] = {}
-    for index, target in enumerate(targets):
+    for index, target in enumerate(rarest(targets)):
         groups.setdefault(target, []).append(index)
     smallest = min(groups, key=lambda target: len(groups[target]))
     fewest = len(groups[smallest])
@@ -65,6 +67,19 @@ def carve(
     return [i for i in range(len(targets)) if i not in taken], sorted(carved)
 
 
+def rarest(targets: Sequence[Target]) -> list[int]:
+    """A class of each image: its own, or the rarest of several; -1 where it has none, or is alone in that."""
+    counts = Counter(number for target in targets if not isinstance(target, int) for number in target)
+    found = [
+        target if isinstance(target, int) else min(target, key=lambda n: (counts[n], n), default=-1)
+        for target in targets
+    ]
+    if not counts:
+        return found
+    alone = {number for number, count in Counter(found).items() if count < 2}
+    return [-1 if number in alone else number for number in found]
+
+
 def _apportion(sizes: dict[int, int], count: int) -> dict[int, int]:
     """Share `count` among the classes by size (largest remainder), between 1 and size - 1 each."""
     total = sum(sizes.values())
@@ -77,17 +92,19 @@ def _apportion(sizes: dict[int, int], count: int) -> dict[int, int]:
     return shares
 
 
-def carve_test(train: Source, config: DataConfig, notes: Sequence[str] = ()) -> Opened:
+def carve_test(
+    train: Source, config: DataConfig, notes: Sequence[str] = (), holdout: Source | None = None
+) -> Opened:
     """Set a test split apart by file names and a constant, so that it is the same for every seed; `notes` are kept."""
     names = [train.name(i) for i in range(len(train))]
-    count = max(len(set(train.targets)), math.floor(TEST_SHARE * len(train) + 0.5))
+    count = max(len({*rarest(train.targets)}), math.floor(TEST_SHARE * len(train) + 0.5))
     rest, test = carve(train.targets, names, count, "test split", train.class_names)
     note = (
         f"{config.dataset} has no test split: {len(test)} of its {len(train)} images ({TEST_SHARE:.0%}, by "
         "file name) are set apart as test, the same ones in every run."
     )
     logger.warning(note)
-    return Opened(train=Subset(train, rest), test=Subset(train, test), notes=(note, *notes))
+    return Opened(train=Subset(train, rest), test=Subset(train, test), holdout=holdout, notes=(note, *notes))
 
 
 def find_test(config: DataConfig, splits: Sequence[str]) -> str | None:
@@ -97,6 +114,8 @@ def find_test(config: DataConfig, splits: Sequence[str]) -> str | None:
         UserError: a split that is not there was asked for by an unusual name.
     """
     base = config.test_split.partition("[")[0]
+    if config.holdout in splits and base != config.holdout:
+        splits = [name for name in splits if name != config.holdout]
     if base in splits:
         return config.test_split
     if base not in TEST_NAMES:
@@ -162,14 +181,19 @@ def match_classes(opened: Opened, config: DataConfig) -> Opened:
             )
     if not train.class_names:
         return opened
-    in_train = {train.class_names[target] for target in set(train.targets)}
+    if config.label_kind == "classes" and not all(isinstance(target, tuple) for target in train.targets):
+        raise UserError(
+            f"label_kind is 'classes' and each image of {config.dataset} has one class, by its folder; several are "
+            "said by a table or by lists. Give data.labels=labels.csv, or leave label_kind out."
+        )
+    in_train = {train.class_names[target] for target in numbers_in(train.targets)}
     if len(in_train) == 1:
         raise UserError(
             f"{config.dataset} has one class only, {next(iter(in_train))!r}; at least 2 are needed. Put the "
             "images of each class into a folder of their own, or use data.labels=false for images without labels."
         )
     for split, other in others.items():
-        in_other = {other.class_names[target] for target in set(other.targets)}
+        in_other = {other.class_names[target] for target in numbers_in(other.targets)}
         odd, missing = in_other - in_train, in_train - in_other
         if odd:
             also = f"only in train: {_listed(missing)}; " if missing else ""
@@ -184,10 +208,30 @@ def match_classes(opened: Opened, config: DataConfig) -> Opened:
             )
         if train.class_names != other.class_names:
             number = {name: target for target, name in enumerate(train.class_names)}
-            other.targets = [number[other.class_names[target]] for target in other.targets]
+            other.targets = renumbered(other.targets, [number.get(name, -1) for name in other.class_names])
             other.class_names = train.class_names
+    notes += _unequal(config, train)
     said(notes)
     return replace(opened, notes=(*opened.notes, *notes))
+
+
+def _unequal(config: DataConfig, train: Source) -> list[str]:
+    """What accuracy does not say of these labels."""
+    if config.label_kind == "classes":
+        return [
+            f"The images of {config.dataset} may have several classes: what is called accuracy is mean average "
+            "precision."
+        ]
+    counts = Counter(target for target in train.targets if isinstance(target, int)).most_common()
+    (large, most), (small, fewest) = counts[0], counts[-1]
+    if most < UNEQUAL * fewest:
+        return []
+    advice = "" if config.balance else " data.balance=1 shows rare classes as often in training."
+    return [
+        f"The classes of {config.dataset} are unequal: {train.class_names[large]!r} has {most} of {len(train)} train "
+        f"images, {train.class_names[small]!r} {fewest}. Always to say the larger one is {most / len(train):.0%} "
+        f"accuracy; look at balanced accuracy.{advice}"
+    ]
 
 
 def _listed(names: set[str]) -> str:

@@ -140,9 +140,10 @@ def _write(
         # timm adds what it finds on the model (image size, classes); the Arch says all of that, once.
         path = folder / "config.json"
         path.write_text(
-            json.dumps({**read_json(path), "model_args": {"arch": arch.to_json()}}, indent=1) + "\n"
+            json.dumps({**read_json(path), "model_args": {"arch": arch.to_json()}}, indent=1) + "\n",
+            encoding="utf-8",
         )
-    (folder / "README.md").write_text(_card(model, class_names))
+    (folder / "README.md").write_text(_card(model, class_names), encoding="utf-8")
 
 
 def _check(model: nn.Module, folder: Path) -> None:
@@ -175,7 +176,7 @@ def _move(new: Path, folder: Path) -> None:
     """Put the finished files in place; the config last, as it is what makes a folder a model."""
     if not folder.exists():
         for file in new.iterdir():
-            with open(file, "rb") as stream:
+            with open(file, "r+b") as stream:
                 os.fsync(stream.fileno())
         os.replace(new, folder)
         return

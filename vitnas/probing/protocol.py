@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vitnas.data import Data, DataConfig, EvalBatches, Readings, require_labels
+from vitnas.data import Data, DataConfig, EvalBatches, Readings, require_one_class
 from vitnas.data.images import Images
 from vitnas.errors import UserError
 from vitnas.grids import ImageSize, as_image_size, size_text
@@ -138,7 +138,7 @@ def probe(
     Raises:
         UserError: images without labels, or what `features` refuses.
     """
-    require_labels(data.train.targets, "a probe")
+    require_one_class(data.train.targets, "a probe")
     engine, progress = engine or Engine(), progress or Silent()
     network = network.to(engine.device)
 

@@ -6,7 +6,7 @@ A number that is not in the run folder is shown as "not measured"; nothing is ev
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ from vitnas.train.evaluate import wilson
 
 MISSING = "not measured"
 MAX_LISTED = 20  # longer lists of the manifest are cut there, and say so
+UNEQUAL = 0.01  # by which balanced accuracy is another, so that it is shown
 WAYS = {2: "two", 3: "three", 4: "four", 5: "five"}
 
 
@@ -92,12 +93,15 @@ def comparison(run: RunFiles) -> Table:
     """Chosen Arch against the hand-scaled ViT, random search and whatever else was trained; latency is the median."""
     rows, timed = [], run.latencies
     targets = list(dict.fromkeys(target for found in timed.values() for target in found))
+    balanced = _shows_balanced(run.models.values())
     for role, result in run.models.items():
         accuracy, between, *cost = _result_cells(result)
-        cells = (accuracy, between, str(result.n_test or MISSING), *cost, size(result.memory_bytes))
+        beside = (percent(result.test_balanced),) if balanced else ()
+        cells = (accuracy, *beside, between, str(result.n_test or MISSING), *cost, size(result.memory_bytes))
         rows.append((role_name(role), *cells, *_medians(timed.get(role, {}), targets), result.arch_id))
     strong = list(run.models).index("chosen") if "chosen" in run.models else -1
-    costs = ("Test accuracy", "95 % CI", "n", "Params", "MACs", "Peak memory")
+    measures = ("Test accuracy", "Balanced") if balanced else ("Test accuracy",)
+    costs = (*measures, "95 % CI", "n", "Params", "MACs", "Peak memory")
     headers = ("Model", *costs, *(f"ms, {target}" for target in targets), "Arch")
     return Table(headers, tuple(rows), numeric=tuple(range(1, len(headers) - 1)), strong=strong)
 
@@ -123,6 +127,15 @@ def taught(run: RunFiles) -> tuple[str, ...]:
             f"{number(rival.seconds, 's')}, one run each).{start}"
         )
     return tuple(found)
+
+
+def _shows_balanced(results: Iterable[Result]) -> bool:
+    """Whether accuracy per class is another number than accuracy: where classes are unequal."""
+    return any(
+        abs(result.test_balanced - result.test_accuracy) > UNEQUAL
+        for result in results
+        if result.test_balanced is not None and result.test_accuracy is not None
+    )
 
 
 def _result_cells(result: Result) -> tuple[str, ...]:
@@ -153,13 +166,16 @@ def front_table(results: Results) -> rich.table.Table:
         box=rich.box.SIMPLE,
         padding=(0, 0, 0, 1),
     )
-    headers = ("Model", "Accuracy", "95 % CI", "Params", "MACs")
+    balanced = _shows_balanced(results.rows)
+    headers = ("Model", "Accuracy", *(("Balanced",) if balanced else ()), "95 % CI", "Params", "MACs")
     for header in (*headers, *("ms\n" + target.replace(",", "\n") for target in targets)):
         side: Literal["left", "right"] = "left" if header == "Model" else "right"
         table.add_column(escape(header), justify=side, no_wrap=True, vertical="bottom")
     for row in results.rows:
         name = role_name(row.role) + (", from the supernet" if row.start == "inherited" else "")
-        cells = (name, *_result_cells(row), *_medians(row.latency_ms, targets))
+        accuracy, *others = _result_cells(row)
+        beside = (percent(row.test_balanced),) if balanced else ()
+        cells = (name, accuracy, *beside, *others, *_medians(row.latency_ms, targets))
         table.add_row(*map(escape, cells), style="bold" if row.role == "chosen" else None)
     return table
 

@@ -135,7 +135,7 @@ def started(pid: int) -> str:
     """
     try:
         # The command's name stands in brackets and may hold anything; state and start time come behind it.
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     except OSError:
         return ""
     return "" if fields[0] in "ZX" else fields[19]

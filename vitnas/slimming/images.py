@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vitnas.data import has_labels
+from vitnas.data import has_one_class
 from vitnas.errors import UserError
 
 Images = Iterable[Any]
@@ -34,7 +34,7 @@ def pairs_of(
     device, count = next(network.parameters()).device, 0
     for batch in images:
         images_BCHW, targets_B = (batch, None) if isinstance(batch, Tensor) else batch
-        if targets_B is not None and not has_labels(targets_B):
+        if targets_B is not None and not has_one_class(targets_B):
             targets_B = None
         if most is not None and len(images_BCHW) > most - count:
             images_BCHW = images_BCHW[: most - count]

@@ -22,8 +22,11 @@ from vitnas.train import Progress
 def opened(run: Run, folder: Path, progress: Progress) -> Iterator[Any]:
     """The Context of a run and its folder, as its plan has it."""
     context = plan_of(run).context(run, folder, progress)
-    yield context
-    context.engine.close()
+    try:
+        yield context
+    finally:
+        if "engine" in vars(context):  # an error before there is one needs none
+            context.engine.close()
 
 
 def begin(context: Context) -> Any:
@@ -95,7 +98,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         UserError: unreadable or something else.
     """
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(
             f"{path} cannot be read as YAML ({' '.join(str(error).split())}). Mend the file."

@@ -138,7 +138,9 @@ def _make_table(models: Models) -> None:
 
 def _row(folder: Path, role: str, score: Score) -> FinalRow:
     where, timed = folder / "models" / role, folder / "export"
-    result = replace(Result.read(where), test_accuracy=score.accuracy, n_test=score.n)
+    result = replace(
+        Result.read(where), test_accuracy=score.accuracy, test_balanced=score.balanced, n_test=score.n
+    )
     result.write(where)
     times = LatencyRecord.read(timed).by_role if LatencyRecord.exists(timed) else {}
     return FinalRow(

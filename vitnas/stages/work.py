@@ -98,6 +98,7 @@ class RunImages:
             world=self.work.engine.world,
             workers=self.config.workers,
             epoch_views=epoch_views,
+            balance=self.config.balance,
         )
 
     def some(self) -> Tensor:

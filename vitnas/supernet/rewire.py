@@ -90,11 +90,11 @@ def _order(supernet: Supernet, parameters: Mapping[str, nn.Parameter], axis: str
     for name in names:
         axes = supernet.axes[name]
         place = [word for word, _ in axes].index(axis)
-        by_axes = parameters[name].data.view([size for _, size in axes]).abs().double()
+        by_axes = parameters[name].data.view([size for _, size in axes]).abs().cpu().double()
         score = by_axes.movedim(place, 0).reshape(by_axes.shape[place], -1).sum(1)
         scores = score if scores is None else scores + score
     assert scores is not None
-    return torch.argsort(scores, descending=True, stable=True)
+    return torch.argsort(scores, descending=True, stable=True).to(parameters[names[0]].device)
 
 
 def _moments(optimizer: torch.optim.Optimizer | None, parameter: nn.Parameter, name: str) -> list[Tensor]:

@@ -11,18 +11,20 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vitnas.arch import Arch
-from vitnas.data import require_labels
+from vitnas.data import has_one_class, require_labels
 from vitnas.model.modes import evaluating
 
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """Top-1 and top-5 accuracy in [0, 1], mean cross-entropy, and the number of images they are of."""
+    """Top-1 and top-5 accuracy in [0, 1], mean cross-entropy, and the number of images they are of; `balanced` is the
+    mean over classes of the accuracy on each one's images, which guessing the largest class does not raise."""
 
     accuracy: float
     top5: float
     loss: float
     n: int
+    balanced: float | None = None
 
 
 @torch.no_grad()
@@ -40,7 +42,8 @@ def evaluate(
     passes.
 
     Args:
-        batches: (B, C, H, W) images and (B,) class numbers.
+        batches: (B, C, H, W) images and (B,) class numbers; or (B, Y) bool of images that may have several classes:
+            accuracy is then mean average precision, `top5` the share that has one of the five, the loss binary.
         device: where the network is; found from its parameters when None.
 
     Raises:
@@ -48,20 +51,65 @@ def evaluate(
     """
     target_device = torch.device(device) if device is not None else next(network.parameters()).device
     sides = 1 if arch is None else int(getattr(network, "sides", 1))
-    totals = torch.zeros(4, dtype=torch.float64)
+    tallies = [_Tally() for _ in range(sides)]
     with evaluating(network):
-        for images_BCHW, targets_B in batches:
-            require_labels(targets_B, "accuracy")
-            images_BCHW, targets_B = images_BCHW.to(target_device), targets_B.to(target_device)
-            for side in range(sides):
+        for images_BCHW, targets in batches:
+            require_labels(targets, "accuracy")
+            images_BCHW, targets = images_BCHW.to(target_device), targets.to(target_device)
+            for side, tally in enumerate(tallies):
                 given = () if arch is None else (arch,)
                 logits_BY = network(images_BCHW, *given, **({"side": side} if side else {})).float()
-                best = logits_BY.topk(min(5, logits_BY.shape[1]), dim=1).indices == targets_B[:, None]
-                loss = functional.cross_entropy(logits_BY, targets_B, reduction="sum")
-                sums = torch.stack([best[:, 0].sum(), best.sum(), loss, loss.new_tensor(len(targets_B))])
-                totals += sums.double().cpu()
-    top1, top5, total_loss, n = totals.tolist()
-    return Score(accuracy=top1 / n, top5=top5 / n, loss=total_loss / n, n=int(n) // sides)
+                tally.add(logits_BY, targets)
+    scores = [tally.score() for tally in tallies]
+    means = {
+        name: sum(float(getattr(score, name)) for score in scores) / sides
+        for name in ("accuracy", "top5", "loss", "balanced")
+    }
+    return Score(**means, n=scores[0].n)
+
+
+class _Tally:
+    """What is counted while batches come, on the CPU: not every device has float64."""
+
+    def __init__(self) -> None:
+        self.totals = torch.zeros(4, dtype=torch.float64)
+        self.by_class_2Y: Tensor | None = None  # images, and those that were right
+        self.several: list[tuple[Tensor, Tensor]] = []
+
+    def add(self, logits_BY: Tensor, targets: Tensor) -> None:
+        if not has_one_class(targets):
+            loss = functional.binary_cross_entropy_with_logits(logits_BY, targets.float(), reduction="none")
+            best = targets.gather(1, logits_BY.topk(min(5, logits_BY.shape[1]), dim=1).indices).any(1)
+            right = best.sum()
+            sums = torch.stack([right, right, loss.mean(1).sum(), loss.new_tensor(len(targets))])
+            self.several.append((logits_BY.cpu(), targets.cpu()))
+        else:
+            best = logits_BY.topk(min(5, logits_BY.shape[1]), dim=1).indices == targets[:, None]
+            loss = functional.cross_entropy(logits_BY, targets, reduction="sum")
+            sums = torch.stack([best[:, 0].sum(), best.sum(), loss, loss.new_tensor(len(targets))])
+            classes = logits_BY.shape[1]
+            found = [torch.bincount(t, minlength=classes) for t in (targets, targets[best[:, 0]])]
+            by_class_2Y = torch.stack(found).cpu()
+            self.by_class_2Y = by_class_2Y if self.by_class_2Y is None else self.by_class_2Y + by_class_2Y
+        self.totals += sums.cpu().double()
+
+    def score(self) -> Score:
+        top1, top5, loss, n = self.totals.tolist()
+        if self.several:
+            accuracy = balanced = _mean_average_precision(*map(torch.cat, zip(*self.several, strict=True)))
+        else:
+            assert self.by_class_2Y is not None, "no batch came"
+            recalls = [right / seen for seen, right in self.by_class_2Y.T.tolist() if seen]
+            accuracy, balanced = top1 / n, sum(recalls) / len(recalls)
+        return Score(accuracy=accuracy, top5=top5 / n, loss=loss / n, n=int(n), balanced=balanced)
+
+
+def _mean_average_precision(logits_NY: Tensor, has_NY: Tensor) -> float:
+    """Mean over the classes that occur of the area under precision by recall, as scikit-learn sums it."""
+    from sklearn.metrics import average_precision_score
+
+    occurs_Y = has_NY.any(0)
+    return float(average_precision_score(has_NY[:, occurs_Y].numpy(), logits_NY[:, occurs_Y].numpy()))
 
 
 def wilson(correct: int, n: int, z: float = 1.959964) -> tuple[float, float]:

@@ -6,11 +6,13 @@ images, whatever trains on them.
 
 from __future__ import annotations
 
+import copy
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, cast
 
+import torch
 from timm.data import Mixup
 from torch import Tensor
 
@@ -116,19 +118,27 @@ class Feed:
 
     def _paired(self, views: tuple[Tensor, ...], targets_B: Tensor) -> Batch:
         """Mixed by timm. Mixing pairs images, so an odd one is left out."""
+        several = targets_B.dtype == torch.bool and has_labels(targets_B)
+        if several:
+            targets_B = targets_B.float()
         if self.mixup is None or len(targets_B) < 2:
-            return Batch(views, targets_B)
+            return Batch(views, targets_B, several=several)
         if len(views) > 1:
             raise UserError(
                 f"the batches have {len(views)} views; mixup and cutmix mix single images. Set both to 0."
             )
         even = len(targets_B) // 2 * 2
-        if has_labels(targets_B):
+        if several:
+            rows = copy.copy(self.mixup)  # as classes of their own, rows say how they are mixed
+            rows.num_classes, rows.label_smoothing = even, 0.0
+            images_BCHW, shares_BB = rows(views[0][:even], torch.arange(even, device=targets_B.device))
+            targets_BY = shares_BB.to(targets_B.dtype) @ targets_B[:even]
+        elif has_labels(targets_B):
             images_BCHW, targets_BY = self.mixup(views[0][:even], targets_B[:even])
         else:
             targets_BY = targets_B[:even]
             images_BCHW, _ = self.mixup(views[0][:even], targets_BY.new_zeros(even))
-        return Batch((images_BCHW,), targets_BY)
+        return Batch((images_BCHW,), targets_BY, several=several)
 
 
 def mark_of(views: Sequence[Tensor]) -> int:

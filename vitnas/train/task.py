@@ -46,6 +46,7 @@ class Batch:
     Attributes:
         views: (B, C, H, W) float images, one tensor per view of the same B pictures; most batches have one.
         targets: (B,) class numbers, or (B, Y) probabilities after mixing; (B, 0) where images have no labels.
+        several: targets are (B, Y), how much each image has of each class, of any number of which it may be.
         patch_targets: (B, N, Y) probabilities per patch, or None.
         at: which of the batches that come again, where one does.
     """
@@ -54,6 +55,7 @@ class Batch:
     targets: Tensor
     patch_targets: Tensor | None = None
     at: At | None = None
+    several: bool = False
 
     @property
     def images_BCHW(self) -> Tensor:
@@ -66,7 +68,8 @@ class Batch:
     def part(self, rows: slice) -> Batch:
         """Some of the pictures, in all views."""
         patches = None if self.patch_targets is None else self.patch_targets[rows]
-        return Batch(tuple(view[rows] for view in self.views), self.targets[rows], patches)
+        views = tuple(view[rows] for view in self.views)
+        return Batch(views, self.targets[rows], patches, several=self.several)
 
 
 class Task:

@@ -11,7 +11,7 @@ import timm
 import torch
 from torch import nn
 
-from vitnas.data import Data, DataConfig, has_labels, open_data
+from vitnas.data import Data, DataConfig, has_one_class, open_data
 from vitnas.data.augment import seed_from, seeded_globals
 from vitnas.errors import UserError, first_line
 from vitnas.exporting import load_timm
@@ -111,7 +111,7 @@ class PretrainImages(RunImages):
 
     @property
     def has_labels(self) -> bool:
-        return has_labels(self.data.train.targets)
+        return has_one_class(self.data.train.targets)
 
     @property
     def about(self) -> dict[str, Any]:

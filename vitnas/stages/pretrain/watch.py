@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitnas.data import EvalBatches, has_labels
+from vitnas.data import EvalBatches, has_one_class
 from vitnas.data.images import Images
 from vitnas.probing import Features, Look, effective_rank, features, knn_accuracy
 from vitnas.sample import Moment
@@ -46,7 +46,7 @@ class Watch:
         self._teacher, self._looks, self._out_dim = teacher, looks, out_dim
         self._advice, self._note = advice, note
         self._few, self._asked = _batches(held, CHECKED), _batches(held, ASKED)
-        self._known = _batches(train, KNOWN) if has_labels(train.targets) else None
+        self._known = _batches(train, KNOWN) if has_one_class(train.targets) else None
         self._alarm: CollapseAlarm | None = None
         self._kept: dict[str, Tensor] = {}
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from vitnas.arch import Arch
-from vitnas.data import Data, DataConfig
+from vitnas.data import Data, DataConfig, has_one_class
 from vitnas.errors import UserError
 from vitnas.exporting.networks import load_network
 from vitnas.grids import ImageSize, size_text
@@ -144,14 +144,15 @@ class SlimImages(RunImages):
     def __init__(self, run: Run, work: Work, model: Model, given: Data | None = None) -> None:
         assert run.slim is not None
         super().__init__(images_for(run.data, model, run.slim), work)
-        self.model = model
-        if given is not None:
-            self.data = given.formed(self.config)
+        self.model, self._given = model, given
+
+    def open(self) -> Data:
+        return super().open() if self._given is None else self._given.formed(self.config)
 
     @property
     def has_labels(self) -> bool:
         """Whether the labels are of the network's classes."""
-        return 0 < self.data.num_classes == self.model.num_classes
+        return has_one_class(self.data.train.targets) and self.data.num_classes == self.model.num_classes
 
     @property
     def about(self) -> dict[str, Any]:

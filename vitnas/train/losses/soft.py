@@ -14,23 +14,30 @@ from vitnas.train.task import Batch, Outputs, Task, TaskConfig, TaskGiven
 
 
 def label_loss(logits_BY: Tensor, batch: Batch, label_smoothing: float) -> Tensor:
-    """Cross-entropy to the labels. Smoothing is for class numbers; mixed targets bring their own.
+    """Cross-entropy to the labels; binary, the mean over classes, where images may have several. Smoothing is for class
+    numbers; mixed targets bring their own.
 
     Raises:
         UserError: images without labels.
     """
     require_labels(batch.targets, "this task")
+    if batch.several:
+        return functional.binary_cross_entropy_with_logits(logits_BY, batch.targets)
     smoothing = label_smoothing if batch.targets.dim() == 1 else 0.0
     return functional.cross_entropy(logits_BY, batch.targets, label_smoothing=smoothing)
 
 
-def soft_loss(logits_BY: Tensor, taught_BY: Tensor, temperature: float) -> Tensor:
-    """Soft cross-entropy to a teacher's logits, times the temperature squared (Hinton et al., arXiv 1503.02531).
+def soft_loss(logits_BY: Tensor, taught_BY: Tensor, temperature: float, *, several: bool = False) -> Tensor:
+    """Soft cross-entropy to a teacher's logits, times the temperature squared (Hinton et al., arXiv 1503.02531);
+    binary, the mean over classes, where images may have several.
 
     Raises:
         UserError: the teacher has other classes.
     """
     check_classes(logits_BY, taught_BY)
+    if several:
+        soft_BY = (taught_BY / temperature).sigmoid()
+        return functional.binary_cross_entropy_with_logits(logits_BY / temperature, soft_BY) * temperature**2
     soft_BY = (taught_BY / temperature).softmax(-1)
     return functional.cross_entropy(logits_BY / temperature, soft_BY) * temperature**2
 
@@ -63,7 +70,7 @@ class Classification(Task):
         ce = label_loss(outputs["logits"], batch, self.label_smoothing)
         if "logits" not in taught:
             return {"loss": ce}
-        kd = soft_loss(outputs["logits"], taught["logits"], self.temperature)
+        kd = soft_loss(outputs["logits"], taught["logits"], self.temperature, several=batch.several)
         return {"loss": (1 - self.distill_weight) * ce + self.distill_weight * kd, "ce": ce, "kd": kd}
 
 
@@ -95,6 +102,8 @@ class Soft(TaughtLoss):
 
     def __call__(self, outputs: Outputs, batch: Batch, taught: Outputs) -> dict[str, Tensor]:
         logits_BY, taught_BY = outputs["logits"], taught["logits"]
+        if batch.several:
+            return {"loss": soft_loss(logits_BY, taught_BY, self.temperature, several=True)}
         check_classes(logits_BY, taught_BY)
         student_BY, teacher_BY = ((x / self.temperature).log_softmax(-1) for x in (logits_BY, taught_BY))
         divergence = functional.kl_div(student_BY, teacher_BY, reduction="batchmean", log_target=True)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vitnas.data import require_labels
+from vitnas.data import require_labels, require_one_class
 from vitnas.errors import UserError
 from vitnas.grids import Grid
 from vitnas.train.task import Batch, Outputs, Task, TaskConfig, TaskGiven
@@ -50,6 +50,8 @@ class TokenMixup(Task):
             UserError: no labels, or labels that were mixed before; images that the grid does not divide.
         """
         images_BCHW, (rows, columns) = batch.images_BCHW.clone(), self.grid
+        if batch.several:
+            require_one_class(batch.targets, "token mixup")
         require_labels(batch.targets, "token mixup")
         if batch.targets.dim() != 1:
             raise UserError(
