@@ -246,6 +246,13 @@ class Budget:
         return str(self)
 
     @property
+    def quantity(self) -> str:
+        """What is limited from above, latency first, as objectives are named (`latency@onnxruntime`); else `macs`."""
+        upper = [limit for limit in self.limits if limit.high is not None]
+        upper.sort(key=lambda limit: limit.quantity != "latency")
+        return next((f"{each.quantity}@{each.target}".rstrip("@") for each in upper), "macs")
+
+    @property
     def latency_targets(self) -> tuple[str, ...]:
         """The targets that a meter has to measure."""
         return tuple(limit.target for limit in self.limits if limit.quantity == "latency")

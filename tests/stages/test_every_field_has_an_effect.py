@@ -144,7 +144,7 @@ def leaves(kind: type[Any] = Run, prefix: str = "") -> Iterator[str]:
 
 
 def test_a_run_reads_every_field(run_reads: Reads, tmp_path: Path) -> None:
-    assert main(words(tmp_path / "run")) == 0
+    assert main(words(tmp_path / "run", finals__archs="2", finals__epochs="0.5")) == 0
     unread = set(leaves()) - run_reads.found
     assert unread <= set(QUIET), f"nothing reads {sorted(unread - set(QUIET))}: fields without an effect"
     assert unread == set(QUIET), f"these are read after all: {sorted(set(QUIET) - unread)}"

@@ -14,7 +14,7 @@ from vitnas.errors import UserError
 from vitnas.model import build
 from vitnas.model.published import PUBLISHED
 from vitnas.space import autoformer, mixer_space, vit_resnas, vitas
-from vitnas.stages.hand_scaled import hand_scaled, num_heads, plain_vit
+from vitnas.stages.hand_scaled import hand_scaled, num_heads, plain_vit, three_shapes
 
 DIGITS = {"image_size": 8, "in_chans": 1, "num_classes": 10}
 SPACES = {
@@ -87,3 +87,34 @@ def test_of_several_patch_sizes_the_winner_s() -> None:
 def test_a_budget_without_a_plain_vit_is_refused() -> None:
     with pytest.raises(UserError, match="no plain ViT meets the budget 'macs<=1K'"):
         hand_scaled(SPACES["vitas"].smallest(), Budget.parse("macs<=1K"))
+
+
+def test_three_shapes_are_tried_within_the_same_limits() -> None:
+    like = SPACES["autoformer"].middle()
+    archs = three_shapes(like, Budget.parse("macs<=4M"))
+    ratios = [arch.embed_dim / arch.depth for arch in archs]
+    assert archs[0] == hand_scaled(like, Budget.parse("macs<=4M"))
+    assert len(archs) == 3
+    assert min(ratios) < 11 < ratios[0] < 23 < max(ratios)
+    assert all(3.6e6 < count(arch).macs <= 4e6 for arch in archs)
+
+
+def test_a_latency_limit_holds_the_baseline_too() -> None:
+    """By a clock on which width costs nothing and every block a millisecond."""
+    like, asked = SPACES["autoformer"].middle(), list[Arch]()
+
+    def clock(arch: Arch) -> float:
+        asked.append(arch)
+        return float(arch.depth)
+
+    budget = Budget.parse("macs<=4M and latency<=4.5ms@torch")
+    archs = three_shapes(like, budget, {"torch": clock})
+    assert all(arch.depth <= 4 for arch in archs)
+    assert all(count(arch).macs <= 4e6 for arch in archs)
+    assert len(asked) == len(set(asked)) < 40
+    alone = hand_scaled(like, Budget.parse("latency<=4.5ms@torch"), {"torch": clock})
+    assert alone.depth <= 4
+    assert count(alone).macs <= 4 * count(like).macs
+    assert any(arch.depth > 4 for arch in three_shapes(like, budget)), "without a clock nothing is timed"
+    with pytest.raises(UserError, match="no plain ViT meets the budget"):
+        hand_scaled(like, Budget.parse("latency<=0.5ms@torch"), {"torch": clock})

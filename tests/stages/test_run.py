@@ -22,7 +22,7 @@ from vitnas.model.named import ArchFile
 from vitnas.records import ExportRecord, Manifest, Result, Results
 from vitnas.searching import SearchRecord
 from vitnas.stages import Context
-from vitnas.stages.models import evenly
+from vitnas.stages.compare import evenly
 from vitnas.stages.run import Run
 from vitnas.train import metrics
 

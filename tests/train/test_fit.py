@@ -91,6 +91,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     second = make(space, seed=1)  # its weights come from the checkpoint
     got = fit(second, Classification(), Uniform(space), batches(data), **common)
     assert got.steps == want.steps
+    assert got.images == want.images == 16 * want.steps, "images before the kill count too"
     for name, value in want.network.state_dict().items():
         torch.testing.assert_close(got.network.state_dict()[name], value, rtol=0, atol=0, msg=name)
     steps = [line.step for line in metrics.read_lines(tmp_path)]

@@ -25,7 +25,7 @@ from vitnas.sample import Draw, Moment, Uniform
 from vitnas.searching import Study, search
 from vitnas.space import autoformer
 from vitnas.stages import Context, Run
-from vitnas.stages.run import SearchConfig
+from vitnas.stages.run import FinalsConfig, SearchConfig
 from vitnas.stages.searching import Searches
 from vitnas.supernet import Supernet
 from vitnas.train import (
@@ -364,7 +364,9 @@ def faults(engine: Engine, folder: Path) -> dict[str, list[object]]:
             SPACE,
             Budget.parse("macs<=1G"),
             {},
+            lambda: 100,
             "mark",
+            FinalsConfig(),
         )
         with searches.run("search", "random", score):
             pass

@@ -38,6 +38,7 @@ USAGE = """\
 [bold]One stage of a run folder[/bold] (in this order; each does nothing when its result is there)
   vitnas train FOLDER                     train the supernet
   vitnas search FOLDER                    score Archs within the budget; start it several times to search together
+  vitnas finals FOLDER                    train the best Archs of the search briefly and choose (with finals.archs)
   vitnas retrain FOLDER                   train the chosen Arch and its baselines
       arch=WHAT role=NAME                 or any other beside them: a search's chosen.json, an arch.json, a model's
                                           name, a ViTAS code

@@ -28,6 +28,7 @@ from vitnas.records import FinalScores, Forecast, Original, Result, Results, Sli
 from vitnas.reporting import front_table, pretraining, report
 from vitnas.reporting.slimming import comparison, cost_text, forecast, reach
 from vitnas.reporting.tables import feasibility, to_rich
+from vitnas.reporting.verdict import sentence, took
 from vitnas.searching import Feasibility
 from vitnas.searching.storage import open_storage
 from vitnas.stages import plan_of
@@ -357,6 +358,8 @@ def finale(folder: Path, console: Console) -> None:
     else:
         results = Results.read(folder)
         console.print(front_table(results))
+        for line in filter(None, (sentence(results), took({row.role: row for row in results.rows}))):
+            console.print(line, highlight=False)
         found = results.files
     for name, path in found.items():
         console.print(f"  {name:<13} {folder / path}")
@@ -368,6 +371,7 @@ COMMANDS: dict[str, Command] = {
     "pretrain": pretrain_command,
     "train": stage_command("train"),
     "search": stage_command("search"),
+    "finals": stage_command("finals"),
     "specialize": specialize_command,
     "retrain": retrain_command,
     "finetune": finetune_command,

@@ -17,6 +17,7 @@ from vitnas.records import (
     Correlation,
     ExportRecord,
     Family,
+    Finals,
     FocusLook,
     Forecast,
     LatencyRecord,
@@ -103,6 +104,8 @@ class RunFiles:
     slim: SlimFiles = field(default_factory=SlimFiles)
     pretrain: PretrainFiles = field(default_factory=PretrainFiles)
     metrics: list[metrics.Line] = field(default_factory=list)
+    results: Results | None = None
+    finals: Finals | None = None
     models: dict[str, Result] = field(default_factory=dict)
     archs: dict[str, Arch] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
@@ -111,7 +114,9 @@ class RunFiles:
     def chosen_id(self) -> str:
         """The id of the chosen Arch, or "" while none is chosen."""
         model = self.models.get("chosen")
-        return (model.arch_id if model else self.search and self.search.chosen) or ""
+        if model:
+            return model.arch_id
+        return self.finals.chosen if self.finals else (self.search and self.search.chosen) or ""
 
     @property
     def chosen(self) -> Arch | None:
@@ -155,6 +160,8 @@ def read_run(folder: Path) -> RunFiles:
     run.manifest = _read(run, Manifest, folder)
     run.space = _read(run, SpaceRecord, folder)
     run.search = _read(run, SearchRecord, folder)
+    run.results = _read(run, Results, folder)
+    run.finals = _read(run, Finals, folder)
     run.correlation = _read(run, Correlation, folder)
     run.sampler = _read(run, SamplerSummary, folder)
     run.feasibility = _read(run, Feasibility, folder)

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from vitnas.arch import Arch
 from vitnas.counting import parts
-from vitnas.reporting import drawing, headline, plots, sampler_plots, tables
+from vitnas.reporting import drawing, headline, plots, sampler_plots, tables, verdict
 from vitnas.reporting.files import RunFiles, read_run, stage_label
 from vitnas.reporting.pretrain_page import pretrain_context
 from vitnas.reporting.slim_page import slim_context
@@ -51,6 +51,7 @@ def render(run: RunFiles, page: Path) -> str:
         "command": run.manifest.command if run.manifest else "",
         "headline": headline.sentence(run),
         "why": headline.why(run),
+        "worth": run.results and verdict.sentence(run.results),
         "budget": headline.budget_table(run),
         "files": headline.file_links(run, page),
         "snippets": headline.snippets(run),

@@ -12,10 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from vitnas.budget import Budget
 from vitnas.records import RankedArch
 from vitnas.reporting.files import RunFiles
 from vitnas.reporting.tables import number, percent, size
 from vitnas.searching import Objective, SearchRecord, TrialRecord
+from vitnas.searching.choosing import cost_objective
 from vitnas.train import metrics
 
 Figure = dict[str, Any]
@@ -52,7 +54,7 @@ def front(run: RunFiles) -> Figure | None:
     step = -(-len(points) // MAX_POINTS)
     others = [p for i, p in enumerate(points) if p[2].arch_id not in front_ids and i % step == 0]
     best = sorted((p for p in points if p[2].arch_id in front_ids), key=lambda p: p[:2])
-    chosen = [p for p in best if p[2].arch_id == run.chosen_id]
+    chosen = [p for p in points if p[2].arch_id == run.chosen_id]
 
     def marks(which: Sequence[Point], name: str, **more: Any) -> Figure:
         prefix = "" if name == "scored" else f"{name}<br>"
@@ -90,9 +92,9 @@ def _in_order(points: Sequence[Point]) -> dict[str, Any]:
 
 
 def axes(search: SearchRecord) -> tuple[Objective, Objective]:
-    """The objective drawn upwards (the first, accuracy) and the cost drawn sideways."""
-    costs = [objective for objective in search.objectives if objective.quantity in COST_TITLES]
-    return search.objectives[0], (costs or [Objective("macs", "minimize")])[0]
+    """The objective drawn upwards (the first, accuracy) and the cost drawn sideways: what the budget limits, unless the
+    search was told another."""
+    return search.objectives[0], cost_objective(search.objectives, Budget.parse(search.budget))
 
 
 def describer(run: RunFiles) -> Callable[[TrialRecord], str]:

@@ -16,7 +16,7 @@ from rich.markup import escape
 
 from vitnas.budget import format_quantity
 from vitnas.measure.latency import Latency
-from vitnas.records import ExportRecord, LatencyRecord, Result, Results
+from vitnas.records import ExportRecord, LatencyRecord, Result, Results, Spent
 from vitnas.reporting.files import RunFiles, role_name
 from vitnas.runs import to_json
 from vitnas.searching import Feasibility, SearchRecord
@@ -98,11 +98,13 @@ def comparison(run: RunFiles) -> Table:
         accuracy, between, *cost = _result_cells(result)
         beside = (percent(result.test_balanced),) if balanced else ()
         cells = (accuracy, *beside, between, str(result.n_test or MISSING), *cost, size(result.memory_bytes))
-        rows.append((role_name(role), *cells, *_medians(timed.get(role, {}), targets), result.arch_id))
+        medians = _medians(timed.get(role, {}), targets)
+        rows.append((role_name(role), *cells, *medians, *spent_cells(result.spent), result.arch_id))
     strong = list(run.models).index("chosen") if "chosen" in run.models else -1
     measures = ("Test accuracy", "Balanced") if balanced else ("Test accuracy",)
     costs = (*measures, "95 % CI", "n", "Params", "MACs", "Peak memory")
-    headers = ("Model", *costs, *(f"ms, {target}" for target in targets), "Arch")
+    took = ("Images learned from", "Images looked at", "Took")
+    headers = ("Model", *costs, *(f"ms, {target}" for target in targets), *took, "Arch")
     return Table(headers, tuple(rows), numeric=tuple(range(1, len(headers) - 1)), strong=strong)
 
 
@@ -145,6 +147,13 @@ def _result_cells(result: Result) -> tuple[str, ...]:
         number(result.params),
         number(result.macs),
     )
+
+
+def spent_cells(spent: Spent | None) -> tuple[str, str, str]:
+    """Images learned from and looked at, each as often as it was, and seconds."""
+    if spent is None:
+        return (MISSING, MISSING, MISSING)
+    return number(spent.learned), number(spent.looked), number(spent.seconds, "s")
 
 
 def _medians(timed: Mapping[str, Latency], targets: Sequence[str]) -> list[str]:

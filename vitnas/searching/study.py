@@ -39,6 +39,7 @@ from vitnas.space import Genes, Space
 logger = logging.getLogger(__name__)
 
 LEASE_S = 600.0
+BREAK_S = 60.0
 MAX_ATTEMPTS = 3  # an Arch whose workers died this often is left as failed
 
 _STATES: dict[TrialState, State] = {
@@ -220,6 +221,19 @@ class Study:
         """(scored Trials so far, hypervolume) where it grows; see `pareto.hypervolume_history`."""
         return hypervolume_history(self._points(self.scored()))
 
+    def seconds(self) -> float:
+        """Seconds in which some worker was at work. Between two Trials a Searcher thinks, but not for long: what is
+        longer was a break."""
+        total, end = 0.0, None
+        for frozen in sorted(self._stored(), key=lambda each: str(each.datetime_start)):
+            if frozen.datetime_start is None or frozen.datetime_complete is None:
+                continue
+            gap = 0.0 if end is None else (frozen.datetime_start - end).total_seconds()
+            first = frozen.datetime_start if end is None or gap > BREAK_S else end
+            if (more := (frozen.datetime_complete - first).total_seconds()) > 0:
+                total, end = total + more, frozen.datetime_complete
+        return total
+
     def summary(self) -> SearchRecord:
         """What search.json holds."""
         stored = self._stored()
@@ -229,8 +243,6 @@ class Study:
             for limit in missed(trial, self.goal.budget):
                 rejections[limit] = rejections.get(limit, 0) + 1
         scored = [trial for trial in trials if trial.state == "scored"]
-        starts = [frozen.datetime_start for frozen in stored if frozen.datetime_start]
-        ends = [frozen.datetime_complete for frozen in stored if frozen.datetime_complete]
         return SearchRecord(
             objectives=self.goal.objectives,
             budget=self.goal.budget.text,
@@ -242,7 +254,7 @@ class Study:
             front=tuple(trial.arch.id for trial in self.front()),
             chosen=self.best().arch.id if scored else None,
             hypervolume=tuple(self.hypervolume()),
-            seconds=(max(ends) - min(starts)).total_seconds() if ends else 0.0,
+            seconds=self.seconds(),
         )
 
     def close(self) -> None:

@@ -95,7 +95,7 @@ class Context:
     @cached_property
     def meters(self) -> dict[str, LatencyMeter]:
         """One meter per latency target that the budget or the objectives name, quick enough for a search."""
-        named = [target for _, target in map(split_target, self.run.search.objectives) if target]
+        named = [target for _, target in map(split_target, self.run.search.named(self.budget)) if target]
         targets = dict.fromkeys((*self.budget.latency_targets, *named))
         return {target: quick_meter(target) for target in targets}
 
@@ -125,6 +125,8 @@ class Context:
             self.space,
             self.budget,
             self.meters,
+            lambda: len(self.data.holdout),
+            finals=self.run.finals,
             mark=hashlib.sha256(fields.encode()).hexdigest()[:12],
         )
 

@@ -1,57 +1,124 @@
 """The plain ViT that a person would scale by hand to the same budget: the baseline that a search has to beat.
 
-DeiT's rules (arXiv 2012.12877): all blocks equal, MLP four times the width, class token, learned positions, heads 64
-wide, at least three of them; smaller nets than DeiT-Ti have three narrower heads, the smallest two. What comes from the
-winner is what the data and the training ask for, and its patch size: a baseline that is given the patch size which the
-search found is the harder one to beat, and the comparison is then of widths, heads and depth. Width and depth are
-scaled until the budget is used, with a width of 8 to 32 times the depth; among those that use it about equally well,
-the one whose ratio is nearest to DeiT-Ti's (192 / 12 = 16) wins. Limits on latency are not looked at: the final table
-shows what was measured.
+DeiT's rules (arXiv 2012.12877): all blocks equal, MLP four times the width, class token, learned positions, heads
+64 wide, at least three of them; smaller nets than DeiT-Ti have three narrower heads, the smallest two. What comes
+from the winner is what the data and the training ask for, and its patch size: a baseline that is given the patch
+size which the search found is the harder one to beat, and the comparison is then of widths, heads and depth. Width
+and depth are scaled until the budget is used, with a width of 8 to 32 times the depth; among those that use it
+about equally well, the one whose ratio is nearest to DeiT-Ti's (192 / 12 = 16) wins. A person would try more than
+one shape, so there are three: a deep one, DeiT-Ti's and a wide one, of which the better is taken. They keep to the
+same limits as the search, latency included, which is measured.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
 
 from vitnas.arch import Arch, Block, Stage
-from vitnas.budget import Budget
+from vitnas.budget import Budget, Limit
 from vitnas.counting import count
 from vitnas.errors import UserError
 
 RATIO = 16.0  # DeiT-Ti's width over depth
 CLOSE = 0.02  # nets within 2 % of the best use of the budget count as equal
-LEAST, MOST = RATIO / 2, RATIO * 2  # DeiT-S is 32; nobody draws a ViT outside by hand
+LEAST, MOST = RATIO / 2, RATIO * 2  # DeiT-S is 32; nobody draws a ViT far outside by hand
+FASTER = 4  # a plain ViT of more times the winner's MACs is not as fast as the winner
+TIMED = 4  # nets of about equal MACs that are timed for the right shape
 HEAD_DIM = 64
 SMALLEST = 8  # width of the smallest net that is looked at
 TWO_HEADS = 48  # below this width three heads would have less than 16 entries each
 
 
-def hand_scaled(like: Arch, budget: Budget) -> Arch:
-    """The hand-scaled ViT for `budget`'s counted limits, for the images, patches, classes and trained heads of `like`.
+Milliseconds: TypeAlias = Callable[[Arch], float]
 
-    Where the budget does not limit MACs from above, `like`'s own MACs are the limit.
+
+def hand_scaled(
+    like: Arch,
+    budget: Budget,
+    clocks: Mapping[str, Milliseconds] | None = None,
+    ratio: float = RATIO,
+    *,
+    spread: float = 2.0,
+) -> Arch:
+    """The hand-scaled ViT for `budget`, for the images, patches, classes and trained heads of `like`.
+
+    Where the budget limits neither MACs nor latency from above, `like`'s own MACs are the limit.
+
+    Args:
+        clocks: what measures latency, for each target that the budget names; without, such limits are not looked at.
+        ratio: the width over the depth to be near to; nets further off than `spread` times are taken only where there
+            are no others.
 
     Raises:
         UserError: no plain ViT meets the budget.
     """
-    limits = [
-        limit.high for limit in budget.counted.limits if limit.quantity == "macs" and limit.high is not None
-    ]
-    limit = min(limits, default=count(like).macs)
+    bounded = [limit for limit in budget.limits if limit.high is not None]
+    limits = [limit.high for limit in bounded if limit.quantity == "macs" and limit.high is not None]
+    timed = [limit for limit in budget.limits if limit.quantity == "latency"] if clocks else []
+    limit = min(limits, default=count(like).macs * (FASTER if timed else 1))
     options = _within(like, budget, limit)
-    if not options:
+    shapely = [option for option in options if ratio / spread <= _ratio(option[1]) <= ratio * spread]
+    ranked = sorted(shapely or options, key=lambda option: option[0])
+    if timed and clocks:
+        ranked = _fast(ranked, timed, clocks)
+    if not ranked:
         raise UserError(
             f"no plain ViT meets the budget {budget.text!r}; leave the baseline 'hand_scaled' out."
         )
-    shapely = [option for option in options if LEAST <= _ratio(option[1]) <= MOST] or options
-    most = max(macs for macs, _ in shapely)
-    near = [arch for macs, arch in shapely if macs >= (1 - CLOSE) * most]
-    return min(near, key=lambda arch: abs(math.log(_ratio(arch) / RATIO)))
+    most = ranked[-1][0]
+    near = [arch for macs, arch in ranked if macs >= (1 - CLOSE) * most]
+    best = sorted(near, key=lambda arch: abs(math.log(_ratio(arch) / ratio)))
+    if timed and clocks:  # among those of about equal MACs some are slower
+        return next((arch for arch in best[:TIMED] if not _misses(arch, timed, clocks)), ranked[-1][1])
+    return best[0]
+
+
+def three_shapes(like: Arch, budget: Budget, clocks: Mapping[str, Milliseconds] | None = None) -> list[Arch]:
+    """The hand-scaled ViTs of three widths over depths, each once, DeiT-Ti's shape first.
+
+    Raises:
+        UserError: as `hand_scaled`.
+    """
+    known: dict[tuple[str, Arch], float] = {}
+
+    def once(target: str, clock: Milliseconds) -> Milliseconds:
+        def ms(arch: Arch) -> float:
+            if (target, arch) not in known:
+                known[target, arch] = clock(arch)
+            return known[target, arch]
+
+        return ms
+
+    quick = {target: once(target, clock) for target, clock in (clocks or {}).items()}
+    found = [hand_scaled(like, budget, quick)]
+    found += [hand_scaled(like, budget, quick, ratio, spread=math.sqrt(2)) for ratio in (LEAST, MOST)]
+    return list(dict.fromkeys(found))
+
+
+def _fast(
+    ranked: list[tuple[int, Arch]], limits: Sequence[Limit], clocks: Mapping[str, Milliseconds]
+) -> list[tuple[int, Arch]]:
+    """Those of rising MACs up to the last that meets limits on latency, found by halving."""
+    low, high = 0, len(ranked)
+    while low < high:
+        middle = (low + high) // 2
+        if _misses(ranked[middle][1], limits, clocks):
+            high = middle
+        else:
+            low = middle + 1
+    return ranked[:low]
+
+
+def _misses(arch: Arch, limits: Sequence[Limit], clocks: Mapping[str, Milliseconds]) -> bool:
+    """It is slower than allowed; nothing is too fast for a baseline."""
+    return any(limit.high is not None and clocks[limit.target](arch) > limit.high for limit in limits)
 
 
 def _within(like: Arch, budget: Budget, most: float) -> list[tuple[int, Arch]]:
     """(MACs, Arch) of every plain ViT that meets the budget."""
-    options = []
+    options: list[tuple[int, Arch]] = []
     for depth in range(2, 25):
         for width in range(SMALLEST, 1025):
             if num_heads(width) is None:

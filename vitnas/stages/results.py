@@ -25,13 +25,14 @@ from vitnas.records import (
     LatencyRow,
     Result,
     Results,
+    Versus,
 )
 from vitnas.reporting import report
 from vitnas.stages.models import Models
 from vitnas.stages.run import ExportConfig
 from vitnas.stages.work import RunImages, Work, load_weights
-from vitnas.train import Score, evaluate
-from vitnas.train.evaluate import wilson
+from vitnas.train import Score
+from vitnas.train.evaluate import evaluate_each, paired, wilson
 
 FILES = {"onnx": "model.onnx", "torch_export": "model.pt2"}
 
@@ -130,10 +131,29 @@ def _make_table(models: Models) -> None:
             Readings.path(folder), purpose=f"final table of {', '.join(names)}"
         )
         batches, device = models.images.batches(test), models.work.engine.device
-        FinalScores({role: evaluate(models.load(role).to(device), batches) for role in names}).write(folder)
-    scores = FinalScores.read(folder).scores  # a model that was trained after that reading has no row
+        FinalScores.of({role: evaluate_each(models.load(role).to(device), batches) for role in names}).write(
+            folder
+        )
+    read = FinalScores.read(folder)
+    scores = read.scores  # a model that was trained after that reading has no row
     rows = tuple(_row(folder, role, scores[role]) for role in names if role in scores)
-    Results(rows, rows[0].arch_id, files(folder)).write(folder)
+    verdict = tuple(versus(read, role) for role in models.config.baselines if role in read.right)
+    Results(rows, rows[0].arch_id, files(folder), verdict).write(folder)
+
+
+def versus(scores: FinalScores, role: str) -> Versus:
+    """The chosen model against another, image by image."""
+    chosen_N, other_N = scores.is_right("chosen"), scores.is_right(role)
+    only_chosen, only_other = int((chosen_N & ~other_N).sum()), int((other_N & ~chosen_N).sum())
+    n = len(chosen_N)
+    return Versus(
+        role=role,
+        difference=(only_chosen - only_other) / n,
+        ci95=paired(only_chosen, only_other, n),
+        n=n,
+        only_chosen=only_chosen,
+        only_other=only_other,
+    )
 
 
 def _row(folder: Path, role: str, score: Score) -> FinalRow:

@@ -58,12 +58,15 @@ class SharingConfig:
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig:
     """How to search: `searcher` is a name (`evolution`, `autoformer`, `random`, `tpe`, `nsga2`, ...; `sampler`
-    asks what sampler.kind=focus has learned), `num_trials` the Archs to score, `objectives` what to improve,
-    `storage` an Optuna URL (None: study.db in the run folder)."""
+    asks what sampler.kind=focus has learned), `num_trials` the Archs to score, `objectives` what to improve (`budget`:
+    the quantity that the budget limits, latency first; macs where it limits none), `storage` an Optuna URL (None:
+    study.db in the run folder). Where scores are of too few images to tell Archs apart, `prefer` takes by `accuracy`
+    what Archs of such cost promise, by `cost` the cheapest."""
 
     searcher: str = "evolution"
     num_trials: int = 200
-    objectives: tuple[str, ...] = ("accuracy", "macs")
+    objectives: tuple[str, ...] = ("accuracy", "budget")
+    prefer: Literal["accuracy", "cost"] = "accuracy"
     storage: str | None = None
 
     def __post_init__(self) -> None:
@@ -76,11 +79,40 @@ class SearchConfig:
             )
         for name in self.objectives:
             quantity, target = split_target(name)
-            if quantity not in ("accuracy", *QUANTITIES) or (quantity == "latency") != bool(target):
+            if quantity not in ("accuracy", "budget", *QUANTITIES) or (quantity == "latency") != bool(target):
                 raise UserError(
-                    f"search.objectives has {name!r}; known are accuracy, macs, params, memory and latency@TARGET, "
-                    "for example latency@onnxruntime,batch=1."
+                    f"search.objectives has {name!r}; known are accuracy, budget, macs, params, memory and "
+                    "latency@TARGET, for example latency@onnxruntime,batch=1."
                 )
+
+    def named(self, budget: Budget) -> tuple[str, ...]:
+        """The objectives, each once, with the quantity that `budget` limits by its name."""
+        return tuple(dict.fromkeys(budget.quantity if name == "budget" else name for name in self.objectives))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinalsConfig:
+    """How the best Archs of the search are held against each other before one is chosen (successive halving).
+
+    `archs` of them, spread over the front, are trained briefly from `start` weights (`inherited` from the supernet, or
+    `scratch`): each for a rung, the better half for another that is as long as all before, and so on; whoever is left
+    has trained for `epochs` (None: a fifth of retrain.train.epochs) and the best of these is chosen. With archs=0 the
+    search's scores decide. The hand-scaled baseline is chosen out of three in the same rungs, from scratch.
+    """
+
+    archs: int = 0
+    start: Literal["scratch", "inherited"] = "inherited"
+    epochs: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.archs < 0 or self.archs == 1:
+            raise UserError(
+                f"finals.archs is {self.archs}; it takes two Archs at least to choose between. Use 8, or 0 for none."
+            )
+        if self.epochs is not None and self.epochs <= 0:
+            raise UserError(
+                f"finals.epochs is {self.epochs:g}; it must be above 0. Leave it out for a fifth of the training's."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,6 +270,7 @@ class Run:
     slim: SlimConfig | None = None
     pretrain: PretrainConfig | None = None
     search: SearchConfig = field(default_factory=SearchConfig)
+    finals: FinalsConfig = field(default_factory=FinalsConfig)
     retrain: RetrainConfig = field(default_factory=RetrainConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from vitnas.exporting import save_timm
 from vitnas.extraction import extract
 from vitnas.measure.latency import LatencyMeter
 from vitnas.model.named import ArchFile, Chosen
+from vitnas.records import Finals, Spent
 from vitnas.runs import writing
 from vitnas.searching import (
     SEARCHERS,
@@ -32,8 +33,9 @@ from vitnas.searching import (
     search,
     withdraw_slower,
 )
+from vitnas.searching.choosing import choose
 from vitnas.space import Genes, Space
-from vitnas.stages.run import SearchConfig
+from vitnas.stages.run import FinalsConfig, SearchConfig
 from vitnas.stages.work import RunImages, Work, load_weights, quick_meter
 from vitnas.supernet import Supernet
 from vitnas.train import evaluate
@@ -85,7 +87,9 @@ class Searches:
     """The searches of a run: what they are asked, and where their Studies are kept.
 
     Args:
+        num_images: held-out images that a score is of.
         mark: of the run, for a storage that runs may share: another supernet's scores are not comparable.
+        finals: the Arch is chosen there, where there are some.
     """
 
     work: Work
@@ -93,7 +97,9 @@ class Searches:
     space: Space
     budget: Budget
     meters: Mapping[str, LatencyMeter]
+    num_images: Callable[[], int]
     mark: str
+    finals: FinalsConfig
 
     def name_of(self, study: str) -> str:
         """A Study's name in the storage: its own in the run's own file."""
@@ -115,7 +121,7 @@ class Searches:
                 name=self.name_of(name),
                 objectives=[
                     Objective(each, "maximize" if each == "accuracy" else "minimize")
-                    for each in self.config.objectives
+                    for each in self.config.named(self.budget)
                 ],
                 seed=self.work.seed,
             ) as study:
@@ -176,23 +182,54 @@ class Searches:
             )
         return clock.speeds
 
+    def met(self, study: Study, budget: Budget | None = None) -> list[Trial]:
+        """The scored Trials of a Study within `budget`, by default the run's own.
+
+        Raises:
+            UserError: there is none.
+        """
+        study.best(budget)  # says so
+        return [trial for trial in study.scored() if not (budget or self.budget).misses(trial.cost)]
+
+    def answer(self, study: Study, budget: Budget | None = None) -> Trial:
+        """The Trial to take, as search.prefer has it (see `vitnas.searching.choosing`)."""
+        return choose(self.met(study, budget), study.goal, self.num_images(), self.config.prefer)
+
     def best(self, study: Study, budget: Budget | None = None) -> Trial:
-        """The best Trial of a Study, not one that keeps fewer tokens without being faster. One process times."""
+        """The answer of a Study, not one that keeps fewer tokens without being faster. One process times."""
 
         def number() -> int:
-            self.withdraw_slower(study, lambda: [study.best(budget)])
-            return study.best(budget).number
+            self.withdraw_slower(study, lambda: [self.answer(study, budget)])
+            return self.answer(study, budget).number
 
         best = self.work.engine.from_first(number)
         return next(trial for trial in study.trials() if trial.number == best)
 
+    def tell(self, best: Trial, *, kind: str, recipe: str) -> None:
+        """chosen.json: the answer, for people; `kind` is the Space's, `recipe` the run's."""
+        Chosen.of(
+            best.arch,
+            kind,
+            macs=best.cost.macs,
+            params=best.cost.params,
+            supernet_accuracy=best.values["accuracy"],
+            budget=self.budget.text,
+            recipe=recipe,
+        ).write(self.work.folder)
+
+    def spent(self, study: Study) -> Spent:
+        """What scoring the Archs of a Study took."""
+        return Spent(looked=len(study.scored()) * self.num_images(), seconds=study.seconds())
+
     def chosen(self) -> Trial:
-        """The Trial that search.json chose.
+        """The Trial that the finals chose or, without any, search.json.
 
         Raises:
-            UserError: the study does not hold it, or one of the two cannot be read.
+            UserError: the study does not hold it, or one of the files cannot be read.
         """
         chosen = SearchRecord.read(self.work.folder).chosen
+        if self.finals.archs:
+            chosen = Finals.read(self.work.folder).chosen
         with self.open() as study:
             for trial in study.scored():
                 if trial.arch.id == chosen:
@@ -225,21 +262,13 @@ def search_archs(
             )
 
         def write() -> None:
-            speeds = searches.withdraw_slower(study, study.front)
+            speeds = searches.withdraw_slower(study, lambda: [*study.front(), searches.answer(study)])
             if speeds:
                 TokenSpeeds(tuple(speeds)).write(work.folder)
-            for trial in study.front():
+            best = searches.answer(study)
+            for trial in (*study.front(), best):
                 inherited.save(trial.arch)
-            best = study.best()
-            Chosen.of(
-                best.arch,
-                kind,
-                macs=best.cost.macs,
-                params=best.cost.params,
-                supernet_accuracy=best.values["accuracy"],
-                budget=searches.budget.text,
-                recipe=recipe,
-            ).write(work.folder)
-            study.summary().write(work.folder)
+            searches.tell(best, kind=kind, recipe=recipe)
+            replace(study.summary(), chosen=best.arch.id).write(work.folder)
 
         work.engine.from_first(write)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vitnas.exporting.networks import load_network
-from vitnas.records import SamplerSummary
+from vitnas.records import SamplerSummary, Spent, TrainedSupernet
 from vitnas.sample import Focus
 from vitnas.stages.sampler import RunSampler, summarise
 from vitnas.stages.searching import WEIGHTS, Inherited
@@ -43,7 +43,8 @@ def train_supernet(
     )
     if isinstance(made, Focus):
         work.once(sampler.path, lambda: sampler.save(made))
-    target = work.folder / WEIGHTS
+    target, spent = work.folder / WEIGHTS, Spent(learned=fitted.images, seconds=fitted.seconds)
+    work.engine.from_first(lambda: TrainedSupernet(spent).write(work.folder))
     work.once(target, lambda: save_weights(fitted.network, target))
 
 

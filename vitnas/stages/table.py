@@ -19,6 +19,7 @@ from vitnas.records import (
     Correlation,
     ExportRecord,
     Family,
+    Finals,
     LatencyRecord,
     Result,
     Results,
@@ -31,8 +32,10 @@ from vitnas.reporting.slimming import members
 from vitnas.reporting.tables import Table
 from vitnas.searching import SearchRecord
 from vitnas.slimming import Sensitivity
+from vitnas.stages.compare import train_models
 from vitnas.stages.context import Context
-from vitnas.stages.models import roles_of, train_models
+from vitnas.stages.finals import choose_by_training
+from vitnas.stages.models import roles_of
 from vitnas.stages.prepare import prepare
 from vitnas.stages.pretrain.context import PretrainContext
 from vitnas.stages.pretrain.prepare import prepare_pretrain
@@ -136,6 +139,16 @@ def _search(context: Context) -> None:
     )
 
 
+def _finals(context: Context) -> None:
+    choose_by_training(
+        context.models,
+        context.searches,
+        context.inherited,
+        kind=context.run.space.kind,
+        recipe=context.run.recipe,
+    )
+
+
 def _specialize(context: Context, budgets: Sequence[Budget]) -> tuple[Table, list[str]]:
     found = specialize(
         context.searches, context.sampler, context.inherited, context.run.export.formats, budgets
@@ -164,6 +177,7 @@ def _models(run: Run) -> tuple[str, ...]:
 STAGES: Mapping[str, Stage] = {
     "train": Stage(_train, lambda run: (WEIGHTS, *((SamplerSummary.FILE,) if run.sampler.answers else ()))),
     "search": Stage(_search, lambda run: (SearchRecord.FILE,)),
+    "finals": Stage(_finals, lambda run: (Finals.FILE,) if run.finals.archs else (), again=(Finals.FILE,)),
     "retrain": Stage(
         lambda run: train_models(run.models, run.searches, run.inherited), _models, again=(Correlation.FILE,)
     ),

@@ -27,7 +27,6 @@ class Score:
     balanced: float | None = None
 
 
-@torch.no_grad()
 def evaluate(
     network: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],
@@ -35,6 +34,18 @@ def evaluate(
     *,
     device: torch.device | str | None = None,
 ) -> Score:
+    """See `evaluate_each`, without the single images."""
+    return evaluate_each(network, batches, arch, device=device)[0]
+
+
+@torch.no_grad()
+def evaluate_each(
+    network: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    arch: Arch | None = None,
+    *,
+    device: torch.device | str | None = None,
+) -> tuple[Score, Tensor | None]:
     """Score `network` (as `arch`) on all `batches`, in evaluation mode; the training mode is restored.
 
     Where a Supernet has several weight sets per Arch (bilateral sharing), every number is the mean over them, as
@@ -45,6 +56,10 @@ def evaluate(
         batches: (B, C, H, W) images and (B,) class numbers; or (B, Y) bool of images that may have several classes:
             accuracy is then mean average precision, `top5` the share that has one of the five, the loss binary.
         device: where the network is; found from its parameters when None.
+
+    Returns:
+        The Score, and bool (N,): which images are of the class that the network finds likeliest; None where they may
+        have several.
 
     Raises:
         UserError: images without labels.
@@ -65,7 +80,7 @@ def evaluate(
         name: sum(float(getattr(score, name)) for score in scores) / sides
         for name in ("accuracy", "top5", "loss", "balanced")
     }
-    return Score(**means, n=scores[0].n)
+    return Score(**means, n=scores[0].n), tallies[0].right_N
 
 
 class _Tally:
@@ -75,6 +90,7 @@ class _Tally:
         self.totals = torch.zeros(4, dtype=torch.float64)
         self.by_class_2Y: Tensor | None = None  # images, and those that were right
         self.several: list[tuple[Tensor, Tensor]] = []
+        self.right: list[Tensor] = []
 
     def add(self, logits_BY: Tensor, targets: Tensor) -> None:
         if not has_one_class(targets):
@@ -90,8 +106,14 @@ class _Tally:
             classes = logits_BY.shape[1]
             found = [torch.bincount(t, minlength=classes) for t in (targets, targets[best[:, 0]])]
             by_class_2Y = torch.stack(found).cpu()
+            self.right.append(best[:, 0].cpu())
             self.by_class_2Y = by_class_2Y if self.by_class_2Y is None else self.by_class_2Y + by_class_2Y
         self.totals += sums.cpu().double()
+
+    @property
+    def right_N(self) -> Tensor | None:
+        """Which images are right; None where they have several classes each."""
+        return torch.cat(self.right) if self.right else None
 
     def score(self) -> Score:
         top1, top5, loss, n = self.totals.tolist()
@@ -126,3 +148,23 @@ def wilson(correct: int, n: int, z: float = 1.959964) -> tuple[float, float]:
     middle = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = z / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
     return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def paired(only_first: int, only_second: int, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """Return the 95 % interval of the difference of two networks' accuracies on the same `n` images, as fractions.
+
+    Only images count that one of the two gets right and the other does not. The interval is Bonett and Price's (Journal
+    of Educational and Behavioral Statistics 2012), which adds one image to either side and so holds for few of them.
+
+    Raises:
+        ValueError: counts that no `n` images give.
+    """
+    if n < 1 or min(only_first, only_second) < 0 or only_first + only_second > n:
+        raise ValueError(
+            f"only_first is {only_first} and only_second {only_second} of n = {n}; together they are at most n. Count "
+            "again."
+        )
+    first, second = (only_first + 1) / (n + 2), (only_second + 1) / (n + 2)
+    middle = first - second
+    half = z * math.sqrt((first + second - middle**2) / (n + 2))
+    return max(-1.0, middle - half), min(1.0, middle + half)

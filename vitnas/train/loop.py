@@ -57,10 +57,16 @@ class NonFiniteLossError(UserError):
 
 @dataclass(frozen=True)
 class Fitted:
-    """What `fit` returns: the network to use (the average, if one was kept), steps done, seconds, and warnings."""
+    """What `fit` returns: the network to use (the average, if one was kept), steps done, and warnings.
+
+    Args:
+        images: how often an image was learned from, over all processes and Archs of a step.
+        seconds: of work, also before the training was resumed.
+    """
 
     network: nn.Module
     steps: int
+    images: int
     seconds: float
     warning: str | None
 
@@ -119,7 +125,6 @@ def fit(
         raise UserError(
             f"config.precision is {config.precision!r}, engine's is {engine.precision!r}. Give both the same."
         )
-    start = time.monotonic()
     with nullcontext() if teacher is None else teacher.teaching(engine.device):
         with engine.together():
             training = _Training(
@@ -142,7 +147,11 @@ def fit(
         training.run(step)
         warning = training.finish(num_classes)
     return Fitted(
-        network=training.result, steps=training.steps, seconds=time.monotonic() - start, warning=warning
+        network=training.result,
+        steps=training.steps,
+        images=training.images * engine.world,
+        seconds=training.seconds,
+        warning=warning,
     )
 
 
@@ -166,6 +175,7 @@ class _Training:
     progress: Progress
 
     def __post_init__(self) -> None:
+        self.began = time.monotonic()
         config, network, engine = self.config, self.network, self.engine
         if config.drop_path is not None:
             if not isinstance(network, Model | Supernet):
@@ -211,7 +221,7 @@ class _Training:
             "world": engine.world,
             "config": asdict(config),
         }
-        self.saved = time.monotonic()
+        self.saved, self.images = time.monotonic(), 0
         self.history: list[tuple[MonitoredArch, ...]] = []
         every = max(1, round(config.monitor_every * self.steps_per_epoch))
         watched = self.monitor is not None and config.monitor_every > 0
@@ -225,6 +235,11 @@ class _Training:
         images, _ = next(iter(self.batches.from_step(0)))
         channels, height, width = (images if isinstance(images, Tensor) else images[0]).shape[1:]
         return channels, height, width
+
+    @property
+    def seconds(self) -> float:
+        """Of work, from the training's very beginning."""
+        return time.monotonic() - self.began
 
     @property
     def result(self) -> nn.Module:
@@ -351,6 +366,7 @@ class _Training:
                 names = {name.removesuffix("?") for name in task.wants_taught}
                 first = {name: output.detach() for name, output in outputs.items() if name in names}
             self.log.add(step, draw.arch, losses, len(part))
+            self.images += len(part)
 
     def is_read(self, step: int) -> bool:
         """Losses are looked at in this step, before the weights move."""
@@ -415,8 +431,11 @@ class _Training:
             parts["task"] = self.task.own.state_dict()
         parts |= {f"hook{i}": hook.tensors() for i, hook in enumerate(self.hooks)}
         scaler = self.engine.scaler_state()
+        spent = {"images": self.images, "seconds": self.seconds}
         save_checkpoint(
-            self.checkpoint, parts, {**self.identity, "step": step, "optimizer": meta, "scaler": scaler}
+            self.checkpoint,
+            parts,
+            {**self.identity, "step": step, "optimizer": meta, "scaler": scaler, "spent": spent},
         )
 
     def resume(self) -> int:
@@ -460,4 +479,6 @@ class _Training:
         for i, hook in enumerate(self.hooks):
             hook.restore(parts.get(f"hook{i}", {}))
         self.engine.restore_scaler(meta["scaler"])
+        spent = meta.get("spent", {"images": 0, "seconds": 0.0})  # older checkpoints do not say
+        self.images, self.began = spent["images"], self.began - spent["seconds"]
         return int(meta["step"])

@@ -1,23 +1,22 @@
-"""The files of a run folder that its stages write and its report reads, as dataclasses (see `vitnas.runs.RunFile`).
-
-Files of earlier parts lie with these: search.json, feasibility.json, chosen.json, test_reads.json, metrics.jsonl.
-"""
+"""The files of a search from images: how it was made, what was trained, and what came of it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
+
+import numpy as np
+from torch import Tensor
 
 from vitnas.budget import Cost
 from vitnas.data import Fingerprint
 from vitnas.measure.latency import Latency
+from vitnas.records.finals import Spent
 from vitnas.runs import RunFile
 from vitnas.searching.latency import LatencyModel
 from vitnas.slimming import Agreement
 from vitnas.train import Score
-
-Effort: TypeAlias = Literal["fold", "recover", "search"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +136,7 @@ class Result(RunFile):
         test_balanced: mean over classes of the accuracy on each one's test images.
         asked: what a user called the Arch, where it is none of the run's own.
         image_size, holdout_accuracy_before: of finetuning.
+        spent: all that it took to come to this model, the search for its Arch and the supernet of that included.
     """
 
     FILE = "result.json"
@@ -163,6 +163,7 @@ class Result(RunFile):
     asked: str | None = None
     image_size: int | tuple[int, int] | None = None
     holdout_accuracy_before: float | None = None
+    spent: Spent | None = None
 
 
 @dataclass(frozen=True)
@@ -246,12 +247,57 @@ class LatencyRecord(RunFile):
 
 @dataclass(frozen=True)
 class FinalScores(RunFile):
-    """What the one reading of the test split gave, by role."""
+    """What the one reading of the test split gave, by role.
+
+    Args:
+        right: which images each model gets right, a bit each in their order, as hexadecimal digits.
+    """
 
     FILE = "test_scores.json"
     COMMAND = "vitnas evaluate"
 
     scores: Mapping[str, Score]
+    right: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, found: Mapping[str, tuple[Score, Tensor | None]]) -> FinalScores:
+        """From the Score and bool (N,) of each role, if images have one class each."""
+        bits = {
+            role: np.packbits(right_N.numpy()) for role, (_, right_N) in found.items() if right_N is not None
+        }
+        scores = {role: score for role, (score, _) in found.items()}
+        return cls(scores, {role: packed.tobytes().hex() for role, packed in bits.items()})
+
+    def is_right(self, role: str) -> np.ndarray:
+        """bool (N,): which images a role's model gets right."""
+        packed = np.frombuffer(bytes.fromhex(self.right[role]), dtype=np.uint8)
+        return np.unpackbits(packed, count=self.scores[role].n).astype(bool)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Versus:
+    """The chosen model against another on the same `n` test images.
+
+    Args:
+        role: the other.
+        difference: of the accuracies, above 0 where the chosen one is ahead.
+        ci95: its interval, by the images that only one of the two gets right. Another training of the same Archs may
+            differ by more.
+        only_chosen, only_other: numbers of these images.
+    """
+
+    role: str
+    difference: float
+    ci95: tuple[float, float]
+    n: int
+    only_chosen: int
+    only_other: int
+
+    @property
+    def says(self) -> Literal["better", "the same within the noise", "worse"]:
+        """What the interval allows to say of the chosen one."""
+        low, high = self.ci95
+        return "better" if low > 0 else "worse" if high < 0 else "the same within the noise"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,7 +311,8 @@ class FinalRow(Result):
 
 @dataclass(frozen=True)
 class Results(RunFile):
-    """The final table: the chosen model first, and the files that a person wants by what they are."""
+    """The final table: the chosen model first, the files that a person wants by what they are, and what the chosen
+    model is worth beside each baseline."""
 
     FILE = "results.json"
     COMMAND = "vitnas evaluate"
@@ -273,6 +320,7 @@ class Results(RunFile):
     rows: tuple[FinalRow, ...]
     chosen: str
     files: Mapping[str, str]
+    verdict: tuple[Versus, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,192 +345,3 @@ class Family(RunFile):
     COMMAND = "vitnas specialize"
 
     answers: tuple[Answer, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Original(RunFile):
-    """The network that a run makes smaller, as it was found.
-
-    Args:
-        name: as it was typed.
-        cost: with latency measured on every target that the budget names.
-        budget: what it may become, in numbers.
-        labels: whether the images' labels are of its classes.
-        notes: what a person should know.
-    """
-
-    FILE = "original.json"
-    COMMAND = "vitnas slim"
-
-    name: str
-    arch_id: str
-    cost: Cost
-    budget: str
-    labels: bool
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class EffortForecast:
-    """What one effort will take here.
-
-    Args:
-        parts: seconds by part; `seconds` is their sum.
-        epochs: of each training, as many as the time leaves room for.
-        fits: whether that is inside the time given.
-    """
-
-    effort: Effort
-    seconds: float
-    parts: Mapping[str, float]
-    epochs: Mapping[str, float]
-    fits: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class Forecast(RunFile):
-    """What each effort will take on this machine, and the one that was taken.
-
-    Args:
-        time_s: the seconds given.
-        measured: seconds of the steps that this is reckoned from, by what they are.
-        asked: whether the effort was asked for.
-        images: train images that activations are taken from.
-    """
-
-    FILE = "forecast.json"
-    COMMAND = "vitnas slim"
-
-    time_s: float
-    measured: Mapping[str, float]
-    efforts: tuple[EffortForecast, ...]
-    effort: Effort
-    asked: bool
-    images: int = 256
-
-    @property
-    def taken(self) -> EffortForecast:
-        """The row of the effort that was taken."""
-        return next(row for row in self.efforts if row.effort == self.effort)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Order(RunFile):
-    """How the units of a network were sorted: by which importance, from how many images.
-
-    Args:
-        width: the channels of its stream in their new order; () where they stay.
-    """
-
-    FILE = "order.json"
-    COMMAND = "vitnas train"
-
-    importance: str
-    images: int
-    width: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Tables(RunFile):
-    """What latencies are expected of Archs that are not timed, by target."""
-
-    FILE = "latency_tables.json"
-    COMMAND = "vitnas search"
-
-    models: Mapping[str, LatencyModel]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """An Arch that a search within `budget` proposes: the damage predicted for it, and its cost."""
-
-    arch_id: str
-    genes: tuple[int, ...]
-    damage: float
-    cost: Cost
-
-
-@dataclass(frozen=True, kw_only=True)
-class Place:
-    """A place of the front: a budget, and the Archs proposed for it, best first."""
-
-    number: int
-    budget: str
-    candidates: tuple[Candidate, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Allocation(RunFile):
-    """How each budget of the front is shared out over the layers; `chosen` is the number of the asked one's place.
-
-    Args:
-        latency_error: mean relative error of the fitted latencies, by target.
-        tried: latencies measured on the way to a candidate that meets the budget, as (Arch, target, ms).
-    """
-
-    FILE = "allocation.json"
-    COMMAND = "vitnas search"
-
-    places: tuple[Place, ...]
-    chosen: int
-    latency_error: Mapping[str, float] = field(default_factory=dict)
-    tried: tuple[tuple[str, str, float], ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Member(RunFile):
-    """A network of the front (front/NN/), folded and held against the original on held-out images.
-
-    Args:
-        predicted, measured: its damage, in the same unit.
-        accuracy: where the images have labels of the original's classes.
-    """
-
-    FILE = "member.json"
-    COMMAND = "vitnas slim"
-
-    folder: str
-    arch_id: str
-    budget: str
-    cost: Cost
-    predicted: float
-    measured: float
-    agreement: Agreement
-    accuracy: float | None
-    seconds: float
-
-
-@dataclass(frozen=True)
-class SlimFront(RunFile):
-    """The networks made of one, largest first; further budgets come last."""
-
-    FILE = "front.json"
-    COMMAND = "vitnas slim"
-
-    members: tuple[Member, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class SlimRow:
-    """A line of the final table: the original, a member of the front or the chosen one, on the test split."""
-
-    role: str
-    folder: str
-    arch_id: str
-    cost: Cost
-    agreement: Agreement
-    accuracy: float | None
-    latency_ms: Mapping[str, Latency] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SlimResults(RunFile):
-    """The final table of a slimmed network: the original first, then the chosen one, then the front."""
-
-    FILE = "slimmed.json"
-    COMMAND = "vitnas evaluate"
-
-    rows: tuple[SlimRow, ...]
-    budget: str
-    met: bool
-    files: Mapping[str, str]

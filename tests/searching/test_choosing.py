@@ -1,0 +1,97 @@
+"""The answer of a search: what a score of so many images is worth, and what is taken where scores cannot tell."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from search_help import MICRO
+
+from vitnas.budget import Budget, Cost
+from vitnas.searching import Goal, Objective, Trial
+from vitnas.searching.choosing import choose, cost_objective, error, estimates, shortlist
+
+
+def trials(*points: tuple[float, float]) -> list[Trial]:
+    """Scored Trials of (accuracy, MACs in millions)."""
+    rows = MICRO.random_matrix(len(points), np.random.default_rng(0)).tolist()
+    return [
+        Trial(
+            number=number,
+            proposal=number,
+            genes=tuple(rows[number]),
+            space=MICRO,
+            state="scored",
+            cost=Cost(round(macs * 1e6), 1, 1, {"torch": 10 - macs}),
+            values={"accuracy": accuracy},
+        )
+        for number, (accuracy, macs) in enumerate(points)
+    ]
+
+
+GOAL = Goal(MICRO, Budget.parse("macs<=2M"))
+# Accuracy rises with cost, and one of 1.3 M MACs was one image of 200 luckier than the largest.
+RISING = trials((0.80, 0.4), (0.84, 0.6), (0.87, 0.8), (0.90, 1.0), (0.935, 1.3), (0.93, 2.0))
+
+
+def test_one_lucky_image_does_not_leave_a_third_of_the_budget_unused() -> None:
+    assert choose(RISING, GOAL, 200).cost.macs == 2_000_000
+    assert choose(RISING, GOAL, 1_000_000).cost.macs == 1_300_000  # so many images can tell
+
+
+def test_of_equals_the_cheapest_where_that_is_preferred() -> None:
+    flat = trials((0.93, 0.4), (0.94, 0.6), (0.93, 0.8), (0.94, 1.0), (0.935, 1.3), (0.94, 2.0))
+    assert choose(flat, GOAL, 200).cost.macs == 2_000_000
+    assert choose(flat, GOAL, 200, "cost").cost.macs == 400_000
+    assert (
+        choose(RISING, GOAL, 200, "cost").cost.macs == 2_000_000
+    )  # the others are more than an error behind
+
+
+def test_what_is_clearly_better_is_taken_whatever_it_costs() -> None:
+    found = trials((0.80, 0.4), (0.84, 0.6), (0.99, 0.8), (0.85, 1.0), (0.86, 1.3), (0.87, 2.0))
+    for prefer in ("accuracy", "cost"):
+        assert choose(found, GOAL, 1000, prefer).cost.macs == 800_000  # type: ignore[arg-type]
+
+
+def test_estimates_are_nearer_to_the_line_than_scores() -> None:
+    score = np.array([trial.values["accuracy"] for trial in RISING])
+    few, many = estimates(RISING, GOAL, 200), estimates(RISING, GOAL, 1_000_000)
+    np.testing.assert_allclose(many, score, atol=1e-4)
+    assert np.ptp(few - np.polyval(np.polyfit(np.log([0.4, 0.6, 0.8, 1.0, 1.3, 2.0]), score, 1), 0)) > 0
+    assert np.abs(few - score).max() > 0.003
+    assert estimates(RISING[:1], GOAL, 200) == pytest.approx([0.80])
+
+
+def test_the_error_of_a_perfect_score_is_not_0() -> None:
+    assert error(0.96, 216) == pytest.approx(0.0140, abs=1e-4)
+    assert 0 < error(1.0, 216) < 0.01
+
+
+def test_the_cost_that_counts_is_the_budget_s() -> None:
+    objectives = (Objective("accuracy"),)
+    for text, name in (
+        ("", "macs"),
+        ("params<=6M", "params"),
+        ("macs<=1G and latency<=3ms@torch", "latency@torch"),
+        ("macs>=1G and memory<=1MB", "memory"),
+    ):
+        budget = Budget.parse(text)
+        assert cost_objective(objectives, budget).name == budget.quantity == name
+    assert cost_objective((*objectives, Objective("params", "minimize")), Budget()).name == "params"
+    fast = Goal(
+        MICRO,
+        Budget.parse("latency<=9.7ms@torch"),
+        (Objective("accuracy"), Objective("latency@torch", "minimize")),
+    )
+    assert choose(RISING, fast, 200).cost.macs == 2_000_000  # which is the fastest here
+
+
+def test_a_shortlist_has_the_best_and_is_spread_over_the_front() -> None:
+    many = trials(*((0.5 + 0.02 * step + 0.001 * (step % 3), 0.1 + 0.1 * step) for step in range(20)))
+    found = shortlist(many, GOAL, 200, 8)
+    costs = [trial.cost.macs for trial in found]
+    assert len({trial.genes for trial in found}) == 8
+    assert found[0] is choose(many, GOAL, 200)
+    assert sum(cost >= 1_600_000 for cost in costs) >= 4
+    assert min(costs) == 100_000
+    assert [trial.number for trial in shortlist(many[:3], GOAL, 200, 8)] == [2, 1, 0]

@@ -1,0 +1,90 @@
+"""What a run's trainings took, and how Archs that were trained briefly did."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vitnas.budget import Cost
+from vitnas.runs import RunFile
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spent:
+    """What something took.
+
+    Args:
+        learned: images learned from, each as often as it was (forward and backward).
+        looked: images that a network only looked at, each as often as one did.
+        seconds: of work; breaks between a kill and the next start do not count.
+    """
+
+    learned: int = 0
+    looked: int = 0
+    seconds: float = 0.0
+
+    def __add__(self, other: Spent) -> Spent:
+        return Spent(
+            learned=self.learned + other.learned,
+            looked=self.looked + other.looked,
+            seconds=self.seconds + other.seconds,
+        )
+
+
+@dataclass(frozen=True)
+class TrainedSupernet(RunFile):
+    """What training the supernet took."""
+
+    FILE = "supernet.json"
+    COMMAND = "vitnas train"
+
+    spent: Spent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rung(RunFile):
+    """An Arch that was trained for `epochs` in all: its accuracy on `n` held-out images, and what this rung took."""
+
+    epochs: float
+    accuracy: float
+    n: int
+    spent: Spent
+
+
+@dataclass(frozen=True)
+class Finalist:
+    """An Arch that was trained to be chosen or not, and how it did behind each rung that it reached.
+
+    Args:
+        score: what the search gave it; None where it came from no search.
+    """
+
+    arch_id: str
+    cost: Cost
+    score: float | None
+    rungs: tuple[Rung, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finals(RunFile):
+    """Archs that were trained briefly, from `start` weights, in rungs of rising length: the best first."""
+
+    FILE = "finals.json"
+    COMMAND = "vitnas finals"
+
+    start: str
+    finalists: tuple[Finalist, ...]
+
+    @classmethod
+    def of_one(cls, arch_id: str, cost: Cost) -> Finals:
+        """There was nothing to decide, and nothing was trained."""
+        return cls(start="scratch", finalists=(Finalist(arch_id, cost, None, ()),))
+
+    @property
+    def chosen(self) -> str:
+        """The id of the winner."""
+        return self.finalists[0].arch_id
+
+    @property
+    def spent(self) -> Spent:
+        """What all rungs took."""
+        return sum((rung.spent for each in self.finalists for rung in each.rungs), Spent())

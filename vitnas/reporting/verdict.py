@@ -1,0 +1,42 @@
+"""Was the search worth it? The chosen model against the baselines, image by image, and what each of them took."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from vitnas.records import Result, Results, Versus
+from vitnas.reporting.files import role_name
+from vitnas.reporting.tables import spent_cells
+
+
+def sentence(results: Results) -> str:
+    """One sentence: better by how much, the same within the noise, or worse; "" where there is no baseline."""
+    if not results.verdict:
+        return ""
+    parts = [_part(each) for each in results.verdict]
+    told = f"{', '.join(parts[:-1])} and {parts[-1]}" if parts[1:] else parts[0]
+    n = results.verdict[0].n
+    return (
+        f"On the same {n} test images the chosen model is {told} (95 % intervals of images; each was trained once, and "
+        "another seed can move it by more)."
+    )
+
+
+def _part(versus: Versus) -> str:
+    low, high = (100 * end for end in versus.ci95)
+    name, points = role_name(versus.role), 100 * versus.difference
+    name = name if versus.role == "random_search" else f"the {name}"
+    if versus.says == "the same within the noise":
+        return f"the same within the noise as {name} ({points:+.1f} points, {low:+.1f} to {high:+.1f})"
+    low, high = sorted((abs(low), abs(high)))
+    return f"{abs(points):.1f} points {versus.says} than {name} ({low:.1f} to {high:.1f})"
+
+
+def took(rows: Mapping[str, Result]) -> str:
+    """One sentence on what each model took, search and supernet included; "" where nothing is on record."""
+    told = []
+    for role, row in rows.items():
+        if row.spent is not None:
+            learned, looked, seconds = spent_cells(row.spent)
+            told.append(f"{role_name(role)} {learned} images learned from, {looked} looked at, {seconds}")
+    return f"What each took, all in all: {'; '.join(told)}." if told else ""
