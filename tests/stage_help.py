@@ -135,14 +135,20 @@ class Warm:
         status = int(self._line())
         assert status == 0, self.log.read_text()
 
-    def kill_when(self, argv: Sequence[str], ready: Callable[[], bool], seconds: float = 90) -> None:
-        """Start a command and kill it, as `kill -9` does, when `ready()`."""
+    def end_when(
+        self, argv: Sequence[str], ready: Callable[[], bool], number: int, seconds: float = 90
+    ) -> int:
+        """Start a command and send it a signal when `ready()`; returns its exit status."""
         process, end = self.start(argv), time.monotonic() + seconds
         while not ready():
             assert time.monotonic() < end, f"waited in vain:\n{self.log.read_text()}"
             time.sleep(0.001)
-        os.kill(process, signal.SIGKILL)
-        status = int(self._line())
+        os.kill(process, number)
+        return int(self._line())
+
+    def kill_when(self, argv: Sequence[str], ready: Callable[[], bool], seconds: float = 90) -> None:
+        """Start a command and kill it, as `kill -9` does, when `ready()`."""
+        status = self.end_when(argv, ready, signal.SIGKILL, seconds)
         assert status == -signal.SIGKILL, (
             f"it ended with {status} before it was killed:\n{self.log.read_text()}"
         )

@@ -14,9 +14,11 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-import vitnas.model.registry
-import vitnas.model.registry_xformers  # these make our models known to timm
-from vitnas.version import VERSION
+importlib.import_module("vitnas.stopping").listen()  # before torch is imported, which takes seconds
+
+import vitnas.model.registry  # noqa: E402
+import vitnas.model.registry_xformers  # noqa: E402  (these make our models known to timm)
+from vitnas.version import VERSION  # noqa: E402
 
 __version__ = VERSION
 

@@ -107,6 +107,26 @@ def read_json(path: Path) -> Any:
         ) from error
 
 
+def check_there(folder: Path) -> Callable[[], None]:
+    """A check that `folder` is still the one that it is now.
+
+    Raises:
+        UserError: by the check, where it was removed meanwhile.
+    """
+    first = folder.stat()
+
+    def check() -> None:
+        with suppress(OSError):
+            if os.path.samestat(folder.stat(), first):
+                return
+        raise UserError(
+            f"{folder} was removed or replaced while the run went on; what it held is gone. Leave a run's folder where "
+            "it is, and run the same command again."
+        )
+
+    return check
+
+
 def append_jsonl(path: Path, record: Mapping[str, Any]) -> None:
     """Append one JSON line in a single write, so that lines of several processes do not mix.
 

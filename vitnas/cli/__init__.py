@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from vitnas.errors import UserError, nearest
+from vitnas.errors import UserError, first_line, nearest
+from vitnas.stopping import Stopper, working
 
 USAGE = """\
 [bold]vitnas[/bold]: images and a budget in, the Pareto-best vision transformers out.
@@ -78,13 +79,35 @@ Fields are dotted, as `vitnas show RECIPE` lists them:
   vitnas run tour budget='macs<=1.3M and params<=100K' supernet.epochs=30 data.dataset=path/to/images
 """
 
-# What only the user can mend: permissions, a full or failing disk, a read-only file system.
-DISK = (errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+# What only the user can mend: permissions, disks, limits of the system, a folder that went away.
+SYSTEM = {
+    number
+    for name in "EACCES EPERM ENOSPC EDQUOT EROFS EIO ENOENT ENOTDIR EISDIR ELOOP ENAMETOOLONG ESTALE ENOMEM EAGAIN "
+    "EMFILE ENFILE".split()
+    if (number := getattr(errno, name, None)) is not None
+}
+HANDLES = "Raise the limit (`ulimit -n 4096`) or lower data.workers, and run the same command again."
+MEMORY = (
+    "Lower data.batch_size (supernet.accumulate and retrain.train.accumulate make up for it), data.image_size, "
+    "data.workers or the space, and run the same command again: it continues from the last checkpoint."
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status. Users' errors are one sentence, not a traceback."""
     words = list(sys.argv[1:] if argv is None else argv)
+    errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    with working() as stopper:
+        try:
+            status = _command(words, errors, stopper)
+        except BaseException as error:  # a library may have made another error of what a signal raised
+            if isinstance(error, KeyboardInterrupt) or stopper.asked is not None:
+                return stopper.tell()
+            raise
+        return status if stopper.asked is None else stopper.tell()
+
+
+def _command(words: list[str], errors: Console, stopper: Stopper) -> int:
     console = Console(highlight=False, soft_wrap=True)
     if words[:1] == ["--version"]:
         from vitnas.version import VERSION
@@ -94,7 +117,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         console.print(USAGE)
         return 0
-    errors = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
         from vitnas.cli.commands import COMMANDS, command_help
 
@@ -105,22 +127,43 @@ def main(argv: Sequence[str] | None = None) -> int:
         if {"-h", "--help"} & set(words[1:]):
             command_help(words[0], USAGE, console)
             return 0
+        stopper.works = True  # from here on there is something to put away
         COMMANDS[words[0]](words[1:], console)
     except UserError as error:
         return _refuse(errors, str(error))
-    except KeyboardInterrupt:
-        errors.print("vitnas: stopped; the same command continues from the last checkpoint.")
-        return 130
     except BrokenPipeError:  # `vitnas list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:
-        if error.errno not in DISK:
+    except (OSError, MemoryError, RuntimeError) as error:
+        sentence = of_the_system(error)
+        if sentence is None:
             raise
-        return _refuse(
-            errors,
-            f"{error.filename or 'a file'}: {error.strerror}. Mend that and run the same command again.",
-        )
+        return _refuse(errors, sentence)
     return 0
+
+
+def of_the_system(error: OSError | MemoryError | RuntimeError) -> str | None:
+    """What a user can mend of an error that is not vitnas's own, in one sentence; None for any other.
+
+    Libraries tell of memory in words only: torch's and ONNX Runtime's allocators of the host, devices but CUDA.
+    """
+    text = str(error)
+    if (
+        isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)
+    ) or "Too many open files" in text:
+        return f"this process may open no more files ({error.__class__.__name__}). {HANDLES}"
+    if (
+        isinstance(error, MemoryError)
+        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+        or any(
+            word in text.lower()
+            for word in ("out of memory", "not enough memory", "allocate memory", "bad_alloc")
+        )
+    ):
+        where = "the accelerator" if type(error).__name__ == "OutOfMemoryError" else "this machine"
+        return f"{where} has too little memory for this ({first_line(error)}). {MEMORY}"
+    if isinstance(error, OSError) and error.errno in SYSTEM:
+        return f"{error.filename or 'a file'}: {error.strerror}. Mend that and run the same command again."
+    return None
 
 
 def _refuse(console: Console, sentence: str) -> int:

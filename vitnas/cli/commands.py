@@ -106,9 +106,9 @@ class FinetuneOptions:
 
 
 @contextmanager
-def at_work(run: Run, folder: Path, console: Console) -> Iterator[Any]:
-    """The parts of a run for a command, which tells on the console how it goes."""
-    with ConsoleProgress(console) as progress, opened(run, folder, progress) as context:
+def at_work(run: Run, folder: Path, console: Console, *, joins: bool = False) -> Iterator[Any]:
+    """The parts of a run for a command, which tells on the console how it goes; `joins` as in `opened`."""
+    with ConsoleProgress(console) as progress, opened(run, folder, progress, joins=joins) as context:
         yield context
 
 
@@ -208,7 +208,7 @@ def stage_command(name: str) -> Command:
                 f"{folder} is a run of {run.recipe}, which has no stage {name!r}; it has {', '.join(stages)}. Use one "
                 "of those."
             )
-        with at_work(run, folder, console) as context:
+        with at_work(run, folder, console, joins=name == "search") as context:
             stages[name](context)
             if context.engine.is_main:
                 if name == "evaluate":

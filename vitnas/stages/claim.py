@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,9 @@ import yaml
 
 from vitnas.errors import UserError
 from vitnas.records import Allocation
+from vitnas.runs import check_there
 from vitnas.stages.context import Context
+from vitnas.stages.lock import one_writer
 from vitnas.stages.run import GROWS, Run, changes, in_words, plain, save_run
 from vitnas.stages.slim.prepare import forget_budget
 from vitnas.stages.table import go_on, plan_of
@@ -19,14 +21,32 @@ from vitnas.train import Progress
 
 
 @contextmanager
-def opened(run: Run, folder: Path, progress: Progress) -> Iterator[Any]:
-    """The Context of a run and its folder, as its plan has it."""
+def opened(run: Run, folder: Path, progress: Progress, *, joins: bool = False) -> Iterator[Any]:
+    """The Context of a run and its folder, as its plan has it.
+
+    Args:
+        joins: work beside others, as in a search that is shared, instead of alone.
+
+    Raises:
+        UserError: another process writes to the folder.
+    """
     context = plan_of(run).context(run, folder, progress)
     try:
-        yield context
+        with nullcontext() if joins else alone(context):
+            yield context
     finally:
         if "engine" in vars(context):  # an error before there is one needs none
             context.engine.close()
+
+
+@contextmanager
+def alone(context: Context) -> Iterator[None]:
+    """Let no other run into the folder; the first process sees to it."""
+    with ExitStack() as held:
+        context.engine.from_first(lambda: held.enter_context(one_writer(context.folder)))
+        if context.engine.is_main:
+            context.check_folder = check_there(context.folder)
+        yield
 
 
 def begin(context: Context) -> Any:
@@ -53,9 +73,10 @@ def go_through(context: Context) -> None:
         UserError: see `begin`.
     """
     try:
-        begin(context)
-        for stage in plan_of(context.run).stages.values():
-            stage(context)
+        with alone(context):
+            begin(context)
+            for stage in plan_of(context.run).stages.values():
+                stage(context)
     finally:
         context.engine.finish()
 

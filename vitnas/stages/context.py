@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -37,6 +39,8 @@ class Context:
     ) -> None:
         self.run, self.folder, self.given = run, folder, data
         self._progress: Progress = progress or Silent()
+        self.check_folder: Callable[[], None] = lambda: None  # raises where the folder has been removed
+        check_counts(run)
         if run.threads is not None:
             torch.set_num_threads(run.threads)
 
@@ -140,6 +144,21 @@ class Context:
             self.run.retrain,
             cells=lambda: self.space.largest().grids[-1],
         )
+
+
+PER_CORE, AT_LEAST = 8, 64  # threads or worker processes that a machine is still taken to have been meant for
+
+
+def check_counts(run: Run) -> None:
+    """Raise UserError where a run asks for far more threads or worker processes than this machine has cores."""
+    cores = os.cpu_count() or 1
+    most = max(AT_LEAST, PER_CORE * cores)
+    for name, count in (("threads", run.threads or 1), ("data.workers", run.data.workers)):
+        if count > most:
+            raise UserError(
+                f"{name} is {count} on a machine of {cores} cores; more than {most} only wait for each other. Use "
+                f"{cores}, or leave it out."
+            )
 
 
 def make_space(

@@ -77,6 +77,7 @@ class Stage:
         """Do it, unless all that it makes is there."""
 
         def is_done() -> bool:
+            context.check_folder()
             folder = context.folder
             return all((folder / name).exists() for name in self.makes(context.run)) and self.also(folder)
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.distributed.distributed_c10d import _get_default_store
 
 from vitnas.errors import MissingExtra, UserError, first_line
+from vitnas.stopping import asked, stopped_by
 
 logger = logging.getLogger(__name__)
 
@@ -59,20 +60,21 @@ class Engine:
         adopt_slurm()
         check_precision(precision, cpu=cpu)
         self.precision = precision
-        asked = int(os.environ.get("WORLD_SIZE", "1"))
-        cpu = cpu or not can_have_processes(asked)
-        if asked > 1:  # Accelerate would choose threads by itself, and warn
+        wanted = int(os.environ.get("WORLD_SIZE", "1"))
+        cpu = cpu or not can_have_processes(wanted)
+        if wanted > 1:  # Accelerate would choose threads by itself, and warn
             os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
         self.accelerator = Accelerator(
             mixed_precision=PRECISIONS[precision], cpu=cpu, log_with=names or None, project_dir=folder
         )
-        if self.world != asked:
+        if self.world != wanted:
             raise UserError(
-                f"WORLD_SIZE asks for {asked} processes, and this one is in a world of {self.world}; all must know of "
+                f"WORLD_SIZE asks for {wanted} processes, and this one is in a world of {self.world}; all must know of "
                 "each other. Start them by torchrun, `accelerate launch` or srun, and make no Engine before."
             )
         # Flags go between processes by a group of the hosts, which needs not wait for what the devices still compute.
         self._hosts: Any = None
+        self._signal = 0  # that asked any of the processes to end
         if self.world > 1 and self.device.type != "cpu":
             self._hosts = torch.distributed.new_group(backend="gloo")
         if names:
@@ -177,22 +179,35 @@ class Engine:
         return f"vitnas/left/{self._agreed}"
 
     def _agree(self, met: Exception | None) -> None:
-        """Raise in every process what any has met; the first one's where several have."""
+        """Raise in every process what any has met; the first one's where several have. All learn of a signal to one."""
         if self.world == 1:
             return
         Engine._agreed += 1
-        flag = torch.tensor([float(met is not None)])
+        flag = torch.tensor([int(met is not None), asked()])
         said: list[Any] = [None] * self.world
         mine = None if met is None else (type(met), " ".join(map(str, met.args)) or type(met).__name__)
         with reaching_all():
-            torch.distributed.all_reduce(flag, group=self._hosts)
-            if not flag:
+            torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX, group=self._hosts)
+            has_met, number = flag.tolist()
+            self._signal = self._signal or number
+            if not has_met:
                 return
             torch.distributed.all_gather_object(said, mine, group=self._hosts)
         kind, text = next(each for each in said if each is not None)
         error: Any = met if met is not None and mine == (kind, text) else kind.__new__(kind, text)
         error._of_all = True  # another `together` around this one must not ask again
         raise error
+
+    def stop_if_asked(self, put_away: Callable[[], object]) -> None:
+        """Put things away and end where a signal asks for it; all processes do at the same call, behind a `together`.
+
+        Raises:
+            Stopped: a signal came to any of them.
+        """
+        number = asked() if self.world == 1 else self._signal
+        if number:
+            put_away()
+            raise stopped_by(number)
 
     def release(self) -> None:
         """Forget the optimizers that were prepared; Accelerate would keep them, and their state, for good."""

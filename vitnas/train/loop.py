@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,7 +30,9 @@ from vitnas.data import Augment
 from vitnas.data.augment import seed_from, seeded_globals
 from vitnas.errors import UserError, first_line
 from vitnas.model import Model
+from vitnas.runs import check_there, writing
 from vitnas.sample import Draw, Hook, Moment, Sampler
+from vitnas.stopping import deferred
 from vitnas.supernet import Supernet
 from vitnas.train.checkpoint import (
     difference,
@@ -144,7 +147,8 @@ def fit(
                 progress=progress,
             )
             step = training.resume()
-        training.run(step)
+        with deferred():  # a checkpoint first
+            training.run(step)
         warning = training.finish(num_classes)
     return Fitted(
         network=training.result,
@@ -211,6 +215,11 @@ class _Training:
             self.teacher.keep(self.task.wants_taught, self.feed, batches, self.progress.note)
         self.read_every = steps_between_readings(engine.device)
         self.log = Metrics(self.folder, self.stage, engine)
+        self.check_folder: Callable[[], None] = lambda: None  # raises where the folder has been removed
+        if self.folder is not None and engine.is_main:
+            with writing(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+            self.check_folder = check_there(self.folder)
         self.checkpoint = (
             self.folder and self.folder / "checkpoints" / f"{self.stage.replace('/', '-')}.safetensors"
         )
@@ -256,6 +265,7 @@ class _Training:
             with self.engine.together():
                 if step > first:
                     self.tell(step)
+                    self.engine.stop_if_asked(partial(self.save, step))
                 self.learn(step, stream)
             self.move(step)
             step += 1
@@ -295,6 +305,7 @@ class _Training:
         epoch, lr = step / self.steps_per_epoch, max(group["lr"] for group in self.optimizer.param_groups)
         if step % self.config.log_every == 0 or step == self.steps:
             self.check_finite()
+            self.check_folder()
             self.log.step(step, epoch, lr)
         self.progress.update(self.stage, step, self.steps, self.log.text)
         if step in self.monitored:
@@ -419,6 +430,7 @@ class _Training:
         """Write the checkpoint, in the first process."""
         if self.checkpoint is None or not self.engine.is_main:
             return
+        self.check_folder()
         self.check_finite()
         self.check_weights(step)
         tensors, meta = optimizer_tensors(self.optimizer)

@@ -1,0 +1,154 @@
+"""A run folder has one writer; stale locks are recognised; a folder that goes away is noticed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from stage_help import Warm, has_step, refused, words
+
+from vitnas.errors import UserError
+from vitnas.searching.storage import started, this_host
+from vitnas.stages import lock
+from vitnas.stages.lock import one_writer
+
+
+def test_the_second_of_two_runs_is_told_whose_the_folder_is(
+    warm: Warm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also a stage of it; what the first does is not touched, and a killed run's lock is none."""
+    folder = tmp_path / "run"
+    said: list[str] = []
+
+    def second() -> bool:
+        if not has_step(folder, "supernet", 1)():
+            return False
+        said.extend((refused(words(folder, seed="1"), capsys), refused(["train", str(folder)], capsys)))
+        return True
+
+    warm.kill_when(words(folder, supernet__epochs="200"), second)
+    held = json.loads((folder / "run.lock").read_text())
+    for error in said:
+        host = this_host().partition("/")[0]
+        assert f"{folder} is in use by process {held['pid']} on {host}; a run folder has one writer" in error
+    warm.kill_when(words(folder, supernet__epochs="200"), has_step(folder, "supernet", 3))
+
+
+def test_a_folder_that_was_made_for_a_refused_run_goes_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "macs" in refused(words(tmp_path / "a" / "b", budget="macs<=1"), capsys)
+    assert not (tmp_path / "a").exists()
+
+
+def foreign(folder: Path, **changes: object) -> Path:
+    """A lock as another process wrote it."""
+    folder.mkdir(exist_ok=True)
+    path = folder / lock.FILE
+    path.write_text(json.dumps({"host": "elsewhere/pid:[1]", "pid": 7, "start": "1", **changes}))
+    return path
+
+
+def test_locks_of_this_host_count_while_their_process_runs(tmp_path: Path) -> None:
+    """Where a file system has no locks: what the file says is looked up."""
+    parent = os.getppid()
+    foreign(tmp_path, host=this_host(), pid=parent, start=started(parent))
+    with pytest.raises(UserError, match=f"in use by process {parent} on"), one_writer(tmp_path):
+        pass
+    foreign(tmp_path, host=this_host(), pid=parent, start="1")  # its number was used again
+    with one_writer(tmp_path):
+        assert json.loads((tmp_path / lock.FILE).read_text())["pid"] == os.getpid()
+    assert not (tmp_path / lock.FILE).exists()
+
+
+def test_locks_of_other_hosts_count_while_they_are_touched(tmp_path: Path) -> None:
+    path = foreign(tmp_path)
+    with pytest.raises(UserError, match="in use by process 7 on elsewhere"), one_writer(tmp_path):
+        pass
+    old = time.time() - lock.STALE_S - 60
+    os.utime(path, (old, old))
+    with one_writer(tmp_path):
+        pass
+
+
+def test_a_lock_is_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "TOUCH_S", 0.01)
+    with one_writer(tmp_path):
+        path = tmp_path / lock.FILE
+        os.utime(path, (1, 1))
+        end = time.monotonic() + 10
+        while path.stat().st_mtime < 2 and time.monotonic() < end:
+            time.sleep(0.01)
+        assert path.stat().st_mtime > 2
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"host": 3}'])
+def test_a_damaged_lock_is_nobodys(tmp_path: Path, text: str) -> None:
+    (tmp_path / lock.FILE).write_text(text)
+    with one_writer(tmp_path):
+        pass
+
+
+TAKES = """
+import sys
+from pathlib import Path
+from vitnas.errors import UserError
+from vitnas.stages.lock import one_writer
+for _ in range(300):
+    try:
+        with one_writer(Path(sys.argv[1])):
+            with open(sys.argv[1] + ".log", "a") as log:
+                log.write("in\\n")
+                log.flush()
+                log.write("out\\n")
+    except UserError:
+        pass
+"""
+
+
+@pytest.mark.slow
+def test_never_two_at_once(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    many = [subprocess.Popen([sys.executable, "-c", TAKES, str(folder)]) for _ in range(4)]
+    assert [each.wait() for each in many] == [0] * 4
+    lines = Path(f"{folder}.log").read_text().split()
+    assert len(lines) > 300
+    assert lines == ["in", "out"] * (len(lines) // 2)
+
+
+def test_a_folder_removed_while_training_is_noticed(warm: Warm, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+
+    def remove() -> bool:
+        if has_step(folder, "supernet", 2)():
+            shutil.rmtree(folder, ignore_errors=True)
+            return True
+        return False
+
+    process = warm.end_when(words(folder, supernet__epochs="200"), remove, signal.SIGCONT)
+    assert process == 2
+    assert f"{folder} was removed or replaced while the run went on" in " ".join(warm.log.read_text().split())
+
+
+def test_a_folder_that_cannot_be_written_can_be_looked_at(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A finished run has nothing to write."""
+    folder = Path(shutil.copytree(finished, tmp_path / "run"))
+
+    def denied(path: Path) -> int:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(lock, "_open", denied)
+    with one_writer(folder):
+        pass
+    (folder / "run.yaml").unlink()
+    with pytest.raises(UserError, match="Permission denied"), one_writer(folder):
+        pass
