@@ -369,12 +369,11 @@ def test_an_error_leaves_no_process_group_behind(
     closed = list[Engine]()
     monkeypatch.setattr(Engine, "close", lambda engine: closed.append(engine))
 
-    def fail(asks: bool) -> None:
-        with opened(open_run(slimmed), tmp_path, Silent()) as context:
-            assert not asks or context.engine.is_main
+    def fail(joins: bool) -> None:
+        with opened(open_run(slimmed), tmp_path, Silent(), joins=joins):
             raise RuntimeError("planted")
 
-    for asks in (True, False):
+    for joins in (False, True):
         with pytest.raises(RuntimeError, match="planted"):
-            fail(asks)
+            fail(joins)
     assert len(closed) == 1, "none is made to be closed"
