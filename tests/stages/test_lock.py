@@ -51,7 +51,7 @@ def test_a_folder_that_was_made_for_a_refused_run_goes_again(
 def foreign(folder: Path, **changes: object) -> Path:
     """A lock as another process wrote it."""
     folder.mkdir(exist_ok=True)
-    path = folder / lock.FILE
+    path = folder / lock.Holder.FILE
     path.write_text(json.dumps({"host": "elsewhere/pid:[1]", "pid": 7, "start": "1", **changes}))
     return path
 
@@ -64,8 +64,8 @@ def test_locks_of_this_host_count_while_their_process_runs(tmp_path: Path) -> No
         pass
     foreign(tmp_path, host=this_host(), pid=parent, start="1")  # its number was used again
     with one_writer(tmp_path):
-        assert json.loads((tmp_path / lock.FILE).read_text())["pid"] == os.getpid()
-    assert not (tmp_path / lock.FILE).exists()
+        assert json.loads((tmp_path / lock.Holder.FILE).read_text())["pid"] == os.getpid()
+    assert not (tmp_path / lock.Holder.FILE).exists()
 
 
 def test_locks_of_other_hosts_count_while_they_are_touched(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_locks_of_other_hosts_count_while_they_are_touched(tmp_path: Path) -> No
 def test_a_lock_is_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock, "TOUCH_S", 0.01)
     with one_writer(tmp_path):
-        path = tmp_path / lock.FILE
+        path = tmp_path / lock.Holder.FILE
         os.utime(path, (1, 1))
         end = time.monotonic() + 10
         while path.stat().st_mtime < 2 and time.monotonic() < end:
@@ -91,7 +91,7 @@ def test_a_lock_is_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"host": 3}'])
 def test_a_damaged_lock_is_nobodys(tmp_path: Path, text: str) -> None:
-    (tmp_path / lock.FILE).write_text(text)
+    (tmp_path / lock.Holder.FILE).write_text(text)
     with one_writer(tmp_path):
         pass
 

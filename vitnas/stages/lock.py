@@ -15,11 +15,11 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from vitnas.errors import UserError
-from vitnas.runs import check_there, writing
+from vitnas.runs import RunFile, check_there, from_json, to_json, writing
 from vitnas.searching.storage import is_alive, started, this_host
 
 try:
@@ -27,9 +27,19 @@ try:
 except ImportError:  # Windows: what the file says has to do
     fcntl = None  # type: ignore[assignment]
 
-FILE = "run.lock"
 TOUCH_S = 30.0
 STALE_S = 600.0  # of a host that cannot be asked
+
+
+@dataclass(frozen=True)
+class Holder(RunFile):
+    """Who writes to a run folder: a process by its host, its number and when it began."""
+
+    FILE = "run.lock"
+
+    host: str
+    pid: int
+    start: str
 
 
 @contextmanager
@@ -41,7 +51,7 @@ def one_writer(folder: Path) -> Iterator[None]:
             One that holds a run may be looked at where nothing can be written.
     """
     made = [each for each in (folder, *folder.parents) if not each.exists()]
-    path = folder / FILE
+    path = Holder.path(folder)
     with writing(path):
         folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -86,9 +96,9 @@ def _open(path: Path) -> int:
             other = _said(handle)
             if held or _lives(other, path):
                 raise UserError(_refusal(path, other))
-            mine = {"host": this_host(), "pid": os.getpid(), "start": started(os.getpid())}
+            mine = Holder(this_host(), os.getpid(), started(os.getpid()))
             os.truncate(handle, 0)
-            os.pwrite(handle, json.dumps(mine).encode(), 0)
+            os.pwrite(handle, json.dumps(to_json(mine)).encode(), 0)
             return handle
         except BaseException:
             with suppress(OSError):
@@ -115,28 +125,25 @@ def _is_at(handle: int, path: Path) -> bool:
     return False
 
 
-def _said(handle: int) -> dict[str, Any]:
-    """Host, process and its start, as the file says; {} where it says nothing."""
+def _said(handle: int) -> Holder | None:
+    """What the file says; None where that is nothing."""
     with suppress(OSError, ValueError):
-        said = json.loads(os.pread(handle, 4096, 0))
-        if isinstance(said, dict) and isinstance(said.get("host"), str) and isinstance(said.get("pid"), int):
-            return said
-    return {}
+        return from_json(Holder, json.loads(os.pread(handle, 4096, 0)))
+    return None
 
 
-def _lives(said: dict[str, Any], path: Path) -> bool:
+def _lives(other: Holder | None, path: Path) -> bool:
     """Whether the process that the file names still writes to the folder."""
-    if not said:
+    if other is None:
         return False
-    if said["host"] == this_host():
-        return said["pid"] != os.getpid() and is_alive(said["pid"], str(said.get("start", "")))
-    with tempfile.NamedTemporaryFile(prefix=f".{FILE}.", dir=path.parent) as now:
+    if other.host == this_host():
+        return other.pid != os.getpid() and is_alive(other.pid, other.start)
+    with tempfile.NamedTemporaryFile(prefix=f".{path.name}.", dir=path.parent) as now:
         return os.stat(now.name).st_mtime - path.stat().st_mtime < STALE_S
 
 
-def _refusal(path: Path, said: dict[str, Any]) -> str:
-    host = str(said.get("host", "another host")).partition("/")[0]
-    who = f"process {said['pid']} on {host}" if said else "another process"
+def _refusal(path: Path, other: Holder | None) -> str:
+    who = "another process" if other is None else f"process {other.pid} on {other.host.partition('/')[0]}"
     return (
         f"{path.parent} is in use by {who}; a run folder has one writer. Wait for it or end it, take another "
         f"folder=PATH, or join its search by `vitnas search {path.parent}`."
