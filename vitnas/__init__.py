@@ -14,13 +14,16 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-importlib.import_module("vitnas.stopping").listen()  # before torch is imported, which takes seconds
+_stopping = importlib.import_module("vitnas.stopping")
+_stopping.listen()  # before torch is imported, which takes seconds
 
-import vitnas.model.registry  # noqa: E402
-import vitnas.model.registry_xformers  # noqa: E402  (these make our models known to timm)
 from vitnas.version import VERSION  # noqa: E402
 
 __version__ = VERSION
+
+if not _stopping.is_command():  # which imports what it needs by itself, so that its help answers at once
+    import vitnas.model.registry
+    import vitnas.model.registry_xformers  # these make our models known to timm
 
 if TYPE_CHECKING:
     from vitnas import space as spaces

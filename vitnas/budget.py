@@ -238,7 +238,12 @@ class Budget:
         Raises:
             UserError: what cannot be read, with the rule and the nearest name; contradictory bounds.
         """
-        return cls.of(tuple(_parse_limit(clause) for clause in _clauses(text)))
+        limits = tuple(_parse_limit(clause) for clause in _clauses(text))
+        if text.strip() and not limits:
+            raise UserError(
+                f"budget is {text!r}, which says no limit. Write for example 'macs<=1.3G', or leave it out."
+            )
+        return cls.of(limits)
 
     @property
     def text(self) -> str:
@@ -470,6 +475,8 @@ def _parse_number(number: str, unit: str, quantity: str, clause: str) -> float:
             f"{nearest(unit, units) if unit else ''}"
         )
     try:
+        if re.search(r"__|^_|_$", number.strip("+-")):
+            raise InvalidOperation
         return float(Decimal(number.replace("_", "")) * known[folded])
     except InvalidOperation as error:
         raise UserError(

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import re
+import resource
+import shutil
+import subprocess
 import sys
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -13,8 +17,9 @@ import pytest
 import yaml
 from jsonargparse.typing import PositiveInt
 from optuna.storages import JournalStorage
+from rich.console import Console
 
-from vitnas.cli import main
+from vitnas.cli import doctor, main
 from vitnas.cli.fields import make_run, open_run, split_budgets
 from vitnas.cli.options import options, split
 from vitnas.data import Augment
@@ -24,6 +29,7 @@ from vitnas.sample import SeveralConfig
 from vitnas.space import SPACES, VitasConfig
 from vitnas.stages.claim import claim_folder
 from vitnas.stages.run import changes, field_names, in_words, plain, save_run
+from vitnas.train import progress
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -80,6 +86,25 @@ def test_overrides_are_typed_and_nested() -> None:
         (["run", "tour", "supernet.optimizer=adamv"], "optimizer is 'adamv'"),
         (["run", "tour", "search.searcher=evolve"], "search.searcher is 'evolve'"),
         (["run", "tour", "export.latency=[tensorrt]"], "tensorrt"),
+        (["run", "tour", "dataset=nowhere"], "dataset is 'nowhere'; it must be an existing folder"),
+        (["run", "tour", "epochs=3"], "epochs may be supernet.epochs, .* a field is named in full"),
+        (
+            ["run", "tour", "dataset=a", "data.dataset=b"],
+            "data.dataset is given twice, once in short",
+        ),
+        (["run", "tour", "seed=-1"], "seed is -1; it must be from 0 to 4294967295"),
+        (["run", "tour", "seed=99999999999999999999"], "seed is 9+; it must be from 0"),
+        (["run", "tour", "threads=100000"], "threads is 100000; it must be from 1 to 1024"),
+        (["run", "tour", "data.workers=9999"], "workers is 9999; it must be at most 512"),
+        (["run", "tour", "supernet.lr=.inf"], "supernet.lr is '.inf'; it must be a number"),
+        (["run", "tour", "supernet.lr=1e400"], "supernet.lr is '1e400'; it must be a number"),
+        (["run", "tour", "data.holdout=nan"], "data.holdout is 'nan'; it must be"),
+        (["run", "tour", "data.std=[-1]"], r"std \(-1.0,\); both are finite, and std is above 0"),
+        (["run", "tour", "budget=;"], "budget is ';', which says no limit"),
+        (["run", "tour", "budget=macs<=1__0M"], "the number '1__0'"),
+        (["run", "tour", "folder="], "folder is ''; it must be a path"),
+        (["run", "tour", "supernet=3"], "supernet is '3'; it must be fields, such as epochs below it"),
+        (["run", "images"], "no images are named; data.dataset is a folder"),
     ],
 )
 def test_bad_input_is_one_sentence_and_leaves_nothing(
@@ -98,6 +123,86 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(
     assert not (tmp_path / "runs" / "tour" / "run.yaml").exists(), (
         "a refused run leaves no run folder to trip over"
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seed: 2020-01-01", "seed is .*2020-01-01.*; it must be a whole number"),
+        ("space: !!set {a, b}", "space is {.*; it must be fields"),
+        ("space: &a {depths: *a}", "cannot be read as YAML .Circular reference"),
+        (f"space: {'[' * 3000}{']' * 3000}", "cannot be read as YAML .maximum recursion"),
+        ("seed: 1\nseed: 2", "cannot be read as YAML .'seed' is given twice"),
+        ("? [a, b]\n: 1", "cannot be read as YAML .unhashable"),
+        ("budget: {a: 1}", "budget has the field 'budget.a'; it is a value"),
+        ("search: {objectives: {accuracy: 1}}", "search.objectives has the field"),
+    ],
+)
+def test_yaml_that_no_run_is_made_of(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(f"recipe: tour\n{text}\n")
+    with pytest.raises(UserError, match=message) as caught:
+        make_run(str(tmp_path / "mine.yaml"), {})
+    assert len(str(caught.value)) < 500
+
+
+def test_a_name_in_short_is_the_one_field_that_ends_so() -> None:
+    run = make_run("tour", {"num_trials": "7", "dataset": "x", "rotate": "3"})
+    assert (run.search.num_trials, run.data.dataset) == (7, "x")
+    assert isinstance(run.data.augment, Augment)
+    assert run.data.augment.rotate == 3
+
+
+def test_what_a_user_typed_is_no_markup(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("x[/b]", "x[seed=1]"):
+        folder = shutil.copytree(finished, tmp_path / name)
+        assert main(["evaluate", str(folder)]) == 0
+        said = capsys.readouterr().out
+        assert f"{folder}/report.html" in said
+        assert f"evaluate: done ({folder})" in said
+        assert main(["report", str(folder)]) == 0
+        assert capsys.readouterr().out == f"{folder}/report.html\n"
+
+
+def test_help_answers_at_once() -> None:
+    """It imports no torch."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    done = subprocess.run(
+        [sys.executable, "-m", "vitnas", "slim", "--help"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("vitnas slim MODEL")
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 1.5
+
+
+def test_a_machine_that_is_not_ready(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(doctor, "LEAST_DISK", 1 << 60)
+    assert main(["doctor"]) == 2
+    said = capsys.readouterr()
+    assert "check writing    files and databases can be written" in said.out
+    assert re.search(r"check disk +NOT RIGHT: .* GB of disk are free in .*; a run takes 2", said.out)
+    assert "this machine is not ready (disk)" in said.err
+
+
+def test_a_log_says_how_much_time_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, said = [0.0], io.StringIO()
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    shown = progress.ConsoleProgress(Console(file=said))
+    for now[0], step in ((0.0, 100), (5.0, 105), (20.0, 120), (100.0, 200), (4000.0, 400)):
+        shown.update("train", step, 400, "loss 1")
+    assert said.getvalue().splitlines() == [
+        "train: 120/400  loss 1, 5 min left",
+        "train: 200/400  loss 1, 3 min left",
+        "train: 400/400  loss 1",
+    ]
+    assert [progress.duration(s) for s in (40, 99.6, 3600, 7800)] == [
+        "40 s",
+        "2 min",
+        "1 h 0 min",
+        "2 h 10 min",
+    ]
 
 
 def test_a_yaml_with_an_unknown_field_is_refused(tmp_path: Path) -> None:
@@ -300,6 +405,9 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     for name in COMMANDS:
         assert f"vitnas {name}" in text
+    assert main(["no-such-command"]) == 2
+    named = re.findall(r"commands are (.*)\.", capsys.readouterr().err)[0].split(", ")
+    assert {*named} == {*COMMANDS}
 
 
 @pytest.mark.parametrize(

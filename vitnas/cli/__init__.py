@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 from collections.abc import Sequence
 
@@ -117,18 +118,24 @@ def _command(words: list[str], errors: Console, stopper: Stopper) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         console.print(USAGE)
         return 0
+    name, names = words[0], list(dict.fromkeys(re.findall(r"^  vitnas ([a-z-]+)", USAGE, re.MULTILINE)))
     try:
-        from vitnas.cli.commands import COMMANDS, command_help
+        if name not in names:
+            raise UserError(f"{name!r} is no command; commands are {', '.join(names)}.{nearest(name, names)}")
+        asks = bool({"-h", "--help"} & {*words[1:]})
+        if asks:
+            console.print(_usage_of(name))
+            if name != "run":  # its fields take what all of it imports
+                return 0
+        import vitnas.model.registry
+        import vitnas.model.registry_xformers  # noqa: F401 (these make our models known to timm)
+        from vitnas.cli.commands import COMMANDS, tell_fields
 
-        if words[0] not in COMMANDS:
-            raise UserError(
-                f"{words[0]!r} is no command; commands are {', '.join(COMMANDS)}.{nearest(words[0], COMMANDS)}"
-            )
-        if {"-h", "--help"} & set(words[1:]):
-            command_help(words[0], USAGE, console)
-            return 0
-        stopper.works = True  # from here on there is something to put away
-        COMMANDS[words[0]](words[1:], console)
+        if asks:
+            tell_fields(console)
+        else:
+            stopper.works = True  # from here on there is something to put away
+            COMMANDS[name](words[1:], console)
     except UserError as error:
         return _refuse(errors, str(error))
     except BrokenPipeError:  # `vitnas list | head`
@@ -164,6 +171,15 @@ def of_the_system(error: OSError | MemoryError | RuntimeError) -> str | None:
     if isinstance(error, OSError) and error.errno in SYSTEM:
         return f"{error.filename or 'a file'}: {error.strerror}. Mend that and run the same command again."
     return None
+
+
+def _usage_of(name: str) -> str:
+    """The lines of USAGE that tell of a command; its further ones are indented more than its first."""
+    lines, is_mine = [], False
+    for line in USAGE.splitlines():
+        is_mine = is_mine if line.startswith("     ") else line.strip().startswith(f"vitnas {name} ")
+        lines += [line[2:]] * is_mine
+    return "\n".join(lines)
 
 
 def _refuse(console: Console, sentence: str) -> int:

@@ -61,20 +61,20 @@ def bench_mixers_command(words: list[str], console: Console) -> None:
         batch=asked.batch,
         device=asked.device,
         seconds=asked.seconds,
-        told=lambda text: console.print(f"measured {text}"),
+        told=lambda text: console.out(f"measured {text}"),
     )
     for direction in dict.fromkeys(row["direction"] for row in rows):
         console.print(mixer_table(rows, direction))
     lines = verdict(rows)
     for line in lines:
-        console.print(line)
+        console.out(line)
     told = _machine(torch.get_num_threads())
-    console.print(f"On {asked.device} ({told}).")
+    console.out(f"On {asked.device} ({told}).")
     if (folder := asked.folder) is not None:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / "mixers.csv", _csv(rows))
         write_atomic(folder / "mixers.html", mixer_page(rows, [*lines, f"Measured on {told}."]))
-        console.print(f"  table  {folder / 'mixers.csv'}\n  plot   {folder / 'mixers.html'}")
+        console.out(f"  table  {folder / 'mixers.csv'}\n  plot   {folder / 'mixers.html'}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,16 +93,16 @@ class BenchTokensOptions(TokenBench):
 def bench_tokens_command(words: list[str], console: Console) -> None:
     """Time of a ViT with all tokens and with fewer, by every selector."""
     asked = options(BenchTokensOptions, words, TOKENS_USAGE)
-    rows = bench_tokens(asked, told=lambda text: console.print(f"measured {text}"))
+    rows = bench_tokens(asked, told=lambda text: console.out(f"measured {text}"))
     for runtime in dict.fromkeys(row["runtime"] for row in rows):
         console.print(token_table(rows, runtime))
     for line in tokens_verdict(rows):
-        console.print(line)
-    console.print(f"On {asked.device} ({_machine(asked.threads)}).")
+        console.out(line)
+    console.out(f"On {asked.device} ({_machine(asked.threads)}).")
     if asked.folder is not None:
         asked.folder.mkdir(parents=True, exist_ok=True)
         write_atomic(asked.folder / "tokens.csv", _csv(rows))
-        console.print(f"  table  {asked.folder / 'tokens.csv'}")
+        console.out(f"  table  {asked.folder / 'tokens.csv'}")
 
 
 def token_table(rows: list[dict[str, Any]], runtime: str) -> Table:

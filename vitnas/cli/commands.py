@@ -14,14 +14,15 @@ from rich.markup import escape
 
 from vitnas.budget import Budget, format_quantity
 from vitnas.cli.bench import bench_mixers_command, bench_tokens_command
-from vitnas.cli.fields import make_run, open_run, split_budgets
-from vitnas.cli.lookup import count_command, doctor_command, list_command, show_command
+from vitnas.cli.doctor import doctor_command
+from vitnas.cli.fields import in_full, make_run, open_run, split_budgets
+from vitnas.cli.lookup import count_command, list_command, show_command
 from vitnas.cli.options import options, split
 from vitnas.cli.probe import probe_command
 from vitnas.cli.show_tokens import show_tokens_command
 from vitnas.cli.swap import swap_command
 from vitnas.cli.tokens import tokens_command
-from vitnas.errors import MissingExtra, UserError, nearest
+from vitnas.errors import MissingExtra, UserError
 from vitnas.grids import size_text
 from vitnas.probing import Pretrained, PretrainForecast, Probed
 from vitnas.records import FinalScores, Forecast, Original, Result, Results, SlimResults
@@ -152,13 +153,7 @@ def _in_full(recipe: str, texts: Mapping[str, str], more: Mapping[str, str]) -> 
         more: other names that are short, and what for.
     """
     short = {**{item.name: f"{recipe}.{item.name}" for item in fields(OPTIONAL[recipe])}, **more}
-    known = (*short, *field_names())
-    for name in texts:
-        if name not in known:
-            raise UserError(
-                f"there is no field {name!r}.{nearest(name, known)} `vitnas show {recipe}` lists them all."
-            )
-    return {short.get(name, name): text for name, text in texts.items()}
+    return in_full(texts, field_names(), recipe, short)
 
 
 def whole_run(run: Run, folder: Path, console: Console) -> None:
@@ -166,7 +161,7 @@ def whole_run(run: Run, folder: Path, console: Console) -> None:
     with at_work(run, folder, console) as context:
         table = begin(context)
         if context.engine.is_main:
-            console.print(f"[bold]{run.recipe}[/bold] into {folder}")
+            console.print(f"[bold]{run.recipe}[/bold] into {escape(str(folder))}")
             if run.pretrain:
                 tell_pretrain(table, console)
             elif run.slim:
@@ -183,16 +178,16 @@ def tell_slim(folder: Path, table: Feasibility, console: Console) -> None:
     """What is slimmed, how far it may go, and how long that takes."""
     first = Original.read(folder)
     for line in (f"{first.name}: {cost_text(first.cost)}", *reach(table), *first.notes):
-        console.print(f"  {line}", markup=False)
+        console.out(f"  {line}")
     found = Forecast.read(folder)
     console.print(to_rich(forecast(found, short=True), "What each effort takes here"))
-    console.print(f"  activations are taken from {found.images} images", highlight=False)
+    console.out(f"  activations are taken from {found.images} images")
 
 
 def tell_pretrain(found: PretrainForecast, console: Console) -> None:
     """What is done, and how long that takes."""
     for note in found.notes:
-        console.print(f"  {note}", markup=False)
+        console.out(f"  {note}")
     console.print(to_rich(pretraining.forecast(found)))
 
 
@@ -213,7 +208,7 @@ def stage_command(name: str) -> Command:
             if context.engine.is_main:
                 if name == "evaluate":
                     finale(folder, console)
-                console.print(f"{name}: done ({folder})")
+                console.out(f"{name}: done ({folder})")
 
     return command
 
@@ -243,7 +238,7 @@ def specialize_command(words: list[str], console: Console) -> None:
         table, lines = plan_of(run).specialize(context, budgets)
     console.print(to_rich(table))
     for line in lines:
-        console.print(line)
+        console.out(line)
 
 
 def retrain_command(words: list[str], console: Console) -> None:
@@ -267,9 +262,9 @@ def retrain_command(words: list[str], console: Console) -> None:
         if context.engine.is_main:
             result = Result.read(where)
             score = f"{result.holdout_accuracy:.1%} of {result.n_holdout} held-out images"
-            console.print(f"{where.name}: {score}, {format_quantity(result.macs, 'macs')} MACs\n  {where}")
+            console.out(f"{where.name}: {score}, {format_quantity(result.macs, 'macs')} MACs\n  {where}")
             if FinalScores.exists(folder) and where.name not in FinalScores.read(folder).scores:
-                console.print("  not in the final table, for which the test split was read once before")
+                console.out("  not in the final table, for which the test split was read once before")
 
 
 def finetune_command(words: list[str], console: Console) -> None:
@@ -290,7 +285,7 @@ def finetune_command(words: list[str], console: Console) -> None:
         where = finetune(context.models, role, size, context.run.retrain.train)
         if context.engine.is_main:
             result = Result.read(where)
-            console.print(
+            console.out(
                 f"{role} at {size_text(size)} pixels: {result.holdout_accuracy_before:.1%} before and "
                 f"{result.holdout_accuracy:.1%} after {result.epochs:g} epochs, on {result.n_holdout} "
                 f"held-out images\n  {where}"
@@ -299,7 +294,7 @@ def finetune_command(words: list[str], console: Console) -> None:
 
 def report_command(words: list[str], console: Console) -> None:
     """report.html of a run folder."""
-    console.print(str(report(one_folder(words, "report"))))
+    console.out(str(report(one_folder(words, "report"))))
 
 
 def dashboard_command(words: list[str], console: Console) -> None:
@@ -314,19 +309,12 @@ def dashboard_command(words: list[str], console: Console) -> None:
         raise UserError(
             f"{folder} has no study.db yet; the search writes it. Run `vitnas search {folder}` first."
         )
-    console.print("http://localhost:8080 (stop with Ctrl-C)")
+    console.out("http://localhost:8080 (stop with Ctrl-C)")
     run_server(open_storage(run.search.storage or folder / "study.db"), host="localhost", port=8080)
 
 
-def command_help(name: str, usage: str, console: Console) -> None:
-    """What a command does; for `run`, every group of fields with its types and meaning."""
-    lines, is_mine = [], False
-    for line in usage.splitlines():  # a command's further lines are indented more than its first
-        is_mine = is_mine if line.startswith("     ") else line.strip().startswith(f"vitnas {name} ")
-        lines += [line[2:]] * is_mine
-    console.print("\n".join(lines))
-    if name != "run":
-        return
+def tell_fields(console: Console) -> None:
+    """Every group of fields of a run, with their types and meaning."""
     for prefix, word, kind in field_groups():
         title = f"{prefix}kind={word}" if word else prefix.rstrip(".") or "run"
         doc = " ".join((kind.__doc__ or "").partition("Raises:")[0].split())
@@ -335,7 +323,7 @@ def command_help(name: str, usage: str, console: Console) -> None:
         for field in fields(kind):
             if not is_dataclass(hints[field.name]):
                 default = "" if field.default is MISSING else f" = {field.default!r}"
-                console.print(f"  {prefix}{field.name}: {escape(str(field.type))}{escape(default)}")
+                console.out(f"  {prefix}{field.name}: {field.type}{default}")
 
 
 def one_folder(words: list[str], command: str) -> Path:
@@ -362,7 +350,7 @@ def finale(folder: Path, console: Console) -> None:
             console.print(line, highlight=False)
         found = results.files
     for name, path in found.items():
-        console.print(f"  {name:<13} {folder / path}")
+        console.out(f"  {name:<13} {folder / path}")
 
 
 COMMANDS: dict[str, Command] = {

@@ -53,12 +53,7 @@ def make_run(name: str, pairs: Mapping[str, str]) -> Run:
     for short, field in SHORT.items():
         if short in pairs and field in pairs:
             raise UserError(f"{short} and {field} are both given; the first is short for it. Leave one out.")
-    pairs = {SHORT.get(field, field): text for field, text in pairs.items()}
-    for field in pairs:
-        if field not in known:
-            raise UserError(
-                f"there is no field {field!r}.{nearest(field, known)} `vitnas show RECIPE` lists them all."
-            )
+    pairs = in_full(pairs, known, "RECIPE")
     base = _base(name, known)
     for field in pairs:
         group = field.partition(".")[0]
@@ -80,6 +75,11 @@ def make_run(name: str, pairs: Mapping[str, str]) -> Run:
     kinds = {group: texts.pop(f"{group}.kind") for group in KINDS}
     for field in texts:
         group = field.partition(".")[0]
+        if field not in known:
+            inside = field.rpartition(".")[0]
+            raise UserError(
+                f"{inside} has the field {field!r}; it is a value, and has none. Write one value there."
+            )
         if known[field] and kinds[group] not in known[field]:
             raise UserError(
                 f"{field} belongs to {group}.kind {' and '.join(sorted(known[field]))}, but {group}.kind is "
@@ -89,6 +89,39 @@ def make_run(name: str, pairs: Mapping[str, str]) -> Run:
     # Then each of its fields is told of by its own name.
     types |= {group: kind for group, kind in OPTIONAL.items() if base[group] is not None}
     return Run(**parsed(types, (f"{field}={text}" for field, text in texts.items())))
+
+
+def in_full(
+    pairs: Mapping[str, str], known: Collection[str], recipe: str, short: Mapping[str, str] = SHORT
+) -> dict[str, str]:
+    """Fields by their whole names: `dataset` is `data.dataset`, as no other ends so.
+
+    Args:
+        recipe: what `vitnas show` is told to be given.
+        short: further names, and what for.
+
+    Raises:
+        UserError: an unknown name (the nearest is told), one that several fields end in, or a field given twice.
+    """
+    found: dict[str, str] = {}
+    for name, text in pairs.items():
+        full = short.get(name, name)
+        if full not in known:
+            ends = [field for field in known if field.endswith(f".{name}")]
+            if len(ends) > 1:
+                raise UserError(
+                    f"{name} may be {', '.join(ends[:-1])} or {ends[-1]}; a field is named in full. Write one of them."
+                )
+            if not ends:
+                raise UserError(
+                    f"there is no field {name!r}.{nearest(name, [*short, *known])} `vitnas show {recipe}` lists them "
+                    "all."
+                )
+            full = ends[0]
+        if full in found:
+            raise UserError(f"{full} is given twice, once in short. Leave one out.")
+        found[full] = text
+    return found
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

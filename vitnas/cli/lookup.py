@@ -1,10 +1,8 @@
-"""list, show, count, doctor: looking things up without a run folder."""
+"""list, show, count: looking things up without a run folder."""
 
 from __future__ import annotations
 
-import importlib.util
 from contextlib import suppress
-from importlib import metadata
 from typing import Any, get_args
 
 import torch
@@ -18,7 +16,6 @@ from vitnas.budget import format_quantity
 from vitnas.counting import count, parts
 from vitnas.errors import UserError
 from vitnas.exporting.networks import load_network, untrained
-from vitnas.measure.environment import environment
 from vitnas.mixers import MIXERS, Convention
 from vitnas.model.named import NET_ID, find_arch
 from vitnas.model.net_id import net_id_of
@@ -33,13 +30,6 @@ from vitnas.stages.run import plain
 from vitnas.train import TASKS
 from vitnas.train.losses import TAUGHT_LOSSES
 
-EXTRAS = {
-    "data": ("datasets", "hfds/ dataset strings"),
-    "dashboard": ("optuna_dashboard", "vitnas dashboard"),
-    "postgres": ("psycopg", "many workers on one search"),
-    "track": ("tensorboard", "trackers=[tensorboard]"),
-}
-
 
 def list_command(words: list[str], console: Console) -> None:
     """Everything that has a name."""
@@ -52,13 +42,13 @@ def list_command(words: list[str], console: Console) -> None:
         table.add_row(name, (recipe.__doc__ or "").splitlines()[0])
     console.print(table)
     spaces = ", ".join(f"{name} ({', '.join(kind.sizes)})" for name, kind in SPACES.items())
-    console.print(f"\nspaces     {spaces}")
-    console.print(f"samplers   {', '.join(SAMPLERS)}")
-    console.print(f"tasks      {', '.join(TASKS)}")
-    console.print(f"losses     {', '.join(TAUGHT_LOSSES)} (of a teacher)")
-    console.print(f"searchers  {', '.join(SEARCHERS)}")
-    console.print(f"mixers     {', '.join(MIXERS)}")
-    console.print(f"models     {', '.join(PUBLISHED)} (timm.create_model after `import vitnas`)")
+    console.out(f"\nspaces     {spaces}")
+    console.out(f"samplers   {', '.join(SAMPLERS)}")
+    console.out(f"tasks      {', '.join(TASKS)}")
+    console.out(f"losses     {', '.join(TAUGHT_LOSSES)} (of a teacher)")
+    console.out(f"searchers  {', '.join(SEARCHERS)}")
+    console.out(f"mixers     {', '.join(MIXERS)}")
+    console.out(f"models     {', '.join(PUBLISHED)} (timm.create_model after `import vitnas`)")
 
 
 def show_command(words: list[str], console: Console) -> None:
@@ -68,7 +58,7 @@ def show_command(words: list[str], console: Console) -> None:
         console.print(escape(yaml.safe_dump(plain(RECIPES[name]()), sort_keys=False)), end="")
         return
     arch = arch_named(name)
-    console.print(f"{arch.id}: {arch.describe()}")
+    console.out(f"{arch.id}: {arch.describe()}")
     table = Table("part", "heads x dim", "MLP", "MACs", "params", show_edge=False)
     for part in parts(arch):
         block = arch.blocks[int(part.name.split(".")[1])] if part.name.startswith("blocks.") else None
@@ -79,38 +69,19 @@ def show_command(words: list[str], console: Console) -> None:
     console.print(table)
     if arch.attn_scale == "embed_dim":  # only ViTAS nets have it, and most of these a code
         with suppress(UserError):
-            console.print(f"net_id     {' '.join(map(str, net_id_of(arch)))}")
+            console.out(f"net_id     {' '.join(map(str, net_id_of(arch)))}")
 
 
 def count_command(words: list[str], console: Console) -> None:
     """Cost of an Arch by every convention (see vitnas/counting.py)."""
     arch = arch_named(one_name(words, "count"))
     cost = count(arch)
-    console.print(f"{arch.id}: {arch.describe()}")
+    console.out(f"{arch.id}: {arch.describe()}")
     for convention in get_args(Convention):
         macs = count(arch, convention=convention).macs
-        console.print(f"  MACs ({convention}){'':<{16 - len(convention)}} {macs:>16,}")
-    console.print(f"  {'params':<23} {cost.params:>16,}")
-    console.print(f"  {'peak activations, bytes':<23} {cost.memory_bytes:>16,}")
-
-
-def doctor_command(words: list[str], console: Console) -> None:
-    """Versions, devices and extras; says what is missing and how to get it."""
-    if words:
-        raise UserError(f"`vitnas doctor` takes nothing, but {words[0]!r} was given. Leave it out.")
-    found = environment()
-    for key, value in found.items():
-        if isinstance(value, dict):
-            continue
-        console.print(f"{key:<16} {value}")
-    for extra, (module, use) in EXTRAS.items():
-        there = importlib.util.find_spec(module) is not None
-        state = (
-            metadata.version(module.replace("_", "-"))
-            if there
-            else f"missing: pip install 'vitnas\\[{extra}]'"
-        )
-        console.print(f"extra {extra:<10} {state}  ({use})")
+        console.out(f"  MACs ({convention}){'':<{16 - len(convention)}} {macs:>16,}")
+    console.out(f"  {'params':<23} {cost.params:>16,}")
+    console.out(f"  {'peak activations, bytes':<23} {cost.memory_bytes:>16,}")
 
 
 def arch_named(name: str) -> Arch:

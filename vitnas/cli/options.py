@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 from argparse import ArgumentError
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from types import NoneType
@@ -32,7 +33,7 @@ def options(kind: type[Options], words: Sequence[str], usage: str) -> Options:
     types = {item.name: hints[item.name] for item in items}
     placed = [item.name for item in items if item.default is MISSING and item.default_factory is MISSING]
     words = _joined(words)
-    named = [word for word in words if word.startswith("--") or "=" in word]
+    named = [word for word in words if word.startswith("--") or ("=" in word and not _is_path(word, types))]
     for name in (word.removeprefix("--").partition("=")[0] for word in named):
         if name not in types:
             raise UserError(f"{usage} There is no field {name!r}.{nearest(name, types)}")
@@ -75,6 +76,11 @@ def _joined(words: Sequence[str]) -> list[str]:
     return found
 
 
+def _is_path(word: str, known: Container[str]) -> bool:
+    """Whether a word with a `=` in it is no field with its value, but the name of a file or folder."""
+    return word.partition("=")[0].removeprefix("--") not in known and Path(word).exists()
+
+
 class _WordsError(UserError):
     """Too many words, or too few."""
 
@@ -96,13 +102,14 @@ def parsed(types: Mapping[str, Any], words: Iterable[str], positional: Sequence[
     flags, texts = [], {}
     for word in words:
         name, equals, text = word.removeprefix("--").partition("=")
-        if equals:
+        is_field = bool(equals) and not _is_path(word, known)
+        if is_field:
             if name not in known:
                 raise UserError(f"there is no field {name!r}.{nearest(name, known)}")
             texts[name] = text
             if _is_list(known[name], text):
                 text = f"[{text}]"
-        flags.append(f"--{name}={text}" if equals else word)
+        flags.append(f"--{name}={text}" if is_field else word)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # jsonargparse's own deprecations differ between its versions
@@ -118,9 +125,20 @@ def parsed(types: Mapping[str, Any], words: Iterable[str], positional: Sequence[
     # Nothing was said of a dataclass: it is its defaults.
     values = {k: types[k]() if v is None and is_dataclass(types[k]) else v for k, v in values.items()}
     for name, text in texts.items():
-        if re.fullmatch(r"[-+.]*(inf|infinity|nan)", text.lower()) and issubclass(_plain(known[name]), float):
+        kinds = (known[name], *get_args(known[name]))
+        if (Path in kinds and not text) or (float in kinds and not _is_finite(text)):
             raise _refusal(f'Parser key "{name}"', known, texts)
     return values
+
+
+def _is_finite(text: str) -> bool:
+    """Whether a text is no number, or a finite one."""
+    if re.fullmatch(r"[-+.]*(inf|infinity|nan)", text.lower()):
+        return False
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return True
 
 
 def _refusal(reason: str, known: Mapping[str, Any], texts: Mapping[str, str]) -> UserError:
@@ -181,6 +199,6 @@ def _told(hint: Any) -> str:
         several = (re.sub(r"^(whole number|number|text|path)\b", r"\1s", kind) for kind in kinds)
         count = "" if Ellipsis in get_args(hint) else f"{len(parts)} "
         return f"a list of {count}{' and '.join(several)}"
-    return (
-        " or ".join(map(_told, parts)) if parts else "text" if hint is str else f"fields of {hint.__name__}"
-    )
+    if parts:
+        return " or ".join(map(_told, parts))
+    return f"fields, such as {fields(hint)[0].name} below it" if is_dataclass(hint) else "text"

@@ -84,12 +84,12 @@ def _tell(found: Probed, folder: Path, console: Console) -> None:
         *found.notes,
     )
     for line in lines:
-        console.print(f"  {line}", markup=False)
+        console.out(f"  {line}")
     rows = tuple(_row(name, row) for name, row in (("nearest", found.knn), ("linear", found.linear)))
     table = Table(("classifier", "accuracy", "95 % CI", "n", "held out", "chosen of"), rows, (1, 2, 3, 4))
     again = f", read {found.test_readings} times by now" if found.test_readings > 1 else ""
     console.print(to_rich(table, f"On {found.num_test} test images{again}"))
-    console.print(f"  {folder / Probed.FILE}")
+    console.out(f"  {folder / Probed.FILE}")
 
 
 def _row(name: str, judged: Judged) -> tuple[str, ...]:

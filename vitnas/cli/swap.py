@@ -72,7 +72,7 @@ def swap_command(words: list[str], console: Console) -> None:
     save_weights(model, folder / "model.safetensors")
     record["onnx"] = export_onnx(model.eval(), folder / "model.onnx")
     write_json(folder / "swap.json", record)
-    console.print(f"  {folder / 'model.onnx'}\n  {folder / 'model.safetensors'}\n  {folder / 'swap.json'}")
+    console.out(f"  {folder / 'model.onnx'}\n  {folder / 'model.safetensors'}\n  {folder / 'swap.json'}")
 
 
 def _load(name: str, pretrained: bool) -> Any:
@@ -105,5 +105,5 @@ def _win_back(model: Any, teacher: Any, asked: SwapOptions, console: Console) ->
     with ConsoleProgress(console) as progress:
         imitate(model, teacher, batches, config=config, progress=progress)
     after, _ = agreement(model, teacher, holdout)
-    console.print(f"agrees with the original on {before:.1%} of {count} images before, {after:.1%} after")
+    console.out(f"agrees with the original on {before:.1%} of {count} images before, {after:.1%} after")
     return {"agreement_before": before, "agreement_after": after, "n": count, "epochs": config.epochs}

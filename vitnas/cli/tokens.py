@@ -162,7 +162,7 @@ def tokens_command(words: list[str], console: Console) -> None:
     record |= {"model": asked.model, "selector": asked.selector, "timm": saved}
     record["onnx"] = export_onnx(made, folder / "model.onnx")
     write_json(folder / "tokens.json", record)
-    console.print(f"  {folder / 'model'}\n  {folder / 'model.onnx'}\n  {folder / 'tokens.json'}")
+    console.out(f"  {folder / 'model'}\n  {folder / 'model.onnx'}\n  {folder / 'tokens.json'}")
 
 
 def _selecting(model: Model, asked: TokensOptions) -> Model:
@@ -228,7 +228,7 @@ def _compared(
     costs = {"before": count(before.arch), "after": count(after.arch)}
     record: dict[str, Any] = {"macs": {name: cost.macs for name, cost in costs.items()}}
     shown = {name: format_quantity(cost.macs, "macs") for name, cost in costs.items()}
-    console.print(f"{shown['before']} MACs before, {shown['after']} after ({after.arch.describe()})")
+    console.out(f"{shown['before']} MACs before, {shown['after']} after ({after.arch.describe()})")
     if labels:
         scores = {name: evaluate(net.eval(), holdout) for name, net in (("before", before), ("after", after))}
         record["accuracy"] = {name: score.accuracy for name, score in scores.items()} | {
@@ -241,5 +241,5 @@ def _compared(
     if before.num_classes:
         same, n = agreement(after, before, holdout)
         record["agreement"] = {"after": same, "n": n}
-        console.print(f"both give the same class to {same:.1%} of {n} images")
+        console.out(f"both give the same class to {same:.1%} of {n} images")
     return record

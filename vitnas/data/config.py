@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,6 +14,7 @@ VALIDATION_NAMES = ("validation", "val", "valid", "eval", "evaluation")
 TEST_NAMES = ("test", "testing", *VALIDATION_NAMES)
 TRAIN_NAMES = ("train", "training")
 
+MOST_WORKERS = 512
 AUTO_AUGMENTS = ("rand", "augmix", "original", "originalr", "v0", "v0r", "3a")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 
@@ -176,6 +178,17 @@ class DataConfig:
             raise UserError(
                 f"holdout is {self.holdout}; it must be a share between 0 and 1 or a whole number of images, "
                 "since the search scores Archs on it, or the name of a split. Use 0.1."
+            )
+        if any(not math.isfinite(value) for value in (*(self.mean or ()), *(self.std or ()))) or any(
+            value <= 0 for value in self.std or ()
+        ):
+            raise UserError(
+                f"mean is {self.mean} and std {self.std}; both are finite, and std is above 0. Leave them out to have "
+                "those of the images or the model."
+            )
+        if self.workers > MOST_WORKERS:
+            raise UserError(
+                f"workers is {self.workers}; it must be at most {MOST_WORKERS}. Use the number of cores."
             )
         if self.in_chans not in (None, 1, 3):
             raise UserError(f"in_chans is {self.in_chans}; it must be 1 (grey) or 3 (colour). Leave it out.")

@@ -77,6 +77,11 @@ def _open_folder(config: DataConfig) -> Opened:
         "torch/image_folder",
     )
     text = config.root if by_root and config.root else config.dataset
+    if not text:
+        raise UserError(
+            "no images are named; data.dataset is a folder of class folders or images, or a dataset string. Add "
+            "data.dataset=path/to/images."
+        )
     root = Path(text).expanduser()
     if not root.exists():
         known = ("digits", "hfds/", "wds/", *(f"torch/{name}" for name in TORCH_NAMES))

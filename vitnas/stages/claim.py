@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
@@ -112,6 +113,20 @@ def _may_change(run: Run, folder: Path, name: str, old: Any, new: Any) -> bool:
     return name in GROWS and not run.pretrain and isinstance(old, int) and bool(new >= old)
 
 
+class _Once(yaml.SafeLoader):
+    """A loader that refuses a field that is written twice, of which YAML would take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set[str]()
+        for key, _ in node.value:
+            if key.value in seen and isinstance(key.value, str):
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key.value!r} is given twice", key.start_mark
+                )
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file with a mapping.
 
@@ -119,8 +134,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
         UserError: unreadable or something else.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        values = _Once(path.read_text(encoding="utf-8")).get_single_data()
+        json.dumps(values, default=str)  # what holds itself ends here
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError, ValueError, TypeError) as error:
         raise UserError(
             f"{path} cannot be read as YAML ({' '.join(str(error).split())}). Mend the file."
         ) from error

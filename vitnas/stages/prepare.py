@@ -39,7 +39,12 @@ def prepare(context: Context) -> Feasibility:
     require_labels(data.train.targets, "`vitnas run`")  # its search scores accuracy
     space, budget = context.space, context.budget
     supernet = context.new_supernet()
-    for config in (run.supernet, run.retrain.train):  # what is unknown shows now, not in an hour
+    for name, config in (("supernet", run.supernet), ("retrain.train", run.retrain.train)):
+        if config.warmup_epochs >= config.epochs:
+            context.work.progress.note(
+                f"{name}.warmup_epochs is {config.warmup_epochs:g} of {config.epochs:g} epochs: all of it is warm-up"
+            )
+        # what is unknown shows now, not in an hour
         make_schedule(make_optimizer(supernet, config), config, 100, 10)
     if run.pretrained:
         start_from_pretrained(supernet, run.pretrained)

@@ -37,6 +37,7 @@ FREE = {"threads", "workers", "trackers", "device", "log_every", "checkpoint_min
 GROWS = {"search.num_trials": "search"}
 BASELINES = ("hand_scaled", "random_search")
 OWN = "pretrained"  # as teacher.network: the network that the run starts from, as it was
+MOST_THREADS = 1024
 MUST_LEARN = ("predictor", *(word for word, kind in SELECTIONS.items() if kind.keeps_keys))
 Axis: TypeAlias = Literal["heads", "hidden", "embed_dim", "blocks"]
 
@@ -315,8 +316,12 @@ class Run:
             )
         if self.slim is None and self.pretrain is None:
             self.space.starting_from(self.pretrained)  # refuses a network that is missing
-        if self.threads is not None and self.threads < 1:
-            raise UserError(f"threads is {self.threads}; it must be at least 1. Leave it out for all cores.")
+        if not 0 <= self.seed < 1 << 32:
+            raise UserError(f"seed is {self.seed}; it must be from 0 to {(1 << 32) - 1}. Use 0.")
+        if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
+            raise UserError(
+                f"threads is {self.threads}; it must be from 1 to {MOST_THREADS}. Leave it out for all cores."
+            )
 
     @property
     def anew(self) -> TrainConfig:

@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Protocol
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
@@ -39,6 +40,14 @@ class Silent:
     def done(self, stage: str, warning: str | None = None) -> None: ...
 
 
+def duration(seconds: float) -> str:
+    """As a person says it: "40 s", "7 min", "2 h 10 min"."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
+
+
 class ConsoleProgress:
     """Bars on a terminal; without one, a line per stage at least every ten seconds. Use as a context manager."""
 
@@ -46,6 +55,9 @@ class ConsoleProgress:
         self.console = console or Console()
         self._tasks: dict[str, TaskID] = {}
         self._last: dict[str, float] = {}
+        self._began: dict[
+            str, tuple[float, int]
+        ] = {}  # when, and at which step: a resumed stage has done some
         columns = (
             TextColumn("{task.description:<24}"),
             BarColumn(),
@@ -68,17 +80,20 @@ class ConsoleProgress:
     def update(self, stage: str, step: int, steps: int, text: str = "") -> None:
         if self.console.is_terminal:
             if stage not in self._tasks:
-                self._tasks[stage] = self._bars.add_task(stage, total=steps, text=text)
-            self._bars.update(self._tasks[stage], completed=step, total=steps, text=text)
+                self._tasks[stage] = self._bars.add_task(stage, total=steps, text=escape(text))
+            self._bars.update(self._tasks[stage], completed=step, total=steps, text=escape(text))
             return
         now = time.monotonic()
+        began, first = self._began.setdefault(stage, (now, step))
         if step >= steps or now - self._last.setdefault(stage, now) >= PLAIN_SECONDS:
             self._last[stage] = now
-            self.console.print(f"{stage}: {step}/{steps}  {text}", highlight=False)
+            left = (steps - step) * (now - began) / (step - first) if step > first else 0.0
+            self.console.out(f"{stage}: {step}/{steps}  {text}{f', {duration(left)} left' if left else ''}")
 
     def note(self, text: str) -> None:
-        self.console.print(f"  {text}", highlight=False)
+        self.console.out(f"  {text}")
 
     def done(self, stage: str, warning: str | None = None) -> None:
         if warning:
-            self.console.print(f"[yellow]Warning:[/yellow] {warning}", highlight=False)
+            self.console.print("[yellow]Warning:[/yellow] ", end="")
+            self.console.out(warning)
