@@ -55,6 +55,8 @@ OTHERS: dict[str, Any] = {
     "layer_scale": True,
     "act": "swiglu",
     "scale_mlp_norm": True,
+    "patch_norm": True,
+    "window_bias": "folded",
 }
 
 

@@ -76,9 +76,10 @@ def wild_stages(rng: random.Random) -> Arch:
     arch, num_stages = wild_arch(rng), rng.choice([1, 2, 3])
     patch, grid = rng.choice([2, 4, 6]), wild_grid(rng, [step << (num_stages - 1) for step in (1, 2, 3)])
     dims = sorted(rng.choice([1, 8, 17, 96]) for _ in range(num_stages))
-    reduction = rng.choice(["residual", "conv"])
+    reduction = rng.choice(["residual", "conv", "patch"])
+    drops = reduction == "patch" and num_stages > 1
     pooled_token = arch.global_pool == "token"
-    distill = pooled_token and not arch.fc_norm and rng.random() < 0.5
+    distill = pooled_token and not arch.fc_norm and not drops and rng.random() < 0.5
     stem = rng.choice(["linear", "conv"])
     return replace(
         arch,
@@ -92,6 +93,7 @@ def wild_stages(rng: random.Random) -> Arch:
         stem_width=rng.choice([1, 5, 48]) if stem == "conv" else 0,
         reduction=reduction,
         distill_token=distill,
+        patch_norm=rng.random() < 0.3,
         patch_head=not distill and not arch.fc_norm and rng.random() < 0.5,
     )
 
@@ -103,7 +105,7 @@ def wild_selections(rng: random.Random, selector: str) -> Arch:
     kind = SELECTIONS[selector]
     reads_patches = arch.patch_head or arch.global_pool != "token"
     alone = not reads_patches and rng.random() < 0.5  # the last block gives the class token alone
-    if kind.keeps_keys or alone or kind.asked(class_token=arch.class_token) == "all":
+    if kind.keeps_keys or alone or kind.asked(class_token=arch.ends_with_class) == "all":
         arch = replace(arch, relative_position=0)
     blocks = [block for _ in range(rng.choice([2, 3])) for block in wild_blocks(rng)]
     left = patches
@@ -130,7 +132,8 @@ def wild_selections(rng: random.Random, selector: str) -> Arch:
     last = replace(arch.stages[-1], blocks=tuple(blocks))
     return replace(
         arch,
-        reg_tokens=arch.reg_tokens or (0 if arch.distill_token else rng.choice([0, 0, 2])),
+        reg_tokens=arch.reg_tokens
+        or (0 if arch.distill_token or arch.drops_prefix else rng.choice([0, 0, 2])),
         stages=(*arch.stages[:-1], last),
         position=rng.choice(["rotary", "rotary_2d"]) if rotary else arch.position,
         selector=selector if left < patches else None,
@@ -145,8 +148,8 @@ def with_parts(arch: Arch, rng: random.Random) -> Arch:
         sizes = {"pool_num_heads": rng.choice(divisors), "pool_mlp_hidden": rng.choice([1, 16, 3000])}
         act = rng.choice(list(ACTS))
         arch = replace(arch, global_pool="map", act=act, **sizes)
-    reg_tokens = 0 if arch.rel_pos_bias == "table" else rng.choice([0, 1, 4])
-    prefix = arch.num_prefix_tokens - arch.reg_tokens + reg_tokens
+    reg_tokens = 0 if arch.rel_pos_bias == "table" or arch.drops_prefix else rng.choice([0, 1, 4])
+    prefix = arch.prefix_tokens[0] - arch.reg_tokens + reg_tokens
     return replace(
         arch,
         reg_tokens=reg_tokens,

@@ -16,12 +16,15 @@ from itertools import islice, pairwise
 from math import prod
 from typing import Any, Literal, get_args
 
+from vitnas.block import Block as Block
+from vitnas.block import Stage as Stage
+from vitnas.block import at_least
 from vitnas.errors import UserError, check_word, nearest
 from vitnas.grids import Grid, ImageSize, as_image_size, sides_of, size_text
 from vitnas.layers.rotary import BASES, rotary_of
 from vitnas.layers.select import Asked
 from vitnas.layers.selectors import SELECTIONS
-from vitnas.mixers import MIXERS, QkvBias
+from vitnas.mixers import QkvBias
 from vitnas.mixers.fitting import check_mixers, check_selections
 
 SCHEMA = 1
@@ -33,13 +36,14 @@ FIRST_FIELDS = frozenset(
 )
 
 Stem = Literal["linear", "conv", "hybrid", "cct"]
-Reduction = Literal["residual", "conv"]
+Reduction = Literal["residual", "conv", "patch"]
 Position = Literal["learned", "rotary", "rotary_2d", "rotary_dinov3", "learned_rotary_2d", "none"]
 Pool = Literal["token", "avg", "seq", "map"]
 RelPosBias = Literal["none", "table", "mlp"]
 MlpNorm = Literal["branch", "stream"]
 Act = Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "swiglu", "swiglu_packed"]
 AttnScale = Literal["head_dim", "embed_dim"]
+WindowBias = Literal["step", "folded"]
 WORDS: dict[str, tuple[str, ...]] = {
     "stem": get_args(Stem),
     "reduction": get_args(Reduction),
@@ -49,72 +53,9 @@ WORDS: dict[str, tuple[str, ...]] = {
     "act": get_args(Act),
     "rel_pos_bias": get_args(RelPosBias),
     "attn_scale": get_args(AttnScale),
+    "window_bias": get_args(WindowBias),
 }
 """Fields of an Arch that are one of a few words."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Block:
-    """One transformer block.
-
-    The inner width of attention is `num_heads * head_dim` and need not equal the stage's `embed_dim`.
-    `mixer_size` is the mixer's own number (random features, rank, landmarks, hidden units, mixtures); None means its
-    default. Mixers without heads ignore `num_heads` and `head_dim`.
-    `slot` is the block's place in its stage of a Supernet (whose weights it takes); None means its own index, which
-    is right whenever blocks are only ever removed from the end. It does not change what the block computes.
-    `keep` patches enter the block, fewer than came before (None: as many); which ones, the Arch's `selector` says. With
-    0 the block gives the class token alone, by keys and values of all that came; so it does with any number where the
-    selector is one of Patch Slimming's.
-    """
-
-    num_heads: int
-    head_dim: int
-    mlp_hidden: int
-    mixer: str = "softmax"
-    mixer_size: int | None = None
-    slot: int | None = None
-    keep: int | None = None
-
-    def __post_init__(self) -> None:
-        _at_least(1, self, "num_heads", "head_dim", "mlp_hidden")
-        check_word("mixer", self.mixer, MIXERS)
-        if self.mixer_size is not None:
-            _at_least(1, self, "mixer_size")
-        if self.keep is not None:
-            _at_least(0, self, "keep")
-        if self.slot is not None and self.slot < 0:
-            raise UserError(
-                f"slot is {self.slot}; it counts from 0. Leave it out to use the block's own index."
-            )
-
-    @property
-    def inner_dim(self) -> int:
-        """Width of q, k and v each: all heads together."""
-        return self.num_heads * self.head_dim
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Stage:
-    """Blocks that share one embedding width. Depth is `len(blocks)`."""
-
-    embed_dim: int
-    blocks: tuple[Block, ...]
-
-    def __post_init__(self) -> None:
-        _at_least(1, self, "embed_dim")
-        object.__setattr__(self, "blocks", tuple(self.blocks))  # a list would not hash
-        if not self.blocks:
-            raise UserError("blocks is empty; a stage needs at least one block. Remove the stage instead.")
-        slots = [block.slot for block in self.blocks if block.slot is not None]
-        if slots and (len(slots) < len(self.blocks) or any(b <= a for a, b in pairwise(slots))):
-            raise UserError(
-                f"slots are {slots}; they must rise and be given for all blocks or none. Renumber them."
-            )
-
-    @property
-    def slots(self) -> list[int]:
-        """Place of each block in this stage of a Supernet."""
-        return [index if block.slot is None else block.slot for index, block in enumerate(self.blocks)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,7 +64,9 @@ class Arch:
 
     `image_size` is one number, or (height, width) of images that are not square.
 
-    Between stages the grid of patches halves and the width changes, by a `reduction` (layers/reduction.py). A "conv"
+    Between stages the grid of patches halves and the width changes, by a `reduction` (layers/reduction.py). With
+    "patch", which takes grids of odd sides too, each stage has a class token of its own, the last one only where
+    `global_pool` "token" reads it. `patch_norm` norms the stem's patches. A "conv"
     stem has `stem_width` channels inside (layers/stem.py). Rotary positions turn queries and keys (layers/rotary.py).
     `global_pool` "seq" weighs the patches by a learned score, "map" by the attention of a learned query with
     `pool_num_heads` heads, and has an MLP of `pool_mlp_hidden` units behind it (SigLIP). `mlp_norm` "stream" norms what
@@ -136,7 +79,8 @@ class Arch:
     `rotary_base` is the number whose powers rotary angles fall by (None: the position's usual one), `rotary_grid` the
     side of the grid whose rows and columns "rotary_2d" stretches its own onto (EVA-02; 0: none).
     `qkv_bias` "qv" leaves keys without a bias (BEiT). `qk_norm` norms queries and keys, head by head.
-    `rel_pos_bias` adds a learned number per head and step from patch to patch to the logits (layers/position_bias.py).
+    `rel_pos_bias` adds a learned number per head and step from patch to patch to the logits (layers/position_bias.py);
+    long_short has its own within windows, as `window_bias` says (mixers/long_short.py).
     `relative_position` is the largest distance (in patches) of 2-D relative positions on keys and values, after which
     they are clipped; 0 means none (AutoFormer, section 4, uses 14). `fc_norm` moves the final norm behind pooling, as
     timm does for mean-pooled ViTs. `head_norm_eps` is the final norm's own epsilon (None: norm_eps). `attn_scale` is
@@ -178,13 +122,15 @@ class Arch:
     head_norm_eps: float | None = None
     attn_scale: AttnScale = "head_dim"
     selector: str | None = None
+    patch_norm: bool = False
+    window_bias: WindowBias = "step"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stages", tuple(self.stages))
         object.__setattr__(self, "image_size", as_image_size("image_size", self.image_size))
-        _at_least(1, self, "patch_size", "in_chans")
-        _at_least(0, self, "num_classes", "relative_position", "stem_width", "reg_tokens")
-        _at_least(0, self, "pool_num_heads", "pool_mlp_hidden", "rotary_grid")
+        at_least(1, self, "patch_size", "in_chans")
+        at_least(0, self, "num_classes", "relative_position", "stem_width", "reg_tokens")
+        at_least(0, self, "pool_num_heads", "pool_mlp_hidden", "rotary_grid")
         for name in ("norm_eps", "head_norm_eps", "rotary_base"):
             n = getattr(self, name)
             if (n is not None or name == "norm_eps") and (not isinstance(n, int | float) or not n > 0):
@@ -203,6 +149,9 @@ class Arch:
         if not self.stages:
             raise UserError("there are 0 stages; an Arch needs at least one. Give one.")
         patch, halvings = self.patch_size, len(self.stages) - 1
+        if self.drops_prefix:
+            self._check_last_grid()
+            halvings = 0
         step = patch << halvings
         for side in sides_of(self.image_size):
             if side % step:
@@ -249,6 +198,20 @@ class Arch:
                 "quotient must be at least 1. Use attn_scale='head_dim'."
             )
 
+    def _check_last_grid(self) -> None:
+        """Cells of the last grid that lie half outside of the one before are left out; one must stay."""
+        least = self.patch_size << (len(self.stages) - 1)
+        if min(sides_of(self.image_size)) < least:
+            raise UserError(
+                f"image_size is {size_text(self.image_size)}; patches of {self.patch_size} pixels and "
+                f"{len(self.stages) - 1} reductions leave nothing of it. Nearest: {least}."
+            )
+        if self.distill_token or self.reg_tokens:
+            raise UserError(
+                "reduction is 'patch', which leaves tokens before the patches behind, but there is a distillation "
+                "token or register tokens. Leave them out, or use reduction='conv'."
+            )
+
     def _check_tokens(self) -> None:
         if self.global_pool == "token" and not self.class_token:
             raise UserError("global_pool is 'token' but class_token is False; use global_pool='avg'.")
@@ -258,9 +221,9 @@ class Arch:
                 "distill_token is True; it is read beside the class token, without a patch head or fc_norm. Use "
                 "global_pool='token', patch_head=False and fc_norm=False."
             )
-        if self.no_embed_class and not (self.has_positions and self.num_prefix_tokens):
+        if self.no_embed_class and not (self.has_positions and self.prefix_tokens[0]):
             raise UserError(
-                f"no_embed_class is True with position {self.position!r} and {self.num_prefix_tokens} tokens before "
+                f"no_embed_class is True with position {self.position!r} and {self.prefix_tokens[0]} tokens before "
                 "the patches; it says that these have no learned position. Use no_embed_class=False."
             )
         if self.patch_head and self.fc_norm:
@@ -310,7 +273,7 @@ class Arch:
             position=self.position,
             relative_position=self.relative_position,
             rel_pos_bias=self.rel_pos_bias,
-            num_prefix_tokens=self.num_prefix_tokens,
+            num_prefix_tokens=self.prefix_tokens[0],
             parts=[name for name, is_asked in parts.items() if is_asked],
         )
 
@@ -324,7 +287,7 @@ class Arch:
             keeps,
             first=first,
             grid=self.grids[-1],
-            class_token=self.class_token,
+            class_token=self.ends_with_class,
             reads_patches=self.patch_head or self.global_pool != "token",
             relative_position=self.relative_position,
             rel_pos_bias=self.rel_pos_bias,
@@ -367,14 +330,31 @@ class Arch:
         """What each block tells the selection behind it."""
         what: Asked = "none"
         if self.selector is not None:
-            what = SELECTIONS[self.selector].asked(class_token=self.class_token)
+            what = SELECTIONS[self.selector].asked(class_token=self.ends_with_class)
         behind = (*self.blocks[1:], None)
         return tuple([what if block is not None and block.keep else "none" for block in behind])
 
     @property
+    def drops_prefix(self) -> bool:
+        """Whether tokens before the patches do not go from stage to stage."""
+        return self.reduction == "patch" and len(self.stages) > 1
+
+    @property
+    def ends_with_class(self) -> bool:
+        """Whether the last stage has a class token."""
+        return self.class_token and (self.global_pool == "token" or not self.drops_prefix)
+
+    @property
+    def prefix_tokens(self) -> tuple[int, ...]:
+        """Class, distillation and register tokens, in this order, per stage."""
+        others = int(self.distill_token) + self.reg_tokens
+        before = (int(self.class_token) + others,) * (len(self.stages) - 1)
+        return (*before, int(self.ends_with_class) + others)
+
+    @property
     def num_prefix_tokens(self) -> int:
-        """Class, distillation and register tokens, in this order."""
-        return int(self.class_token) + int(self.distill_token) + self.reg_tokens
+        """Those of the last stage."""
+        return int(self.ends_with_class) + int(self.distill_token) + self.reg_tokens
 
     @property
     def has_positions(self) -> bool:
@@ -384,12 +364,12 @@ class Arch:
     @property
     def num_prefix_positions(self) -> int:
         """Tokens before the patches that have a place in the table of learned positions."""
-        return 0 if self.no_embed_class else self.num_prefix_tokens
+        return 0 if self.no_embed_class else self.prefix_tokens[0]
 
     @property
     def num_tokens(self) -> int:
         """Tokens that the first stage sees, class token included."""
-        return prod(self.grids[0]) + self.num_prefix_tokens
+        return prod(self.grids[0]) + self.prefix_tokens[0]
 
     @property
     def num_final_tokens(self) -> int:
@@ -485,14 +465,6 @@ def _make(kind: Any, values: Mapping[str, Any]) -> Any:
         return kind(**values)
     except TypeError as error:
         raise UserError(f"{kind.__name__} cannot be made from {dict(values)} ({error}).") from error
-
-
-def _at_least(least: Literal[0, 1], value: object, *names: str) -> None:
-    for name in names:
-        number = getattr(value, name)
-        if not isinstance(number, int) or isinstance(number, bool) or number < least:
-            rule = " of at least 1" if least else ", and 0 means none"
-            raise UserError(f"{name} is {number!r}; it must be a whole number{rule}.")
 
 
 def _span(values: list[int]) -> str:

@@ -31,7 +31,7 @@ from vitnas.budget import Cost
 from vitnas.grids import Grid, sides_of
 from vitnas.layers.mlp import mlp_cost
 from vitnas.layers.pool import AttentionPool
-from vitnas.layers.reduction import SpatialReduction
+from vitnas.layers.reduction import PatchReduction, SpatialReduction
 from vitnas.layers.rotary import RotaryKind, rotary_of
 from vitnas.layers.select import Asked, SelectionFrame
 from vitnas.layers.selectors import selection_of
@@ -73,6 +73,7 @@ class Frame(NamedTuple):
     asked: Asked = "none"
     came: int | None = None
     sized: bool = False
+    window_bias: str = "step"
 
     @property
     def patches(self) -> int:
@@ -83,7 +84,7 @@ class Frame(NamedTuple):
         """Of a stage's blocks before any selection."""
         return cls(
             arch.grids[stage],
-            arch.num_prefix_tokens,
+            arch.prefix_tokens[stage],
             arch.relative_position,
             arch.qkv_bias,
             rotary_of(arch.position),
@@ -93,6 +94,7 @@ class Frame(NamedTuple):
             arch.layer_scale,
             arch.qk_norm,
             arch.rel_pos_bias,
+            window_bias=arch.window_bias,
         )
 
 
@@ -113,6 +115,7 @@ def count(arch: Arch, *, convention: Convention = "executed") -> Cost:
             frame,
             convention,
             block.mixer_size,
+            block.window,
         )
         macs += cost[0]
         params += cost[1]
@@ -187,10 +190,16 @@ def block_cost(
     frame: Frame,
     convention: Convention = "executed",
     mixer_size: int | None = None,
+    window: int | None = None,
 ) -> tuple[int, int, int]:
     """(macs, params, memory in elements) of one block of width `dim`."""
     block = Block(
-        num_heads=num_heads, head_dim=head_dim, mlp_hidden=mlp_hidden, mixer=mixer, mixer_size=mixer_size
+        num_heads=num_heads,
+        head_dim=head_dim,
+        mlp_hidden=mlp_hidden,
+        mixer=mixer,
+        mixer_size=mixer_size,
+        window=window,
     )
     attn, mlp = block_parts(block, dim, frame, convention)
     return attn[0] + mlp[0], attn[1] + mlp[1], max(attn[2], mlp[2])
@@ -261,17 +270,20 @@ def shape_of(block: Block, dim: int, frame: Frame) -> MixerShape:
         frame.asked,
         frame.came,
         frame.sized,
+        block.window,
+        frame.window_bias,
     )
 
 
 def stem_part(arch: Arch, dim: int) -> Part:
     """Patch embedding, class token and positions, for an embedding of width `dim`."""
-    patches, prefix = prod(arch.grids[0]), arch.num_prefix_tokens
+    patches, prefix = prod(arch.grids[0]), arch.prefix_tokens[0]
     tokens = patches + prefix
     positions = (patches + arch.num_prefix_positions) * dim if arch.has_positions else 0
     # Patches beside all tokens as they are joined, then each sum or norm beside what it is made of.
     joining = (patches + tokens) * dim if prefix else 0
     norming = 2 * tokens * dim + 2 * tokens if arch.pre_norm else 0
+    patch_norming = 2 * patches * dim + 2 * patches if arch.patch_norm else 0
     cost = STEMS[arch.stem].cost(
         sides_of(arch.image_size), arch.patch_size, arch.in_chans, dim, arch.stem_width
     )
@@ -279,21 +291,34 @@ def stem_part(arch: Arch, dim: int) -> Part:
         name="stem",
         macs=cost.macs,
         # A norm in front of the blocks stands instead of a bias of the stem.
-        params=cost.params + prefix * dim + positions + (dim if arch.pre_norm else 0),
-        memory=max(cost.memory, joining, 2 * positions, norming),
+        params=cost.params
+        + prefix * dim
+        + positions
+        + (dim if arch.pre_norm else 0)
+        + (2 * dim if arch.patch_norm else 0),
+        memory=max(cost.memory, patch_norming, joining, 2 * positions, norming),
     )
 
 
 def reduction_part(arch: Arch, index: int, dim: int, out_dim: int) -> Part:
     """The reduction behind stage `index`, from width `dim` to `out_dim`."""
-    cost = SpatialReduction.cost(
-        dim,
-        out_dim,
-        grid=arch.grids[index],
-        num_prefix_tokens=arch.num_prefix_tokens,
-        has_positions=arch.has_positions,
-        residual=arch.reduction == "residual",
-    )
+    if arch.reduction == "patch":
+        cost = PatchReduction.cost(
+            dim,
+            out_dim,
+            grid=arch.grids[index],
+            prefix_tokens=arch.prefix_tokens[index : index + 2],
+            has_positions=arch.has_positions,
+        )
+    else:
+        cost = SpatialReduction.cost(
+            dim,
+            out_dim,
+            grid=arch.grids[index],
+            num_prefix_tokens=arch.num_prefix_tokens,
+            has_positions=arch.has_positions,
+            residual=arch.reduction == "residual",
+        )
     return Part(name=f"reductions.{index}", macs=cost.macs, params=cost.params, memory=cost.memory)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 REPO = Path(__file__).resolve().parents[2]
-FLOW = """stopping version errors grids kinds layers mixers arch budget runs model counting space supernet sample data
+FLOW = """stopping version errors grids kinds layers mixers block arch budget runs model counting space supernet sample data
           train probing measure searching extraction slimming exporting records reporting stages recipes
           testing cli""".split()
 
@@ -115,7 +115,7 @@ print("all", len({names!r}))
 """
     )
     light, everything = output.strip().splitlines()
-    few = ["arch", "errors", "grids", "kinds", "layers", "mixers", "model", "stopping", "version"]
+    few = ["arch", "block", "errors", "grids", "kinds", "layers", "mixers", "model", "stopping", "version"]
     assert light == str(few)
     assert everything == f"all {len(names)}"
 

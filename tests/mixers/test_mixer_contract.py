@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vitnas.grids import Grid
-from vitnas.mixers import MIXERS
+from vitnas.mixers import MIXERS, MixerShape
 from vitnas.testing import MixerContract
 
 
@@ -140,6 +140,18 @@ class TestLongShort(MixerContract):
     word, size = "long_short", 3
     # 8: two windows of 4 a side; 9: two of 5, one row over
     grids: ClassVar[tuple[Grid, ...]] = ((3, 3), (8, 8), (9, 9), (3, 9), (8, 2), (15, 7))
+    own: ClassVar[dict[str, Any]] = {}  # window and kind of bias
+
+    def options(self, grid: Grid, prefix: int, rotary: str = "none") -> dict[str, Any]:
+        return super().options(grid, prefix, rotary) | self.own
+
+    def shape(self, grid: Grid, prefix: int, rotary: str, bias: bool = True) -> MixerShape:
+        return super().shape(grid, prefix, rotary, bias)._replace(**self.own)
+
+    def bias_of(self, mixer: Any, down: int, across: int) -> Tensor:
+        """Of the step from a query to a key."""
+        step: Tensor = mixer.bias[down + 9, across + 9]
+        return step
 
     def equations(self, mixer: Any, x_BND: Tensor) -> Tensor:
         """Query by query."""
@@ -155,7 +167,7 @@ class TestLongShort(MixerContract):
         weights = softmax((x_BND[:, prefix:] @ mixer.dynamic.weight.t() + mixer.dynamic.bias).transpose(1, 2))
         weights = weights.unflatten(1, (heads, 3))
         low_k, low_v = (self.low_rank(mixer, weights @ part[:, :, prefix:]) for part in (k, v))
-        height, width = (-(-side // -(-side // 7)) for side in mixer.grid)
+        height, width = (-(-side // -(-side // mixer.window)) for side in mixer.grid)
         patches = torch.empty_like(q[:, :, prefix:])
         for row in range(high):
             for col in range(wide):
@@ -174,7 +186,7 @@ class TestLongShort(MixerContract):
                 )
                 bias = torch.zeros(heads, keys.shape[2], dtype=x_BND.dtype)
                 for place, (r, c) in enumerate(near):
-                    bias[:, 3 + prefix + place] = mixer.bias[r - row + 9, c - col + 9]
+                    bias[:, 3 + prefix + place] = self.bias_of(mixer, r - row, c - col)
                 query = q[:, :, prefix + row * wide + col, None]
                 logits = query @ keys.transpose(-1, -2) * K**-0.5 + bias[:, None]
                 patches[:, :, row * wide + col, None] = softmax(logits) @ values
@@ -188,6 +200,31 @@ class TestLongShort(MixerContract):
         norm, inner = mixer.norm_dynamic, mixer.num_heads * mixer.head_dim
         flat = torch.cat(list(mixed.unbind(1)), dim=-1)
         return apart(mixer, functional.layer_norm(flat, (inner,), norm.weight, norm.bias))
+
+
+class FoldedLongShort(TestLongShort):
+    """The authors' table, in which a step in rows counts as many entries as a window's keys are wide."""
+
+    __test__ = False
+    grids: ClassVar[tuple[Grid, ...]] = ((8, 8), (3, 5))
+    own: ClassVar[dict[str, Any]] = {"window": 4, "window_bias": "folded"}
+
+    def bias_of(self, mixer: Any, down: int, across: int) -> Tensor:
+        step: Tensor = mixer.bias[(5 - down) * 8 + 5 - across]
+        return step
+
+
+@pytest.mark.parametrize(
+    "promise",
+    [
+        "the_equations_of_the_paper",
+        "macs_are_those_of_the_counter",
+        "params",
+        "memory_is_what_is_alive_at_the_peak",
+    ],
+)
+def test_windows_of_another_size_and_the_authors_table(promise: str) -> None:
+    getattr(FoldedLongShort(), f"test_{promise}")()
 
 
 CONTRACTS = [

@@ -10,6 +10,7 @@ import torch
 
 from vitnas.arch import Arch, Block, Stage
 from vitnas.model import Model, build
+from vitnas.model.transformer_ls import transformer_ls
 from vitnas.testing import ModelContract
 
 PLAIN = Arch(
@@ -109,6 +110,23 @@ class TestStagedOtherwise(ModelContract):
                 position="none",
             )
         )
+
+
+@pytest.mark.filterwarnings("ignore:torch.searchsorted", "ignore:Using a non-tuple")  # timm's interpolation
+class TestTransformerLs(ModelContract):
+    """A class token per stage but the last, windows, biases, and a row and a column left out on the way."""
+
+    @pytest.fixture
+    def model(self) -> Model:
+        text = "l1,h2,d12,n1,s1,g1,p2,f3,a0,r2_l2,h2,d16,n2,s0,g1,p2,a0_l3,h2,d20,n1,g0,p2,a0"
+        return made(transformer_ls(text, image_size=20, num_classes=5))
+
+
+class TestPatchReductionsAndPositions(ModelContract):
+    @pytest.fixture
+    def model(self) -> Model:
+        text = "l1,h2,d12,n1,s1,g1,p2,f3,a1,r2_l2,h2,d16,n1,s1,g1,p2,f3,a1,r2"
+        return made(transformer_ls(text, image_size=14, num_classes=5))
 
 
 class TestDistilled(ModelContract):

@@ -36,9 +36,10 @@ def check_mixers(
                 f"{where}mixer is {word!r}, but relative_position is {relative_position}; only "
                 f"{_able('takes_relative_position')} has relative positions. Use relative_position=0."
             )
-        if parts and not mixer.takes_attention_parts:
+        lacking = [name for name in parts if not (mixer.has_own_bias and name == "rel_pos_bias")]
+        if lacking and not mixer.takes_attention_parts:
             raise UserError(
-                f"{where}mixer is {word!r}, which has no {' and no '.join(parts)}; only "
+                f"{where}mixer is {word!r}, which has no {' and no '.join(lacking)}; only "
                 f"{_able('takes_attention_parts')} has. Use that, or leave this out."
             )
         if num_prefix_tokens and not mixer.takes_class_token:

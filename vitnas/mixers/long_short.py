@@ -11,9 +11,10 @@ Source: Zhu et al., "Long-Short Transformer" (arXiv 2107.02192), sections 3.2 to
 5. The class token attends to itself and to the patches' outputs of step 4.
 
 Differs from the authors' code (PAPERS.md): the bias has one entry per step (theirs folds steps of the two axes into one
-number, so that different steps share entries); grids that windows do not divide are filled with keys and queries that
-nobody sees; without a class token step 5 is left out. w is 7 at most and divides the rows (the columns) as evenly as it
-can, so that windows may be wider than they are high.
+number, so that different steps share entries; `window_bias` "folded" does so too, which their weights need); grids
+that windows do not divide are filled with keys and queries that nobody sees; without a class token step 5 is left out.
+w is `window` at most and divides the rows (the columns) as evenly as it can, so that windows may be wider than they are
+high.
 
 Shapes: B images, A heads, N tokens, K head_dim, I = A x K, R mixtures, T windows, W queries and S keys per window.
 """
@@ -33,25 +34,43 @@ from vitnas.layers.rotary import rotary_memory
 from vitnas.mixers.mixer import Convention, HeadMixer, MixerShape, in_full_precision, shared_params
 
 WINDOW = 7
-STEPS = 2 * (WINDOW + WINDOW // 2) - 1  # different steps between a query and a key, along one axis
 EPS = 1e-5
 
 
 class LongShort(HeadMixer):
-    """Transformer-LS attention. `size` is the number of mixtures R per head, 8 by default; it needs a grid."""
+    """Transformer-LS attention. `size` is the number of mixtures R per head, 8 by default; it needs a grid.
+
+    Args besides those of every mixer:
+        window: the longest side of a window, in patches.
+        window_bias: "step", an entry per step from query to key; "folded", the authors' shorter table (the module's
+            docstring).
+    """
 
     word = "long_short"
     size_means = "mixtures"
     needs_grid = True
     takes_qkv = False  # its windows and mixtures are made from the tokens
+    default_window = WINDOW
+    has_own_bias = True
 
-    def __init__(self, dim: int, num_heads: int, **options: object) -> None:
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        window: int | None = None,
+        window_bias: str = "step",
+        **options: object,
+    ) -> None:
         super().__init__(dim, num_heads, **options)  # type: ignore[arg-type]
         inner = num_heads * self.head_dim
+        self.window, self.is_folded = window or WINDOW, window_bias == "folded"
+        self.steps = steps_of(self.window)
         self.dynamic = nn.Linear(dim, num_heads * self.size)
         self.norm_full = nn.LayerNorm(inner, eps=EPS)
         self.norm_dynamic = nn.LayerNorm(inner, eps=EPS)
-        self.bias = nn.Parameter(torch.empty(STEPS, STEPS, num_heads))
+        table = (folded_rows(self.window),) if self.is_folded else (self.steps, self.steps)
+        self.bias = nn.Parameter(torch.empty(*table, num_heads))
 
     @staticmethod
     def default_size(head_dim: int) -> int:
@@ -68,7 +87,7 @@ class LongShort(HeadMixer):
             | {
                 "dynamic.weight": rows + dim,
                 "dynamic.bias": rows,
-                "bias": (("distances", STEPS), ("distances", STEPS), *heads),
+                "bias": (*(("distances", size) for size in self.bias.shape[:-1]), *heads),
             }
         )
 
@@ -111,7 +130,7 @@ class LongShort(HeadMixer):
     def _windows(self, q_BANK: Tensor, k_BANK: Tensor, v_BANK: Tensor, mixtures: list[Tensor]) -> Tensor:
         """Output of the patches, (B, A, n, K). Windows and heads share one axis, heads running faster."""
         prefix, (rows, cols) = self.num_prefix_tokens, self.grid
-        lines = windows(rows), windows(cols)
+        lines = windows(rows, self.window), windows(cols, self.window)
         (down, height), (across, width) = lines
         q_BTWK = _tiles(q_BANK[:, :, prefix:], self.grid, lines, halo=False)
         parts = []
@@ -134,20 +153,30 @@ class LongShort(HeadMixer):
     def _steps_bias(self, height: int, width: int, keys: int, like: Tensor) -> Tensor:
         """(A, W, S): the bias of the step from each query to each key of its window, 0 for all other keys."""
         longer = max(height, width)
+        by_step_SSA = self._by_step().to(like.dtype)
         query = torch.arange(longer, device=like.device)
         key = torch.arange(_span(longer), device=like.device) - longer // 2
-        step = key[None, :] - query[:, None] + STEPS // 2
+        step = key[None, :] - query[:, None] + self.steps // 2
         step_hy, step_wx = (
             step[:side, longer // 2 - side // 2 :][:, : _span(side)] for side in (height, width)
         )
-        bias_hwyxA = self.bias.to(like.dtype)[step_hy[:, None, :, None], step_wx[None, :, None, :]]
+        bias_hwyxA = by_step_SSA[step_hy[:, None, :, None], step_wx[None, :, None, :]]
+        del by_step_SSA
         bias_AWz = bias_hwyxA.permute(4, 0, 1, 2, 3).flatten(3, 4).flatten(1, 2)
         return functional.pad(bias_AWz, (keys - bias_AWz.shape[-1], 0))
+
+    def _by_step(self) -> Tensor:
+        """(S, S, A): the bias of each step from query to key, in rows and in columns."""
+        if not self.is_folded:
+            return self.bias
+        # Their steps go from key to query, and their rows are as long as a window's keys are wide.
+        line = torch.arange(self.steps - 1, -1, -1, device=self.bias.device)
+        return self.bias[line[:, None] * _span(self.window) + line]
 
     @staticmethod
     def macs(shape: MixerShape, convention: Convention = "executed") -> int:
         patches, prefix = prod(shape.grid), shape.num_prefix_tokens
-        lines = tuple(windows(side) for side in shape.grid)
+        lines = tuple(windows(side, shape.window or WINDOW) for side in shape.grid)
         seen = shape.size + prefix + prod(_span(width) for _, width in lines)
         return (
             4 * shape.tokens * shape.dim * shape.inner
@@ -159,7 +188,9 @@ class LongShort(HeadMixer):
 
     @staticmethod
     def params(shape: MixerShape) -> int:
-        own = shape.num_heads * (shape.size * (shape.dim + 1) + STEPS**2) + 4 * shape.inner
+        window = shape.window or WINDOW
+        table = folded_rows(window) if shape.window_bias == "folded" else steps_of(window) ** 2
+        own = shape.num_heads * (shape.size * (shape.dim + 1) + table) + 4 * shape.inner
         return shared_params(shape) + own
 
     @staticmethod
@@ -179,10 +210,24 @@ class LongShort(HeadMixer):
         return max(before, held + max(_windows_memory(shape), outputs), merging)
 
 
-def windows(side: int) -> tuple[int, int]:
-    """Windows along the rows (or columns) of a grid, and their width: 7 at most, as even as can be."""
-    count = -(-side // WINDOW)
+def windows(side: int, window: int) -> tuple[int, int]:
+    """Windows along the rows (or columns) of a grid, and their width: `window` at most, as even as can be."""
+    count = -(-side // window)
     return count, -(-side // count)
+
+
+def steps_of(window: int) -> int:
+    """Different steps between a query and a key of a window, along one axis."""
+    return 2 * (window + window // 2) - 1
+
+
+def folded_rows(window: int) -> int:
+    """Rows of the authors' table.
+
+    >>> steps_of(7) ** 2, folded_rows(7)
+    (361, 253)
+    """
+    return (steps_of(window) - 1) * (_span(window) + 1) + 1
 
 
 _Lines = tuple[tuple[int, int], tuple[int, int]]  # windows and their width, along rows and along columns
@@ -226,7 +271,8 @@ def _outside(grid: Grid, lines: _Lines, keys: int, like: Tensor) -> Tensor:
 
 def _windows_memory(shape: MixerShape) -> int:
     """Peak elements of `LongShort._windows`, besides what it is given."""
-    lines = tuple(windows(side) for side in shape.grid)
+    window = shape.window or WINDOW
+    lines = tuple(windows(side, window) for side in shape.grid)
     (down, height), (across, width) = lines
     inner, heads, far = shape.inner, shape.num_heads, shape.size + shape.num_prefix_tokens
     high, wide, count = _span(height), _span(width), down * across
@@ -244,10 +290,15 @@ def _windows_memory(shape: MixerShape) -> int:
     made = own + 2 * seen
     keys, rows = high * wide + far, heads * height * width
     mask = count * rows * keys
-    longer = max(height, width)
+    longer, folded = max(height, width), 0
+    if shape.window_bias == "folded":
+        folded = steps_of(window) ** 2 * heads
+    # 64-bit integers of the steps, and the bias that they pick.
+    integers = 2 * ((longer + 1) * (_span(longer) + 1) - 1)
     attending = made + max(
-        rows * (high * wide + keys)
-        + 2 * ((longer + 1) * (_span(longer) + 1) - 1),  # the bias, by 64-bit integers
+        folded + 2 * steps_of(window) * (steps_of(window) + 1) if folded else 0,
+        folded + integers + rows * high * wide,
+        rows * (high * wide + keys) + integers,
         rows * keys + count * keys + mask,
         mask + queries + count * rows,
     )

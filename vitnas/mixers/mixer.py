@@ -49,6 +49,8 @@ class MixerShape(NamedTuple):
     asked: Asked = "none"
     came: int | None = None  # patches that give keys and values, None for those that are left
     sized: bool = False  # these stand for different numbers of patches
+    window: int | None = None  # None for the mixer's default
+    window_bias: str = "step"
 
     @property
     def tokens(self) -> int:
@@ -80,6 +82,8 @@ class Mixer(nn.Module, ABC):
     takes_class_token: ClassVar[bool] = True
     takes_relative_position: ClassVar[bool] = False  # has the argument `relative_position`
     takes_attention_parts: ClassVar[bool] = False  # has `qk_norm_eps`, `rel_pos_bias`; `qkv_bias` may be "qv"
+    default_window: ClassVar[int] = 0  # the longest side of its windows in patches; 0: it has none
+    has_own_bias: ClassVar[bool] = False  # its logits have a bias of their own, whatever `rel_pos_bias` is
     takes_selection: ClassVar[bool] = False  # tokens may be dropped or masked in front of it
     gives_attention: ClassVar[bool] = False  # has `look`, which also tells its attention or its keys
     takes_picked: ClassVar[bool] = False  # has `mix_picked`: queries of some tokens alone

@@ -10,11 +10,12 @@ from typing import Any
 from timm.layers import DropPath, LayerScale
 from torch import Tensor, nn
 
-from vitnas.arch import Act, Arch, Block, MlpNorm
+from vitnas.arch import Act, Arch, Block, MlpNorm, Pool
+from vitnas.errors import UserError
 from vitnas.grids import Grid, ImageSize, sides_of
 from vitnas.layers.axes import Axes
 from vitnas.layers.mlp import make_mlp, mlp_axes
-from vitnas.layers.reduction import SpatialReduction
+from vitnas.layers.reduction import PatchReduction, Reduction, SpatialReduction
 from vitnas.layers.rotary import rotary_of
 from vitnas.layers.select import Asked, Kept, Picked, Selection
 from vitnas.layers.selectors import selection_of
@@ -106,7 +107,7 @@ def make_block(arch: Arch, stage: int, block: Block, drop_path: float) -> Transf
         "rotary_base": arch.rotary_base,
         "rotary_grid": arch.rotary_grid,
         "grid": arch.grids[stage],
-        "num_prefix_tokens": arch.num_prefix_tokens,
+        "num_prefix_tokens": arch.prefix_tokens[stage],
         "scale": (dim // block.num_heads) ** -0.5 if arch.attn_scale == "embed_dim" else None,
     }
     kind = MIXERS[block.mixer]
@@ -116,6 +117,8 @@ def make_block(arch: Arch, stage: int, block: Block, drop_path: float) -> Transf
         options["qk_norm_eps"] = arch.norm_eps
     if kind.takes_attention_parts:
         options["rel_pos_bias"] = arch.rel_pos_bias
+    if kind.default_window:
+        options |= {"window": block.window, "window_bias": arch.window_bias}
     mixer = kind(dim, block.num_heads, **options)
     return TransformerBlock(
         dim,
@@ -130,8 +133,17 @@ def make_block(arch: Arch, stage: int, block: Block, drop_path: float) -> Transf
     )
 
 
-def make_reduction(arch: Arch, index: int) -> SpatialReduction:
+def make_reduction(arch: Arch, index: int) -> Reduction:
     """The reduction behind the stage of that number."""
+    if arch.reduction == "patch":
+        return PatchReduction(
+            arch.stages[index].embed_dim,
+            arch.stages[index + 1].embed_dim,
+            grid=arch.grids[index],
+            prefix_tokens=arch.prefix_tokens[index : index + 2],
+            norm_eps=arch.norm_eps,
+            has_positions=arch.has_positions,
+        )
     return SpatialReduction(
         arch.stages[index].embed_dim,
         arch.stages[index + 1].embed_dim,
@@ -169,6 +181,41 @@ def resized(arch: Arch, image_size: ImageSize, patch_size: int) -> Arch:
     return replace(arch, image_size=image_size, patch_size=patch_size, stages=stages)
 
 
+def pruned(arch: Arch, last: int) -> Arch:
+    """`arch` up to its block of that number."""
+    stages, first = [], 0
+    for stage in arch.stages:
+        if blocks := stage.blocks[: max(0, last + 1 - first)]:
+            stages.append(replace(stage, blocks=blocks))
+        first += len(stage.blocks)
+    options: dict[str, Any] = {"stages": tuple(stages)}
+    if all(block.keep is None for stage in stages for block in stage.blocks):
+        options["selector"] = None
+    if len(stages) < len(arch.stages) and arch.drops_prefix and arch.class_token:
+        # The last stage that is left has a class token, which such an Arch has for reading alone.
+        options |= {"global_pool": "token", "pool_num_heads": 0, "pool_mlp_hidden": 0}
+    return replace(arch, **options)
+
+
+def reheaded(arch: Arch, num_classes: int, global_pool: Pool) -> Arch:
+    """`arch` with another classifier.
+
+    Raises:
+        UserError: a pooling for which it lacks a class token, or in a last stage has one too many.
+    """
+    changed: dict[str, Any] = {"num_classes": num_classes}
+    if global_pool != arch.global_pool:
+        changed |= {"global_pool": global_pool, "pool_num_heads": 0, "pool_mlp_hidden": 0}
+    made = replace(arch, **changed)
+    if made.prefix_tokens != arch.prefix_tokens:
+        raise UserError(
+            f"global_pool is {global_pool!r}; the last stage of {arch.id} has {arch.num_prefix_tokens} class tokens "
+            f"and would have {made.num_prefix_tokens}. Keep {arch.global_pool!r}, or build a model of an Arch with the "
+            "other."
+        )
+    return made
+
+
 def drop_path_rates(rate: float | Sequence[float], depth: int) -> Sequence[float]:
     """Rate per block: as given, or rising linearly from 0 to `rate` at the last of `depth` blocks."""
     if not isinstance(rate, int | float):
@@ -178,15 +225,20 @@ def drop_path_rates(rate: float | Sequence[float], depth: int) -> Sequence[float
 
 def check_mixer_sizes(arch: Arch) -> None:
     """Raise UserError where the `mixer_size` of a block of `arch` cannot work at its number of tokens."""
-    for grid, stage in zip(arch.grids, arch.stages, strict=True):
+    for grid, prefix, stage in zip(arch.grids, arch.prefix_tokens, arch.stages, strict=True):
         for block in stage.blocks:
-            tokens = prod(grid) + arch.num_prefix_tokens
+            tokens = prod(grid) + prefix
             MIXERS[block.mixer].resolve_size(block.mixer_size, block.head_dim, tokens)
 
 
 def block_grids(arch: Arch) -> list[Grid]:
     """Rows and columns of patches that each block of `arch` sees."""
     return [grid for grid, stage in zip(arch.grids, arch.stages, strict=True) for _ in stage.blocks]
+
+
+def block_prefixes(arch: Arch) -> list[int]:
+    """Tokens before the patches that each block of `arch` sees."""
+    return [n for n, stage in zip(arch.prefix_tokens, arch.stages, strict=True) for _ in stage.blocks]
 
 
 def set_block_grids(blocks: Iterable[nn.Module], arch: Arch) -> None:
@@ -200,7 +252,7 @@ def set_block_grids(blocks: Iterable[nn.Module], arch: Arch) -> None:
 def set_grids_between(reductions: nn.ModuleList, selections: nn.ModuleDict, arch: Arch) -> None:
     """The same for what lies between the blocks."""
     for reduction, grid in zip(reductions, arch.grids, strict=False):
-        assert isinstance(reduction, SpatialReduction)
+        assert isinstance(reduction, Reduction)
         reduction.set_grid(grid)
     for name, selection in selections.items():
         assert isinstance(selection, Selection)
@@ -218,5 +270,5 @@ def see_grids(blocks: Iterable[nn.Module], reductions: nn.ModuleList, arch: Arch
             if isinstance(module, Mixer):
                 module.see_grid(grid)
     for reduction, grid in zip(reductions, arch.grids, strict=False):
-        assert isinstance(reduction, SpatialReduction)
+        assert isinstance(reduction, Reduction)
         reduction.see_grid(grid)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vitnas.arch import Arch
 from vitnas.errors import UserError
-from vitnas.model.blocks import block_grids
+from vitnas.model.blocks import block_grids, block_prefixes
 
 
 def take_indices(depth: int, indices: int | Sequence[int] | None) -> tuple[list[int], int]:
@@ -74,9 +74,12 @@ def as_features(
         places: of the patches of each block, where an Arch keeps fewer.
         final_BND: the last tokens, if they are asked for.
     """
-    first = arch.num_prefix_tokens
-    prefix = [item[:, :first] for item in tokens] if first and with_prefix else []
-    maps = [item[:, first:] for item in tokens]
+    prefixes = block_prefixes(arch)
+    firsts = [prefixes[index] for index in blocks]
+    prefix = []
+    if any(firsts) and with_prefix:
+        prefix = [item[:, :first] for item, first in zip(tokens, firsts, strict=True)]
+    maps = [item[:, first:] for item, first in zip(tokens, firsts, strict=True)]
     if output_fmt == "NCHW":
         check_maps(arch, blocks, maps)
         grids = [grid for index, grid in enumerate(block_grids(arch)) if index in blocks]

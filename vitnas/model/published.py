@@ -16,6 +16,8 @@ DynamicViT on DeiT-256, -S and -B at keep ratios 0.5 to 0.9: Rao et al., "Dynami
 Dynamic Token Sparsification" (arXiv 2106.02034); `dynamicvit_deit_small_07` keeps 0.7 of the patches at each of three
 places.
 
+Transformer-LS-Medium and -Base for images, and Medium at 384 pixels (arXiv 2107.02192): `transformer_ls.py`.
+
 Vision X-formers (arXiv 2107.02239), names that begin with `vix_`: `vision_xformers.py`.
 """
 
@@ -26,6 +28,7 @@ from dataclasses import replace
 from vitnas.arch import Arch, Block, Stage
 from vitnas.model.net_id import arch_of_net_id, vitas_arch
 from vitnas.model.selections import keeps_of, selecting
+from vitnas.model.transformer_ls import TRANSFORMER_LS
 from vitnas.model.vision_xformers import VISION_XFORMERS
 
 
@@ -139,4 +142,5 @@ PUBLISHED: dict[str, Arch] = {
 }
 PUBLISHED |= RESNAS
 PUBLISHED |= DYNAMICVIT
+PUBLISHED |= TRANSFORMER_LS
 PUBLISHED |= VISION_XFORMERS

@@ -27,6 +27,7 @@ from vitnas.model.build import build
 from vitnas.model.dynamicvit_official import dynamicvit_tensors
 from vitnas.model.published import PUBLISHED
 from vitnas.model.timm_cfg import default_cfg
+from vitnas.model.transformer_ls_official import is_transformer_ls, transformer_ls_tensors
 from vitnas.model.vit import Model
 
 # Options that are fields of an Arch of the same name.
@@ -127,7 +128,7 @@ def _build(name: str, arch: Arch, **options: Any) -> Model:
 def fit_weights(state: dict[str, Tensor], model: Model, made_for: Arch | None = None) -> dict[str, Tensor]:
     """Resample positions and patches of weights that were made for another image or patch size, as timm does.
 
-    Names of DynamicViT's authors become ours.
+    Names of the authors of DynamicViT and Transformer-LS become ours.
 
     Args:
         made_for: the Arch that the weights are likely of. If they are, all that a size changes is resampled, as
@@ -138,6 +139,8 @@ def fit_weights(state: dict[str, Tensor], model: Model, made_for: Arch | None = 
     """
     arch = model.arch
     state = dynamicvit_tensors(state, arch)
+    if is_transformer_ls(state):
+        state = transformer_ls_tensors(state, arch)
     if made_for and (made_for.image_size, made_for.patch_size) != (arch.image_size, arch.patch_size):
         old = build(made_for, device="meta")
         if {key: t.shape for key, t in state.items()} == {

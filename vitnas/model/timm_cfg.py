@@ -53,6 +53,6 @@ def layer_groups(entries: Mapping[int, int], selecting: Iterable[int]) -> dict[s
     between = [(rf"^reductions\.{index}\.", (start,)) for start, index in entries.items()]
     between += [(rf"^selections\.{index}\.", (index,)) for index in sorted(selecting)]
     return {
-        "stem": r"^cls_token|^dist_token|^reg_token|^pos_embed|^norm_pre|patch_embed",
+        "stem": r"^cls_token|^dist_token|^reg_token|^pos_embed|^norm_pre|^patch_norm|patch_embed",
         "blocks": [(r"^blocks\.(\d+)", None), *between, (r"^norm", (99999,))],
     }

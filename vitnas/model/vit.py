@@ -11,7 +11,6 @@ Shapes: B images, N tokens (class token first), D embed_dim, CHW image, Y classe
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from math import prod
 from typing import Any, Literal
@@ -37,6 +36,8 @@ from vitnas.model.blocks import (
     make_block,
     make_reduction,
     make_selections,
+    pruned,
+    reheaded,
     resized,
     set_block_grids,
     set_grids_between,
@@ -80,6 +81,7 @@ class Model(nn.Module):
             arch.stem_width,
             **({"bias": False} if arch.pre_norm else {}),
         )
+        self.patch_norm = nn.LayerNorm(first, eps=arch.norm_eps) if arch.patch_norm else nn.Identity()
         self.cls_token = nn.Parameter(torch.empty(1, 1, first)) if arch.class_token else None
         self.dist_token = nn.Parameter(torch.empty(1, 1, first)) if arch.distill_token else None
         self.reg_token = nn.Parameter(torch.empty(1, arch.reg_tokens, first)) if arch.reg_tokens else None
@@ -128,8 +130,8 @@ class Model(nn.Module):
             axes["reg_token"] = (*one, ("reg_tokens", self.arch.reg_tokens), *first)
         if self.pos_embed is not None:
             axes["pos_embed"] = (*one, ("tokens", self.pos_embed.shape[1]), *first)
-        if self.arch.pre_norm:
-            axes |= {"norm_pre.weight": first, "norm_pre.bias": first}
+        norms = (("norm_pre", self.arch.pre_norm), ("patch_norm", self.arch.patch_norm))
+        axes |= {f"{name}.{leaf}": first for name, is_on in norms if is_on for leaf in ("weight", "bias")}
         norm = "fc_norm" if self.arch.fc_norm else "norm"
         axes |= {f"{norm}.weight": dim, f"{norm}.bias": dim}
         for name in HEADS:
@@ -286,6 +288,7 @@ class Model(nn.Module):
     def embed(self, images_BCHW: Tensor) -> Tensor:
         """Patches, tokens before them and positions, normed: (B, C, H, W) to (B, N, D)."""
         x_BND, prefix = self.patch_embed(images_BCHW).flatten(1, 2), self.arch.num_prefix_positions
+        x_BND = self.patch_norm(x_BND)
         places_1ND = seen_positions(self.pos_embed, self.arch.grids[0], self.seen, num_prefix_tokens=prefix)
         if self.no_embed_class:
             x_BND = x_BND + places_1ND
@@ -369,18 +372,13 @@ class Model(nn.Module):
         """
         take, last = take_indices(len(self.blocks), indices)
         self.blocks = self.blocks[: last + 1]
-        starts = [start for start in stage_starts(self.arch) if start <= last]
-        gone = len(starts) < len(self.arch.stages)
-        stages = tuple(
-            replace(stage, blocks=stage.blocks[: last + 1 - start])
-            for stage, start in zip(self.arch.stages, starts, strict=False)
-        )
-        self.reductions = self.reductions[: len(stages) - 1]
+        arch = pruned(self.arch, last)
+        gone = len(arch.stages) < len(self.arch.stages)
+        self.reductions = self.reductions[: len(arch.stages) - 1]
         for index in self._selecting:
             if index > last:
                 del self.selections[str(index)]
-        selector = self.arch.selector if len(self.selections) else None
-        self._take_arch(replace(self.arch, stages=stages, selector=selector))
+        self._take_arch(arch)
         if prune_norm or gone:
             self.norm = nn.Identity()
         if prune_head or gone:
@@ -402,9 +400,7 @@ class Model(nn.Module):
         Raises:
             UserError: an unknown pooling, or "token" without a class token.
         """
-        arch = replace(self.arch, num_classes=num_classes)
-        if global_pool and global_pool != arch.global_pool:
-            arch = replace(arch, global_pool=global_pool, pool_num_heads=0, pool_mlp_hidden=0)
+        arch = reheaded(self.arch, num_classes, global_pool or self.arch.global_pool)
         self.global_pool = self.global_pool if global_pool is None else global_pool
         self.record_arch(arch)
         self._make_heads()
@@ -488,7 +484,10 @@ class Model(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Parameters besides biases and norms that are not decayed, as in timm's VisionTransformer."""
         tables = {n for n, _ in self.named_parameters() if n.endswith("relative_position_bias_table")}
-        later = tables | {f"reductions.{index}.pos_embed" for index in range(len(self.reductions))}
+        own = ("pos_embed", "cls_token")
+        later = tables | {
+            f"reductions.{index}.{name}" for index in range(len(self.reductions)) for name in own
+        }
         return {"pos_embed", "cls_token", "dist_token", "reg_token"} | later
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:

@@ -193,7 +193,7 @@ class Supernet(nn.Module):
         size: Grid | None,
     ) -> _Subnet:
         """A block of `arch` without storage. Archs that agree in a slot share it: a fresh Arch is mostly known ones."""
-        fixed = tuple(getattr(arch, name) for name in FIXED)
+        fixed = (*(getattr(arch, name) for name in FIXED), arch.prefix_tokens[stage])
         dim, grid = arch.stages[stage].embed_dim, arch.grids[stage]
         key = (slot, dim, grid, replace(block, slot=None, keep=None), fixed, place, size)
         found = self._blocks.get(key)

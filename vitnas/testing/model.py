@@ -17,6 +17,7 @@ from vitnas.arch import Arch
 from vitnas.layers.axes import named_axes
 from vitnas.layers.selectors import SELECTIONS
 from vitnas.model import Model, build
+from vitnas.model.blocks import block_prefixes
 from vitnas.testing.random import randomize_
 from vitnas.testing.refusal import refusal
 
@@ -76,9 +77,8 @@ class ModelContract:
         last = model.norm(found[f"blocks.{model.arch.depth - 1}"])
         torch.testing.assert_close(last, features, rtol=0, atol=0)
         maps = model.forward_intermediates(images, output_fmt="NLC", intermediates_only=True)
-        for index, tokens in enumerate(maps):
-            block = found[f"blocks.{index}"]
-            torch.testing.assert_close(block[:, model.num_prefix_tokens :], tokens, rtol=0, atol=0)
+        for index, (tokens, prefix) in enumerate(zip(maps, block_prefixes(model.arch), strict=True)):
+            torch.testing.assert_close(found[f"blocks.{index}"][:, prefix:], tokens, rtol=0, atol=0)
         assert "the output 'tokns' is wanted" in refusal(lambda: model(images, want=["tokns"]))
         assert list(model(images, want=["tokns?", "logits"])) == ["logits"]
 
@@ -106,6 +106,11 @@ class ModelContract:
         model.reset_classifier(0, "")
         assert model(images).shape == (2, arch.num_final_tokens, model.num_features)
         if not arch.distill_token and arch.num_final_tokens > arch.num_prefix_tokens:
+            if arch.ends_with_class and arch.drops_prefix:
+                assert "has 1 class tokens and would have 0" in refusal(
+                    lambda: model.reset_classifier(3, "avg")
+                )
+                return
             model.reset_classifier(3, "avg")
             assert model(images).shape == (2, 3)
             assert model.arch.global_pool == model.global_pool == "avg"
@@ -219,10 +224,8 @@ class ModelContract:
 
     def test_parameter_groups(self, model: Model) -> None:
         names = {name for name, _ in model.named_parameters()}
-        alone = {"cls_token", "dist_token", "reg_token"}
-        assert {name for name in names if name.endswith("pos_embed") or name in alone} == (
-            model.no_weight_decay() & names
-        )
+        own = ("pos_embed", "cls_token", "dist_token", "reg_token", "relative_position_bias_table")
+        assert {name for name in names if name.endswith(own)} == model.no_weight_decay() & names
         layers = group_parameters(model, model.group_matcher(), reverse=True)
         assert set(layers) == names
         assert layers["patch_embed." + next(n for n, _ in model.patch_embed.named_parameters())] == 0
