@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -69,4 +71,8 @@ def test_the_library_snippet_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert best.cost.macs <= 1.5e6
     assert model.arch == best.arch  # type: ignore[attr-defined]
     assert len(study.scored()) == 20  # type: ignore[attr-defined]
-    onnx.checker.check_model(onnx.load(str(tmp_path / "model.onnx")))
+    proto = onnx.load(str(tmp_path / "model.onnx"))
+    onnx.checker.check_model(proto)
+    about = {item.key: json.loads(item.value) for item in proto.metadata_props if item.key in ("mean", "std")}
+    data: Any = names["data"]
+    assert about == {"mean": [*data.mean], "std": [*data.std]}

@@ -7,6 +7,7 @@ import torch
 from vitnas.arch import Arch
 from vitnas.layers.axes import named_tensors
 from vitnas.model import Model, build
+from vitnas.model.timm_cfg import copy_data_cfg
 from vitnas.supernet import Supernet, select
 
 
@@ -25,4 +26,5 @@ def extract(supernet: Supernet, arch: Arch, *, drop_path: float = 0.0) -> Model:
     with torch.no_grad():  # not load_state_dict, which leaves out buffers that are not saved
         for name, tensor in named_tensors(model).items():
             tensor.copy_(weights[name])
+    copy_data_cfg(supernet, model)
     return model.train(supernet.training)

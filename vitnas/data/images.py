@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -45,6 +45,7 @@ class Form:
     std: tuple[float, ...]
     interpolation: str
     crop_pct: float
+    crop_mode: str = "center"
 
     @property
     def input_size(self) -> tuple[int, int, int]:
@@ -56,6 +57,11 @@ class Form:
         """Least height and width before the centre crop; also the largest worth keeping in memory."""
         height, width = (math.floor(side / self.crop_pct) for side in sides_of(self.image_size))
         return height, width
+
+    @property
+    def cfg(self) -> dict[str, Any]:
+        """As timm's descriptions of networks have it."""
+        return {key: getattr(self, key) for key in ("mean", "std", "interpolation", "crop_pct", "crop_mode")}
 
     def normalise(self, images_BCHW: Tensor) -> Tensor:
         """Turn images (uint8, or float 0 to 255) into float32 of mean about 0 and std about 1, as timm does."""
@@ -86,6 +92,7 @@ class Store:
             form.input_size,
             is_training=False,
             crop_pct=form.crop_pct,
+            crop_mode=form.crop_mode,
             interpolation=form.interpolation,
             normalize=False,
         )
@@ -197,6 +204,11 @@ class Images:
             return has_NY
         targets_N = torch.as_tensor(source.targets, dtype=torch.int64)
         return targets_N if source.class_names else targets_N[:, None][:, :0]
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Of all classes there are; none of images without labels."""
+        return self.store.source.class_names
 
     @property
     def form(self) -> Form:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,8 @@ def export_model(
     class_names: Sequence[str] | None = None,
     data_config: Mapping[str, Any] | None = None,
     tolerance: float | None = None,
+    pixels: bool = False,
+    opset: int | None = None,
 ) -> dict[str, Any]:
     """Write `model` to `path` in the format that its suffix names, and verify what was written.
 
@@ -45,27 +47,37 @@ def export_model(
             tensors are compared bit for bit.
         class_names: names of the classes in order, written into the file.
         data_config: `mean`, `std`, `interpolation`, `crop_pct` of the training images, where they differ from
-            the model's `pretrained_cfg`.
+            the model's `pretrained_cfg`, which has those of the images that `fit` trained it on. What is not known
+            is not written.
         tolerance: allowed difference of the logits.
+        pixels: the file takes uint8 images (B, H, W, C) of any height and width and gives probabilities (see
+            `export_onnx`); not of a folder.
+        opset: of an ONNX file, 20 by default.
 
     Returns:
         The record of the export, as JSON values.
 
     Raises:
-        UserError: another suffix, wrong images or class names, or `path` cannot be written.
+        UserError: another suffix, wrong images or class names, `path` cannot be written, or `pixels` where it is not
+            known how images are prepared.
         ExportError: the model cannot be exported, or the file computes something else.
 
     >>> export_model(model, "model.onnx", images)["max_abs_diff"]  # doctest: +SKIP
     """
     path = Path(path)
-    if path.suffix in (".onnx", ".pt2"):
-        write: Callable[..., dict[str, Any]] = export_onnx if path.suffix == ".onnx" else export_program
-        return write(
-            model, path, images, class_names=class_names, data_config=data_config, tolerance=tolerance
+    about: dict[str, Any] = {"class_names": class_names, "data_config": data_config}
+    if opset is not None and path.suffix != ".onnx":
+        raise UserError(
+            f"opset is {opset} and the path {str(path)!r}; only ONNX files have one. Leave it out."
         )
+    if path.suffix == ".onnx":
+        about |= {} if opset is None else {"opset": opset}
+        return export_onnx(model, path, images, tolerance=tolerance, pixels=pixels, **about)
+    if path.suffix == ".pt2":
+        return export_program(model, path, images, tolerance=tolerance, pixels=pixels, **about)
     if path.suffix and not path.is_dir():
         raise UserError(
             f"export path is {str(path)!r}; it must end in .onnx or .pt2, or be a folder without a suffix (for timm). "
             "Rename it."
         )
-    return save_timm(model, path, class_names=class_names, data_config=data_config)
+    return save_timm(model, path, **about)

@@ -17,16 +17,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vitnas.data.images import Form
 from vitnas.errors import UserError, first_line
-from vitnas.exporting.describe import describe
+from vitnas.exporting.describe import PIXELS, TENSORS, describe, form_of
+from vitnas.exporting.front import with_front
+from vitnas.exporting.opset import MIN_OPSET, OPSET, lower, settle_ir
 from vitnas.exporting.params import match_params
+from vitnas.exporting.pixels import Ready, choice_of, other_size, pixels_of
 from vitnas.exporting.verify import Agreement, ExportError, Run, example_images, traced_images, verify
 from vitnas.layers.relative_position import RelativePosition2d
 from vitnas.measure.convert import LEGACY_MAX_OPSET, Exporter, convert
 from vitnas.runs import write_with
 from vitnas.version import VERSION
 
-MIN_OPSET = 18
+DYNAMO_MIN_OPSET = 18  # what torch's current exporter writes
 MAX_BYTES = 2**31 - 2**20  # one protobuf file holds 2 GiB; the graph itself needs a little
 
 
@@ -58,26 +62,30 @@ def export_onnx(
     path: Path | str,
     images: Tensor | None = None,
     *,
-    opset: int = 20,
+    opset: int = OPSET,
     dynamic_batch: bool = True,
     tolerance: float | None = None,
     class_names: Sequence[str] | None = None,
     data_config: Mapping[str, Any] | None = None,
     exporter: Exporter | None = None,
+    pixels: bool = False,
 ) -> dict[str, Any]:
     """Write `model` as one ONNX file with input `input` (B, C, H, W) and output `logits` (B, Y).
 
     The file also holds, as metadata, the Arch, class names, mean, std and image size, and the version of
     vitnas. The model's mode, weights and gradients stay as they are.
 
+    With `pixels` it needs nothing else: its input is `images`, uint8 (B, H, W, C) of any height and width, which it
+    resizes, crops and normalises as in training, and its output `probabilities` (B, Y).
+
     Args:
         images: preprocessed (B, C, H, W) images for the comparison with the Model; noise if None.
-        opset: ONNX operator set, 18 or more.
+        opset: ONNX operator set, 17 or more (ONNX Runtime 1.12 reads 17); the file's version is the one it came with.
         dynamic_batch: False writes a file for batches of 1.
         tolerance: allowed difference of the logits (see `Agreement`); 1e-4 in float32.
         class_names: names of the classes in order.
-        data_config: `mean`, `std`, `interpolation`, `crop_pct` of the training images, where they differ from
-            the model's `pretrained_cfg`.
+        data_config: `mean`, `std`, `interpolation`, `crop_pct`, `crop_mode` of the training images, where they differ
+            from the model's `pretrained_cfg`.
         exporter: use only `dynamo` or only `legacy`.
 
     Returns:
@@ -86,7 +94,8 @@ def export_onnx(
     Raises:
         ExportError: the model cannot be exported (with the reasons), or no exporter's file agrees with it. A
             file that was at `path` before is untouched.
-        UserError: wrong images, opset or class names; `path` cannot be written.
+        UserError: wrong images, opset or class names; `path` cannot be written; with `pixels`, that it is not known
+            how images are prepared.
     """
     path, started = Path(path), time.perf_counter()
     if opset < MIN_OPSET:
@@ -98,7 +107,10 @@ def export_onnx(
     examples, real = example_images(model, images)
     if not real:
         problems.append("No images were given, so the comparison used noise.")
-    properties = describe(model, examples, class_names, data_config)
+    input_size = list(examples.shape[1:])
+    form = form_of(model, input_size, data_config) if pixels else None
+    takes = PIXELS if pixels else TENSORS
+    properties = describe(model, input_size, class_names, data_config, takes=takes)
     with tempfile.TemporaryDirectory(prefix="vitnas-export-") as folder:
         for number, name in enumerate(tried):
             file = Path(folder) / f"{name}.onnx"
@@ -112,11 +124,13 @@ def export_onnx(
                     file,
                     traced_images(examples, dynamic_batch=dynamic_batch),
                     exporter=name,  # type: ignore[arg-type]  # one of the two names above
-                    opset=opset,
+                    opset=max(opset, DYNAMO_MIN_OPSET) if name == "dynamo" else opset,
                     dynamic_batch=dynamic_batch,
                 )
-                params = _finish(model, file, properties)
+                params = _finish(model, file, properties, opset)
                 agreement = _verify(model, file, examples, real, tolerance, dynamic_batch)
+                if form is not None:
+                    agreement = _take_pixels(model, file, form, examples, agreement)
             except Exception as error:  # exporters raise anything; the next one may do better
                 problems.append(f"The {name} exporter failed: {first_line(error)}.")
                 if number + 1 < len(tried):
@@ -131,6 +145,7 @@ def export_onnx(
         "bytes": path.stat().st_size,
         "exporter": name,
         "opset": opset if name == "dynamo" else min(opset, LEGACY_MAX_OPSET),
+        "input": "uint8" if pixels else "float",
         "dynamic_batch": dynamic_batch,
         **params,
         **agreement.to_json(),
@@ -144,26 +159,34 @@ def _has_relative_positions(model: nn.Module) -> bool:
     return any(isinstance(module, RelativePosition2d) for module in model.modules())
 
 
-def onnx_runner(file: Path | str) -> Run:
-    """A function from (B, C, H, W) images to (B, Y) logits that runs `file` on the CPU with one thread."""
+def onnx_session(file: Path | str) -> Any:
+    """An ONNX Runtime session on the CPU with one thread."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = 1, 1, 3
-    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
 
-    def run(images_BCHW: Tensor) -> Tensor:
-        output = session.run(None, {session.get_inputs()[0].name: images_BCHW.cpu().numpy()})[0]
+
+def onnx_runner(file: Path | str) -> Run:
+    """A function from images, as the file takes them, to its (B, Y) answers, on the CPU with one thread."""
+    session = onnx_session(file)
+
+    def run(images: Tensor) -> Tensor:
+        output = session.run(None, {session.get_inputs()[0].name: images.cpu().numpy()})[0]
         return torch.from_numpy(output)
 
     return run
 
 
-def _finish(model: nn.Module, file: Path, properties: dict[str, str]) -> dict[str, Any]:
+def _finish(model: nn.Module, file: Path, properties: dict[str, str], opset: int) -> dict[str, Any]:
     """Check the file, put the metadata in, take the exporter's debug notes out; compare parameters."""
     import onnx
 
     proto = onnx.load(str(file), load_external_data=False)
+    if proto.opset_import[0].version > opset:
+        lower(proto, opset)
+    settle_ir(proto)
     del proto.metadata_props[:]
     for key, value in properties.items():
         proto.metadata_props.add(key=key, value=value)
@@ -191,6 +214,29 @@ def _verify(
         tolerance=tolerance,
         dynamic_batch=dynamic_batch,
     )
+
+
+def _take_pixels(
+    model: nn.Module, file: Path, form: Form, images_BCHW: Tensor, agreement: Agreement
+) -> Agreement:
+    """Let the file take pixels, and compare it, as it now is, with the Model behind what prepares images in torch."""
+    import onnx
+
+    proto = with_front(onnx.load(str(file)), form, choice_of(model))
+    onnx.save(proto, str(file))
+    whole, run = Ready(model, form, choice_of(model)), onnx_runner(file)
+    same = pixels_of(images_BCHW, form)
+    for images_BHWC in (same, other_size(same)):
+        verify(
+            whole,
+            run,
+            images_BHWC,
+            name="the ONNX file",
+            real_images=agreement.real_images,
+            tolerance=agreement.tolerance,
+            dynamic_batch=len(agreement.batch_sizes) > 1,
+        )
+    return agreement
 
 
 def _params_problem(params: dict[str, Any]) -> str:

@@ -18,9 +18,13 @@ def export_quickly(
     *,
     class_names: Sequence[str] | None = None,
     data_config: Mapping[str, Any] | None = None,
+    pixels: bool = False,
+    opset: int | None = None,
 ) -> dict[str, Any]:
     """As `export_model`, and by its way where tracing cannot take the model or writes something else."""
-    about: dict[str, Any] = {"class_names": class_names, "data_config": data_config}
+    about: dict[str, Any] = {"class_names": class_names, "data_config": data_config, "pixels": pixels}
+    if opset is not None:
+        about["opset"] = opset
     if Path(path).suffix == ".onnx":
         try:
             return export_onnx(model, path, images, exporter="legacy", **about)

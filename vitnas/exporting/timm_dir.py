@@ -26,10 +26,11 @@ from torch import nn
 
 from vitnas.arch import Arch
 from vitnas.errors import UserError, first_line
-from vitnas.exporting.describe import check_class_names
+from vitnas.exporting.describe import images_of, names_of
 from vitnas.exporting.verify import ExportError, example_images
 from vitnas.measure.convert import model_device, quiet
 from vitnas.model.modes import evaluating
+from vitnas.model.timm_cfg import IMAGES_KNOWN
 from vitnas.runs import read_json, write_with
 from vitnas.version import VERSION
 
@@ -50,9 +51,9 @@ def save_timm(
     are replaced one by one, the weights first.
 
     Args:
-        class_names: names of the classes in order.
+        class_names: names of the classes in order; those that the model brings, by default.
         data_config: `mean`, `std`, `interpolation`, `crop_pct` that the model was trained with, where they
-            differ from the model's `pretrained_cfg`.
+            differ from the model's `pretrained_cfg`. Where neither knows them, the config says so.
 
     Returns:
         The record: path, architecture, params, tensors, bytes.
@@ -62,15 +63,14 @@ def save_timm(
         UserError: wrong class names, a model without `pretrained_cfg`, or `folder` cannot be written.
     """
     folder = Path(folder)
-    if class_names is not None:
-        check_class_names(model, class_names)
+    names = names_of(model, class_names)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; the folder for timm needs its own name. Choose another.")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as beside:
             new = Path(beside) / "new"
-            _write(model, new, class_names, data_config or {})
+            _write(model, new, names, data_config or {})
             _check(model, new)
             size = sum(file.stat().st_size for file in new.iterdir())
             _move(new, folder)
@@ -104,7 +104,8 @@ def load_timm(folder: Path | str) -> nn.Module:
             raise UserError(
                 f"{folder} has no {name}; a saved model is a folder with config.json and {WEIGHTS}."
             )
-    name = read_json(folder / "config.json").get("architecture")
+    config = read_json(folder / "config.json")
+    name = config.get("architecture")
     if not isinstance(name, str) or not timm.is_model(name):
         raise UserError(f"{folder / 'config.json'} names the architecture {name!r}; timm does not know it.")
     try:
@@ -116,12 +117,15 @@ def load_timm(folder: Path | str) -> nn.Module:
         raise UserError(
             f"{folder} cannot be loaded by timm ({first_line(error)}); save the model again."
         ) from error
+    if IMAGES_KNOWN in config:
+        model.pretrained_cfg = model.default_cfg = {
+            **model.pretrained_cfg,
+            IMAGES_KNOWN: config[IMAGES_KNOWN],
+        }
     return model.eval()
 
 
-def _write(
-    model: nn.Module, folder: Path, class_names: Sequence[str] | None, data_config: Mapping[str, Any]
-) -> None:
+def _write(model: nn.Module, folder: Path, names: Sequence[str], data_config: Mapping[str, Any]) -> None:
     arch = _arch_of(model)
     config = getattr(model, "pretrained_cfg", None)
     if not config or (arch is None and "architecture" not in config):
@@ -129,13 +133,16 @@ def _write(
             f"{type(model).__name__} has no pretrained_cfg with an architecture; timm could not rebuild it. "
             "Make it with timm.create_model or vitnas.build."
         )
+    known = images_of(model, data_config)
     shown: Any = copy.copy(model)  # shares the weights; only its pretrained_cfg is another
-    shown.pretrained_cfg = {**config, **data_config}
+    shown.pretrained_cfg = {key: value for key, value in config.items() if key != IMAGES_KNOWN} | known
     if arch is not None:
         shown.pretrained_cfg["architecture"] = ENTRY_POINT
-    labels = {"label_names": list(class_names)} if class_names is not None else {}
+    about: dict[str, Any] = {"label_names": list(names)} if names else {}
+    if not {"mean", "std"} <= set(known):  # what timm writes in their place are placeholders
+        about[IMAGES_KNOWN] = False
     with quiet():
-        save_for_hf(shown, str(folder), model_config=labels, safe_serialization=True)
+        save_for_hf(shown, str(folder), model_config=about, safe_serialization=True)
     if arch is not None:
         # timm adds what it finds on the model (image size, classes); the Arch says all of that, once.
         path = folder / "config.json"
@@ -143,7 +150,7 @@ def _write(
             json.dumps({**read_json(path), "model_args": {"arch": arch.to_json()}}, indent=1) + "\n",
             encoding="utf-8",
         )
-    (folder / "README.md").write_text(_card(model, class_names), encoding="utf-8")
+    (folder / "README.md").write_text(_card(model, names), encoding="utf-8")
 
 
 def _check(model: nn.Module, folder: Path) -> None:
@@ -189,14 +196,14 @@ def _arch_of(model: nn.Module) -> Arch | None:
     return arch if isinstance(arch, Arch) else None
 
 
-def _card(model: nn.Module, class_names: Sequence[str] | None) -> str:
+def _card(model: nn.Module, class_names: Sequence[str]) -> str:
     arch = _arch_of(model)
     title = arch.id if arch is not None else str(getattr(model, "pretrained_cfg", {}).get("architecture"))
     what = f"A vision transformer: {arch.describe()}.\n\n" if arch is not None else ""
     imports = (
         "import timm\nimport vitnas  # makes the architecture known to timm; without it: 'Unknown model'"
     )
-    classes = f"\nClasses, in order: {', '.join(map(str, class_names))}.\n" if class_names is not None else ""
+    classes = f"\nClasses, in order: {', '.join(map(str, class_names))}.\n" if class_names else ""
     return (
         f"---\nlibrary_name: timm\ntags: [image-classification, timm]\n---\n# {title}\n\n{what}"
         f"```python\n{imports if arch is not None else 'import timm'}\n\n"

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from vitnas.errors import first_line
-from vitnas.exporting.describe import describe
+from vitnas.exporting.describe import PIXELS, TENSORS, describe, form_of
+from vitnas.exporting.pixels import Ready, choice_of, other_size, pixels_of
 from vitnas.exporting.verify import ExportError, example_images, traced_images, verify
 from vitnas.measure.convert import BATCH_NAME, quiet
 from vitnas.model.modes import evaluating
@@ -38,6 +39,7 @@ def export_program(
     tolerance: float | None = None,
     class_names: Sequence[str] | None = None,
     data_config: Mapping[str, Any] | None = None,
+    pixels: bool = False,
 ) -> dict[str, Any]:
     """Write `model` as a `.pt2` file, read it back and compare it with the Model.
 
@@ -55,8 +57,16 @@ def export_program(
     path, started = Path(path), time.perf_counter()
     examples, real = example_images(model, images)
     problems = [] if real else ["No images were given, so the comparison used noise."]
-    properties = describe(model, examples, class_names, data_config)
-    program = _trace(model, traced_images(examples, dynamic_batch=dynamic_batch), dynamic_batch)
+    input_size = list(examples.shape[1:])
+    takes = PIXELS if pixels else TENSORS
+    properties = describe(model, input_size, class_names, data_config, takes=takes)
+    shown: nn.Module = model
+    if pixels:
+        form = form_of(model, input_size, data_config)
+        shown, examples = Ready(model, form, choice_of(model)), pixels_of(examples, form)
+    # Traced with sides that differ: equal ones would be taken for one.
+    traced = traced_images(other_size(examples) if pixels else examples, dynamic_batch=dynamic_batch)
+    program = _trace(shown, traced, dynamic_batch)
     with tempfile.TemporaryDirectory(prefix="vitnas-export-") as folder:
         file = Path(folder) / "model.pt2"
         with quiet():
@@ -70,15 +80,18 @@ def export_program(
             with quiet():
                 program = torch.export.load(file)
         run = program.module()
-        agreement = verify(
-            model,
-            run,
-            examples,
-            name="the torch.export file",
-            real_images=real,
-            tolerance=tolerance,
-            dynamic_batch=dynamic_batch,
-        )
+        agreement, *_ = [
+            verify(
+                shown,
+                run,
+                some,
+                name="the torch.export file",
+                real_images=real,
+                tolerance=tolerance,
+                dynamic_batch=dynamic_batch,
+            )
+            for some in (examples, *([other_size(examples)] if pixels else []))
+        ]
         write_with(path, partial(shutil.copyfile, file))
     params = sum(parameter.numel() for parameter in model.parameters())
     exported = sum(parameter.numel() for parameter in program.parameters())
@@ -89,6 +102,7 @@ def export_program(
     return {
         "path": str(path),
         "bytes": path.stat().st_size,
+        "input": "uint8" if pixels else "float",
         "dynamic_batch": dynamic_batch,
         "params": params,
         "exported_params": exported,
@@ -113,7 +127,10 @@ def pickled_records(file: Path) -> list[str]:
 
 
 def _trace(model: nn.Module, images: Tensor, dynamic_batch: bool) -> torch.export.ExportedProgram:
-    shapes = ({0: torch.export.Dim(BATCH_NAME)},) if dynamic_batch else None
+    axes = {0: BATCH_NAME} if dynamic_batch else {}
+    if images.dtype == torch.uint8:
+        axes |= {1: "height", 2: "width"}
+    shapes = ({axis: torch.export.Dim(name) for axis, name in axes.items()},) if axes else None
     try:
         with evaluating(model), quiet(), torch.no_grad():
             program = torch.export.export(model, (images,), dynamic_shapes=shapes)

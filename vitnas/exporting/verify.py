@@ -68,7 +68,7 @@ def verify(
 
     Args:
         run: (B, C, H, W) images to (B, Y) logits, through the exported file.
-        images_BCHW: preprocessed images on the model's device.
+        images_BCHW: what the model takes, on its device.
         name: what `run` is, for the message.
         dynamic_batch: False compares in batches of 1 only.
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import wrap_torch_function
 
 from vitnas.grids import Grid
 from vitnas.layers.axes import Axes
@@ -71,9 +72,8 @@ class RelativePosition2d(nn.Module):
             (B, A, N, K), to be added to the output of attention.
         """
         table_TK, lines = self._table(), weights_BANF[..., : sum(self.grid)]
-        index = of_rows(self._index(weights_BANF.device), rows_BN).expand(*weights_BANF.shape[:2], -1, -1)
-        weights_BANT = lines.new_zeros(*lines.shape[:3], len(table_TK)).scatter_add(-1, index, lines)
-        out = weights_BANT @ table_TK
+        index = of_rows(self._index(weights_BANF.device), rows_BN)
+        out: Tensor = summed_entries(lines, index, table_TK)
         if not self.num_prefix_tokens:
             return out
         return out + weights_BANF[..., sum(self.grid) :] * (self.rows[0] + self.cols[0])
@@ -100,6 +100,22 @@ class RelativePosition2d(nn.Module):
         rows_NR = torch.cat([nowhere[:, :rows], step_GG[:rows, :rows].repeat_interleave(cols, 0)])
         cols_NC = torch.cat([nowhere[:, :cols], step_GG[:cols, :cols].repeat(rows, 1)])
         return torch.cat([rows_NR, cols_NC + (2 * reach + 2)], dim=1)
+
+
+@wrap_torch_function(lambda lines_BANF, index, table_TK: (lines_BANF, index, table_TK))
+def summed_entries(lines_BANF: Tensor, index: Tensor, table_TK: Tensor) -> Tensor:
+    """(B, A, N, K): the entries of a table, of which token n's line f counts for entry index[n, f].
+
+    It can be overridden, as functions of torch can: an exporter says it in another way.
+
+    Args:
+        index: (N, F), or (B, 1, N, F).
+    """
+    index = index.expand(*lines_BANF.shape[:2], -1, -1)
+    weights_BANT = lines_BANF.new_zeros(*lines_BANF.shape[:3], len(table_TK)).scatter_add(
+        -1, index, lines_BANF
+    )
+    return weights_BANT @ table_TK
 
 
 def of_rows(table_NX: Tensor, rows_BN: Tensor | None) -> Tensor:

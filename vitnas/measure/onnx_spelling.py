@@ -10,14 +10,18 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from vitnas.layers.relative_position import summed_entries
+
 
 class OnnxSpelling(TorchFunctionMode):
-    """While it is active, two operations take another form with the same result.
+    """While it is active, three operations take another form with the same result.
 
     - `repeat_interleave` gets its dimension counted from the front. The tracing exporter (torch 2.15) adds the rank to
       a negative one in place, and with it to every other -1 of the graph; such files do not load.
     - `einsum` of two tensors becomes a matrix product. As ONNX's Einsum it runs slower in ONNX Runtime than what the
       current exporter writes (a sixth, for a whole ViT with relative positions).
+    - `summed_entries` of relative positions becomes a matrix product. ONNX Runtime adds to scattered places in float32
+      alone, so that no file that does can be made float16.
     """
 
     def __torch_function__(
@@ -32,6 +36,8 @@ class OnnxSpelling(TorchFunctionMode):
             kwargs["dim"] += args[0].dim()
         if func is torch.einsum and len(args) == 3 and _is_product(args[0]):
             return einsum_as_matmul(*args)
+        if func is summed_entries:
+            return entries_as_matmul(*args)
         return func(*args, **kwargs)
 
 
@@ -52,6 +58,15 @@ def einsum_as_matmul(equation: str, a: Tensor, b: Tensor) -> Tensor:
     first = order[len(batch)] if rows else None
     product = (a @ b).reshape([-1 if i == first else sizes[i] for i in order])
     return product.permute([order.index(i) for i in out])
+
+
+def entries_as_matmul(lines_BANF: Tensor, index: Tensor, table_TK: Tensor) -> Tensor:
+    """`summed_entries` by a batched matrix product with the table's entries in their places."""
+    if index.dim() == 2:
+        _, heads, tokens, lines = lines_BANF.shape
+        rows = lines_BANF.permute(2, 0, 1, 3).reshape(tokens, -1, lines) @ table_TK[index]
+        return rows.reshape(tokens, -1, heads, table_TK.shape[1]).permute(1, 2, 0, 3)
+    return (lines_BANF.permute(0, 2, 1, 3) @ table_TK[index[:, 0]]).permute(0, 2, 1, 3)
 
 
 def _is_product(equation: Any) -> bool:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from vitnas.arch import Arch
 from vitnas.layers.stem import STEMS
 
 DATA_KEYS = ("mean", "std", "interpolation", "crop_pct", "crop_mode")  # how images are prepared
+IMAGES_KNOWN = "images_known"  # false: those are placeholders
 
 
 def default_cfg(arch: Arch) -> dict[str, Any]:
@@ -37,10 +38,58 @@ def classifiers(arch: Arch) -> str | tuple[str, ...]:
 
 
 def copy_data_cfg(source: Any, target: Any) -> None:
-    """Let `target` have its images prepared as those of `source` are."""
+    """Let `target` have its images prepared as those of `source` are, and its classes called the same."""
     cfg = getattr(source, "pretrained_cfg", None) or {}
     kept = {key: cfg[key] for key in DATA_KEYS if cfg.get(key) is not None}
-    target.pretrained_cfg = target.default_cfg = {**target.pretrained_cfg, **kept}
+    names = cfg.get("label_names") or ()
+    if len(names) == target.pretrained_cfg.get("num_classes"):
+        kept["label_names"] = names
+    target.pretrained_cfg = target.default_cfg = {
+        **target.pretrained_cfg,
+        **kept,
+        IMAGES_KNOWN: bool(cfg) and knows_images(cfg),
+    }
+
+
+def knows_images(cfg: Mapping[str, Any]) -> bool:
+    """Whether a description says how images are prepared: that of a Model fresh from `build` holds placeholders."""
+    mean, std = cfg.get("mean"), cfg.get("std")
+    if IMAGES_KNOWN in cfg or not (mean and std):
+        return bool(mean and std and cfg.get(IMAGES_KNOWN))
+    return cfg.get("architecture") != "vitnas_arch" or bool(cfg.get("source")) or {*mean, *std} != {0.5}
+
+
+def take_images(network: Any, images: Mapping[str, Any], class_names: Sequence[str]) -> None:
+    """Note how the images that `network` learns from are prepared, and what its classes are called.
+
+    Args:
+        images: by DATA_KEYS.
+        class_names: of the images, which other classes of the network's are not called by.
+    """
+    space, cfg = getattr(network, "space", None), getattr(network, "pretrained_cfg", None)
+    if cfg is None and space is None:
+        return  # a network that describes itself in no way of timm's
+    cfg = {**(cfg or {}), **images, IMAGES_KNOWN: True}
+    classes = getattr(network, "num_classes", None) if space is None else space.largest().num_classes
+    if len(class_names) == classes:
+        cfg["label_names"] = list(class_names)
+    network.pretrained_cfg = network.default_cfg = cfg
+
+
+def described_anew(cfg: Mapping[str, Any], arch: Arch) -> dict[str, Any]:
+    """The description `cfg` of a Model that has become one of `arch`."""
+    now = {
+        **cfg,
+        "num_classes": arch.num_classes,
+        "input_size": arch.input_size,
+        "classifier": classifiers(arch),
+    }
+    for key in ("mean", "std"):  # of other channels than the published ones: their mean, as timm does
+        if len(now[key]) != arch.in_chans:
+            now[key] = (sum(now[key]) / len(now[key]),) * arch.in_chans
+    if len(now.get("label_names") or ()) != arch.num_classes:
+        now.pop("label_names", None)
+    return now
 
 
 def layer_groups(entries: Mapping[int, int], selecting: Iterable[int]) -> dict[str, Any]:

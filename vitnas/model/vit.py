@@ -45,7 +45,7 @@ from vitnas.model.blocks import (
 from vitnas.model.features import as_features, feature_info, stage_starts, take_indices
 from vitnas.model.outputs import wanted
 from vitnas.model.sizes import Twins
-from vitnas.model.timm_cfg import classifiers, default_cfg, layer_groups
+from vitnas.model.timm_cfg import default_cfg, described_anew, layer_groups
 
 HEADS = ("head", "head_dist", "patch_head")
 
@@ -453,16 +453,7 @@ class Model(nn.Module):
     def record_arch(self, arch: Arch) -> None:
         """Take `arch` as what this Model now is, in timm's description of it too."""
         self._take_arch(arch)
-        now = {
-            "num_classes": arch.num_classes,
-            "input_size": arch.input_size,
-            "classifier": classifiers(arch),
-        }
-        cfg = {**self.pretrained_cfg, **now}
-        for key in ("mean", "std"):  # of other channels than the published ones: their mean, as timm does
-            if len(cfg[key]) != arch.in_chans:
-                cfg[key] = (sum(cfg[key]) / len(cfg[key]),) * arch.in_chans
-        self.pretrained_cfg = self.default_cfg = cfg
+        self.pretrained_cfg = self.default_cfg = described_anew(self.pretrained_cfg, arch)
 
     def _take_arch(self, arch: Arch) -> None:
         """Take `arch` and what follows from it."""

@@ -195,7 +195,7 @@ class Correlation(RunFile):
 
 @dataclass(frozen=True, kw_only=True)
 class ExportedFile:
-    """A file and how it compares with the Model."""
+    """A file and how it compares with the Model; `input` is `uint8` (pixels of any size) or `float`."""
 
     path: str
     params: int
@@ -205,6 +205,7 @@ class ExportedFile:
     top1_agreement: float | None = None
     opset: int | None = None
     exporter: str | None = None
+    input: str = "float"
     problems: tuple[str, ...] = ()
 
 

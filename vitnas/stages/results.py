@@ -13,6 +13,7 @@ from torch import nn
 from vitnas.data import Readings
 from vitnas.errors import UserError
 from vitnas.exporting import export_model
+from vitnas.exporting.script import SCRIPT, script
 from vitnas.measure.latency import LatencyMeter
 from vitnas.model import Model, build
 from vitnas.model.named import ArchFile
@@ -28,13 +29,19 @@ from vitnas.records import (
     Versus,
 )
 from vitnas.reporting import report
+from vitnas.runs import write_atomic
 from vitnas.stages.models import Models
 from vitnas.stages.run import ExportConfig
 from vitnas.stages.work import RunImages, Work, load_weights
 from vitnas.train import Score
 from vitnas.train.evaluate import evaluate_each, paired, wilson
 
-FILES = {"onnx": "model.onnx", "torch_export": "model.pt2"}
+FILES = {
+    "onnx": "model.onnx",
+    "torch_export": "model.pt2",
+    "onnx_float": "model_float.onnx",
+    "torch_export_float": "model_float.pt2",
+}
 
 
 def export_chosen(models: Models, config: ExportConfig) -> None:
@@ -43,7 +50,7 @@ def export_chosen(models: Models, config: ExportConfig) -> None:
 
     def make() -> None:
         model, folder, images = models.load("chosen"), models.folder("chosen"), models.images.some()
-        files = export_files(models.images, model, target, config.formats)
+        files = export_files(models.images, model, target, config)
         own = build(ArchFile.read(folder).arch).eval()  # what timm makes of the folder is held against it
         load_weights(own, folder / "model.safetensors", "vitnas retrain")
         with torch.no_grad():
@@ -69,21 +76,25 @@ def export_files(
     images: RunImages,
     model: nn.Module,
     folder: Path,
-    formats: Sequence[str],
+    config: ExportConfig,
     export: Callable[..., dict[str, Any]] = export_model,
 ) -> dict[str, ExportedFile]:
-    """`model` in every one of `formats`, in a folder of the run, verified on held-out images.
+    """`model` in every format, in a folder of the run, verified on held-out images, and a script that uses it.
 
     Args:
         export: what writes a file: `export_model`, or what takes the same.
     """
     files: dict[str, ExportedFile] = {}
-    for kind in formats:
+    for kind in config.formats:
         file = folder / FILES[kind]
-        found = export(model, file, images.some(), **images.about)
+        more = {"opset": config.opset} if file.suffix == ".onnx" else {}
+        pixels = not kind.endswith("_float")
+        found = export(model, file, images.some(), **images.about, pixels=pixels, **more)
         kept = {item.name: found[item.name] for item in fields(ExportedFile) if item.name in found}
         path = str(file.relative_to(images.work.folder))
         files[kind] = ExportedFile(**{**kept, "path": path, "problems": tuple(found["problems"])})
+    if "onnx" in files and getattr(model, "num_classes", True):
+        write_atomic(folder / SCRIPT, script(FILES["onnx"], images.data.in_chans))
     return files
 
 

@@ -13,6 +13,7 @@ import yaml
 from vitnas.budget import QUANTITIES, Budget, split_target
 from vitnas.data import DataConfig
 from vitnas.errors import UserError, check_word, check_words
+from vitnas.exporting.opset import MIN_OPSET, OPSET
 from vitnas.layers.selectors import SELECTIONS
 from vitnas.measure.target import parse_target
 from vitnas.records import Effort
@@ -38,6 +39,7 @@ GROWS = {"search.num_trials": "search"}
 BASELINES = ("hand_scaled", "random_search")
 OWN = "pretrained"  # as teacher.network: the network that the run starts from, as it was
 MOST_THREADS = 1024
+Format: TypeAlias = Literal["onnx", "torch_export", "onnx_float", "torch_export_float"]
 MUST_LEARN = ("predictor", *(word for word, kind in SELECTIONS.items() if kind.keeps_keys))
 Axis: TypeAlias = Literal["heads", "hidden", "embed_dim", "blocks"]
 
@@ -143,12 +145,23 @@ class RetrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
-    """What to write and where to measure: `onnx`, `torch_export` (.pt2); latency targets as in a budget."""
+    """What to write and where to measure: latency targets as in a budget.
 
-    formats: tuple[Literal["onnx", "torch_export"], ...] = ("onnx", "torch_export")
+    Files of `onnx` and `torch_export` (.pt2) take pixels of images of any size and give probabilities; those of
+    `onnx_float` and `torch_export_float` take what the network takes and give its logits. `opset` is of ONNX files: 17
+    for ONNX Runtime before 1.17 and many devices.
+    """
+
+    formats: tuple[Format, ...] = ("onnx", "torch_export")
+    opset: int = OPSET
     latency: tuple[str, ...] = ("onnxruntime,batch=1", "torch,batch=1")
 
     def __post_init__(self) -> None:
+        if self.opset < MIN_OPSET:
+            raise UserError(
+                f"export.opset is {self.opset}; files are written with {MIN_OPSET} or newer. Use {MIN_OPSET} for old "
+                "runtimes, or leave it out."
+            )
         for target in self.latency:
             parse_target(target)
 

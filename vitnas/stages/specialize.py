@@ -16,7 +16,7 @@ from vitnas.searching import SEARCHERS, SearchRecord
 from vitnas.searching.goal import Goal
 from vitnas.searching.latency import measure_ms
 from vitnas.stages.results import export_files
-from vitnas.stages.run import SearchConfig
+from vitnas.stages.run import ExportConfig, SearchConfig
 from vitnas.stages.sampler import NUM_DRAWS, RunSampler, answers, is_quantity
 from vitnas.stages.searching import Inherited, Searches
 from vitnas.stages.work import quick_meter
@@ -29,7 +29,7 @@ def specialize(
     searches: Searches,
     sampler: RunSampler,
     inherited: Inherited,
-    formats: Sequence[str],
+    files: ExportConfig,
     budgets: Sequence[Budget],
 ) -> list[tuple[Arch, Answer]]:
     """One answer per budget, each saved and exported (front/<arch id>/), and family.json with all of them.
@@ -38,7 +38,7 @@ def specialize(
     ranked on held-out images. Any other run answers from its finished search.
 
     Args:
-        formats: files to export, see `export_files`.
+        files: what is exported, see `export_files`.
         budgets: without shares.
 
     Raises:
@@ -51,7 +51,7 @@ def specialize(
     for arch, _ in found:  # only now, so that a budget that cannot be met leaves nothing behind
         where = inherited.save(arch)
         if not ExportRecord.exists(where):
-            ExportRecord(export_files(inherited.images, load_timm(where), where, formats)).write(where)
+            ExportRecord(export_files(inherited.images, load_timm(where), where, files)).write(where)
     kept = [answer for answer in known if answer.budget not in parsed]
     Family((*kept, *(answer for _, answer in found))).write(folder)
     return found

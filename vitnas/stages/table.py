@@ -151,9 +151,7 @@ def _finals(context: Context) -> None:
 
 
 def _specialize(context: Context, budgets: Sequence[Budget]) -> tuple[Table, list[str]]:
-    found = specialize(
-        context.searches, context.sampler, context.inherited, context.run.export.formats, budgets
-    )
+    found = specialize(context.searches, context.sampler, context.inherited, context.run.export, budgets)
     lines = [f"{arch.id}: {arch.describe()}\n  {context.folder / answer.path}" for arch, answer in found]
     return family(Family(tuple(answer for _, answer in found))), lines
 

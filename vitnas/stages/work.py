@@ -111,12 +111,7 @@ class RunImages:
         """What is written beside a model: its classes, and what a user must do to an image."""
         return {
             "class_names": self.data.class_names or None,
-            "data_config": {
-                "mean": self.data.mean,
-                "std": self.data.std,
-                "interpolation": self.config.interpolation,
-                "crop_pct": self.data.holdout.form.crop_pct,
-            },
+            "data_config": self.data.holdout.form.cfg,
         }
 
 

@@ -26,10 +26,11 @@ from timm.data import Mixup
 from torch import Tensor, nn
 
 from vitnas.arch import Arch
-from vitnas.data import Augment
+from vitnas.data import Augment, Images
 from vitnas.data.augment import seed_from, seeded_globals
 from vitnas.errors import UserError, first_line
 from vitnas.model import Model
+from vitnas.model.timm_cfg import take_images
 from vitnas.runs import check_there, writing
 from vitnas.sample import Draw, Hook, Moment, Sampler
 from vitnas.stopping import deferred
@@ -190,7 +191,7 @@ class _Training:
             network.set_drop_path(config.drop_path)
         network.to(engine.device).train()
         engine.broadcast(network)  # processes may have started with other weights
-        images = getattr(self.batches, "images", None)
+        images: Images | None = getattr(self.batches, "images", None)
         with seeded_globals(seed_from("task", self.seed)):  # for what the Task trains itself
             self.task = settled_task(
                 self.task, network, self.teacher, getattr(images, "form", None), self.input_size
@@ -208,6 +209,8 @@ class _Training:
         self.steps = max(1, round(config.epochs * self.steps_per_epoch))
         self.optimizer = engine.prepare(make_optimizer(network, config, self.task.own))
         self.schedule = make_schedule(self.optimizer, config, self.steps, self.steps_per_epoch)
+        if images is not None:
+            take_images(network, images.form.cfg, images.class_names)
         self.ema = make_ema(network, config)
         self.parameters = [p for part in trained for p in part.parameters() if p.requires_grad]
         if self.teacher is not None:

@@ -23,7 +23,7 @@ from vitnas.data.images import Form
 from vitnas.errors import UserError
 from vitnas.model.modes import evaluating
 from vitnas.model.outputs import output_names, wanted
-from vitnas.model.timm_cfg import default_cfg
+from vitnas.model.timm_cfg import default_cfg, knows_images
 from vitnas.sample.hook import Moment
 from vitnas.train.feed import Feed
 from vitnas.train.gives import Gives
@@ -48,7 +48,9 @@ class Pixels:
         A Model fresh from `build` or `extract` has placeholders for mean and std, which count as unknown.
         """
         space = getattr(network, "space", None)
-        cfg = default_cfg(space.largest()) if space is not None else getattr(network, "pretrained_cfg", None)
+        cfg = getattr(network, "pretrained_cfg", None)
+        if space is not None:
+            cfg = {**default_cfg(space.largest()), **(cfg or {})}
         if not cfg:
             return cls()
         built = getattr(getattr(network, "patch_embed", None), "img_size", None)
@@ -57,12 +59,10 @@ class Pixels:
             values if len(values) == channels else (sum(values) / len(values),) * channels
             for values in (tuple(cfg["mean"]), tuple(cfg["std"]))
         )
-        nobodys = (
-            cfg.get("architecture") == "vitnas_arch" and not cfg.get("source") and {*mean, *std} == {0.5}
-        )
+        known = knows_images(cfg)
         return cls(
-            None if nobodys else mean,
-            None if nobodys else std,
+            mean if known else None,
+            std if known else None,
             (size[-2], size[-1]),
             "bicubic" if cfg.get("interpolation") == "bicubic" else "bilinear",
         )

@@ -127,7 +127,7 @@ def export(context: PretrainContext) -> None:
     target = context.folder / "export"
 
     def make() -> None:
-        made = export_files(context.images, context.result(), target, context.run.export.formats)
+        made = export_files(context.images, context.result(), target, context.run.export)
         ExportRecord(made).write(target)
 
     context.work.once(ExportRecord.path(target), make)

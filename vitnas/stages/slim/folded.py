@@ -24,6 +24,7 @@ from vitnas.runs import writing
 from vitnas.slimming import Agreement, Standing, fold, standings
 from vitnas.slimming.folding import Compensation
 from vitnas.stages.results import export_files
+from vitnas.stages.run import ExportConfig
 from vitnas.stages.searching import Inherited
 from vitnas.stages.slim.original import SlimImages, calibration
 from vitnas.stages.work import Work
@@ -136,7 +137,7 @@ class Folded(Inherited):
         candidate: Candidate,
         model: Model,
         found: Standing,
-        formats: Sequence[str],
+        files: ExportConfig,
     ) -> Member:
         """Write a network, which does as `found` says on the holdout, as a folder of timm's and as verified files."""
         start = time.monotonic()
@@ -144,7 +145,7 @@ class Folded(Inherited):
         with writing(folder):
             save_timm(model, folder, **self.images.about)
         ArchFile(model.arch).write(folder)
-        ExportRecord(export_files(self.images, model, folder, formats, export_quickly)).write(folder)
+        ExportRecord(export_files(self.images, model, folder, files, export_quickly)).write(folder)
         member = Member(
             folder=str(folder.relative_to(self.work.folder)),
             arch_id=model.arch.id,

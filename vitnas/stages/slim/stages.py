@@ -122,7 +122,7 @@ def fold_place(context: SlimContext, where: Path, place: Place) -> None:
     """The best of a budget's proposals into `where`."""
     archs = {each.arch_id: context.space.arch_of(each.genes) for each in place.candidates}
     candidate, model, found = context.inherited.best(place.candidates, archs)
-    context.inherited.member(where, place.budget, candidate, model, found, context.run.export.formats)
+    context.inherited.member(where, place.budget, candidate, model, found, context.run.export)
 
 
 def in_words(member: Member) -> str:
