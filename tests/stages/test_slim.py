@@ -32,6 +32,7 @@ from vitnas.records import (
     Result,
     SlimFront,
     SlimResults,
+    Spent,
     Tables,
 )
 from vitnas.reporting import report
@@ -156,9 +157,9 @@ def test_an_arch_of_ones_own_is_trained_anew_not_as_recovery_is(
     assert open_run(folder).retrain.train.lr == 1e-4
     learned = list[TrainConfig]()
 
-    def train(self: Models, model: Model, config: TrainConfig, *_: object) -> tuple[Model, float]:
+    def train(self: Models, model: Model, config: TrainConfig, *_: object) -> tuple[Model, Spent]:
         learned.append(config)
-        return model.eval(), 0.0
+        return model.eval(), Spent()
 
     monkeypatch.setattr(Models, "train", train)
     assert main(["retrain", str(folder), f"arch={folder / 'front' / '01'}", "role=mine"]) == 0
