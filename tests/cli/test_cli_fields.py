@@ -131,7 +131,7 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(
         ("seed: 2020-01-01", "seed is .*2020-01-01.*; it must be a whole number"),
         ("space: !!set {a, b}", "space is {.*; it must be fields"),
         ("space: &a {depths: *a}", "cannot be read as YAML .Circular reference"),
-        (f"space: {'[' * 3000}{']' * 3000}", "cannot be read as YAML .maximum recursion"),
+        (f"space: {'[' * 1200}{']' * 1200}", "cannot be read as YAML .maximum recursion"),
         ("seed: 1\nseed: 2", "cannot be read as YAML .'seed' is given twice"),
         ("? [a, b]\n: 1", "cannot be read as YAML .unhashable"),
         ("budget: {a: 1}", "budget has the field 'budget.a'; it is a value"),
@@ -197,12 +197,7 @@ def test_a_log_says_how_much_time_is_left(monkeypatch: pytest.MonkeyPatch) -> No
         "train: 200/400  loss 1, 3 min left",
         "train: 400/400  loss 1",
     ]
-    assert [progress.duration(s) for s in (40, 99.6, 3600, 7800)] == [
-        "40 s",
-        "2 min",
-        "1 h 0 min",
-        "2 h 10 min",
-    ]
+    assert [progress.duration(s) for s in (40, 100, 5399, 7800)] == ["40 s", "2 min", "90 min", "2.2 h"]
 
 
 def test_a_yaml_with_an_unknown_field_is_refused(tmp_path: Path) -> None:
@@ -395,7 +390,7 @@ def test_the_options_are_frozen() -> None:
     assert len(names) == NUM_FIELDS, sorted(names)
 
 
-NUM_FIELDS = 233
+NUM_FIELDS = 234
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:

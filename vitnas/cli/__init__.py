@@ -20,6 +20,8 @@ USAGE = """\
   vitnas run RECIPE \\[field=value ...]     all stages into one run folder; the same command again resumes it
   vitnas run run.yaml \\[field=value ...]   the same from a file (every run folder has one)
       folder=PATH                         where to; default runs/RECIPE
+      time=2h                             shorten trainings and search to what fits, by steps timed here
+      dry=true                            only check it, and say what each stage takes
 
 [bold]A trained network made smaller[/bold]
   vitnas slim MODEL data.dataset=PATH budget=TEXT \\[field=value ...]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields, is_dataclass
@@ -34,6 +35,9 @@ from vitnas.searching import Feasibility
 from vitnas.searching.storage import open_storage
 from vitnas.stages import plan_of
 from vitnas.stages.claim import begin, opened
+from vitnas.stages.forecast import outlook, to_halve
+from vitnas.stages.forecast import table as outlook_table
+from vitnas.stages.outlook import Outlook
 from vitnas.stages.results import files
 from vitnas.stages.run import OPTIONAL, Run, field_groups, field_names
 from vitnas.train import ConsoleProgress, EsViTConfig
@@ -58,10 +62,11 @@ class FolderOptions:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """A recipe or a YAML file, and where to."""
+    """A recipe or a YAML file, where to, and whether only to say what it would take."""
 
     recipe: str
     folder: Path | None = None
+    dry: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,7 @@ class SlimOptions:
 
     model: str
     folder: Path | None = None
+    dry: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,7 @@ class PretrainOptions:
 
     images: str
     folder: Path | None = None
+    dry: bool = False
 
 
 @dataclass(frozen=True)
@@ -123,7 +130,7 @@ def run_command(words: list[str], console: Console) -> None:
     )
     run = make_run(asked.recipe, texts)
     name = asked.recipe if asked.recipe == run.recipe else Path(asked.recipe).stem
-    whole_run(run, asked.folder or Path("runs") / name, console)
+    whole_run(run, asked.folder or Path("runs") / name, console, dry=asked.dry)
 
 
 def slim_command(words: list[str], console: Console) -> None:
@@ -132,7 +139,12 @@ def slim_command(words: list[str], console: Console) -> None:
     asked = options(SlimOptions, own, SLIM_USAGE)
     short = {"multiple": "space.multiple"}
     run = make_run("slim", {**_in_full("slim", texts, short), "pretrained": asked.model})
-    whole_run(run, asked.folder or Path("runs") / f"slim_{Path(asked.model.partition('@')[0]).name}", console)
+    whole_run(
+        run,
+        asked.folder or Path("runs") / f"slim_{Path(asked.model.partition('@')[0]).name}",
+        console,
+        dry=asked.dry,
+    )
 
 
 def pretrain_command(words: list[str], console: Console) -> None:
@@ -143,7 +155,9 @@ def pretrain_command(words: list[str], console: Console) -> None:
     short |= {item.name: f"pretrain.esvit.{item.name}" for item in fields(EsViTConfig)}
     given = _in_full("pretrain", texts, short)
     run = make_run("pretrain", {**given, "data.dataset": asked.images})
-    whole_run(run, asked.folder or Path("runs") / f"pretrain_{Path(asked.images).name}", console)
+    whole_run(
+        run, asked.folder or Path("runs") / f"pretrain_{Path(asked.images).name}", console, dry=asked.dry
+    )
 
 
 def _in_full(recipe: str, texts: Mapping[str, str], more: Mapping[str, str]) -> dict[str, str]:
@@ -156,22 +170,40 @@ def _in_full(recipe: str, texts: Mapping[str, str], more: Mapping[str, str]) -> 
     return in_full(texts, field_names(), recipe, short)
 
 
-def whole_run(run: Run, folder: Path, console: Console) -> None:
-    """Do what `run` says, and tell how it ended."""
+def whole_run(run: Run, folder: Path, console: Console, *, dry: bool = False) -> None:
+    """Do what `run` says, and tell how it ended; `dry` tells what it would take, and leaves nothing."""
+    if dry:
+        with tempfile.TemporaryDirectory(prefix="vitnas-dry-") as where:
+            with at_work(run, Path(where) / folder.name, console) as context:
+                tell_ahead(context, folder, console, whole=True)
+        return
     with at_work(run, folder, console) as context:
-        table = begin(context)
-        if context.engine.is_main:
-            console.print(f"[bold]{run.recipe}[/bold] into {escape(str(folder))}")
-            if run.pretrain:
-                tell_pretrain(table, console)
-            elif run.slim:
-                tell_slim(folder, table, console)
-            else:
-                console.print(to_rich(feasibility(table), "Feasibility"))
+        tell_ahead(context, folder, console)
         for stage in plan_of(run).stages.values():
             stage(context)
         if context.engine.is_main:
             finale(folder, console)
+
+
+def tell_ahead(context: Any, folder: Path, console: Console, *, whole: bool = False) -> None:
+    """Check a run and claim its folder; tell what it will do, and what that takes, of a short one only if `whole`."""
+    table = begin(context)
+    if whole and not (context.run.slim or context.run.pretrain or Outlook.exists(context.folder)):
+        outlook(context)
+    run = context.run
+    if not context.engine.is_main:
+        return
+    console.print(f"[bold]{run.recipe}[/bold] into {escape(str(folder))}")
+    if run.pretrain:
+        tell_pretrain(table, console)
+    elif run.slim:
+        tell_slim(context.folder, table, console)
+    else:
+        console.print(to_rich(feasibility(table), "Feasibility"))
+        if Outlook.exists(context.folder):
+            found = Outlook.read(context.folder)
+            console.print(to_rich(outlook_table(run, found), "What it takes"))
+            console.out(f"  {to_halve(run, found)}")
 
 
 def tell_slim(folder: Path, table: Feasibility, console: Console) -> None:

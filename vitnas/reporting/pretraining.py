@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vitnas.probing import Judged, Pretrained, PretrainForecast, Probed
-from vitnas.reporting.slimming import duration
 from vitnas.reporting.tables import MISSING, Table, interval, number, percent, significant
+from vitnas.train.progress import duration
 
 
 def forecast(found: PretrainForecast) -> Table:

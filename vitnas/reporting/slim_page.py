@@ -17,10 +17,11 @@ from vitnas.reporting.drawing import draw
 from vitnas.reporting.files import RunFiles
 from vitnas.reporting.headline import limits
 from vitnas.reporting.plots import BLUE, GREY, ORANGE, RED, Figure, axis, figure, line, percent_axis
-from vitnas.reporting.slimming import comparison, cosine, duration, forecast, members
+from vitnas.reporting.slimming import comparison, cosine, forecast, members
 from vitnas.reporting.tables import MISSING, Table, number, percent
 from vitnas.space import AroundSpace, space_from_json
 from vitnas.space.around import are_shares
+from vitnas.train.progress import duration
 
 # Stage -> files that show it is done.
 STAGES = {

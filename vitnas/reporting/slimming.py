@@ -10,19 +10,13 @@ from vitnas.records import Forecast, Member, SlimResults, SlimRow
 from vitnas.reporting.tables import MISSING, Table, number, percent, significant
 from vitnas.searching import Feasibility
 from vitnas.slimming import Agreement
+from vitnas.train.progress import duration
 
 EFFORTS = {
     "fold": "what is removed is made up for in closed form; nothing is trained",
     "recover": "the same, and the chosen one learns from MODEL",
     "search": "a supernet learns from MODEL first; then search and recovery",
 }
-
-
-def duration(seconds: float) -> str:
-    """`40 s`, `12 min` or `3.5 h`."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def cost_text(cost: Cost) -> str:

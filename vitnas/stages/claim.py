@@ -59,7 +59,7 @@ def begin(context: Context) -> Any:
     Raises:
         UserError: what the plan's `prepare` refuses, or a folder that holds another run.
     """
-    run, folder, prepare = context.run, context.folder, plan_of(context.run).prepare
+    run, folder, prepare = context.asked, context.folder, plan_of(context.run).prepare
     with context.engine.together():
         table = prepare(context) if not (folder / "run.yaml").exists() else None
         context.engine.from_first(lambda: claim_folder(run, folder))

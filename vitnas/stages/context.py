@@ -19,6 +19,7 @@ from vitnas.measure.latency import LatencyMeter
 from vitnas.space import SPACES, Space, SpaceConfig
 from vitnas.stages.full import full_cost
 from vitnas.stages.models import Models
+from vitnas.stages.outlook import settled
 from vitnas.stages.run import OWN, Run, check_shares, lasting, plain
 from vitnas.stages.sampler import RunSampler
 from vitnas.stages.searching import Inherited, Searches
@@ -37,12 +38,19 @@ class Context:
     def __init__(
         self, run: Run, folder: Path, progress: Progress | None = None, data: Data | None = None
     ) -> None:
-        self.run, self.folder, self.given = run, folder, data
+        self.asked, self.folder, self.given = run, folder, data
+        self.run = settled(run, folder)
         self._progress: Progress = progress or Silent()
         self.check_folder: Callable[[], None] = lambda: None  # raises where the folder has been removed
         check_counts(run)
         if run.threads is not None:
             torch.set_num_threads(run.threads)
+
+    def settle(self) -> None:
+        """Take up what `time` leaves of the run, once that is known; parts that hang on it are made anew."""
+        self.run = settled(self.asked, self.folder)
+        for part in ("searches", "models"):
+            vars(self).pop(part, None)
 
     @cached_property
     def engine(self) -> Engine:

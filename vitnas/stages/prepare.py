@@ -14,6 +14,7 @@ from vitnas.records import GeneRecord, Manifest, SpaceRecord
 from vitnas.runs import RunFile
 from vitnas.searching import SEARCHERS, Feasibility, feasibility
 from vitnas.stages.context import Context
+from vitnas.stages.forecast import is_short, outlook
 from vitnas.stages.supernet import start_from_pretrained
 from vitnas.stages.training import make_task
 from vitnas.train.optim import make_optimizer, make_schedule
@@ -61,6 +62,8 @@ def prepare(context: Context) -> Feasibility:
     )
     context.sampler.settle(budget, context.meters)
     context.sampler.check(budget if SEARCHERS[run.search.searcher].asks_sampler else None)
+    if run.time is not None or not is_short(context):
+        outlook(context)
 
     def write() -> None:
         SpaceRecord(

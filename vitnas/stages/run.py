@@ -267,7 +267,8 @@ class Run:
 
     `pretrained` is the ViT that the supernet starts from: a timm name, a name and a file of weights (`NAME@FILE`), or a
     folder of a saved model; with `slim` it is the one to make smaller. A run with `pretrain` is a pretraining.
-    `threads` are CPU threads (None: torch's).
+    `time` (`30m`, `2h`) shortens trainings and search of a search's run to what fits it here, by a forecast;
+    None does all of them. `threads` are CPU threads (None: torch's).
     """
 
     recipe: str = "tour"
@@ -280,6 +281,7 @@ class Run:
     task: TaskConfig = field(default_factory=ClassificationConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     supernet: TrainConfig = field(default_factory=TrainConfig)
+    time: str | None = None
     pretrained: str | None = None
     slim: SlimConfig | None = None
     pretrain: PretrainConfig | None = None
@@ -327,6 +329,11 @@ class Run:
                 f"teacher.network is {self.teacher.network!r}; what is slimmed learns from the network that it was cut "
                 "out of, and from no other. Leave teacher out, or use `vitnas run images teacher=...`."
             )
+        if self.time is not None:
+            seconds_of("time", self.time)
+            if self.slim or self.pretrain:
+                part = "slim" if self.slim else "pretrain"
+                raise UserError(f"time is {self.time!r}; a run of {part} has {part}.time. Set that.")
         if self.slim is None and self.pretrain is None:
             self.space.starting_from(self.pretrained)  # refuses a network that is missing
         if not 0 <= self.seed < 1 << 32:
@@ -335,6 +342,11 @@ class Run:
             raise UserError(
                 f"threads is {self.threads}; it must be from 1 to {MOST_THREADS}. Leave it out for all cores."
             )
+
+    @property
+    def seconds(self) -> float:
+        """`time` in seconds; without end where it is not given."""
+        return float("inf") if self.time is None else seconds_of("time", self.time)
 
     @property
     def anew(self) -> TrainConfig:

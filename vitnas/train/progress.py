@@ -41,11 +41,10 @@ class Silent:
 
 
 def duration(seconds: float) -> str:
-    """As a person says it: "40 s", "7 min", "2 h 10 min"."""
-    if seconds < 99.5:
+    """`40 s`, `12 min` or `3.5 h`."""
+    if seconds < 100:
         return f"{seconds:.0f} s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 class ConsoleProgress:

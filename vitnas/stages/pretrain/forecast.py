@@ -12,11 +12,11 @@ from vitnas.data import TrainBatches
 from vitnas.data.augment import seed_from
 from vitnas.errors import UserError
 from vitnas.probing import PretrainForecast, features
-from vitnas.reporting.slimming import duration
 from vitnas.stages.pretrain.context import PretrainContext
 from vitnas.stages.pretrain.watch import ASKED, BATCH, CHECKED, KNOWN
 from vitnas.train import EsViTConfig, Silent, TrainConfig, fit
 from vitnas.train.collapse import CHECKS, TWENTIETH
+from vitnas.train.progress import duration
 
 LEAST_IMAGES = 32
 STEPS_IN_EPOCH = 8  # at least; a larger batch is lowered

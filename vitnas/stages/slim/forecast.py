@@ -19,7 +19,6 @@ from vitnas.exporting.quick import export_quickly
 from vitnas.model import Model
 from vitnas.model.modes import evaluating
 from vitnas.records import Effort, EffortForecast, Forecast
-from vitnas.reporting.slimming import duration
 from vitnas.slimming import fold
 from vitnas.slimming.images import HELD, LOOKED_AT, MOST_HELD
 from vitnas.slimming.sensitivity import MENDED
@@ -27,6 +26,7 @@ from vitnas.stages.results import FILES
 from vitnas.stages.run import Run
 from vitnas.stages.slim.allocate import SHORTLIST, TIMED
 from vitnas.supernet import Supernet
+from vitnas.train.progress import duration
 
 IMAGES, STEP_S = 16, 1.0  # images of a timed step, fewer where it would take longer
 FOLDED = 4  # times as many: what an image adds to a fold is little beside what a block takes

@@ -1,0 +1,99 @@
+"""What a run will take is told before it begins, and kept to the time given."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from stage_help import refused, words
+
+from vitnas.cli import main
+from vitnas.cli.fields import make_run, open_run
+from vitnas.errors import UserError
+from vitnas.recipes import RECIPES
+from vitnas.stages import forecast
+from vitnas.stages.claim import begin
+from vitnas.stages.context import Context
+from vitnas.stages.forecast import to_halve
+from vitnas.stages.outlook import Outlook, settled, shortened
+
+
+def test_a_dry_run_says_what_each_stage_takes_and_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    assert main([*words(folder), "dry=true"]) == 0
+    said = capsys.readouterr().out
+    assert f"tour into {folder}" in said
+    for stage in ("train", "search", "retrain", "export", "bench", "evaluate", "all"):
+        assert f"\n  {stage} " in said
+    assert "half as long: supernet.epochs=1 search.num_trials=" in said
+    assert "disk " in said
+    assert "memory " in said
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_a_short_run_looks_not_ahead(finished: Path) -> None:
+    assert not Outlook.exists(finished)
+
+
+class Planted:
+    """Steps that take what a test says."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, step_s: float) -> None:
+        monkeypatch.setattr(forecast, "_step", lambda *_: step_s)
+        monkeypatch.setattr(forecast, "FILE_S", 0.0)
+        monkeypatch.setattr(forecast, "TIMING_S", 0.0)
+
+
+def test_a_run_is_shortened_once_to_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Planted(monkeypatch, 10.0)
+    argv = words(
+        tmp_path / "run", supernet__epochs="40", retrain__train__epochs="40", search__num_trials="200"
+    )
+    fields = dict(word.partition("=")[::2] for word in argv[3:])
+    run = make_run("tour", {**fields, "time": "1h"})
+    context = Context(run, tmp_path / "run")
+    begin(context)
+    found = Outlook.read(tmp_path / "run")
+    assert 0 < found.share < 1
+    assert found.seconds == pytest.approx(3600, rel=0.05)
+    assert context.run.supernet.epochs == pytest.approx(40 * found.share)
+    assert context.models.config.train.epochs == pytest.approx(40 * found.share)
+    assert context.run.search.num_trials < 200
+    assert open_run(tmp_path / "run") == run, "run.yaml says what was asked for"
+    Planted(monkeypatch, 99.0)  # a busier day
+    later = Context(run, tmp_path / "run")
+    begin(later)
+    assert later.run == context.run
+    assert settled(replace(run, time=None), tmp_path / "run").supernet.epochs == 40
+
+
+def test_too_little_time_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Planted(monkeypatch, 100.0)
+    said = refused([*words(tmp_path / "run", supernet__epochs="40"), "time=1m"], capsys)
+    assert "time is 1m; the least that is worth it, 2 epochs, takes about" in said
+    assert not (tmp_path / "run" / "run.yaml").exists()
+    for name, message in (
+        ("tour", "time is 'soon'; it is a number"),
+        ("slim", "a run of slim has slim.time"),
+    ):
+        with pytest.raises(UserError, match=message):
+            replace(RECIPES[name](), time="soon" if name == "tour" else "1h")
+
+
+def test_what_halves_a_run_halves_it() -> None:
+    run = RECIPES["images"]()
+    half = shortened(run, 0.5)
+    assert (half.supernet.epochs, half.supernet.warmup_epochs) == (50, 2.5)
+    assert (half.search.num_trials, half.retrain.train.epochs, half.retrain.rank_epochs) == (100, 50, 10)
+    found = Outlook(
+        stages={"train": 100.0, "retrain": 20.0}, share=1, step_s=1, model_step_s=1, image_s=1,
+        memory_bytes=1, disk_bytes=1,
+    )  # fmt: skip
+    said = to_halve(run, found)
+    assert said.endswith("retrain.rank_archs=3, or time=60s")
+    assert "supernet.epochs=50 search.num_trials=100 retrain.train.epochs=50" in said

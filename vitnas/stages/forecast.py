@@ -1,0 +1,199 @@
+"""What a run will take here, from steps that are really done: told before it begins, and kept to the time given."""
+
+from __future__ import annotations
+
+import itertools
+import resource
+import sys
+import time
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import nn
+
+from vitnas.counting import count
+from vitnas.errors import UserError
+from vitnas.model import build
+from vitnas.reporting.tables import Table, size
+from vitnas.sample import Fixed, Sampler
+from vitnas.stages.context import Context
+from vitnas.stages.finals import lengths
+from vitnas.stages.models import roles_of
+from vitnas.stages.outlook import Outlook, shortened
+from vitnas.stages.run import Run
+from vitnas.stages.training import make_task
+from vitnas.train import CombinedSides, Silent, TrainConfig, evaluate, fit
+from vitnas.train.progress import duration
+
+TIMED = 4  # steps, of which the first is not counted
+LOOKED_AT = 128  # images
+FILE_S, TIMING_S = 8.0, 2.0  # an exported file with its check, a network's latency on one target
+FRONT = 10  # Archs that a front has, about
+MONITORED = 6
+SHORT_MACS = 1e11  # some ten seconds of a core
+LEAST_EPOCHS = 2.0  # a supernet of fewer ranks nothing
+
+
+class _Clock(Silent):
+    """Notes when steps are done."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def update(self, stage: str, step: int, steps: int, text: str = "") -> None:
+        self.times.append(time.perf_counter())
+
+
+def is_short(context: Context) -> bool:
+    """Whether a run's trainings are so small that to look ahead would be a good part of it."""
+    run, images = context.asked, len(context.data.train)
+    trained = run.supernet.epochs + run.retrain.train.epochs * len(roles_of(run.retrain, context.teacher))
+    return 3 * trained * images * count(context.space.largest()).macs < SHORT_MACS
+
+
+def outlook(context: Context) -> Outlook:
+    """outlook.json of a run's folder, and the run as long as it leaves it; all processes ask."""
+    ahead = look_ahead(context)
+    found: Outlook = context.engine.from_first(lambda: ahead)  # so that all shorten it alike
+    context.engine.from_first(lambda: found.write(context.folder))
+    context.settle()
+    return found
+
+
+def look_ahead(context: Context) -> Outlook:
+    """Do a few steps, and say what all of them take; with `time`, how much of it is done.
+
+    Raises:
+        UserError: the time is too short for any training.
+    """
+    run, data, space = context.asked, context.data, context.space
+    supernet = context.new_supernet()
+    params = sum(p.numel() for p in supernet.parameters())
+    step_s = _step(context, supernet, context.sampler.make(), run.supernet)
+    few = context.images.batches(data.holdout.subset(range(min(LOOKED_AT, len(data.holdout)))))
+    middle, began = space.middle(), time.perf_counter()
+    looked = evaluate(supernet, few, middle).n
+    image_s = (time.perf_counter() - began) / max(1, looked)
+    model = build(middle, generator=context.work.generator("forecast"))
+    model_step_s = _step(context, model, Fixed(), run.retrain.train)
+    costs = partial(_costs, context, step_s=step_s, model_step_s=model_step_s, image_s=image_s)
+    share = 1.0
+    if run.time is not None:
+        whole, half = (sum(costs(shortened(run, part)).values()) for part in (1.0, 0.5))
+        varies = 2 * (whole - half)
+        share = min(1.0, max(0.0, (run.seconds - (whole - varies)) / max(varies, 1e-9)))
+        least = min(1.0, LEAST_EPOCHS / min(run.supernet.epochs, run.retrain.train.epochs))
+        if share < least:
+            raise UserError(
+                f"time is {run.time}; the least that is worth it, {LEAST_EPOCHS:g} epochs, takes about "
+                f"{duration(sum(costs(shortened(run, least)).values()))} here. Give more time, fewer images "
+                "(data.max_images), or leave baselines out (retrain.baselines=[] retrain.rank_archs=0)."
+            )
+    models = len(roles_of(run.retrain, context.teacher))
+    bytes_of_model = 4 * sum(p.numel() for p in model.parameters())
+    return Outlook(
+        stages=costs(shortened(run, share)),
+        share=share,
+        step_s=step_s,
+        model_step_s=model_step_s,
+        image_s=image_s,
+        memory_bytes=_peak(context.engine.device),
+        # A checkpoint has the weights, two moments of each, and an average.
+        disk_bytes=4 * params * 5 + bytes_of_model * (FRONT + models + len(run.export.formats)),
+        time_s=run.seconds if run.time is not None else None,
+    )
+
+
+def _step(context: Context, network: nn.Module, sampler: Sampler, config: TrainConfig) -> float:
+    """Seconds of an optimizer step of training `network`."""
+    run, data, clock = context.asked, context.data, _Clock()
+    task, teacher = make_task(
+        run.task, context.teacher, data, context.space.largest().grids[-1], context.folder
+    )
+    loader = context.images.train_batches("forecast")
+    per_epoch = max(1, loader.steps_per_epoch // config.accumulate)
+    fit(
+        network,
+        CombinedSides(task) if getattr(network, "sides", 1) > 1 else task,
+        sampler,
+        loader,
+        config=replace(config, epochs=TIMED / per_epoch, warmup_epochs=0, monitor_every=0),
+        teacher=teacher,
+        augment=data.augment,
+        num_classes=data.num_classes,
+        seed=run.seed,
+        engine=context.engine,
+        progress=clock,
+    )
+    return min(later - earlier for earlier, later in itertools.pairwise(clock.times))  # others may be at work
+
+
+def _costs(
+    context: Context, run: Run, *, step_s: float, model_step_s: float, image_s: float
+) -> dict[str, float]:
+    """Seconds by stage."""
+    data, world = context.data, context.engine.world
+    per_epoch = max(1, len(data.train) // world // run.data.batch_size)
+    held, models = len(data.holdout), len(roles_of(run.retrain, context.teacher))
+    train, last = run.supernet, run.retrain.train
+    searching = run.search.num_trials * held * image_s / world
+    watched = train.epochs / train.monitor_every * MONITORED * held * image_s if train.monitor_every else 0.0
+    epoch_s = per_epoch * model_step_s
+    rungs, before, finals = lengths(run.finals, last, run.finals.archs or 2), 0.0, 0.0
+    for number, epochs in enumerate(rungs if run.finals.archs else ()):
+        finals += max(1, run.finals.archs >> number) * (epochs - before) * epoch_s
+        before = epochs
+    baseline = searching if "random_search" in run.retrain.baselines else 0.0
+    trained = models * last.epochs + run.retrain.rank_archs * run.retrain.rank_epochs
+    return {
+        "train": train.epochs * per_epoch * step_s + watched,
+        "search": searching,
+        "finals": finals,
+        "retrain": trained * epoch_s + baseline,
+        "export": FILE_S * len(run.export.formats),
+        "bench": TIMING_S * models * len(run.export.latency),
+        "evaluate": models * data.num_test * image_s,
+    }
+
+
+def _peak(device: torch.device) -> int:
+    """Bytes that were in use at most: of the accelerator, or of this process."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def table(run: Run, found: Outlook) -> Table:
+    """Stages with their time, then all of it."""
+    how = {
+        "train": f"{run.supernet.epochs:.3g} epochs, {1000 * found.step_s:.3g} ms a step",
+        "search": f"{run.search.num_trials} Archs, {1000 * found.image_s:.2g} ms an image",
+        "finals": f"{run.finals.archs} Archs",
+        "retrain": f"{run.retrain.train.epochs:.3g} epochs each, {1000 * found.model_step_s:.3g} ms a step",
+    }
+    rows = [
+        (stage, duration(seconds), how.get(stage, "")) for stage, seconds in found.stages.items() if seconds
+    ]
+    given = (
+        ""
+        if found.time_s is None
+        else f"of {duration(found.time_s)}; {found.share:.0%} of all that was asked"
+    )
+    sizes = f"disk {size(found.disk_bytes)}, memory {size(found.memory_bytes)} or more"
+    rows += [("all", duration(found.seconds), given), ("", "", sizes)]
+    return Table(("Stage", "Takes about", "Here"), tuple(rows), numeric=(1,))
+
+
+def to_halve(run: Run, found: Outlook) -> str:
+    """What to change so that it takes half as long."""
+    half = shortened(run, 0.5)
+    fields = {
+        "supernet.epochs": half.supernet.epochs,
+        "search.num_trials": half.search.num_trials,
+        "retrain.train.epochs": half.retrain.train.epochs,
+        "retrain.rank_archs": run.retrain.rank_archs // 2,
+    }
+    words = " ".join(f"{name}={value:.3g}" for name, value in fields.items())
+    return f"half as long: {words}, or time={max(1, found.seconds / 2):.0f}s"
