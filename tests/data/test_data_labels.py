@@ -15,9 +15,11 @@ from torch import nn
 import vitnas
 from vitnas.data import Data, DataConfig, TrainBatches, open_data
 from vitnas.data.images import with_channels
+from vitnas.data.plan import plan
 from vitnas.data.splits import carve
 from vitnas.errors import UserError
 from vitnas.train import Batch, Classification, Engine, Task
+from vitnas.train.evaluate import cannot_tell, wilson
 from vitnas.train.feed import Feed, endless
 
 
@@ -279,3 +281,32 @@ def test_every_kind_of_pixels_is_the_same_picture(mode: str) -> None:
         pixels = np.asarray(with_channels(image, chans)).reshape(64, 64, -1)
         assert pixels.shape[2] == chans
         assert np.abs(pixels.astype(int) - grey[:, :, None]).max() <= 2
+
+
+def test_what_was_read_is_told_in_lines(tmp_path: Path) -> None:
+    for split, count in (("train", 8), ("val", 3), ("test", 2)):
+        for name in ("cats", "dogs"):
+            pictures(tmp_path / "set" / split / name, count + 2 * (name == "dogs" and split == "train"))
+    (tmp_path / "set" / "train" / "cats" / "00.png").write_bytes(b"none")
+    where = str(tmp_path / "set")
+    assert plan(open_data(DataConfig(dataset=where))) == (
+        f"images   {where}: 27, in colour, which become 8 x 8 pixels",
+        "splits   train 17, holdout 6 (the validation split), test 4 (a split)",
+        "classes  2; the smallest, 'cats', has 7 train images, the largest, 'dogs', 10",
+        "skipped  1 that cannot be read, such as cats/00.png",
+    )
+    lines = plan(Data.from_arrays(train=(np.zeros((40, 8, 8), np.uint8), None)))
+    assert lines == (
+        "images   arrays: 40, in grey, which become 8 x 8 pixels",
+        "splits   train 29, holdout 3 (carved out of train), test 8 (carved out too)",
+    )
+
+
+def test_a_small_holdout_says_what_it_cannot_tell() -> None:
+    said = cannot_tell(40)
+    low, high = wilson(36, 40)
+    assert f"on 40 images is known to {50 * (high - low):.1f} points either way" in said
+    enough = int(said.split("; ")[1].split()[0])
+    low, high = wilson(round(0.9 * enough), enough)
+    assert high - low <= 0.04
+    assert cannot_tell(enough) == ""

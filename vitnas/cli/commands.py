@@ -23,6 +23,7 @@ from vitnas.cli.probe import probe_command
 from vitnas.cli.show_tokens import show_tokens_command
 from vitnas.cli.swap import swap_command
 from vitnas.cli.tokens import tokens_command
+from vitnas.data.plan import plan
 from vitnas.errors import MissingExtra, UserError
 from vitnas.grids import size_text
 from vitnas.probing import Pretrained, PretrainForecast, Probed
@@ -41,6 +42,7 @@ from vitnas.stages.outlook import Outlook
 from vitnas.stages.results import files
 from vitnas.stages.run import OPTIONAL, Run, field_groups, field_names
 from vitnas.train import ConsoleProgress, EsViTConfig
+from vitnas.train.evaluate import cannot_tell
 
 SLIM_USAGE = (
     "`vitnas slim` takes a trained network, data.dataset=PATH and budget=TEXT, as in `vitnas slim NAME "
@@ -194,11 +196,15 @@ def tell_ahead(context: Any, folder: Path, console: Console, *, whole: bool = Fa
     if not context.engine.is_main:
         return
     console.print(f"[bold]{run.recipe}[/bold] into {escape(str(folder))}")
+    for line in plan(context.images.data):
+        console.out(f"  {line}")
     if run.pretrain:
         tell_pretrain(table, console)
     elif run.slim:
         tell_slim(context.folder, table, console)
     else:
+        if little := cannot_tell(len(context.images.data.holdout)):
+            console.out(f"  holdout  {little}")
         console.print(to_rich(feasibility(table), "Feasibility"))
         if Outlook.exists(context.folder):
             found = Outlook.read(context.folder)

@@ -18,6 +18,7 @@ from vitnas.reporting.slim_page import slim_context
 from vitnas.reporting.tokens import draw_tokens
 from vitnas.runs import write_atomic
 from vitnas.train import metrics
+from vitnas.train.evaluate import cannot_tell
 
 # With fewer pairs than this a rank correlation says nothing.
 MIN_PAIRS = 5
@@ -131,7 +132,10 @@ def _sampler(run: RunFiles, figures: dict[str, plots.Figure]) -> dict[str, Any]:
 def _holdout(run: RunFiles) -> str:
     """The split that scores come from, with its n."""
     n = sum(run.manifest.data.counts["holdout"]) if run.manifest else None
-    return f"the holdout carved out of train ({'n not recorded' if n is None else f'n = {n} images'})"
+    if n is None:
+        return "the holdout (n not recorded)"
+    little = cannot_tell(n)
+    return f"the holdout (n = {n} images{f'; {little}' if little else ''})"
 
 
 def _training(run: RunFiles, figures: dict[str, plots.Figure]) -> dict[str, Any]:

@@ -196,4 +196,9 @@ def to_halve(run: Run, found: Outlook) -> str:
         "retrain.rank_archs": run.retrain.rank_archs // 2,
     }
     words = " ".join(f"{name}={value:.3g}" for name, value in fields.items())
-    return f"half as long: {words}, or time={max(1, found.seconds / 2):.0f}s"
+    return f"half as long: {words}, or time={_typed(found.seconds / 2)}"
+
+
+def _typed(seconds: float) -> str:
+    """A duration as `time` takes it."""
+    return f"{max(1, round(seconds))}s" if seconds < 100 else f"{round(seconds / 60)}m"

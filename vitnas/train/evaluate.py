@@ -168,3 +168,24 @@ def paired(only_first: int, only_second: int, n: int, z: float = 1.959964) -> tu
     middle = first - second
     half = z * math.sqrt((first + second - middle**2) / (n + 2))
     return max(-1.0, middle - half), min(1.0, middle + half)
+
+
+ALIKE = 0.02  # Archs of a search are often no further apart
+TYPICAL = 0.9  # an accuracy
+
+
+def cannot_tell(n: int) -> str:
+    """What scores on `n` images do not say, and how many would say it; "" where they do."""
+    width = _width(n)
+    if width <= 2 * ALIKE:
+        return ""
+    enough = next(count for count in range(n, 1 << 20, 10) if _width(count) <= 2 * ALIKE)
+    return (
+        f"an accuracy of {TYPICAL:.0%} on {n} images is known to {50 * width:.1f} points either way, so scores of "
+        f"Archs that are closer say little; {enough} images would tell {100 * ALIKE:.0f} points apart"
+    )
+
+
+def _width(n: int) -> float:
+    low, high = wilson(round(TYPICAL * n), n)
+    return high - low
