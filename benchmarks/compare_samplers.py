@@ -42,7 +42,7 @@ from vitnas.counting import count
 from vitnas.data import Augment, Data, DataConfig, EvalBatches, TrainBatches, open_data
 from vitnas.extraction import extract
 from vitnas.model import build
-from vitnas.recipes.tour import tour
+from vitnas.recipes.tour import on_digits
 from vitnas.sample import BestUp, Draw, Fixed, Focus, FocusConfig, Moment, Uniform
 from vitnas.searching import Evolution, Study, search
 from vitnas.searching.pareto import hypervolume
@@ -230,7 +230,7 @@ def space_of(kind: str, data: Data, patch_size: int) -> tuple[Space, tuple[float
 
 
 def bench_of(options: argparse.Namespace, seed: int) -> Bench:
-    run = tour()
+    run = on_digits()
     if options.dataset == "digits":
         data, augment, patch_size = (
             open_data(replace(run.data, seed=seed)),

@@ -29,6 +29,9 @@ FIELDS = {
     "data.max_images": "240",
     "data.batch_size": "32",
     "data.augment.mixup": "0.2",
+    "space.kind": "autoformer",
+    "space.patch_size": "2",
+    "space.mlp_ratios": "[1,2,3]",
     "space.embed_dims": "[16,24]",
     "space.depths": "[1,2]",
     "space.num_heads": "[1,2]",
@@ -42,6 +45,7 @@ FIELDS = {
     "supernet.log_every": "1",
     "supernet.checkpoint_minutes": "0",
     "search.num_trials": "6",
+    "finals.archs": "0",
     "retrain.train.epochs": "1",
     "retrain.train.warmup_epochs": "0",
     "retrain.train.log_every": "1",
@@ -53,6 +57,9 @@ FIELDS = {
     "device": "cpu",
     "threads": "1",
 }
+
+
+OWN = ("space.patch_size", "space.mlp_ratios")  # of this kind of space only
 
 
 # The same with a sampler that learns, and nothing that takes long beside it.
@@ -74,7 +81,10 @@ FOCUS = {
 
 def words(folder: Path, **changes: str | None) -> list[str]:
     """`run tour` with the tiny fields; `supernet__epochs="1"` changes `supernet.epochs`, None leaves it out."""
-    fields = {**FIELDS, **{name.replace("__", "."): value for name, value in changes.items()}}
+    kept = FIELDS
+    if changes.get("space__kind", "autoformer") != "autoformer":
+        kept = {name: value for name, value in FIELDS.items() if name not in OWN}
+    fields = {**kept, **{name.replace("__", "."): value for name, value in changes.items()}}
     given = (f"{name}={value}" for name, value in fields.items() if value is not None)
     return ["run", "tour", f"folder={folder}", *given]
 

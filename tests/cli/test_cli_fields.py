@@ -221,7 +221,7 @@ def test_a_yaml_with_an_unknown_field_is_refused(tmp_path: Path) -> None:
         ({"sampler.kind": "spred"}, r"sampler\.kind is 'spred'; .* Nearest: 'spread'"),
         ({"sampler.rewier": "true"}, r"no field 'sampler\.rewier'.*Nearest: 'sampler\.rewire'"),
         (
-            {"space.num_slots": "3"},
+            {"space.kind": "autoformer", "space.num_slots": "3"},
             "space.num_slots belongs to space.kind vitas, but space.kind is 'autoformer'",
         ),
         ({"space.kind": "vitass"}, r"space\.kind is 'vitass'; .* Nearest: 'vitas'"),
@@ -260,7 +260,7 @@ def test_no_default_of_a_space_overrides_its_preset(kind: str) -> None:
     config = SPACES[kind]
     images: dict[str, Any] = {"image_size": 224, "in_chans": 3, "num_classes": 10}
     for size in config.sizes:
-        recipe = "vitas_tour" if kind == "autoformer" else "tour"  # of another kind
+        recipe = "vitas_tour" if kind == "vit_resnas" else "tour"  # of another kind
         needed = {"network": "test_vit"} if kind == "around" else {}
         asked = {
             "space.kind": kind,

@@ -25,6 +25,7 @@ from vitnas.searching import (
     Trial,
     search,
 )
+from vitnas.searching.predictor_search import PredictorSearch
 from vitnas.searching.study import proposal_rng
 from vitnas.space import Genes, autoformer
 
@@ -34,6 +35,7 @@ SOME = [
     RandomSearch(),
     Tpe(),
     Nsga2(),
+    PredictorSearch(first=8, crowd=64),
 ]
 
 

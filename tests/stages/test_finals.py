@@ -18,10 +18,11 @@ from vitnas.counting import count
 from vitnas.errors import UserError
 from vitnas.model import build
 from vitnas.model.named import Chosen
-from vitnas.records import Finals, Result, Spent
+from vitnas.records import Correlation, Finals, Result, Spent
 from vitnas.searching import SearchRecord
 from vitnas.space import autoformer
 from vitnas.stages import Context, finals
+from vitnas.stages.compare import rank_archs
 from vitnas.stages.finals import Entrant, hold, lengths
 from vitnas.stages.run import FinalsConfig
 from vitnas.stages.table import STAGES, go_on
@@ -102,6 +103,12 @@ def test_a_run_chooses_by_what_was_trained(
     assert context.searches.chosen().arch.id == Chosen.read(folder).arch.id == found.chosen
     assert (folder / "front" / found.chosen).is_dir()
     assert found.spent.learned > 0
+    Correlation.path(folder).unlink()
+    models = replace(context.models, config=replace(context.models.config, rank_archs=0))
+    rank_archs(models, context.searches)
+    known = Correlation.read(folder)
+    assert {point.arch_id for point in known.points} == {each.arch_id for each in found.finalists}
+    assert known.how.startswith("the 4 Archs of the finals")
     # What is done stays: without the record alone, nothing is trained.
     before = {path: path.stat().st_mtime_ns for path in (folder / "finals").rglob("*") if path.is_file()}
     Finals.path(folder).unlink()

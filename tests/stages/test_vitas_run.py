@@ -24,6 +24,7 @@ from vitnas.stages.context import Context, make_space
 from vitnas.supernet import Supernet
 
 VITAS: dict[str, str | None] = {
+    "space__kind": "vitas",
     "space__patch_sizes": "[2,4]",
     "space__embed_dims": "[8,16,24]",
     "space__inner_dims": "[8,16,24]",

@@ -11,7 +11,7 @@ from vitnas.recipes.images import images
 from vitnas.recipes.manifold import manifold, manifold_tour
 from vitnas.recipes.pretrain import pretrain
 from vitnas.recipes.slim import slim
-from vitnas.recipes.tour import tour
+from vitnas.recipes.tour import on_digits, tour
 from vitnas.recipes.vision_xformers import vision_xformers, vision_xformers_tour
 from vitnas.recipes.vit_resnas import vit_resnas, vit_resnas_cifar
 from vitnas.recipes.vitas import vitas, vitas_tour
@@ -22,6 +22,7 @@ RECIPES: dict[str, Callable[[], Run]] = {
     "images": images,
     "slim": slim,
     "pretrain": pretrain,
+    "autoformer_tour": on_digits,
     "autoformer_cifar": autoformer_cifar,
     "autoformer": autoformer,
     "vit_resnas_cifar": vit_resnas_cifar,

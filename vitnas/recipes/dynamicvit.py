@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from vitnas.data import DataConfig
-from vitnas.recipes.tour import tour
+from vitnas.recipes.tour import on_digits
 from vitnas.space import AroundConfig
 from vitnas.stages.run import RetrainConfig, Run, SearchConfig
 from vitnas.train import KeepRatioConfig, TeacherConfig
@@ -48,7 +48,7 @@ def dynamicvit() -> Run:
 
 def dynamicvit_tour() -> Run:
     """The digits with fewer patches, from the tour's chosen Model: `vitnas run tour` comes first."""
-    run = tour()
+    run = on_digits()
     train = dynamicvit_config(20, 4e-3, slow_lr_scale=0.3, log_every=10)  # few steps: a faster backbone
     return replace(
         run,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from vitnas.recipes.autoformer import autoformer
-from vitnas.recipes.tour import tour
+from vitnas.recipes.tour import on_digits
 from vitnas.sample import FocusConfig
 from vitnas.stages.run import Run, SearchConfig
 
@@ -28,7 +28,7 @@ def focusformer() -> Run:
 
 def focusformer_tour() -> Run:
     """The same in miniature: handwritten digits, minutes on two CPU cores."""
-    base = tour()
+    base = on_digits()
     return replace(
         base,
         recipe="focusformer_tour",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from vitnas.data import DataConfig
-from vitnas.recipes.tour import tour
+from vitnas.recipes.tour import on_digits
 from vitnas.space import AutoFormerConfig
 from vitnas.stages.run import RetrainConfig, Run, SearchConfig
 from vitnas.train import TeacherConfig, TrainConfig
@@ -45,7 +45,7 @@ def manifold() -> Run:
 
 def manifold_tour() -> Run:
     """The digits again, at half the MACs and learned from the tour's chosen Model: `vitnas run tour` comes first."""
-    run = tour()
+    run = on_digits()
     return replace(
         run,
         recipe="manifold_tour",

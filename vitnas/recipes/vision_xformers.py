@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from vitnas.data import AUGMENTS, DataConfig
-from vitnas.recipes.tour import tour
+from vitnas.recipes.tour import on_digits
 from vitnas.sample import UniformConfig
 from vitnas.space import MixerConfig
 from vitnas.stages.run import RetrainConfig, Run, SearchConfig
@@ -36,7 +36,7 @@ def vision_xformers() -> Run:
 
 def vision_xformers_tour() -> Run:
     """The same in minutes on the handwritten digits: 64 tokens of one pixel, five mixers."""
-    base = tour()
+    base = on_digits()
     return replace(
         base,
         recipe="vision_xformers_tour",

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from vitnas.data import AUGMENTS, DataConfig
-from vitnas.recipes.tour import tour
+from vitnas.recipes.tour import on_digits
 from vitnas.sample import IdentityConfig
 from vitnas.space import VitasConfig
 from vitnas.stages.run import RetrainConfig, Run, SearchConfig, SharingConfig
@@ -55,7 +55,7 @@ def vitas() -> Run:
 
 def vitas_tour() -> Run:
     """The same in miniature: handwritten digits, patches of 2 and 4 pixels, minutes on two CPU cores."""
-    base = tour()
+    base = on_digits()
     return replace(
         base,
         recipe="vitas_tour",

@@ -15,6 +15,7 @@ from vitnas.searching.optuna_search import Nsga2 as Nsga2
 from vitnas.searching.optuna_search import Nsga3 as Nsga3
 from vitnas.searching.optuna_search import Tpe as Tpe
 from vitnas.searching.policy_search import PolicySearch as PolicySearch
+from vitnas.searching.predictor_search import PredictorSearch as PredictorSearch
 from vitnas.searching.random_search import RandomSearch as RandomSearch
 from vitnas.searching.trial import NamedSearcher
 

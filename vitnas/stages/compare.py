@@ -123,10 +123,44 @@ def train_models(models: Models, searches: Searches, inherited: Inherited) -> No
 
 
 def rank_archs(models: Models, searches: Searches) -> None:
-    """Train a few Archs from scratch, briefly, and hold their accuracy against the supernet's (correlation.json)."""
+    """How the supernet's scores order Archs that were trained briefly (correlation.json): a few that are spread over
+    the ranking or, where none are asked for, those of the finals behind their first rung."""
     retrain, work = models.config, models.work
     if Correlation.exists(work.folder):
         return
+    if retrain.rank_archs or not searches.finals.archs:
+        points = _trained_evenly(models, searches)
+        how = (
+            f"{len(points)} scored Archs spread over the supernet's ranking, each trained from scratch for "
+            f"{retrain.rank_epochs:g} epochs (seed {work.seed}); both accuracies on the holdout split"
+        )
+    else:
+        finals = Finals.read(work.folder)
+        points = [
+            RankedArch(each.arch_id, each.cost.macs, each.score or 0.0, each.rungs[0].accuracy)
+            for each in finals.finalists
+        ]
+        how = (
+            f"the {len(points)} Archs of the finals, which the search thinks the best or which lie on its front, each "
+            f"trained for {finals.finalists[0].rungs[0].epochs:g} epochs from {finals.start} weights (seed "
+            f"{work.seed}); both accuracies on the holdout split"
+        )
+    pairs = ([point.supernet_accuracy for point in points], [point.trained_accuracy for point in points])
+    tau, rho, note = None, None, ""
+    try:
+        found = rank_correlation(*pairs)
+        tau, rho = found["kendall_tau"], found["spearman"]
+    except UserError as error:  # too few Archs, or all equally good: there is no order to compare
+        note = str(error) if points else "retrain.rank_archs is 0."
+    record = Correlation(
+        kendall_tau=tau, spearman=rho, n=len(points), how=how, points=tuple(points), note=note
+    )
+    work.once(Correlation.path(work.folder), lambda: record.write(work.folder))
+
+
+def _trained_evenly(models: Models, searches: Searches) -> list[RankedArch]:
+    """Archs spread over the supernet's ranking, trained from scratch."""
+    retrain, work = models.config, models.work
     with searches.open() as study:
         trials = evenly(study.scored(), retrain.rank_archs)
     config = replace(retrain.train, epochs=retrain.rank_epochs)
@@ -139,21 +173,7 @@ def rank_archs(models: Models, searches: Searches) -> None:
             point = RankedArch(trial.arch.id, trial.cost.macs, trial.values["accuracy"], accuracy)
             work.once(done, partial(point.save, done))
         points.append(RankedArch.load(done))
-    pairs = ([point.supernet_accuracy for point in points], [point.trained_accuracy for point in points])
-    tau, rho, note = None, None, ""
-    try:
-        found = rank_correlation(*pairs)
-        tau, rho = found["kendall_tau"], found["spearman"]
-    except UserError as error:  # too few Archs, or all equally good: there is no order to compare
-        note = str(error) if trials else "retrain.rank_archs is 0."
-    how = (
-        f"{len(points)} scored Archs spread over the supernet's ranking, each trained from scratch for "
-        f"{retrain.rank_epochs:g} epochs (seed {work.seed}); both accuracies on the holdout split"
-    )
-    record = Correlation(
-        kendall_tau=tau, spearman=rho, n=len(points), how=how, points=tuple(points), note=note
-    )
-    work.once(Correlation.path(work.folder), lambda: record.write(work.folder))
+    return points
 
 
 def evenly(trials: list[Trial], n: int) -> list[Trial]:
