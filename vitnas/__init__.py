@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from vitnas.model.outputs import read_outputs
     from vitnas.model.selections import with_selections
     from vitnas.model.swap import swap_attention
+    from vitnas.predicting import Predictor
     from vitnas.probing import probe
     from vitnas.recipes.pretrain import pretrain_network as pretrain
     from vitnas.recipes.slim import slim_network as slim
@@ -63,6 +64,7 @@ _HOME = {
         ("Classification", "Engine", "Monitor", "Teacher", "TrainConfig", "evaluate", "fit"), "train"
     ),
     "LatencyMeter": "measure.latency",
+    "Predictor": "predicting",
     "SupernetEvaluator": "stages.searching",
     "UserError": "errors",
     "count": "counting",

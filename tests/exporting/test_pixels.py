@@ -178,9 +178,7 @@ def test_what_is_not_known_is_refused_and_never_guessed(tmp_path: Path) -> None:
     assert not {"mean", "std", "crop_pct", "interpolation"} & set(about)
     save_timm(model, tmp_path / "folder")
     assert not knows_images(load_timm(tmp_path / "folder").pretrained_cfg)  # type: ignore[arg-type]
-    with pytest.raises(
-        UserError, match=r"crop_mode of this Model's images is 'border'; .* knows center, squash"
-    ):
+    with pytest.raises(UserError, match=r"crop_mode of the images is 'border'; .* knows center, squash"):
         export_model(model, tmp_path / "a.onnx", pixels=True, data_config={**CONFIG, "crop_mode": "border"})
 
 

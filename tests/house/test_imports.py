@@ -14,8 +14,8 @@ import pytest
 
 REPO = Path(__file__).resolve().parents[2]
 FLOW = """stopping version errors grids kinds layers mixers block arch budget runs model counting space
-          supernet sample data train probing measure searching extraction slimming exporting records reporting
-          stages recipes testing cli""".split()
+          supernet sample data train probing measure searching extraction slimming exporting predicting records
+          reporting stages recipes testing cli""".split()
 
 # What brings which optional module; these are hidden when the core is tried.
 OPTIONAL = ("datasets", "webdataset", "optuna_dashboard", "psycopg", "tensorboard", "wandb", "pytest")

@@ -17,6 +17,7 @@ ALLOWED = {
     ("train/checkpoint.py", "json.loads"),  # a safetensors header, which is text
     ("stages/lock.py", "json.loads"),  # of the open file, as closing it anywhere lets go of its lock
     ("exporting/timm_dir.py", "read_json"),  # timm's config.json
+    ("predicting/networks.py", "json.loads"),  # metadata of an ONNX file
     ("testing/space.py", "json.loads"),  # the contract of what a Space writes
     ("cli/swap.py", "write_json"),  # swap.json is for people; nothing reads it
     ("cli/tokens.py", "write_json"),  # tokens.json likewise

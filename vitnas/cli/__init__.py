@@ -55,7 +55,11 @@ USAGE = """\
   vitnas report FOLDER                    write report.html anew, also of an unfinished run
   vitnas dashboard FOLDER                 watch the search in a browser (needs the extra `dashboard`)
 
-[bold]One model[/bold]
+[bold]One model[/bold] (a run folder, RUN@ROLE, a folder of a saved one, a timm name, NAME@FILE; or an ONNX file)
+  vitnas predict MODEL IMAGES             which classes a folder's images are of
+      out=csv|json|parquet|FILE top=5     into a file; the likeliest classes of each
+  vitnas evaluate MODEL data.dataset=PATH accuracy, also by class, and what is taken for what
+      split=test|holdout|train|all        of a dataset with splits; folder=PATH gets evaluation.json, confusion.csv
   vitnas swap MODEL mixer=WORD            another mixer in a trained timm model, its projections kept
       dataset=PATH                        and it learns from what it was
   vitnas tokens MODEL dataset=IMAGES      a trained ViT learns which patches it can do without (DynamicViT),

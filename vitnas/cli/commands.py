@@ -19,6 +19,7 @@ from vitnas.cli.doctor import doctor_command
 from vitnas.cli.fields import in_full, make_run, open_run, split_budgets
 from vitnas.cli.lookup import count_command, list_command, show_command
 from vitnas.cli.options import options, split
+from vitnas.cli.predict import EVALUATE_USAGE, evaluate_network, predict_command
 from vitnas.cli.probe import probe_command
 from vitnas.cli.show_tokens import show_tokens_command
 from vitnas.cli.swap import swap_command
@@ -261,6 +262,17 @@ def bench_command(words: list[str], console: Console) -> None:
         stage_command("bench")(words, console)
 
 
+def evaluate_command(words: list[str], console: Console) -> None:
+    """The final table of a run folder, or any network on labelled images."""
+    if len(words) == 1 and not words[0].endswith(".onnx") and (Path(words[0]) / "run.yaml").exists():
+        stage_command("evaluate")(words, console)
+    elif len(words) == 1 and "@" not in words[0]:
+        one_folder(words, "evaluate")
+        raise UserError(EVALUATE_USAGE)
+    else:
+        evaluate_network(words, console)
+
+
 def specialize_command(words: list[str], console: Console) -> None:
     """The best Arch for other budgets: from the learned sampler, or else from the finished search."""
     usage = (
@@ -403,7 +415,8 @@ COMMANDS: dict[str, Command] = {
     "finetune": finetune_command,
     "export": stage_command("export"),
     "bench": bench_command,
-    "evaluate": stage_command("evaluate"),
+    "evaluate": evaluate_command,
+    "predict": predict_command,
     "report": report_command,
     "dashboard": dashboard_command,
     "swap": swap_command,

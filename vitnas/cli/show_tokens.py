@@ -41,7 +41,7 @@ class ShowTokensOptions:
 def show_tokens_command(words: list[str], console: Console) -> None:
     """A page of pictures."""
     asked = options(ShowTokensOptions, words, USAGE)
-    files = _files(asked.images)[: asked.number]
+    files = image_files(asked.images)[: asked.number]
 
     def check(network: nn.Module) -> None:
         if not isinstance(network, Model):
@@ -60,8 +60,12 @@ def show_tokens_command(words: list[str], console: Console) -> None:
     console.print(f"{len(files)} images of {asked.images} in {asked.out}", markup=False)
 
 
-def _files(folder: Path) -> list[Path]:
-    """The images below a folder, in order."""
+def image_files(folder: Path) -> list[Path]:
+    """The images below a folder, in order; or the one that it is.
+
+    Raises:
+        UserError: there is no such folder, or none in it.
+    """
     if folder.is_file():
         return [folder]
     if not folder.is_dir():

@@ -211,6 +211,11 @@ class Images:
         return self.store.source.class_names
 
     @property
+    def several(self) -> bool:
+        """Whether an image may be of several classes."""
+        return has_labels(self.targets) and not has_one_class(self.targets)
+
+    @property
     def form(self) -> Form:
         """The size, channels and normalisation of these images."""
         return self.store.form

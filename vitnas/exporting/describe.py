@@ -12,7 +12,7 @@ from vitnas.data.images import Form
 from vitnas.errors import UserError
 from vitnas.exporting.pixels import KERNELS
 from vitnas.grids import as_image_size
-from vitnas.model.timm_cfg import DATA_KEYS, knows_images
+from vitnas.model.timm_cfg import DATA_KEYS, SEVERAL, knows_images
 from vitnas.version import VERSION
 
 TENSORS = "float images (batch, channels, height, width), normalised"
@@ -40,6 +40,8 @@ def describe(
     arch = getattr(model, "arch", None)
     if arch is not None and hasattr(arch, "to_json"):
         values["arch"], values["arch_id"] = arch.to_json(), arch.id
+    if (getattr(model, "pretrained_cfg", None) or {}).get(SEVERAL):
+        values[SEVERAL] = True
     if names := names_of(model, class_names):
         values["class_names"] = names
     text = {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
@@ -74,21 +76,14 @@ def form_of(
     """How images are prepared for `model`, in full.
 
     Raises:
-        UserError: that is not known, or something that a file cannot do.
+        UserError: that is not known.
     """
     found = {"crop_mode": "center", **images_of(model, data_config)}
     if missing := [name for name in DATA_KEYS if name not in found]:
         raise UserError(
-            f"{', '.join(missing)} of this {type(model).__name__}'s images are not known; a file that prepares images "
-            "must do it as in training. Train it on vitnas.TrainBatches, or give data_config with them."
+            f"{', '.join(missing)} of this {type(model).__name__}'s images are not known; they must be prepared as in "
+            "training. Train it on vitnas.TrainBatches, or give data_config with them."
         )
-    words = {"crop_mode": ("center", "squash"), "interpolation": ("nearest", *KERNELS)}
-    for name, known in words.items():
-        if found[name] not in known:
-            raise UserError(
-                f"{name} of this {type(model).__name__}'s images is {found[name]!r}; a file that prepares images knows "
-                f"{', '.join(known)}. Export the file that takes prepared images."
-            )
     channels, *sides = input_size
     constants = {name: tuple(float(value) for value in found[name]) for name in ("mean", "std")}
     if {len(values) for values in constants.values()} != {channels}:
@@ -105,6 +100,22 @@ def form_of(
         crop_pct=float(found["crop_pct"]),
         crop_mode=found["crop_mode"],
     )
+
+
+def prepared_inside(form: Form) -> Form:
+    """`form`, where a file can prepare images so.
+
+    Raises:
+        UserError: it cannot.
+    """
+    words = {"crop_mode": ("center", "squash"), "interpolation": ("nearest", *KERNELS)}
+    for name, known in words.items():
+        if (value := getattr(form, name)) not in known:
+            raise UserError(
+                f"{name} of the images is {value!r}; a file that prepares images knows {', '.join(known)}. Export the "
+                "file that takes prepared images."
+            )
+    return form
 
 
 def check_class_names(model: nn.Module, class_names: Sequence[str]) -> None:

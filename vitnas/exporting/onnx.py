@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from vitnas.data.images import Form
 from vitnas.errors import UserError, first_line
-from vitnas.exporting.describe import PIXELS, TENSORS, describe, form_of
+from vitnas.exporting.describe import PIXELS, TENSORS, describe, form_of, prepared_inside
 from vitnas.exporting.front import with_front
 from vitnas.exporting.opset import MIN_OPSET, OPSET, lower, settle_ir
 from vitnas.exporting.params import match_params
@@ -108,7 +108,7 @@ def export_onnx(
     if not real:
         problems.append("No images were given, so the comparison used noise.")
     input_size = list(examples.shape[1:])
-    form = form_of(model, input_size, data_config) if pixels else None
+    form = prepared_inside(form_of(model, input_size, data_config)) if pixels else None
     takes = PIXELS if pixels else TENSORS
     properties = describe(model, input_size, class_names, data_config, takes=takes)
     with tempfile.TemporaryDirectory(prefix="vitnas-export-") as folder:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from vitnas.data.images import Form
 from vitnas.grids import sides_of
 from vitnas.measure.convert import model_device, model_dtype
+from vitnas.model.timm_cfg import SEVERAL
 
 CHOICES = ("softmax", "sigmoid", "none")  # what makes probabilities of logits
 
@@ -156,7 +158,10 @@ class Ready(nn.Module):
 
 def choice_of(model: nn.Module) -> str:
     """What makes an answer of what `model` gives: features stay as they are."""
-    return "softmax" if getattr(model, "num_classes", 1) else "none"
+    if not getattr(model, "num_classes", True):
+        return "none"
+    cfg: Any = getattr(model, "pretrained_cfg", None) or {}
+    return "sigmoid" if cfg.get(SEVERAL) else "softmax"
 
 
 def pixels_of(images_BCHW: Tensor, form: Form) -> Tensor:

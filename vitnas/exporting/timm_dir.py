@@ -30,7 +30,7 @@ from vitnas.exporting.describe import images_of, names_of
 from vitnas.exporting.verify import ExportError, example_images
 from vitnas.measure.convert import model_device, quiet
 from vitnas.model.modes import evaluating
-from vitnas.model.timm_cfg import IMAGES_KNOWN
+from vitnas.model.timm_cfg import IMAGES_KNOWN, OWN_KEYS, SEVERAL
 from vitnas.runs import read_json, write_with
 from vitnas.version import VERSION
 
@@ -117,11 +117,8 @@ def load_timm(folder: Path | str) -> nn.Module:
         raise UserError(
             f"{folder} cannot be loaded by timm ({first_line(error)}); save the model again."
         ) from error
-    if IMAGES_KNOWN in config:
-        model.pretrained_cfg = model.default_cfg = {
-            **model.pretrained_cfg,
-            IMAGES_KNOWN: config[IMAGES_KNOWN],
-        }
+    own = {key: config[key] for key in OWN_KEYS if key in config}
+    model.pretrained_cfg = model.default_cfg = {**model.pretrained_cfg, **own}
     return model.eval()
 
 
@@ -135,12 +132,14 @@ def _write(model: nn.Module, folder: Path, names: Sequence[str], data_config: Ma
         )
     known = images_of(model, data_config)
     shown: Any = copy.copy(model)  # shares the weights; only its pretrained_cfg is another
-    shown.pretrained_cfg = {key: value for key, value in config.items() if key != IMAGES_KNOWN} | known
+    shown.pretrained_cfg = {key: value for key, value in config.items() if key not in OWN_KEYS} | known
     if arch is not None:
         shown.pretrained_cfg["architecture"] = ENTRY_POINT
     about: dict[str, Any] = {"label_names": list(names)} if names else {}
     if not {"mean", "std"} <= set(known):  # what timm writes in their place are placeholders
         about[IMAGES_KNOWN] = False
+    if config.get(SEVERAL):
+        about[SEVERAL] = True
     with quiet():
         save_for_hf(shown, str(folder), model_config=about, safe_serialization=True)
     if arch is not None:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from vitnas.errors import first_line
-from vitnas.exporting.describe import PIXELS, TENSORS, describe, form_of
+from vitnas.exporting.describe import PIXELS, TENSORS, describe, form_of, prepared_inside
 from vitnas.exporting.pixels import Ready, choice_of, other_size, pixels_of
 from vitnas.exporting.verify import ExportError, example_images, traced_images, verify
 from vitnas.measure.convert import BATCH_NAME, quiet
@@ -62,7 +62,7 @@ def export_program(
     properties = describe(model, input_size, class_names, data_config, takes=takes)
     shown: nn.Module = model
     if pixels:
-        form = form_of(model, input_size, data_config)
+        form = prepared_inside(form_of(model, input_size, data_config))
         shown, examples = Ready(model, form, choice_of(model)), pixels_of(examples, form)
     # Traced with sides that differ: equal ones would be taken for one.
     traced = traced_images(other_size(examples) if pixels else examples, dynamic_batch=dynamic_batch)

@@ -10,6 +10,8 @@ from vitnas.layers.stem import STEMS
 
 DATA_KEYS = ("mean", "std", "interpolation", "crop_pct", "crop_mode")  # how images are prepared
 IMAGES_KNOWN = "images_known"  # false: those are placeholders
+SEVERAL = "several_classes"  # true: an image may be of several classes, each of which is yes or no
+OWN_KEYS = (IMAGES_KNOWN, SEVERAL)  # which timm does not know
 
 
 def default_cfg(arch: Arch) -> dict[str, Any]:
@@ -40,7 +42,7 @@ def classifiers(arch: Arch) -> str | tuple[str, ...]:
 def copy_data_cfg(source: Any, target: Any) -> None:
     """Let `target` have its images prepared as those of `source` are, and its classes called the same."""
     cfg = getattr(source, "pretrained_cfg", None) or {}
-    kept = {key: cfg[key] for key in DATA_KEYS if cfg.get(key) is not None}
+    kept = {key: cfg[key] for key in (*DATA_KEYS, SEVERAL) if cfg.get(key) is not None}
     names = cfg.get("label_names") or ()
     if len(names) == target.pretrained_cfg.get("num_classes"):
         kept["label_names"] = names
@@ -59,17 +61,20 @@ def knows_images(cfg: Mapping[str, Any]) -> bool:
     return cfg.get("architecture") != "vitnas_arch" or bool(cfg.get("source")) or {*mean, *std} != {0.5}
 
 
-def take_images(network: Any, images: Mapping[str, Any], class_names: Sequence[str]) -> None:
+def take_images(
+    network: Any, images: Mapping[str, Any], class_names: Sequence[str], *, several: bool = False
+) -> None:
     """Note how the images that `network` learns from are prepared, and what its classes are called.
 
     Args:
         images: by DATA_KEYS.
         class_names: of the images, which other classes of the network's are not called by.
+        several: whether an image may be of several of them.
     """
     space, cfg = getattr(network, "space", None), getattr(network, "pretrained_cfg", None)
     if cfg is None and space is None:
         return  # a network that describes itself in no way of timm's
-    cfg = {**(cfg or {}), **images, IMAGES_KNOWN: True}
+    cfg = {**(cfg or {}), **images, IMAGES_KNOWN: True, SEVERAL: several}
     classes = getattr(network, "num_classes", None) if space is None else space.largest().num_classes
     if len(class_names) == classes:
         cfg["label_names"] = list(class_names)

@@ -210,7 +210,7 @@ class _Training:
         self.optimizer = engine.prepare(make_optimizer(network, config, self.task.own))
         self.schedule = make_schedule(self.optimizer, config, self.steps, self.steps_per_epoch)
         if images is not None:
-            take_images(network, images.form.cfg, images.class_names)
+            take_images(network, images.form.cfg, images.class_names, several=images.several)
         self.ema = make_ema(network, config)
         self.parameters = [p for part in trained for p in part.parameters() if p.requires_grad]
         if self.teacher is not None:

@@ -1,0 +1,224 @@
+"""`vitnas predict MODEL IMAGES`: which classes a folder's images are of; `vitnas evaluate MODEL data.dataset=IMAGES`:
+how often a network is right about them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from jsonargparse.typing import PositiveInt
+from rich.console import Console
+
+from vitnas.cli.fields import open_run
+from vitnas.cli.options import options, parsed, split
+from vitnas.cli.show_tokens import image_files
+from vitnas.data import DataConfig
+from vitnas.errors import MissingExtra, UserError, nearest
+from vitnas.predicting import Prediction, Predictor, open_network
+from vitnas.predicting.examine import Evaluation, examine
+from vitnas.predicting.images import labelled
+from vitnas.predicting.networks import form_and_names
+from vitnas.reporting.tables import Table, interval, percent, to_rich
+from vitnas.runs import write_atomic
+from vitnas.train import ConsoleProgress
+
+USAGE = (
+    "`vitnas predict` takes a network and a folder of images, as in `vitnas predict runs/mine images/`; out=FILE.csv, "
+    ".json or .parquet, top=5 and batch_size=32 may follow."
+)
+EVALUATE_USAGE = (
+    "`vitnas evaluate` takes a run folder, or a network and data.dataset=IMAGES, as in `vitnas evaluate model.onnx "
+    "data.dataset=images`; split=test|holdout|train|all, folder and other fields of data may follow."
+)
+SHOWN = 20  # rows of a table on a terminal
+KINDS = ("csv", "json", "parquet")
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """A network, images, where to and how many classes of each."""
+
+    model: str
+    images: Path
+    out: str | None = None
+    top: PositiveInt = 5
+    batch_size: PositiveInt = 32
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """A network, which of the images, and a folder for what is found."""
+
+    model: str
+    split: str | None = None
+    folder: Path | None = None
+
+
+def predict_command(words: list[str], console: Console) -> None:
+    """The likeliest classes of every image of a folder."""
+    asked = options(PredictOptions, words, USAGE)
+    out = _out(asked.out)
+    files = image_files(asked.images)
+    predictor = Predictor(asked.model, batch_size=asked.batch_size)
+    with ConsoleProgress(Console(stderr=True, highlight=False)) as progress:
+        found = list(
+            predictor.each(
+                files, top=asked.top, told=lambda done: progress.update("images", done, len(files))
+            )
+        )
+    bad = [prediction for prediction in found if prediction.error]
+    if out is None:
+        for prediction in found:
+            pairs = zip(prediction.classes, prediction.probabilities, strict=True)
+            told = "  ".join(f"{name} {share:.1%}" for name, share in pairs)
+            console.print(f"{prediction.name}  {told or prediction.error}", markup=False)
+    else:
+        write_atomic(out, WRITERS[out.suffix[1:]](found))
+        console.print(f"{len(found) - len(bad)} images in {out}", markup=False)
+    if bad:
+        raise UserError(
+            f"{len(bad)} of {len(found)} images cannot be read (such as {bad[0].name}), and have no class. Mend or "
+            "remove them."
+        )
+
+
+def _out(text: str | None) -> Path | None:
+    if text is None:
+        return None
+    path = Path(f"predictions.{text}") if text in KINDS else Path(text)
+    if path.suffix[1:] not in KINDS:
+        raise UserError(
+            f"out is {text!r}; it must be one of {', '.join(KINDS)}, or a file that ends so.{nearest(text, KINDS)}"
+        )
+    return path
+
+
+def _csv(found: Sequence[Prediction]) -> str:
+    most = max((len(each.classes) for each in found), default=0)
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    pairs = [f"{what}{place}" for place in range(1, most + 1) for what in ("class", "probability")]
+    writer.writerow(["image", *pairs, "error"])
+    for each in found:
+        cells = [cell for pair in zip(each.classes, each.probabilities, strict=True) for cell in pair]
+        writer.writerow([each.name, *(cells or [""] * 2 * most), each.error])
+    return stream.getvalue()
+
+
+def _json(found: Sequence[Prediction]) -> str:
+    return json.dumps([asdict(each) for each in found], indent=1) + "\n"
+
+
+def _parquet(found: Sequence[Prediction]) -> bytes:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise MissingExtra("Parquet files", "data") from error
+    columns = {name: [asdict(each)[name] for each in found] for name in Prediction.__dataclass_fields__}
+    stream = io.BytesIO()
+    parquet.write_table(pyarrow.table(columns), stream)
+    return stream.getvalue()
+
+
+WRITERS: dict[str, Callable[[Sequence[Prediction]], str | bytes]] = {
+    "csv": _csv,
+    "json": _json,
+    "parquet": _parquet,
+}
+
+
+def evaluate_network(words: list[str], console: Console) -> None:
+    """Score, classes and confusions of a network on labelled images."""
+    own, texts = split(EvaluateOptions, words)
+    asked = options(EvaluateOptions, own, EVALUATE_USAGE)
+    run = Path(asked.model.partition("@")[0])
+    config = _data(texts, open_run(run).data if (run / "run.yaml").exists() else None)
+    folder = asked.folder or Path(f"runs/evaluate_{Path(asked.model.partition('@')[0]).stem}")
+    network = open_network(asked.model)
+    form, names = form_and_names(network)
+    classes = int(getattr(network, "num_classes", len(names)))
+    if not classes:
+        raise UserError(
+            "MODEL gives features and no classes; `vitnas probe` says what they are worth. Use that."
+        )
+    images, told = labelled(
+        config,
+        form,
+        own=names,
+        num_classes=classes,
+        split=asked.split,
+        log=folder / "test_reads.json",
+        what=f"evaluation of {asked.model}",
+    )
+    found = replace(examine(network, images, model=asked.model, dataset=config.dataset), split=told)
+    found.write(folder)
+    write_atomic(folder / "confusion.csv", _confusion(found))
+    tell(found, folder, console)
+
+
+def _data(texts: dict[str, str], default: DataConfig | None) -> DataConfig:
+    """Which images, by `data.` fields, or else those of the run that the network is of."""
+    for name in texts:
+        if name in DataConfig.__dataclass_fields__:
+            raise UserError(f"there is no field {name!r}. Nearest: 'data.{name}'.")
+    if "data.dataset" not in texts and default is None:
+        raise UserError(EVALUATE_USAGE)
+    given: DataConfig = parsed({"data": DataConfig}, [f"{key}={text}" for key, text in texts.items()])["data"]
+    changed = {name.partition(".")[2]: getattr(given, name.partition(".")[2]) for name in texts}
+    return replace(DataConfig() if "dataset" in changed or default is None else default, **changed)
+
+
+def _confusion(found: Evaluation) -> str:
+    """The whole matrix: a row per class, a column per class that was said."""
+    names = [each.name for each in found.classes]
+    counts = {(each.true, each.said): each.count for each in found.confusions}
+    counts |= {(each.name, each.name): each.right for each in found.classes}
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(["true \\ said", *names])
+    for true in names:
+        writer.writerow([true, *(counts.get((true, said), 0) for said in names)])
+    return stream.getvalue()
+
+
+def by_class(found: Evaluation, most: int = SHOWN) -> Table:
+    """Every class, the worst first; the rest of many are left out."""
+    seen = [each for each in found.classes if each.n]
+    rows = []
+    for each in sorted(seen, key=lambda each: (each.recall or 0.0, each.name))[:most]:
+        taken = [f"{wrong.said} ({wrong.count})" for wrong in found.confusions if wrong.true == each.name]
+        rows.append(
+            (
+                each.name,
+                str(each.n),
+                percent(each.recall),
+                interval(each.recall, each.n),
+                percent(each.precision) if each.said else "",
+                ", ".join(taken[:2]),
+            )
+        )
+    return Table(
+        ("Class", "n", "Found", "95 % CI", "Precision", "Taken for"), tuple(rows), numeric=(1, 2, 3, 4)
+    )
+
+
+def tell(found: Evaluation, folder: Path, console: Console) -> None:
+    """What was found, on a terminal."""
+    score = found.score
+    several = "mean average precision" if not found.classes else "accuracy"
+    between = "" if not found.classes else f" (95 % CI {interval(score.accuracy, score.n)})"
+    console.print(
+        f"{several} {percent(score.accuracy)}{between} on {score.n} images ({found.split}); balanced "
+        f"{percent(score.balanced)}, top-5 {percent(score.top5)}",
+        markup=False,
+    )
+    if found.classes:
+        shown = by_class(found)
+        more = len([each for each in found.classes if each.n]) - len(shown.rows)
+        console.print(to_rich(shown, "By class, the worst first" + (f" ({more} more)" if more > 0 else "")))
+    console.print(f"  {folder / Evaluation.FILE}\n  {folder / 'confusion.csv'}", markup=False)

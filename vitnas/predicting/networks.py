@@ -1,0 +1,98 @@
+"""A network by what a user types, an ONNX file among it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vitnas.data.images import Form
+from vitnas.errors import UserError, first_line
+from vitnas.exporting.describe import form_of, names_of
+from vitnas.exporting.networks import load_network
+from vitnas.exporting.onnx import onnx_session
+from vitnas.exporting.pixels import choice_of, pixels_of
+from vitnas.measure.convert import input_shape
+from vitnas.model.timm_cfg import DATA_KEYS, SEVERAL
+
+
+class OnnxNetwork(nn.Module):
+    """An ONNX file that vitnas wrote, as a network: prepared images in, logits out, on the CPU.
+
+    Raises:
+        UserError: no such file, one that ONNX Runtime cannot read, or that does not say how images are prepared.
+    """
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        if not file.is_file():
+            raise UserError(f"there is no file {str(file)!r}; it should be an ONNX file. Correct the path.")
+        try:
+            self.session = onnx_session(file)
+        except Exception as error:  # ONNX Runtime raises many kinds
+            raise UserError(
+                f"{file} cannot be read by ONNX Runtime ({first_line(error)}); it must be an ONNX file. Export it anew."
+            ) from error
+        about = self.session.get_modelmeta().custom_metadata_map
+        given = {key: _value(about[key]) for key in (*DATA_KEYS, "input_size", "class_names") if key in about}
+        node, answer = self.session.get_inputs()[0], self.session.get_outputs()[0]
+        if "input_size" not in given:
+            raise UserError(
+                f"{file} does not say which images it takes; files that vitnas writes do. Export it by "
+                "vitnas.export(model, path)."
+            )
+        self.takes_pixels, self.input_name = node.type == "tensor(uint8)", node.name
+        self.half, self.fixed_batch = "float16" in node.type, isinstance(node.shape[0], int)
+        self.num_classes = 0 if answer.name == "features" else answer.shape[-1]
+        self.pretrained_cfg = {
+            **{key: given[key] for key in DATA_KEYS if key in given},
+            "input_size": tuple(given["input_size"]),
+            "label_names": given.get("class_names") or [],
+            SEVERAL: about.get(SEVERAL) == "true",
+        }
+        self.form = form_of(self, self.pretrained_cfg["input_size"])
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """Logits, or what has the same probabilities."""
+        if not self.takes_pixels:
+            return self.ask(images_BCHW.half() if self.half else images_BCHW)
+        answers_BY = self.ask(pixels_of(images_BCHW, self.form))
+        choice = choice_of(self)
+        if choice == "none":
+            return answers_BY
+        return answers_BY.clamp(1e-30, 1).log() if choice == "softmax" else answers_BY.logit(1e-7)
+
+    def ask(self, images: Tensor) -> Tensor:
+        """What the file gives for what it takes."""
+        parts = images.split(1) if self.fixed_batch else (images,)
+        answers = [self.session.run(None, {self.input_name: part.cpu().numpy()})[0] for part in parts]
+        return torch.cat([torch.from_numpy(answer) for answer in answers]).float()
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def open_network(text: str, *, what: str = "MODEL") -> nn.Module:
+    """The network that `text` stands for: an ONNX file of vitnas's, or what `load_network` takes.
+
+    Raises:
+        UserError: there is none, or it cannot be loaded.
+    """
+    return OnnxNetwork(Path(text)) if text.endswith(".onnx") else load_network(text, what=what)
+
+
+def form_and_names(network: nn.Module) -> tuple[Form, list[str]]:
+    """How images are prepared for it, and what its classes are called.
+
+    Raises:
+        UserError: the first is not known.
+    """
+    size = network.form.input_size if isinstance(network, OnnxNetwork) else input_shape(network)
+    return form_of(network, size), names_of(network)
