@@ -45,7 +45,7 @@ class OnnxNetwork(nn.Module):
                 "vitnas.export(model, path)."
             )
         self.takes_pixels, self.input_name = node.type == "tensor(uint8)", node.name
-        self.half, self.fixed_batch = "float16" in node.type, isinstance(node.shape[0], int)
+        self.is_half, self.fixed_batch = "float16" in node.type, isinstance(node.shape[0], int)
         self.num_classes = 0 if answer.name == "features" else answer.shape[-1]
         self.pretrained_cfg = {
             **{key: given[key] for key in DATA_KEYS if key in given},
@@ -58,7 +58,7 @@ class OnnxNetwork(nn.Module):
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Logits, or what has the same probabilities."""
         if not self.takes_pixels:
-            return self.ask(images_BCHW.half() if self.half else images_BCHW)
+            return self.ask(images_BCHW.half() if self.is_half else images_BCHW)
         answers_BY = self.ask(pixels_of(images_BCHW, self.form))
         choice = choice_of(self)
         if choice == "none":
