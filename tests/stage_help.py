@@ -212,7 +212,10 @@ def outcome(folder: Path) -> dict[str, Any]:
         "front": search.front,
         "chosen": search.chosen,
         "hypervolume": search.hypervolume,
-        "rows": [replace(row, seconds=0, latency_ms={}) for row in results.rows],
+        "rows": [
+            replace(row, seconds=0, latency_ms={}, spent=row.spent and replace(row.spent, seconds=0))
+            for row in results.rows
+        ],
         "correlation": Correlation.read(folder),
         "metrics": [
             replace(line, images_per_s=0) if isinstance(line, metrics.Step) else line for line in lines

@@ -12,6 +12,7 @@ from stage_help import Warm, has_step, outcome, words
 from torch import nn
 
 from vitnas.arch import Arch
+from vitnas.budget import Cost
 from vitnas.cli import main
 from vitnas.cli.fields import open_run
 from vitnas.counting import count
@@ -42,7 +43,7 @@ def test_rungs_double_up_to_the_last() -> None:
     train = TrainConfig(epochs=40)
     assert lengths(FinalsConfig(epochs=4), train, 8) == (1, 2, 4)
     assert lengths(FinalsConfig(), train, 4) == (4, 8)
-    assert [len(lengths(FinalsConfig(), train, n)) for n in (1, 2, 3, 4, 5, 8, 9)] == [1, 1, 2, 2, 3, 3, 4]
+    assert [len(lengths(FinalsConfig(), train, n)) for n in (1, 2, 3, 4, 5, 8, 9)] == [1, 1, 2, 2, 3, 3, 3]
     with pytest.raises(UserError, match=r"finals.archs is 1; it takes two Archs at least"):
         FinalsConfig(archs=1)
     with pytest.raises(UserError, match=r"finals.epochs is 0; it must be above 0"):
@@ -89,15 +90,15 @@ def test_the_worse_half_leaves_behind_each_rung(
 def test_a_run_chooses_by_what_was_trained(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    context = with_finals(finished, tmp_path / "run")
+    context = with_finals(finished, tmp_path / "run", archs=3)
     folder, search = context.folder, SearchRecord.read(finished)
     with pytest.raises(UserError, match=r"finals.json does not exist; `vitnas finals` writes it"):
         context.searches.chosen()
     STAGES["finals"](context)
     found = Finals.read(folder)
-    assert len(found.finalists) == 4
+    assert len(found.finalists) == 3
     assert {each.arch_id for each in found.finalists} <= {trial.arch_id for trial in search.trials}
-    assert [len(each.rungs) for each in found.finalists] == [2, 2, 1, 1]
+    assert [len(each.rungs) for each in found.finalists] == [2, 2, 1]
     assert [rung.epochs for rung in found.finalists[0].rungs] == [0.5, 1]
     assert found.finalists[0].rungs[-1].accuracy >= found.finalists[1].rungs[-1].accuracy
     assert context.searches.chosen().arch.id == Chosen.read(folder).arch.id == found.chosen
@@ -108,7 +109,7 @@ def test_a_run_chooses_by_what_was_trained(
     rank_archs(models, context.searches)
     known = Correlation.read(folder)
     assert {point.arch_id for point in known.points} == {each.arch_id for each in found.finalists}
-    assert known.how.startswith("the 4 Archs of the finals")
+    assert known.how.startswith("the 3 Archs of the finals")
     # What is done stays: without the record alone, nothing is trained.
     before = {path: path.stat().st_mtime_ns for path in (folder / "finals").rglob("*") if path.is_file()}
     Finals.path(folder).unlink()
@@ -119,9 +120,8 @@ def test_a_run_chooses_by_what_was_trained(
 
 
 def test_a_longer_search_has_its_finals_again(finished: Path, tmp_path: Path) -> None:
-    context = with_finals(finished, tmp_path / "run", archs=2)
-    STAGES["finals"](context)
-    assert Finals.exists(context.folder)
+    context = with_finals(finished, tmp_path / "run")
+    Finals.of_one("d8-l1", Cost(1, 1, 1)).write(context.folder)
     go_on(context.run, context.folder, "search")
     assert not Finals.exists(context.folder)
 

@@ -119,6 +119,19 @@ class RunFiles:
         return self.finals.chosen if self.finals else (self.search and self.search.chosen) or ""
 
     @property
+    def has_supernet(self) -> bool:
+        """Scores are of inherited weights; a search without a supernet trains each Arch briefly."""
+        trains = (self.folder / "finals" / "search").is_dir()
+        return not trains or (self.folder / "supernet.safetensors").exists()
+
+    @property
+    def scored_how(self) -> str:
+        """What scores are of, in words."""
+        return (
+            "with weights inherited from the Supernet" if self.has_supernet else "after a brief training each"
+        )
+
+    @property
     def chosen(self) -> Arch | None:
         """The chosen Arch, when its arch.json is in the folder."""
         return self.archs.get(self.chosen_id)

@@ -57,7 +57,11 @@ class Snippet:
 
 def stages(run: RunFiles) -> list[tuple[str, bool]]:
     """Every stage of a run and whether its files are there."""
-    return [(name, all((run.folder / path).exists() for path in paths)) for name, paths in STAGES.items()]
+    return [
+        (name, all((run.folder / path).exists() for path in paths))
+        for name, paths in STAGES.items()
+        if name != "supernet" or run.has_supernet
+    ]
 
 
 def sentence(run: RunFiles) -> str:
@@ -74,7 +78,7 @@ def sentence(run: RunFiles) -> str:
     elif model and model.holdout_accuracy is not None:
         accuracy = f"{accuracy_text(model.holdout_accuracy, model.n_holdout, 'holdout')}; test {MISSING}"
     elif run.chosen_trial:
-        accuracy = f"{percent(run.chosen_trial.values['accuracy'])} with inherited weights; not retrained yet"
+        accuracy = f"{percent(run.chosen_trial.values['accuracy'])} {run.scored_how}; not retrained yet"
     else:
         accuracy = f"accuracy {MISSING}"
     return f"{what}, {known}: {accuracy}"

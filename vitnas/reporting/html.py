@@ -110,6 +110,7 @@ def _search(run: RunFiles, figures: dict[str, plots.Figure]) -> dict[str, Any]:
         "search": run.search,
         "thinned": run.search.num_scored > plots.MAX_POINTS,
         "holdout": _holdout(run),
+        "scored_how": run.scored_how,
         "search_seconds": tables.number(run.search.seconds, "s"),
         "rejections": tables.rejections(run.search),
     }

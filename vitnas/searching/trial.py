@@ -132,6 +132,7 @@ class NamedSearcher(ABC):
 
     word: ClassVar[str]
     asks_sampler: ClassVar[bool] = False  # proposes what a learned Sampler answers
+    trains: ClassVar[bool] = False  # scores are of brief trainings: a run with it has finals, and no supernet
 
     @classmethod
     def sized(cls, num_trials: int, answers: Callable[[], Sequence[Genes]] | None = None) -> Self:

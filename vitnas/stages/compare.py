@@ -14,7 +14,7 @@ from vitnas.model.named import ArchFile
 from vitnas.records import Correlation, Finals, RankedArch, Result, Spent, TrainedSupernet
 from vitnas.searching import Trial, rank_correlation
 from vitnas.searching.latency import measure_ms
-from vitnas.stages.finals import Entrant, finalists, folder_of, from_scratch, hold
+from vitnas.stages.finals import BriefTraining, Entrant, finalists, folder_of, from_scratch, hold
 from vitnas.stages.hand_scaled import three_shapes
 from vitnas.stages.models import Models
 from vitnas.stages.searching import Inherited, Searches
@@ -47,16 +47,31 @@ class Picks:
 
     def chosen(self) -> Pick:
         """What the search found."""
-        trial = self.searches.chosen()
+        trial, folder = self.searches.chosen(), self.models.work.folder
+        if self.searches.config.trains:
+            return Pick(trial.arch, None, Finals.read(folder).spent)
         with self.searches.open() as study:
             spent = self.searches.spent(study)
         if self.searches.finals.archs:
-            spent += Finals.read(self.models.work.folder).spent
+            spent += Finals.read(folder).spent
         return Pick(trial.arch, trial.values["accuracy"], self.with_supernet(spent))
 
     def random_search(self) -> Pick:
-        """The best of as many random Archs, by the same scores and, where there are some, the same finals."""
+        """The best of as many random Archs, by the same scores and, where there are some, the same finals.
+
+        Without a supernet the best of as many as can be trained to the last rung in the epochs that all rungs took.
+        """
         searches = self.searches
+        if searches.config.trains:
+            brief, finals = (
+                BriefTraining(self.models, searches, whole=True),
+                Finals.read(self.models.work.folder),
+            )
+            epochs = sum(each.rungs[-1].epochs for each in finals.finalists)
+            num_trials = max(1, round(epochs / brief.epochs))
+            with searches.run("random_search", "random", brief, num_trials=num_trials) as study:
+                spent = sum((brief.rung(trial.arch).spent for trial in study.scored()), Spent())
+                return Pick(searches.best(study).arch, None, spent)
         with searches.run("random_search", "random", self.inherited.evaluator) as study:
             best, spent = searches.best(study), searches.spent(study)
             if searches.finals.archs:
@@ -128,7 +143,9 @@ def rank_archs(models: Models, searches: Searches) -> None:
     retrain, work = models.config, models.work
     if Correlation.exists(work.folder):
         return
-    if retrain.rank_archs or not searches.finals.archs:
+    if searches.config.trains:
+        points, how = [], ""
+    elif retrain.rank_archs or not searches.finals.archs:
         points = _trained_evenly(models, searches)
         how = (
             f"{len(points)} scored Archs spread over the supernet's ranking, each trained from scratch for "
@@ -151,7 +168,8 @@ def rank_archs(models: Models, searches: Searches) -> None:
         found = rank_correlation(*pairs)
         tau, rho = found["kendall_tau"], found["spearman"]
     except UserError as error:  # too few Archs, or all equally good: there is no order to compare
-        note = str(error) if points else "retrain.rank_archs is 0."
+        without = "the run has no supernet, as its search trains Archs."
+        note = str(error) if points else without if searches.config.trains else "retrain.rank_archs is 0."
     record = Correlation(
         kendall_tau=tau, spearman=rho, n=len(points), how=how, points=tuple(points), note=note
     )

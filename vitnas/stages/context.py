@@ -17,6 +17,7 @@ from vitnas.data import Data
 from vitnas.errors import UserError
 from vitnas.measure.latency import LatencyMeter
 from vitnas.space import SPACES, Space, SpaceConfig
+from vitnas.stages.finals import Brief
 from vitnas.stages.full import full_cost
 from vitnas.stages.models import Models
 from vitnas.stages.outlook import settled
@@ -122,6 +123,8 @@ class Context:
 
     @cached_property
     def inherited(self) -> Inherited:
+        if self.run.search.trains:
+            return Brief(self.models, self.searches)
         return Inherited(self.work, self.images, self.new_supernet)
 
     @cached_property

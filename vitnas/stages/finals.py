@@ -17,6 +17,7 @@ from pathlib import Path
 
 from vitnas.arch import Arch
 from vitnas.budget import Cost
+from vitnas.errors import UserError
 from vitnas.extraction import extract
 from vitnas.model import Model, build
 from vitnas.records import Finalist, Finals, Rung, Spent
@@ -26,8 +27,10 @@ from vitnas.stages.models import Models
 from vitnas.stages.run import FinalsConfig
 from vitnas.stages.searching import Inherited, Searches
 from vitnas.stages.work import Work, load_weights, save_weights
+from vitnas.supernet import Supernet
 from vitnas.train import TrainConfig, evaluate
 
+MOST_RUNGS = 3  # so that the first is no shorter than a quarter of the last: shorter ones tell nothing
 SHARE = 5  # finals train for this part of the whole training, unless they are told
 
 
@@ -41,13 +44,13 @@ class Entrant:
 
 
 def lengths(config: FinalsConfig, train: TrainConfig, archs: int) -> tuple[float, ...]:
-    """Epochs that an Arch has trained for behind each rung: doubling, as many as bring `archs` down to two.
+    """Epochs that an Arch has trained for behind each rung: doubling, as many as bring `archs` down to two, but few.
 
     >>> lengths(FinalsConfig(), TrainConfig(epochs=40), 8)
     (2.0, 4.0, 8.0)
     """
     epochs = config.epochs or train.epochs / SHARE
-    rungs = max(1, math.ceil(math.log2(archs)))
+    rungs = min(MOST_RUNGS, max(1, math.ceil(math.log2(archs))))
     return tuple(epochs / 2 ** (rungs - 1 - number) for number in range(rungs))
 
 
@@ -58,11 +61,14 @@ def hold(
     group: str,
     start: str,
     begin: Callable[[Arch], Model],
+    *,
+    planned: int = 0,
 ) -> Finals:
     """Train `entrants` in rungs; the best first, those that went further before those that did not.
 
     Args:
         group: where the rungs are; an Arch trains once in a group.
+        planned: Archs that the rungs are made for; 0: as many as there are.
         start: which weights they begin with, for people.
         begin: an Arch's Model with these.
     """
@@ -75,7 +81,7 @@ def hold(
         return (-len(rungs), -rungs[-1].accuracy if rungs else 0.0, order[entrant.arch.id])
 
     every, before = list(left), 0.0
-    for number, epochs in enumerate(lengths(config, models.config.train, len(entrants))):
+    for number, epochs in enumerate(lengths(config, models.config.train, planned or len(entrants))):
         if number and len(left) == 1:
             break  # nothing is left to decide
         for entrant in left:
@@ -135,6 +141,10 @@ def _tidy(*paths: Path) -> None:
 def finalists(models: Models, searches: Searches, inherited: Inherited, study: Study) -> Finals:
     """The finals of a search: its shortlist, trained."""
     config = searches.finals
+    if searches.config.trains:
+        every = [Entrant(trial.arch, trial.cost) for trial in searches.met(study)]
+        planned = searches.config.num_trials
+        return hold(models, config, every, "search", "scratch", from_scratch(models), planned=planned)
     trials = shortlist(searches.met(study), study.goal, searches.num_images(), config.archs)
     entrants = [Entrant(trial.arch, trial.cost, trial.values["accuracy"]) for trial in trials]
     if config.start == "scratch":
@@ -157,7 +167,7 @@ def choose_by_training(
     Args:
         kind, recipe: of the Space and the run, for people.
     """
-    if not searches.finals.archs:
+    if not searches.has_finals:
         return
     folder = models.work.folder
     with searches.open() as study:
@@ -170,3 +180,41 @@ def choose_by_training(
         found.write(folder)
 
     models.work.engine.from_first(write)
+
+
+class BriefTraining:
+    """Scores an Arch by training it from new weights, to the first rung of the finals or, if `whole`, to the last."""
+
+    def __init__(self, models: Models, searches: Searches, *, whole: bool = False) -> None:
+        self.models, self.split = models, models.images.data.holdout.split
+        self.group = "random_search" if whole else "search"
+        train = models.config.train
+        epochs = lengths(searches.finals, train, searches.config.num_trials)
+        self.epochs = epochs[-1] if whole else epochs[0]
+
+    def __call__(self, arch: Arch) -> dict[str, float]:
+        return {"accuracy": self.rung(arch).accuracy}
+
+    def rung(self, arch: Arch) -> Rung:
+        """What came of it."""
+        begin = from_scratch(self.models)
+        return _rung(self.models, arch, 0, (0.0, self.epochs), self.group, begin)
+
+
+class Brief(Inherited):
+    """In place of a supernet, in a run without: Archs with the weights that a brief training gave them."""
+
+    def __init__(self, models: Models, searches: Searches) -> None:
+        super().__init__(models.work, models.images, self._none)
+        self.evaluator = BriefTraining(models, searches)  # type: ignore[assignment]
+
+    def _none(self) -> Supernet:
+        raise UserError(
+            "this run has no supernet: search.searcher is 'halving'. Search with another searcher."
+        )
+
+    def model(self, arch: Arch) -> Model:
+        """With the weights of the last rung that it reached."""
+        model, folder = build(arch), folder_of(self.work, "search", arch)
+        load_weights(model, max(folder.glob("rung*.safetensors")), "vitnas search")
+        return model

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from vitnas.data import require_labels
 from vitnas.data.augment import seeded_globals
+from vitnas.errors import UserError
 from vitnas.measure.environment import environment, git_commit
 from vitnas.records import GeneRecord, Manifest, SpaceRecord
 from vitnas.runs import RunFile
@@ -38,6 +39,11 @@ def prepare(context: Context) -> Feasibility:
         return Feasibility.read(folder)
     data = context.data
     require_labels(data.train.targets, "`vitnas run`")  # its search scores accuracy
+    if run.search.trains and context.engine.world > 1:
+        raise UserError(
+            f"search.searcher is {run.search.searcher!r} in {context.engine.world} processes; each of its trainings is "
+            "of one. Start one process, and `vitnas search FOLDER` beside it to search together."
+        )
     space, budget = context.space, context.budget
     supernet = context.new_supernet()
     for name, config in (("supernet", run.supernet), ("retrain.train", run.retrain.train)):

@@ -60,11 +60,12 @@ class SharingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig:
-    """How to search: `searcher` is a name (`evolution`, `autoformer`, `random`, `tpe`, `nsga2`, ...; `sampler`
-    asks what sampler.kind=focus has learned), `num_trials` the Archs to score, `objectives` what to improve (`budget`:
-    the quantity that the budget limits, latency first; macs where it limits none), `storage` an Optuna URL (None:
-    study.db in the run folder). Where scores are of too few images to tell Archs apart, `prefer` takes by `accuracy`
-    what Archs of such cost promise, by `cost` the cheapest."""
+    """How to search: `searcher` is a name (`evolution`, `predictor`, `autoformer`, `random`, `tpe`, `nsga2`, ...;
+    `sampler` asks what sampler.kind=focus has learned; `halving` needs no supernet: it trains so many random Archs
+    briefly, and the better ones on in the finals), `num_trials` the Archs to score, `objectives` what to improve
+    (`budget`: the quantity that the budget limits, latency first; macs where it limits none), `storage` an Optuna
+    URL (None: study.db in the run folder). Where scores are of too few images to tell Archs apart, `prefer` takes
+    by `accuracy` what Archs of such cost promise, by `cost` the cheapest."""
 
     searcher: str = "evolution"
     num_trials: int = 200
@@ -88,6 +89,11 @@ class SearchConfig:
                     "latency@TARGET, for example latency@onnxruntime,batch=1."
                 )
 
+    @property
+    def trains(self) -> bool:
+        """Archs are scored by training them, without a supernet."""
+        return SEARCHERS[self.searcher].trains
+
     def named(self, budget: Budget) -> tuple[str, ...]:
         """The objectives, each once, with the quantity that `budget` limits by its name."""
         return tuple(dict.fromkeys(budget.quantity if name == "budget" else name for name in self.objectives))
@@ -96,11 +102,11 @@ class SearchConfig:
 @dataclass(frozen=True, kw_only=True)
 class FinalsConfig:
     """How the best Archs of the search are held against each other before one is chosen (successive halving).
-
-    `archs` of them, spread over the front, are trained briefly from `start` weights (`inherited` from the supernet, or
-    `scratch`): each for a rung, the better half for another that is as long as all before, and so on; whoever is left
-    has trained for `epochs` (None: a fifth of retrain.train.epochs) and the best of these is chosen. With archs=0 the
-    search's scores decide. The hand-scaled baseline is chosen out of three in the same rungs, from scratch.
+     `archs` of them, spread over the front, are trained briefly from `start` weights (`inherited` from the supernet, or
+    `scratch`): each for a rung, the better half for another that is as long as all before, and so on, three rungs at
+    most; whoever is left has trained for `epochs` (None: a fifth of retrain.train.epochs) and the best of these is
+    chosen. With archs=0 the search's scores decide; searcher=halving sends all its Archs, from scratch. The hand-scaled
+    baseline is chosen out of three in the same rungs, from scratch.
     """
 
     archs: int = 0
@@ -301,6 +307,8 @@ class Run:
                 f"search.searcher is {self.search.searcher!r} but sampler.kind is {self.sampler.kind!r}, which learns "
                 f"nothing that could answer. Use sampler.kind={' or '.join(able)}, or another searcher."
             )
+        if self.search.trains:
+            self._check_without_supernet()
         if self.retrain.train.precision != self.supernet.precision:
             raise UserError(
                 f"retrain.train.precision is {self.retrain.train.precision!r} and supernet.precision is "
@@ -347,6 +355,24 @@ class Run:
     def seconds(self) -> float:
         """`time` in seconds; without end where it is not given."""
         return float("inf") if self.time is None else seconds_of("time", self.time)
+
+    def _check_without_supernet(self) -> None:
+        given = {
+            "retrain.start": (self.retrain.start, "scratch"),
+            "pretrained": (self.pretrained, None),
+            "sampler.kind": (self.sampler.kind if self.sampler.answers else None, None),
+        }
+        for name, (value, only) in given.items():
+            if value != only:
+                raise UserError(
+                    f"{name} is {value!r} and search.searcher is {self.search.searcher!r}, which trains no supernet "
+                    "and sends every Arch to the finals, from new weights. Leave it out, or use searcher=evolution."
+                )
+
+    @property
+    def has_finals(self) -> bool:
+        """The Arch is chosen by training a few."""
+        return bool(self.finals.archs) or self.search.trains
 
     @property
     def anew(self) -> TrainConfig:

@@ -17,6 +17,7 @@ from vitnas.errors import UserError, first_line
 from vitnas.exporting import save_timm
 from vitnas.extraction import extract
 from vitnas.measure.latency import LatencyMeter
+from vitnas.model import Model
 from vitnas.model.named import ArchFile, Chosen
 from vitnas.records import Finals, Spent
 from vitnas.runs import writing
@@ -72,12 +73,16 @@ class Inherited:
     def evaluator(self) -> SupernetEvaluator:
         return SupernetEvaluator(self.supernet, self.images.holdout)
 
+    def model(self, arch: Arch) -> Model:
+        """With inherited weights."""
+        return extract(self.supernet, arch)
+
     def save(self, arch: Arch) -> Path:
         """Inherited weights, config and Arch; returns their folder."""
         folder = self.work.folder / "front" / arch.id
         if not ArchFile.exists(folder):
             with writing(folder):
-                save_timm(extract(self.supernet, arch), folder, **self.images.about)
+                save_timm(self.model(arch), folder, **self.images.about)
             ArchFile(arch).write(folder)
         return folder
 
@@ -100,6 +105,11 @@ class Searches:
     num_images: Callable[[], int]
     mark: str
     finals: FinalsConfig
+
+    @property
+    def has_finals(self) -> bool:
+        """The Arch is chosen by training a few."""
+        return bool(self.finals.archs) or self.config.trains
 
     def name_of(self, study: str) -> str:
         """A Study's name in the storage: its own in the run's own file."""
@@ -135,7 +145,12 @@ class Searches:
 
     @contextmanager
     def run(
-        self, name: str, searcher: str, evaluator: Evaluator, answers: Callable[[], list[Genes]] | None = None
+        self,
+        name: str,
+        searcher: str,
+        evaluator: Evaluator,
+        answers: Callable[[], list[Genes]] | None = None,
+        num_trials: int | None = None,
     ) -> Iterator[Study]:
         """Continue a Study until it has the run's number of scored Archs, and give it, still open.
 
@@ -143,8 +158,9 @@ class Searches:
 
         Args:
             answers: of a learned sampler, for a Searcher that asks one.
+            num_trials: in place of the run's.
         """
-        wanted = self.config.num_trials
+        wanted = num_trials or self.config.num_trials
 
         def report(study: Study, trial: Trial) -> None:
             scored = study.scored()
@@ -228,7 +244,7 @@ class Searches:
             UserError: the study does not hold it, or one of the files cannot be read.
         """
         chosen = SearchRecord.read(self.work.folder).chosen
-        if self.finals.archs:
+        if self.has_finals:
             chosen = Finals.read(self.work.folder).chosen
         with self.open() as study:
             for trial in study.scored():

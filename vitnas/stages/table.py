@@ -174,9 +174,14 @@ def _models(run: Run) -> tuple[str, ...]:
 
 
 STAGES: Mapping[str, Stage] = {
-    "train": Stage(_train, lambda run: (WEIGHTS, *((SamplerSummary.FILE,) if run.sampler.answers else ()))),
+    "train": Stage(
+        _train,
+        lambda run: (
+            () if run.search.trains else (WEIGHTS, *((SamplerSummary.FILE,) if run.sampler.answers else ()))
+        ),
+    ),
     "search": Stage(_search, lambda run: (SearchRecord.FILE,)),
-    "finals": Stage(_finals, lambda run: (Finals.FILE,) if run.finals.archs else (), again=(Finals.FILE,)),
+    "finals": Stage(_finals, lambda run: (Finals.FILE,) if run.has_finals else (), again=(Finals.FILE,)),
     "retrain": Stage(
         lambda run: train_models(run.models, run.searches, run.inherited), _models, again=(Correlation.FILE,)
     ),
