@@ -1,28 +1,36 @@
-"""What README.md tells a reader to type works as it stands there."""
+"""What README.md and the pages of docs/ tell a reader to type works as it stands there."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import shlex
+import shutil
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import onnx
 import pytest
 
+from vitnas import mixers
 from vitnas.cli import bench, commands, main, probe, show_tokens, swap, tokens
 from vitnas.stages.run import field_names
 
 REPO = Path(__file__).resolve().parents[1]
-README = (REPO / "README.md").read_text()
+README = (REPO / "README.md").read_text(encoding="utf-8")
+PAGES = {path.name: path.read_text(encoding="utf-8") for path in sorted((REPO / "docs").glob("*.md"))}
+TEXTS = [README, *(text for name, text in PAGES.items() if name != "design.md")]
 
 
 def typed() -> list[list[str]]:
     """The words behind `vitnas` of every command, in blocks and in sentences."""
-    blocks = "\n".join(re.findall(r"```sh\n(.*?)```", README, re.DOTALL))
+    blocks = "\n".join(block for text in TEXTS for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL))
     found = re.findall(r"^vitnas (.*)", blocks, re.MULTILINE)
-    found += re.findall(r"`vitnas ([^`]+)`", re.sub(r"```.*?```", "", README, flags=re.DOTALL))
+    for text in TEXTS:
+        found += re.findall(r"`vitnas ([^`]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
     return [shlex.split(text.replace("RECIPE", "tour"), comments=True) for text in dict.fromkeys(found)]
 
 
@@ -40,7 +48,7 @@ def test_every_command_is_read(
 ) -> None:
     """What a command would do with its words is left out."""
     assert words[0] in commands.COMMANDS
-    if len(words) == 1 and words != ["list"]:
+    if (len(words) == 1 and words != ["list"]) or "FOLDER" in words:
         return  # named, not typed
     for module, name in (
         (commands, "open_run"), (commands, "whole_run"), (commands, "report"), (swap, "_load"),
@@ -56,7 +64,7 @@ def test_every_command_is_read(
 
 
 def test_every_dotted_field_is_one() -> None:
-    fields = re.findall(r"[`\s](\w+(?:\.\w+)+)=", README)
+    fields = re.findall(r"[`\s](\w+(?:\.\w+)+)=", "\n".join(TEXTS))
     assert len(fields) > 5
     assert {*fields} <= {*field_names()}
 
@@ -76,3 +84,30 @@ def test_the_library_snippet_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     about = {item.key: json.loads(item.value) for item in proto.metadata_props if item.key in ("mean", "std")}
     data: Any = names["data"]
     assert about == {"mean": [*data.mean], "std": [*data.std]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [name for name, text in PAGES.items() if "```python" in text])
+def test_the_snippets_of_a_page_run(
+    page: str, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One after the other, in a run's folder."""
+    monkeypatch.chdir(shutil.copytree(finished, tmp_path / "run"))
+    names: dict[str, object] = {"__name__": page}
+    monkeypatch.setitem(sys.modules, page, ModuleType(page))  # dataclasses look their module up
+    before = dict(mixers.MIXERS)
+    for code in re.findall(r"```python\n(.*?)```", PAGES[page], re.DOTALL):
+        exec(compile(code, page, "exec"), names)
+    for word in {*mixers.MIXERS} - {*before}:
+        del mixers.MIXERS[word]
+
+
+def test_the_site_has_every_page() -> None:
+    """Its navigation names all files, and what the reference names exists."""
+    nav = re.findall(r": (\w+\.md)", (REPO / "mkdocs.yml").read_text(encoding="utf-8"))
+    assert {*nav} == {*PAGES}
+    for name in re.findall(r"^::: (\S+)", PAGES["reference.md"], re.MULTILINE):
+        module, _, attribute = name.rpartition(".")
+        assert getattr(importlib.import_module(module), attribute).__doc__, name
+    links = [(page, link) for page, text in PAGES.items() for link in re.findall(r"\]\((\w+\.md)", text)]
+    assert [pair for pair in links if pair[1] not in PAGES] == []
