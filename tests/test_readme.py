@@ -28,7 +28,7 @@ TEXTS = [README, *(text for name, text in PAGES.items() if name != "design.md")]
 def typed() -> list[list[str]]:
     """The words behind `vitnas` of every command, in blocks and in sentences."""
     blocks = "\n".join(block for text in TEXTS for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL))
-    found = re.findall(r"^vitnas (.*)", blocks, re.MULTILINE)
+    found = re.findall(r"^vitnas (.*)", blocks.replace("\\\n", " "), re.MULTILINE)
     for text in TEXTS:
         found += re.findall(r"`vitnas ([^`]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
     return [shlex.split(text.replace("RECIPE", "tour"), comments=True) for text in dict.fromkeys(found)]
