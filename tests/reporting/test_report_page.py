@@ -168,7 +168,7 @@ def test_a_run_that_stopped_after_search_says_not_retrained(run: Path) -> None:
         shutil.rmtree(run / name)
     (run / "results.json").unlink()
     page = page_of(run)
-    assert "with inherited weights; not retrained yet" in page
+    assert "with weights inherited from the Supernet; not retrained yet" in page
     assert "retrain: missing" in page
     assert '<li class="done">search</li>' in page
     chosen = SearchRecord.read(run).chosen
