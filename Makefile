@@ -5,7 +5,7 @@ LOWEST ?= .venv-lowest
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: quickstart test test-slow test-all test-lowest check lint format types setup bench docs clean help
+.PHONY: quickstart test test-slow test-all test-lowest check lint format types setup bench docs clean help postgres-test
 
 help:           ## show this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -39,6 +39,10 @@ test-all: $(READY) ## all tests that this machine can run
 docs: $(READY)  ## the documentation as a site, in site/
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[docs]'
 	$(BIN)/mkdocs build --strict
+
+postgres-test: $(READY) ## the tests of a shared search on a private PostgreSQL server (where there is initdb)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[postgres]'
+	OMP_NUM_THREADS=1 $(BIN)/python tests/searching/postgres_server.py $(BIN)/python -m pytest -q tests/searching/test_postgres.py
 
 check: lint types test ## what CI runs
 

@@ -66,13 +66,14 @@ def told(study: Study) -> list[tuple[tuple[int, ...], Mapping[str, float]]]:
     return [(trial.genes, trial.values) for trial in study.scored()]
 
 
-def main(storage: str, num_trials: int, die_after: int, pause_s: float) -> None:
+def main(storage: str, num_trials: int, die_after: int, pause_s: float, name: str = "search") -> None:
     """Search; after `die_after` own Trials kill this very process inside the next evaluation (-1: never)."""
     done = 0
 
     def evaluator(arch: Arch) -> dict[str, float]:
         if done == die_after:
-            Path(storage.removeprefix("journal:") + ".dying").write_text(arch.id)
+            dying = "dying" if "://" in storage else storage.removeprefix("journal:") + ".dying"
+            Path(dying).write_text(arch.id)
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(pause_s)
         return score(arch)
@@ -82,7 +83,7 @@ def main(storage: str, num_trials: int, die_after: int, pause_s: float) -> None:
         done += 1
 
     search(
-        Study.open(MICRO, BUDGET, storage=storage),
+        Study.open(MICRO, BUDGET, storage=storage, name=name),
         evaluator,
         searcher=evolution(),
         num_trials=num_trials,
@@ -91,4 +92,4 @@ def main(storage: str, num_trials: int, die_after: int, pause_s: float) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]))
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]), *sys.argv[5:])

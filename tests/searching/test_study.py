@@ -131,11 +131,18 @@ def test_nothing_left() -> None:
         study.ask(RandomSearch())
 
 
+def looked(study: Study) -> Study:
+    """A Study that knows what its storage holds."""
+    study._look()
+    return study
+
+
 def test_a_trial_whose_lease_ran_out_is_run_again_once(caplog: pytest.LogCaptureFixture) -> None:
     storage = InMemoryStorage()
-    lost, other = open_micro(storage, lease_s=0.05), open_micro(storage)
+    lost, other = open_micro(storage), open_micro(storage, lease_s=0.05)
     trial = lost.ask(RandomSearch())
     assert trial is not None
+    assert looked(other)._retry_dead() is None
     time.sleep(0.1)
     again = other.ask(RandomSearch())
     assert again is not None
@@ -151,11 +158,36 @@ def test_a_trial_whose_lease_ran_out_is_run_again_once(caplog: pytest.LogCapture
     assert [t.values for t in other.scored()] == [{"accuracy": 0.2}]
 
 
+@pytest.mark.parametrize("jump_s", [-1e6, 1e6])
+def test_a_clock_that_jumps_ends_no_lease_and_holds_none(
+    jump_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker's host is another one, so that only its lease tells."""
+    storage = InMemoryStorage()
+    mine, other = open_micro(storage), open_micro(storage, lease_s=0.2)
+    with monkeypatch.context() as patch:
+        patch.setattr("vitnas.searching.study.this_host", lambda: "elsewhere")
+        trial = mine.ask(RandomSearch())
+        assert trial is not None
+        assert looked(other)._retry_dead() is None
+        now = time.time()
+        patch.setattr(time, "time", lambda: now + jump_s)
+        assert looked(other)._retry_dead() is None, "it did not end early"
+        assert mine.touch(trial)
+        time.sleep(0.25)
+        assert looked(other)._retry_dead() is None, "it was renewed, whatever the clock says"
+    time.sleep(0.25)
+    again = looked(other)._retry_dead()
+    assert again is not None
+    assert again.genes == trial.genes
+
+
 def test_touch_keeps_a_lease_and_release_gives_it_up() -> None:
     storage = InMemoryStorage()
-    mine, other = open_micro(storage, lease_s=0.3), open_micro(storage)
+    mine, other = open_micro(storage), open_micro(storage, lease_s=0.3)
     trial = mine.ask(RandomSearch())
     assert trial is not None
+    assert looked(other)._retry_dead() is None
     time.sleep(0.2)
     assert mine.touch(trial)
     time.sleep(0.2)
@@ -184,10 +216,10 @@ def test_an_arch_that_always_kills_its_worker_is_left(caplog: pytest.LogCaptureF
 def test_a_kill_between_the_retry_and_the_closing_runs_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The retry exists, the dead trial still looks running: it is closed, and the retry alone is run again."""
     storage = InMemoryStorage()
-    lost, other = open_micro(storage, lease_s=0.01), open_micro(storage)
+    lost, other = open_micro(storage), open_micro(storage)
     trial = lost.ask(RandomSearch())
     assert trial is not None
-    time.sleep(0.05)
+    lost.release(trial)
     with monkeypatch.context() as patch:
         patch.setattr(other, "_close_failed", lambda number: None)
         again = other.ask(RandomSearch())
@@ -210,7 +242,7 @@ def test_a_retry_that_meets_a_trial_on_its_way_out_is_not_lost() -> None:
     row = lost._stored()[0]
     attrs = {**made_of(row), "token": "third", "lease": third._lease(600.0)}
     third._study.add_trial(create_trial(state=TrialState.RUNNING, user_attrs={"trial": attrs}))
-    assert other._retry_dead(other._stored()) is None
+    assert looked(other)._retry_dead() is None
     third._storage.set_trial_user_attr(third._id(1), "dropped", "another worker was first with this Arch")
     third._close_failed(1)
     again = other.ask(RandomSearch())
@@ -227,7 +259,7 @@ def test_a_dead_trial_waits_for_what_becomes_of_its_retry() -> None:
     lost.release(dead)
     attrs = {**made_of(lost._stored()[0]), "retry_of": 0, "attempt": 2, "lease": slow._lease(600.0)}
     slow._study.add_trial(create_trial(state=TrialState.RUNNING, user_attrs={"trial": attrs}))
-    assert other._retry_dead(other._stored()) is None
+    assert looked(other)._retry_dead() is None
     slow._storage.set_trial_user_attr(slow._id(1), "dropped", "another worker was first with this Arch")
     slow._close_failed(1)
     again = other.ask(RandomSearch())

@@ -15,9 +15,10 @@ import pytest
 from stage_help import Warm, has_step, refused, words
 
 from vitnas.errors import UserError
+from vitnas.searching import SearchRecord
 from vitnas.searching.storage import started, this_host
 from vitnas.stages import lock
-from vitnas.stages.lock import one_writer
+from vitnas.stages.lock import one_at_a_time, one_writer
 
 
 def test_the_second_of_two_runs_is_told_whose_the_folder_is(
@@ -100,7 +101,7 @@ TAKES = """
 import sys
 from pathlib import Path
 from vitnas.errors import UserError
-from vitnas.stages.lock import one_writer
+from vitnas.stages.lock import one_at_a_time, one_writer
 for _ in range(300):
     try:
         with one_writer(Path(sys.argv[1])):
@@ -152,3 +153,43 @@ def test_a_folder_that_cannot_be_written_can_be_looked_at(
     (folder / "run.yaml").unlink()
     with pytest.raises(UserError, match="Permission denied"), one_writer(folder):
         pass
+
+
+def test_one_at_a_time(tmp_path: Path) -> None:
+    """The second goes in when the first, another process, is done."""
+    holds = f"""
+import sys, time
+from pathlib import Path
+sys.path.insert(0, {str(Path(__file__).parents[2])!r})
+import fcntl, os
+handle = os.open({str(tmp_path)!r}, os.O_RDONLY)
+fcntl.flock(handle, fcntl.LOCK_EX)
+print("in", flush=True)
+time.sleep(0.3)
+"""
+    first = subprocess.Popen([sys.executable, "-c", holds], stdout=subprocess.PIPE, text=True)
+    assert first.stdout is not None
+    assert first.stdout.readline() == "in\n"
+    begun = time.monotonic()
+    with one_at_a_time(tmp_path):
+        waited = time.monotonic() - begun
+    first.communicate()
+    assert waited > 0.1
+    with one_at_a_time(tmp_path / "nowhere"):
+        pass
+
+
+@pytest.mark.slow
+def test_workers_of_a_search_that_finish_together_all_end_well(finished: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(finished, tmp_path / "run"))
+    for name in ("search.json", "chosen.json", "study.db"):
+        (folder / name).unlink()
+    for name in ("front", "models", "export"):
+        shutil.rmtree(folder / name)
+    command = [sys.executable, "-m", "vitnas", "search", str(folder)]
+    workers = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(4)]
+    said = [worker.communicate(timeout=200)[1] for worker in workers]
+    assert [worker.returncode for worker in workers] == [0] * 4, said
+    found = SearchRecord.read(folder)
+    assert found.num_scored == 6
+    assert {path.name for path in (folder / "front").iterdir()} >= set(found.front)

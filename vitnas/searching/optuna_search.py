@@ -127,8 +127,9 @@ def _add(
     if isinstance(sampler, optuna.samplers.BaseGASampler):
         # Asking for the generation of a running trial writes it down; the record then carries the same attribute.
         running = study.ask()
-        sampler.get_trial_generation(study, study.trials[running.number])
-        attrs = dict(study.trials[running.number].system_attrs)
+        latest = study.get_trials(deepcopy=False)[running.number]
+        sampler.get_trial_generation(study, latest)
+        attrs = dict(study.get_trials(deepcopy=False)[running.number].system_attrs)
         study.tell(running, state=TrialState.FAIL)
     study.add_trial(
         create_trial(

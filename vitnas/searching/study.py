@@ -29,10 +29,11 @@ from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from vitnas.budget import Budget, Cost, Limit
-from vitnas.errors import UserError
+from vitnas.errors import UserError, first_line
 from vitnas.searching.goal import DEFAULT_OBJECTIVES, Goal, Objective, oriented
+from vitnas.searching.ledger import UNFINISHED, Leases, Ledger, made_of
 from vitnas.searching.pareto import front, hypervolume_history
-from vitnas.searching.storage import is_alive, open_study, started, this_host
+from vitnas.searching.storage import open_study, started, this_host
 from vitnas.searching.trial import NothingLeftError, Searcher, SearchRecord, State, Trial
 from vitnas.space import Genes, Space
 
@@ -50,7 +51,6 @@ _STATES: dict[TrialState, State] = {
 
 
 WITHDRAWN = "withdrawn"  # of the Study: trial number -> reasons; a finished trial itself cannot be changed
-UNFINISHED = (TrialState.RUNNING, TrialState.WAITING)
 
 
 class Study:
@@ -63,7 +63,8 @@ class Study:
         self.worker = uuid.uuid4().hex[:12]
         self._study, self._storage = study, storage
         self._study_id = storage.get_study_id_from_name(study.study_name)
-        self._finished: dict[int, Trial] = {}
+        self._ledger = Ledger(self._trial, len(goal.space.genes))
+        self._leases = Leases(lease_s)
         self._withdrawn: dict[str, list[str]] = dict(study.user_attrs.get(WITHDRAWN, {}))
 
     @classmethod
@@ -88,8 +89,7 @@ class Study:
             name: of the Study inside the storage.
             objectives: what to optimise; the first decides `best`.
             seed: of every proposal, together with its number.
-            lease_s: seconds after which a Trial that was not touched counts as dead. Clocks of several machines
-                must agree to well within this.
+            lease_s: seconds after which a Trial that was not touched counts as dead, by this worker's own clock.
 
         Raises:
             UserError: the storage cannot be opened, or holds this Study with another space, budget, objectives
@@ -114,13 +114,13 @@ class Study:
             NothingLeftError: the Searcher knows no further Arch within the Budget.
         """
         while True:
-            stored = self._stored()
-            retry = self._retry_dead(stored)
+            self._look()
+            retry = self._retry_dead()
             if retry is not None:
                 return retry
-            if limit is not None and num_taken(stored) >= limit:
+            if limit is not None and self._ledger.num_taken() >= limit:
                 return None
-            history = self._history(stored)
+            history = self._ledger.history()
             index = 1 + max((trial.proposal for trial in history), default=-1)
             genes = searcher.propose(self.goal, history, index, proposal_rng(self.seed, index))
             if genes is None:
@@ -166,7 +166,7 @@ class Study:
         """Count a scored Trial as rejected after all, for reasons that were found when the search was over."""
         self._withdrawn[str(trial.number)] = list(reasons)
         self._study.set_user_attr(WITHDRAWN, self._withdrawn)
-        self._finished.pop(trial.number, None)
+        self._ledger.reset()
 
     def touch(self, trial: Trial) -> bool:
         """Renew the lease of a running Trial; False where it was lost."""
@@ -178,7 +178,8 @@ class Study:
 
     def trials(self) -> list[Trial]:
         """All Trials by proposal; one that was run again stands there once, as its latest run."""
-        return self._history(self._stored())
+        self._look()
+        return self._ledger.history()
 
     def scored(self) -> list[Trial]:
         """The Trials that have values."""
@@ -226,7 +227,11 @@ class Study:
         longer was a break."""
         total, end = 0.0, None
         for frozen in sorted(self._stored(), key=lambda each: str(each.datetime_start)):
-            if frozen.datetime_start is None or frozen.datetime_complete is None:
+            if (
+                frozen.datetime_start is None
+                or frozen.datetime_complete is None
+                or "dropped" in frozen.user_attrs
+            ):
                 continue
             gap = 0.0 if end is None else (frozen.datetime_start - end).total_seconds()
             first = frozen.datetime_start if end is None or gap > BREAK_S else end
@@ -236,8 +241,8 @@ class Study:
 
     def summary(self) -> SearchRecord:
         """What search.json holds."""
-        stored = self._stored()
-        trials = [trial for trial in self._history(stored) if trial.state != "running"]
+        self._look()
+        trials = [trial for trial in self._ledger.history() if trial.state != "running"]
         rejections: dict[str, int] = {}
         for trial in trials:
             for limit in missed(trial, self.goal.budget):
@@ -271,24 +276,30 @@ class Study:
         self.close()
 
     def _stored(self) -> list[FrozenTrial]:
-        """Every Optuna trial of the Study that was not dropped."""
-        stored = self._study.get_trials(deepcopy=False)
-        return [
-            frozen for frozen in stored if "trial" in frozen.user_attrs and "dropped" not in frozen.user_attrs
-        ]
+        """Every Optuna trial of the Study, by number."""
+        return self._study.get_trials(deepcopy=False)
 
-    def _history(self, stored: Sequence[FrozenTrial]) -> list[Trial]:
-        again = {made_of(frozen).get("retry_of") for frozen in stored}
-        latest = [self._trial(frozen) for frozen in stored if frozen.number not in again]
-        return sorted(latest, key=lambda trial: (trial.proposal, trial.number))
+    def _look(self) -> None:
+        """Take into the ledger what the storage holds now.
+
+        Raises:
+            UserError: trials that are not as a Study writes them.
+        """
+        try:
+            self._ledger.update(self._stored())
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(
+                f"study {self._study.study_name!r} cannot be read ({first_line(error)}); it must be as vitnas wrote "
+                "it. Restore it, or give another storage or study name."
+            ) from error
 
     def _trial(self, frozen: FrozenTrial) -> Trial:
-        if frozen.number in self._finished:
-            return self._finished[frozen.number]
         attrs = made_of(frozen)
         result = frozen.user_attrs.get("result", {}) if frozen.state not in UNFINISHED else {}
         withdrawn = self._withdrawn.get(str(frozen.number))
-        trial = Trial(
+        return Trial(
             number=frozen.number,
             proposal=attrs["proposal"],
             genes=tuple(attrs["genes"]),
@@ -299,9 +310,6 @@ class Study:
             reasons=tuple(withdrawn or result.get("reasons", ())),
             generation=attrs.get("generation"),
         )
-        if frozen.state not in UNFINISHED:
-            self._finished[frozen.number] = trial
-        return trial
 
     def _points(self, trials: Sequence[Trial]) -> Any:
         values = [[o.value(trial.values, trial.cost) for o in self.goal.objectives] for trial in trials]
@@ -329,33 +337,34 @@ class Study:
                 constraints=shares or None,
             )
         )
-        stored = self._stored()
-        mine = next(frozen for frozen in reversed(stored) if made_of(frozen)["token"] == token)
-        earlier = [frozen for frozen in stored if frozen.number < mine.number]
-        ancestors = ancestors_of(mine, stored)
+        self._look()
+        # There may be two of the token, where a database went away before it said that it had written the first.
+        mine, *copies = [frozen for frozen in self._ledger.open if made_of(frozen)["token"] == token]
+        ancestors = self._ledger.ancestors(mine.number)
+        before = [number for number in self._ledger.numbers(genes) if number < mine.number]
         reason = None
-        if any(
-            frozen.number not in ancestors and tuple(made_of(frozen)["genes"]) == genes for frozen in earlier
-        ):
+        if set(before) - ancestors:
             reason = "another worker was first with this Arch"
-        elif limit is not None and not ancestors and num_taken(earlier) >= limit:
+        elif limit is not None and not ancestors and self._ledger.num_taken(before=mine.number) >= limit:
             reason = "another worker took the last place"
-        if reason is None:
-            return self._trial(mine)
-        self._storage.set_trial_user_attr(self._id(mine.number), "dropped", reason)
-        self._close_failed(mine.number)
-        return None
+        for frozen in copies if reason is None else (mine, *copies):
+            why = reason or "written twice"
+            self._storage.set_trial_user_attr(self._id(frozen.number), "dropped", why)
+            self._close_failed(frozen.number)
+        return self._trial(mine) if reason is None else None
 
-    def _retry_dead(self, stored: Sequence[FrozenTrial]) -> Trial | None:
+    def _retry_dead(self) -> Trial | None:
         """Close the running Trials of dead workers and start the first of them again."""
-        again = {made_of(frozen).get("retry_of"): frozen for frozen in stored}
-        for frozen in stored:
-            if frozen.state not in UNFINISHED or not is_dead(frozen):
+        links = self._ledger.links()
+        again = {before: number for number, before in links.items()}
+        running = {frozen.number: frozen for frozen in self._ledger.open if frozen.state in UNFINISHED}
+        for frozen in running.values():
+            if not self._leases.is_dead(frozen):
                 continue
             attempt, retry = made_of(frozen)["attempt"], again.get(frozen.number)
             if retry is not None:
                 # Whoever runs it again closes it, or drops the retry and leaves it; unless that worker died, too.
-                if retry.state not in UNFINISHED or is_dead(retry):
+                if retry not in running or self._leases.is_dead(running[retry]):
                     self._close_failed(frozen.number)
             elif attempt >= MAX_ATTEMPTS:
                 reason = f"its worker died {attempt} times"
@@ -426,12 +435,6 @@ def proposal_rng(seed: int, index: int) -> random.Random:
     return random.Random(f"{seed}/{index}")
 
 
-def made_of(frozen: FrozenTrial) -> dict[str, Any]:
-    """What `Study` wrote into the trial when it was made: proposal, genes, cost, lease and links."""
-    value: dict[str, Any] = frozen.user_attrs["trial"]
-    return value
-
-
 def counted(cost: Cost) -> dict[str, int]:
     """The part of a Cost that is known without measuring."""
     return {"macs": cost.macs, "params": cost.params, "memory_bytes": cost.memory_bytes}
@@ -452,31 +455,6 @@ def _share(limit: Limit, cost: Cost) -> float:
     return limit.violation(cost.value(limit.quantity, limit.target))
 
 
-def num_taken(stored: Sequence[FrozenTrial]) -> int:
-    """Places of a limited search that are taken: scored or running Archs, a run again counting once."""
-    again = {made_of(frozen).get("retry_of") for frozen in stored}
-    taken = (TrialState.COMPLETE, *UNFINISHED)
-    return sum(frozen.state in taken and frozen.number not in again for frozen in stored)
-
-
-def ancestors_of(mine: FrozenTrial, stored: Sequence[FrozenTrial]) -> set[int]:
-    """The numbers of the Trials that this one runs again."""
-    links = {frozen.number: made_of(frozen).get("retry_of") for frozen in stored}
-    numbers: set[int] = set()
-    number = links[mine.number]
-    while number is not None:
-        numbers.add(number)
-        number = links.get(number)
-    return numbers
-
-
-def is_dead(frozen: FrozenTrial) -> bool:
-    lease = frozen.user_attrs.get("lease", made_of(frozen)["lease"])
-    if lease["until"] < time.time():
-        return True
-    return lease["host"] == this_host() and not is_alive(lease["pid"], lease.get("start", ""))
-
-
 def check_identity(study: optuna.Study, goal: Goal, seed: int) -> None:
     """Write down what a new Study searches; refuse to go on with an old one that searched something else."""
     space_json = json.dumps(goal.space.to_json(), sort_keys=True)
@@ -487,12 +465,17 @@ def check_identity(study: optuna.Study, goal: Goal, seed: int) -> None:
         "seed": seed,
     }
     stored = study.user_attrs.get("vitnas")
-    if stored is None:
+    if stored is None and not study.get_trials(deepcopy=False):
         study.set_user_attr("vitnas", mine)
         return
+    if not isinstance(stored, dict):
+        raise UserError(
+            f"study {study.study_name!r} was made by another program; vitnas searches in its own. Give another storage "
+            "or study name."
+        )
     for name, value in mine.items():
-        if stored[name] != value:
+        if stored.get(name) != value:
             raise UserError(
-                f"{name} is {value!r}; study {study.study_name!r} was made with {stored[name]!r}. "
+                f"{name} is {value!r}; study {study.study_name!r} was made with {stored.get(name)!r}. "
                 "Give the same, or another study name."
             )

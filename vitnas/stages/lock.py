@@ -84,6 +84,20 @@ def one_writer(folder: Path) -> Iterator[None]:
                 each.rmdir()
 
 
+@contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Wait for the other processes that are in this block on `folder`; where its file system cannot lock, all go on."""
+    handle = -1
+    with suppress(OSError, AttributeError):
+        handle = os.open(folder, os.O_RDONLY)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            os.close(handle)
+
+
 def _open(path: Path) -> int:
     """The locked file, which says whose it is."""
     while True:

@@ -20,6 +20,7 @@ from vitnas.records import Effort
 from vitnas.runs import to_json, write_atomic
 from vitnas.sample import SAMPLERS, SamplerConfig, UniformConfig
 from vitnas.searching import SEARCHERS
+from vitnas.searching.storage import PASSWORD, has_password, shown
 from vitnas.slimming import IMPORTANCE
 from vitnas.space import SPACES, AutoFormerConfig, SpaceConfig
 from vitnas.supernet import Coupled
@@ -64,8 +65,9 @@ class SearchConfig:
     `sampler` asks what sampler.kind=focus has learned; `halving` needs no supernet: it trains so many random Archs
     briefly, and the better ones on in the finals), `num_trials` the Archs to score, `objectives` what to improve
     (`budget`: the quantity that the budget limits, latency first; macs where it limits none), `storage` an Optuna
-    URL (None: study.db in the run folder). Where scores are of too few images to tell Archs apart, `prefer` takes
-    by `accuracy` what Archs of such cost promise, by `cost` the cheapest."""
+    URL (None: study.db in the run folder), whose password stands in VITNAS_STORAGE_PASSWORD. Where scores are of too
+    few images to tell Archs apart, `prefer` takes by `accuracy` what Archs of such cost promise, by `cost` the
+    cheapest."""
 
     searcher: str = "evolution"
     num_trials: int = 200
@@ -75,6 +77,11 @@ class SearchConfig:
 
     def __post_init__(self) -> None:
         check_word("search.searcher", self.searcher, SEARCHERS)
+        if self.storage is not None and has_password(self.storage):
+            raise UserError(
+                f"search.storage is {shown(self.storage)!r} with a password, and a run writes its fields down. Leave "
+                f"it out, and set {PASSWORD}, PGPASSWORD or ~/.pgpass."
+            )
         if self.num_trials < 1:
             raise UserError(f"search.num_trials is {self.num_trials}; a search scores at least 1 Arch.")
         if not self.objectives or self.objectives[0] != "accuracy":

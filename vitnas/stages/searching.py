@@ -13,7 +13,7 @@ from optuna.exceptions import StorageInternalError
 from vitnas.arch import Arch
 from vitnas.budget import DEFAULT_LATENCY_TARGET, Budget
 from vitnas.data import EvalBatches, require_not_test
-from vitnas.errors import UserError, first_line
+from vitnas.errors import UserError
 from vitnas.exporting import save_timm
 from vitnas.extraction import extract
 from vitnas.measure.latency import LatencyMeter
@@ -35,7 +35,9 @@ from vitnas.searching import (
     withdraw_slower,
 )
 from vitnas.searching.choosing import choose
+from vitnas.searching.storage import reason, shown
 from vitnas.space import Genes, Space
+from vitnas.stages.lock import one_at_a_time
 from vitnas.stages.run import FinalsConfig, SearchConfig
 from vitnas.stages.work import RunImages, Work, load_weights, quick_meter
 from vitnas.supernet import Supernet
@@ -137,10 +139,14 @@ class Searches:
             ) as study:
                 yield study
         except StorageInternalError as error:
-            reason = first_line(error.__cause__ or error)
+            if self.config.storage is not None:
+                raise UserError(
+                    f"search.storage {shown(storage)} cannot be used ({reason(error)}); the database must take what a "
+                    "search writes. Mend that, and run the same command again."
+                ) from None  # its cause may hold the password
             raise UserError(
-                f"{storage} cannot be used ({reason}); it must be a whole study on a disk with free space. Mend that, "
-                "or delete it and search.json to search anew, and run the same command again."
+                f"{storage} cannot be used ({reason(error)}); it must be a whole study on a disk with free space. Mend "
+                "that, or delete it and search.json to search anew, and run the same command again."
             ) from error
 
     @contextmanager
@@ -278,13 +284,16 @@ def search_archs(
             )
 
         def write() -> None:
-            speeds = searches.withdraw_slower(study, lambda: [*study.front(), searches.answer(study)])
-            if speeds:
-                TokenSpeeds(tuple(speeds)).write(work.folder)
-            best = searches.answer(study)
-            for trial in (*study.front(), best):
-                inherited.save(trial.arch)
-            searches.tell(best, kind=kind, recipe=recipe)
-            replace(study.summary(), chosen=best.arch.id).write(work.folder)
+            with one_at_a_time(work.folder):
+                if SearchRecord.exists(work.folder):
+                    return  # another worker of this search was done first
+                speeds = searches.withdraw_slower(study, lambda: [*study.front(), searches.answer(study)])
+                if speeds:
+                    TokenSpeeds(tuple(speeds)).write(work.folder)
+                best = searches.answer(study)
+                for trial in (*study.front(), best):
+                    inherited.save(trial.arch)
+                searches.tell(best, kind=kind, recipe=recipe)
+                replace(study.summary(), chosen=best.arch.id).write(work.folder)
 
         work.engine.from_first(write)

@@ -1,0 +1,104 @@
+"""A search on PostgreSQL: what holds on SQLite holds there, and a server that restarts costs nobody anything.
+
+`make postgres-test` starts a private server; elsewhere these skip.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import search_help
+from postgres_server import restart
+from search_help import BUDGET, MICRO, evolution, score, told
+from test_workers import in_fork, status
+
+from vitnas.searching import Study, search
+from vitnas.searching.storage import shown
+
+URL = os.environ.get("VITNAS_POSTGRES", "")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not URL, reason="NOT CHECKED on PostgreSQL: use `make postgres-test`"),
+]
+
+
+def test_it_gives_what_memory_gives() -> None:
+    whole = search(Study.open(MICRO, BUDGET), score, searcher=evolution(), num_trials=30)
+    with search(
+        Study.open(MICRO, BUDGET, storage=URL, name="same"), score, searcher=evolution(), num_trials=30
+    ) as study:
+        assert told(study) == told(whole)
+        assert study.summary().front == whole.summary().front
+
+
+def worker(name: str, num_trials: int, die_after: int, pause_s: float) -> int:
+    return in_fork(lambda: search_help.main(URL, num_trials, die_after, pause_s, name))
+
+
+def check(name: str, num_trials: int) -> None:
+    """Nothing is lost and nothing doubled."""
+    with Study.open(MICRO, BUDGET, storage=URL, name=name) as study:
+        trials = study.trials()
+        assert len(study.scored()) == num_trials
+        assert len({trial.genes for trial in trials}) == len(trials)
+        assert sorted({trial.proposal for trial in trials}) == list(range(len(trials)))
+        assert study.num_running() == 0
+
+
+def test_workers_share_a_study_and_a_dead_ones_trial_is_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    pids = [worker("shared", 40, die, 0.005) for die in (3, -1, -1)]
+    assert [status(pid) for pid in pids] == [-signal.SIGKILL, 0, 0]
+    check("shared", 40)
+
+
+def test_workers_survive_a_restart_of_the_server() -> None:
+    Study.open(MICRO, BUDGET, storage=URL, name="restarted").close()
+    command = [sys.executable, search_help.__file__, URL, "80", "-1", "0.2", "restarted"]
+    workers = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    for wanted in (10, 40):
+        with Study.open(MICRO, BUDGET, storage=URL, name="restarted") as study:
+            while len(study.scored()) < wanted:
+                time.sleep(0.1)
+        restart()
+    said = [worker.communicate(timeout=100)[1] for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0, 0], said
+    check("restarted", 80)
+    for text in said:
+        assert 1 <= text.count("is away") <= 2, text
+        assert text.count("is away") == text.count("is back")
+        assert len(text.splitlines()) == 2 * text.count("is away"), "nothing else is said"
+        assert "se@cr/et" not in text
+
+
+def test_a_whole_search_writes_no_password(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    fields = """data.max_images=160 data.batch_size=16 space.embed_dims=[16,24] space.depths=[1,2] space.num_heads=[1,2]
+        space.head_dim=8 budget=macs<=200K supernet.epochs=1 supernet.warmup_epochs=0 search.num_trials=4
+        retrain.train.epochs=1 retrain.train.warmup_epochs=0 retrain.rank_archs=0 retrain.baselines=[]
+        export.formats=[] export.latency=[] device=cpu threads=1""".split()
+    command = [
+        sys.executable,
+        "-m",
+        "vitnas",
+        "run",
+        "tour",
+        f"folder={folder}",
+        f"search.storage={URL}",
+        *fields,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stderr
+    secret = os.environ["VITNAS_STORAGE_PASSWORD"].encode()
+    for path in folder.rglob("*"):
+        assert not path.is_file() or secret not in path.read_bytes(), path
+    assert secret.decode() not in done.stdout + done.stderr
+    assert shown(URL).encode() in (folder / "run.yaml").read_bytes()
