@@ -11,6 +11,7 @@ import json
 import os
 import tempfile
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import MISSING, fields, is_dataclass
@@ -19,7 +20,10 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, ClassVar, Literal, Self, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-from safetensors import SafetensorError
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
 from vitnas.errors import UserError
 
@@ -78,6 +82,48 @@ def _remove_stale(path: Path) -> None:
                 left.unlink()
 
 
+SUM = "crc32"  # in the header of a file of tensors: of all names and bytes, in the order of the names
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, str] | None = None) -> None:
+    """Write tensors as safetensors, in one step, with a checksum in the header, which may hold more text.
+
+    Raises:
+        UserError: see `write_with`.
+    """
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    header = {**(meta or {}), SUM: sum_of(whole)}
+    write_with(path, lambda file: save_file(whole, file, metadata=header))
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a safetensors file, and the text of its header.
+
+    Raises:
+        OSError, SafetensorError: it cannot be read, or has other bytes than were written. A file without a checksum, as
+            other programs write them, is taken as it is.
+    """
+    with safe_open(path, framework="pt") as file:
+        meta = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    if SUM in meta and meta[SUM] != sum_of(tensors):
+        raise SafetensorError("its bytes are not those that were written")
+    return tensors, meta
+
+
+def sum_of(tensors: Mapping[str, Tensor]) -> str:
+    """The checksum of tensors on the host, which finds lost bits; a gigabyte takes a second."""
+    total = 0
+    for name in sorted(tensors):
+        flat = (
+            tensors[name].reshape(-1).view(torch.uint8)
+            if tensors[name].numel()
+            else tensors[name].new_zeros(0)
+        )
+        total = zlib.crc32(flat.numpy().data if len(flat) else b"", zlib.crc32(name.encode(), total))
+    return f"{total:08x}"
+
+
 def write_atomic(path: Path, data: bytes | str) -> None:
     """Write `data` to `path` in one step (see `write_with`)."""
     content = data.encode() if isinstance(data, str) else data
@@ -125,6 +171,11 @@ def check_there(folder: Path) -> Callable[[], None]:
         )
 
     return check
+
+
+def check_json(path: Path) -> None:
+    """Raise UserError where a file that is there is no JSON, as one that was cut short."""
+    read_json(path)
 
 
 def append_jsonl(path: Path, record: Mapping[str, Any]) -> None:

@@ -138,6 +138,13 @@ def half(path: Path) -> None:
     path.write_bytes(content[: len(content) // 2])
 
 
+def flip(path: Path) -> None:
+    """One bit of the last tensor."""
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 4
+    path.write_bytes(content)
+
+
 def garbage(path: Path) -> None:
     path.write_bytes(b"\x93\x00garbage" * 500)
 
@@ -156,6 +163,17 @@ DAMAGES: list[tuple[str, Callable[[Path], None], tuple[str, ...], str]] = [
     ("feasibility.json", half, (), "cannot be read"),
     ("supernet.safetensors", half, ("search.json",), "delete it and run `vitnas train` again"),
     ("supernet.safetensors", garbage, ("search.json",), "delete it and run `vitnas train` again"),
+    ("supernet.safetensors", flip, ("search.json",), "its bytes are not those that were written"),
+    (
+        "checkpoints/supernet.safetensors",
+        flip,
+        ("supernet.safetensors",),
+        "its bytes are not those that were written",
+    ),
+    ("models/chosen/model.safetensors", flip, ("export",), "its bytes are not those that were written"),
+    ("chosen.json", half, (), "chosen.json cannot be read"),
+    ("correlation.json", half, (), "correlation.json cannot be read"),
+    ("results.json", half, (), "results.json cannot be read"),
     ("study.db", garbage, ("models", "search.json"), "study.db"),
     ("study.db", half, ("models", "search.json"), "study.db"),
     ("search.json", half, ("models",), "cannot be read"),

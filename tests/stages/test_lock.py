@@ -138,7 +138,10 @@ def test_a_folder_removed_while_training_is_noticed(warm: Warm, tmp_path: Path) 
     said = " ".join(warm.log.read_text().split())
     assert "Traceback" not in said
     # It may have been about to write a file.
-    assert f"{folder} was removed or replaced while the run went on" in said or "cannot be written (No such" in said
+    assert (
+        f"{folder} was removed or replaced while the run went on" in said
+        or "cannot be written (No such" in said
+    )
 
 
 def test_a_folder_that_cannot_be_written_can_be_looked_at(

@@ -31,7 +31,7 @@ from vitnas.exporting.verify import ExportError, example_images
 from vitnas.measure.convert import model_device, quiet
 from vitnas.model.modes import evaluating
 from vitnas.model.timm_cfg import IMAGES_KNOWN, OWN_KEYS, SEVERAL
-from vitnas.runs import read_json, write_with
+from vitnas.runs import load_tensors, read_json, save_tensors, write_with
 from vitnas.version import VERSION
 
 ENTRY_POINT = "vitnas_arch"  # timm's name for "the Model of whatever Arch the config holds"
@@ -109,6 +109,7 @@ def load_timm(folder: Path | str) -> nn.Module:
     if not isinstance(name, str) or not timm.is_model(name):
         raise UserError(f"{folder / 'config.json'} names the architecture {name!r}; timm does not know it.")
     try:
+        load_tensors(folder / WEIGHTS)  # for its checksum, which timm does not know
         with quiet():
             model = timm.create_model(f"local-dir:{folder}", pretrained=True)
     except UserError:
@@ -142,6 +143,7 @@ def _write(model: nn.Module, folder: Path, names: Sequence[str], data_config: Ma
         about[SEVERAL] = True
     with quiet():
         save_for_hf(shown, str(folder), model_config=about, safe_serialization=True)
+    save_tensors(folder / WEIGHTS, *load_tensors(folder / WEIGHTS))  # with a checksum
     if arch is not None:
         # timm adds what it finds on the model (image size, classes); the Arch says all of that, once.
         path = folder / "config.json"

@@ -372,7 +372,6 @@ class Study:
                 self._storage.set_trial_user_attr(self._id(frozen.number), "result", {"reasons": [reason]})
                 self._close_failed(frozen.number)
             else:
-                logger.warning("trial %d lost its worker; the same Arch is run again", frozen.number)
                 kept = {name: made_of(frozen)[name] for name in ("proposal", "generation")}
                 attrs = {**kept, "attempt": attempt + 1, "retry_of": frozen.number}
                 # The new Trial first: a kill between the two leaves a link that the next worker follows. Where
@@ -380,6 +379,7 @@ class Study:
                 # out (it found the dead trial under a lower number): the dead trial stays for the next to ask.
                 claimed = self._claim(tuple(made_of(frozen)["genes"]), attrs, None)
                 if claimed is not None:
+                    logger.warning("trial %d lost its worker; the same Arch is run again", frozen.number)
                     self._close_failed(frozen.number)
                     return claimed
         return None

@@ -12,21 +12,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 
 from vitnas.budget import Budget, Limit, format_quantity, split_target
 from vitnas.errors import UserError
 from vitnas.measure.latency import LatencyMeter
 from vitnas.measure.target import parse_target
 from vitnas.records import Compared, Sample, SamplerLatency, SamplerSummary
-from vitnas.runs import RunFile, to_json, write_with
+from vitnas.runs import RunFile, to_json
 from vitnas.sample import Focus, Given, Sampler, SamplerConfig
 from vitnas.searching import Evaluator
 from vitnas.searching.goal import Goal
 from vitnas.searching.latency import LatencyModel, measure_ms
 from vitnas.space import Genes, Space
 from vitnas.stages.work import RunImages, Work, quick_meter
-from vitnas.train.checkpoint import load_checkpoint
+from vitnas.train.checkpoint import load_checkpoint, save_checkpoint
 
 NUM_DRAWS = 512  # of the policy per answer; free, as costs are a table and scores a model
 NUM_MOVED = 32  # of them that are moved into a budget which none meets
@@ -102,9 +101,8 @@ class RunSampler:
 
     def save(self, focus: Focus) -> None:
         """Write sampler.safetensors, in one step."""
-        meta = {"vitnas": json.dumps({"genes": genes_mark(focus.space), "quantity": focus.config.quantity})}
-        tensors = {f"sampler/{name}": value.detach().contiguous() for name, value in focus.tensors().items()}
-        write_with(self.path, lambda file: save_file(tensors, file, metadata=meta))
+        meta = {"genes": genes_mark(focus.space), "quantity": focus.config.quantity}
+        save_checkpoint(self.path, {"sampler": focus.tensors()}, meta)
 
     def load(self) -> Focus:
         """The trained sampler.

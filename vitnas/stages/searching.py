@@ -285,7 +285,7 @@ def search_archs(
 
         def write() -> None:
             with one_at_a_time(work.folder):
-                if SearchRecord.exists(work.folder):
+                if SearchRecord.exists(work.folder) and Chosen.exists(work.folder):
                     return  # another worker of this search was done first
                 speeds = searches.withdraw_slower(study, lambda: [*study.front(), searches.answer(study)])
                 if speeds:

@@ -13,6 +13,7 @@ from typing import Any
 
 from vitnas.budget import Budget
 from vitnas.errors import UserError
+from vitnas.model.named import Chosen
 from vitnas.probing import Pretrained
 from vitnas.records import (
     Allocation,
@@ -30,6 +31,7 @@ from vitnas.records import (
 from vitnas.reporting.sampler_plots import family
 from vitnas.reporting.slimming import members
 from vitnas.reporting.tables import Table
+from vitnas.runs import check_json
 from vitnas.searching import SearchRecord
 from vitnas.slimming import Sensitivity
 from vitnas.stages.compare import train_models
@@ -79,7 +81,13 @@ class Stage:
         def is_done() -> bool:
             context.check_folder()
             folder = context.folder
-            return all((folder / name).exists() for name in self.makes(context.run)) and self.also(folder)
+            made = [folder / name for name in self.makes(context.run)]
+            if not all(path.exists() for path in made):
+                return False
+            for path in made:
+                if path.suffix == ".json":
+                    check_json(path)  # what is damaged is no result
+            return self.also(folder)
 
         with context.engine.together():
             if not context.engine.from_first(is_done):  # all processes do it, or none
@@ -180,7 +188,7 @@ STAGES: Mapping[str, Stage] = {
             () if run.search.trains else (WEIGHTS, *((SamplerSummary.FILE,) if run.sampler.answers else ()))
         ),
     ),
-    "search": Stage(_search, lambda run: (SearchRecord.FILE,)),
+    "search": Stage(_search, lambda run: (SearchRecord.FILE, Chosen.FILE)),
     "finals": Stage(_finals, lambda run: (Finals.FILE,) if run.has_finals else (), again=(Finals.FILE,)),
     "retrain": Stage(
         lambda run: train_models(run.models, run.searches, run.inherited), _models, again=(Correlation.FILE,)

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vitnas.data import Data, DataConfig, EvalBatches, TrainBatches, open_data
@@ -19,7 +18,7 @@ from vitnas.errors import UserError
 from vitnas.grids import ImageSize
 from vitnas.measure.latency import LatencyMeter
 from vitnas.records import Manifest
-from vitnas.runs import write_with
+from vitnas.runs import load_tensors, save_tensors
 from vitnas.train import Engine, Progress
 
 EVAL_BATCH = 512
@@ -122,8 +121,7 @@ def quick_meter(target: str) -> LatencyMeter:
 
 def save_weights(network: nn.Module, path: Path) -> None:
     """Write a network's weights as safetensors, in one step."""
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    write_with(path, lambda file: save_file(state, file))
+    save_tensors(path, network.state_dict())
 
 
 def load_weights(network: nn.Module, path: Path, command: str) -> None:
@@ -135,6 +133,6 @@ def load_weights(network: nn.Module, path: Path, command: str) -> None:
     if not path.exists():
         raise UserError(f"{path} does not exist; `{command}` writes it. Run that first.")
     try:
-        network.load_state_dict(load_file(path))
+        network.load_state_dict(load_tensors(path)[0])
     except (OSError, SafetensorError, RuntimeError) as error:
         raise UserError(f"{path} cannot be read ({error}); delete it and run `{command}` again.") from error

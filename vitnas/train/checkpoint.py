@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import Tensor
 
 from vitnas.errors import UserError
-from vitnas.runs import write_with
+from vitnas.runs import load_tensors, save_tensors
 
 # Fields of a TrainConfig that may change between a run and its resumption: what is learned is the same.
 FREE = {"checkpoint_minutes", "log_every", "monitor_every"}
@@ -24,12 +23,8 @@ FREE = {"checkpoint_minutes", "log_every", "monitor_every"}
 
 def save_checkpoint(path: Path, parts: Mapping[str, Mapping[str, Tensor]], meta: Mapping[str, Any]) -> None:
     """Write `parts` (state dicts by name) and `meta` (JSON) as one file, in one step."""
-    tensors = {
-        f"{part}/{name}": tensor.detach().cpu().contiguous()
-        for part, state in parts.items()
-        for name, tensor in state.items()
-    }
-    write_with(path, lambda file: save_file(tensors, file, metadata={"vitnas": json.dumps(dict(meta))}))
+    tensors = {f"{part}/{name}": tensor for part, state in parts.items() for name, tensor in state.items()}
+    save_tensors(path, tensors, {"vitnas": json.dumps(dict(meta))})
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
@@ -40,16 +35,16 @@ def load_checkpoint(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str,
     """
     parts: dict[str, dict[str, Tensor]] = {}
     try:
-        with safe_open(path, framework="pt") as file:
-            meta = json.loads(file.metadata()["vitnas"])
-            for key in file.keys():
-                part, _, name = key.partition("/")
-                parts.setdefault(part, {})[name] = file.get_tensor(key)
+        tensors, header = load_tensors(path)
+        meta = json.loads(header["vitnas"])
     except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise UserError(
             f"{path} cannot be read ({error}); it must be a checkpoint that vitnas wrote. Delete it to start that "
             "stage anew."
         ) from error
+    for key, tensor in tensors.items():
+        part, _, name = key.partition("/")
+        parts.setdefault(part, {})[name] = tensor
     return parts, meta
 
 

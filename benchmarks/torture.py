@@ -1,0 +1,296 @@
+"""All that may go wrong, done on purpose: kills, signals, odd words, damaged files, hostile images, dying workers.
+
+    python benchmarks/torture.py                        all of it, under 30 minutes on two cores
+    python benchmarks/torture.py parts=kills,lines kills=40 lines=100 files=100 images=20 seed=7
+
+What must hold: a command ends with status 0, or with 2 and one sentence, or as its signal says; never with a traceback.
+A run that was killed, as often as you like, ends with the bits of one that was not. Every part prints its seed, and
+every failure what brings it back. Full disks need a disk of their own, which tests/stages/test_faults.py mounts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent / "tests"))
+
+import numpy as np  # noqa: E402
+from PIL import Image  # noqa: E402
+from stage_help import FIELDS, FOCUS, Warm, outcome, words  # noqa: E402
+
+KINDS: dict[str, dict[str, str | None]] = {
+    "search": {},
+    "a sampler that learns": dict(FOCUS),
+    "mixers": {"space__kind": "mixers", "space__head_dim": None, "space__embed_dims": None, "space__num_heads": None,
+               "space__depths": None, "budget": "", "retrain__baselines": "[]"},
+}  # fmt: skip
+FAST: dict[str, str | None] = {"retrain__rank_archs": "0", "export__formats": "[]", "export__latency": "[]"}
+LONG_S = 60.0
+
+
+class Tally:
+    """What was tried in a part, and what went wrong."""
+
+    def __init__(self, name: str, seed: int) -> None:
+        self.name, self.seed, self.tried, self.wrong = name, seed, 0, list[str]()
+        self.begun = time.monotonic()
+        self.rng = random.Random(f"{name}/{seed}")
+        print(f"{name}: seed {seed}", flush=True)
+
+    def end(self) -> dict[str, object]:
+        """One line of the result."""
+        for text in self.wrong:
+            print(f"  WRONG: {text}", flush=True)
+        row = {"part": self.name, "seed": self.seed, "tried": self.tried, "wrong": len(self.wrong)}
+        print(json.dumps({**row, "seconds": round(time.monotonic() - self.begun)}), flush=True)
+        return row
+
+
+def said(warm: Warm) -> str:
+    return warm.log.read_text(errors="replace")
+
+
+def ended(warm: Warm, argv: list[str], number: int, wait_s: float) -> int:
+    """Start a command and send it a signal after so long; returns its status."""
+    end = time.monotonic() + wait_s
+    return warm.end_when(argv, lambda: time.monotonic() > end, number)
+
+
+def status_of(warm: Warm, argv: list[str]) -> int | None:
+    """A command's status; None where it still ran after `LONG_S`, and was killed."""
+    process = warm.start(argv)
+    timer = threading.Timer(LONG_S, lambda: os.kill(process, signal.SIGKILL))
+    timer.start()
+    status = int(warm._line())
+    timer.cancel()
+    return None if status == -signal.SIGKILL else status
+
+
+def is_right(warm: Warm, status: int | None) -> bool:
+    """It ended by itself with 0, or with 2 and one sentence."""
+    text = said(warm)
+    return status in (0, None) or (status == 2 and "Traceback" not in text and text.count("vitnas: ") == 1)
+
+
+def kills(warm: Warm, folder: Path, tally: Tally, count: int) -> None:
+    """Runs of every kind, killed or asked to stop at random instants until they are done."""
+    wholes: dict[str, dict[str, object]] = {}
+    while tally.tried < count:
+        kind = tally.rng.choice(list(KINDS))
+        changes = {**FAST, **KINDS[kind]}
+        if kind not in wholes:
+            whole = folder / f"whole {kind}"
+            begun = time.monotonic()
+            warm.run(words(whole, **changes))
+            wholes[kind] = {**outcome(whole), "seconds": time.monotonic() - begun}
+        run = Path(tempfile.mkdtemp(dir=folder)) / "run"
+        status, ends = 1, 0
+        while status != 0 and ends < 25:
+            number = tally.rng.choice([signal.SIGKILL] * 3 + [signal.SIGTERM, signal.SIGINT])
+            wait = tally.rng.uniform(0.05, float(str(wholes[kind]["seconds"])) / 2)
+            status = ended(warm, words(run, **changes), number, wait)
+            tally.tried, ends = tally.tried + 1, ends + 1
+            if status not in (0, -number, 128 + number) or "Traceback" in said(warm):
+                tally.wrong.append(
+                    f"{kind}, {number.name} after {wait:.3f} s: status {status}: {said(warm)[-300:]}"
+                )
+                break
+        warm.run(words(run, **changes))
+        got = outcome(run)
+        for name in got:
+            if got[name] != wholes[kind][name]:
+                tally.wrong.append(f"{kind}: {name} is another after {ends} kills in {run}")
+        shutil.rmtree(run.parent)
+
+
+ODD = ["", "-1", "0", "nan", ".inf", "-.inf", "1e999", "²", "１", "null", "true", "[]", "[[]]", "{}", "{a: [}",
+       "!!set {1}", "2020-01-01", "&a [*a]", "x" * 300, "\x00", "[/red]", "'", '"', "a=b", "9" * 30, "1__0", "../..",
+       "/dev/null", "-", ":",
+       "[1,2,3,4,5,6,7,8,9]", "%", "50%", "$(id)", "!!python/object/apply:os.system [id]", "\n", "\udcff"]  # fmt: skip
+
+
+def lines(warm: Warm, folder: Path, tally: Tally, count: int) -> None:
+    """Command lines with one or two odd words."""
+    commands = ["run", "train", "search", "retrain", "export", "bench", "evaluate", "specialize", "report", "count",
+                "show", "finetune", "slim", "pretrain", "swap", "tokens", "probe", "list", "doctor"]  # fmt: skip
+    while tally.tried < count:
+        rng = tally.rng
+        if rng.random() < 0.7:
+            fields = dict(FIELDS)
+            for name in rng.sample(
+                [*fields, "seed", "data.dataset", "search.storage", "pretrained"], rng.choice([1, 1, 2])
+            ):
+                fields[name] = rng.choice(ODD)
+            argv = ["run", "tour", f"folder={folder / 'fuzzed'}", *(f"{k}={v}" for k, v in fields.items())]
+        else:
+            argv = [rng.choice(commands), *(rng.choice(ODD) for _ in range(rng.randrange(3)))]
+        argv = [word.replace("\x00", "") for word in argv]
+        status = status_of(warm, argv)
+        tally.tried += 1
+        if not is_right(warm, status):
+            tally.wrong.append(f"{argv}: status {status}: {said(warm)[-300:]}")
+        shutil.rmtree(folder / "fuzzed", ignore_errors=True)
+
+
+def damaged(content: bytes, rng: random.Random) -> bytes:
+    """A file's bytes after something happened to them."""
+    kind = rng.choice(["half", "empty", "flip", "garbage", "other json", "grown"])
+    if kind == "half":
+        return content[: rng.randrange(len(content) + 1)]
+    if kind == "flip" and content:
+        changed = bytearray(content)
+        changed[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+        return bytes(changed)
+    if kind == "garbage":
+        return rng.randbytes(200)
+    if kind == "other json":
+        return rng.choice(
+            [b"{}", b"[]", b"null", b'{"a": 1}', b"1e999", b'"' + b"x" * 500 + b'"', b"[" * 2000]
+        )
+    return b"" if kind == "empty" else content + rng.randbytes(9)
+
+
+def files(warm: Warm, folder: Path, tally: Tally, count: int) -> None:
+    """Finished and unfinished runs with one damaged file, and every command that may read it."""
+    whole = folder / "whole"
+    warm.run(words(whole, **FAST))
+    names = [path.relative_to(whole) for path in sorted(whole.rglob("*")) if path.is_file()]
+    while tally.tried < count:
+        run = folder / "damaged"
+        shutil.copytree(whole, run)
+        name = tally.rng.choice(names)
+        (run / name).write_bytes(damaged((whole / name).read_bytes(), tally.rng))
+        for later in tally.rng.sample(["search.json", "models", "results.json", "export", "finals.json"], 2):
+            path = run / later
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif later != str(name):
+                path.unlink(missing_ok=True)
+        argv = tally.rng.choice(
+            [words(run, **FAST), ["report", str(run)], ["evaluate", str(run)], ["search", str(run)]]
+        )
+        status = status_of(warm, argv)
+        tally.tried += 1
+        if not is_right(warm, status):
+            tally.wrong.append(f"{name} damaged, {argv[0]}: status {status}: {said(warm)[-300:]}")
+        shutil.rmtree(run)
+
+
+def picture(path: Path, rng: np.random.Generator, shade: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray((rng.integers(0, 60, (8, 8)) + shade).astype(np.uint8)).save(path)
+
+
+def hostile(root: Path, rng: random.Random) -> str:
+    """Do something to a folder of images; says what."""
+    some = rng.choice(sorted(root.rglob("*.png")))
+    acts: dict[str, Callable[[], object]] = {
+        "cut": lambda: some.write_bytes(some.read_bytes()[: rng.randrange(60)]),
+        "garbage": lambda: some.write_bytes(rng.randbytes(300)),
+        "a bomb": lambda: Image.new("1", (9000, 9000)).save(some),
+        "text": lambda: some.with_suffix(".txt").write_text("notes"),
+        "a hostile name": lambda: some.rename(some.with_name("<script>[red]'\"$(id).png")),
+        "an empty class": lambda: (some.parent.parent / "empty").mkdir(exist_ok=True),
+        "a link to above": lambda: (some.parent / "again").symlink_to(root),
+        "a link to nowhere": lambda: (some.parent / "gone.png").symlink_to("/nowhere"),
+        "a pipe": lambda: os.mkfifo(some.parent / "pipe.png"),
+        "four bands": lambda: Image.new("RGBA", (8, 8)).save(some),
+        "sixteen bits": lambda: Image.fromarray(np.zeros((8, 8), np.uint16)).save(some),
+        "one pixel": lambda: Image.new("L", (1, 1)).save(some),
+        "a thin one": lambda: Image.new("L", (1, 3000)).save(some),
+        "the class is a file": lambda: (some.parent.parent / "file.png").write_bytes(some.read_bytes()),
+        "a deep folder": lambda: picture(
+            some.parent / "a" / "b" / "c" / "x.png", np.random.default_rng(0), 9
+        ),
+    }
+    name = rng.choice(list(acts))
+    acts[name]()
+    return name
+
+
+def images(warm: Warm, folder: Path, tally: Tally, count: int) -> None:
+    """Folders of images to which one to three things were done."""
+    while tally.tried < count:
+        root, generator = folder / "pictures", np.random.default_rng(tally.tried)
+        for split, many in (("train", 20), ("test", 6)):
+            for shade, name in ((0, "dark"), (180, "light")):
+                for number in range(many):
+                    picture(root / split / name / f"{number}.png", generator, shade)
+        done = [hostile(root, tally.rng) for _ in range(tally.rng.choice([1, 2, 3]))]
+        changes = {**FAST, "data__dataset": str(root), "data__max_images": "null", "retrain__baselines": "[]"}
+        status = status_of(warm, words(folder / "run", **changes, search__num_trials="2"))
+        tally.tried += 1
+        if status is None or not is_right(warm, status):
+            tally.wrong.append(f"{done}: status {status}: {said(warm)[-300:]}")
+        shutil.rmtree(root)
+        shutil.rmtree(folder / "run", ignore_errors=True)
+
+
+def workers(warm: Warm, folder: Path, tally: Tally, seconds: int) -> None:
+    """Workers of one search that die."""
+    words_ = [
+        sys.executable,
+        "-W",
+        "ignore",
+        str(HERE / "workers.py"),
+        "storage=sqlite",
+        "workers=4",
+        f"seconds={seconds}",
+    ]
+    done = subprocess.run(
+        [*words_, "sleep=0.3", "kill_every=1", f"seed={tally.seed}"], capture_output=True, text=True
+    )
+    tally.tried = seconds - 1
+    print(done.stdout.strip())
+    if done.returncode:
+        tally.wrong.append(done.stderr[-500:])
+
+
+PARTS: dict[str, tuple[Callable[[Warm, Path, Tally, int], None], int]] = {
+    "kills": (kills, 200),
+    "lines": (lines, 500),
+    "files": (files, 500),
+    "images": (images, 100),
+    "workers": (workers, 60),
+}
+
+
+@contextmanager
+def a_folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="torture-") as name:
+        yield Path(name)
+
+
+def main(given: dict[str, str]) -> int:
+    """Do the parts that are asked for; returns how many things went wrong."""
+    asked = given.get("parts", ",".join(PARTS)).split(",")
+    seed = int(given.get("seed", str(random.SystemRandom().randrange(10**6))))
+    rows = []
+    for part in asked:
+        do, count = PARTS[part]
+        with a_folder() as folder:
+            warm = Warm(folder / "log.txt")
+            tally = Tally(part, seed)
+            try:
+                do(warm, folder, tally, int(given.get(part, str(count))))
+            finally:
+                warm.close()
+                rows.append(tally.end())
+    return min(100, sum(int(str(row["wrong"])) for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main(dict(word.split("=", 1) for word in sys.argv[1:])))
