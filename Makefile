@@ -5,7 +5,7 @@ LOWEST ?= .venv-lowest
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: quickstart test test-slow test-all test-lowest check lint format types setup bench docs clean help postgres-test
+.PHONY: quickstart test test-slow test-all test-lowest check lint format types setup bench docs clean help postgres-test torture audit
 
 help:           ## show this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -43,6 +43,17 @@ docs: $(READY)  ## the documentation as a site, in site/
 postgres-test: $(READY) ## the tests of a shared search on a private PostgreSQL server (where there is initdb)
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[postgres]'
 	OMP_NUM_THREADS=1 $(BIN)/python tests/searching/postgres_server.py $(BIN)/python -m pytest -q tests/searching/test_postgres.py
+
+torture: $(READY) ## kills, signals, odd words, damaged files, hostile images, dying workers (under 30 minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/torture.py parts=kills,workers & kills=$$!; \
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/torture.py parts=files,lines,images; others=$$?; \
+	wait $$kills && exit $$others
+
+audit: $(READY) ## known advisories against what is installed, and a bill of materials in build/
+	$(BIN)/uv pip install --quiet --python $(BIN)/python pip-audit
+	mkdir -p build
+	$(BIN)/pip-audit --local --format cyclonedx-json --output build/sbom.json || true
+	$(BIN)/pip-audit --local --skip-editable
 
 check: lint types test ## what CI runs
 

@@ -11,7 +11,15 @@ from two_ranks import ByRank, supernet
 
 from vitnas.data import Augment, TrainBatches, synthetic
 from vitnas.errors import UserError
-from vitnas.train import Classification, Engine, TrainConfig, fit
+from vitnas.train import Classification, Engine, Silent, TrainConfig, fit
+
+
+class Notes(Silent):
+    """Prints what is worth keeping."""
+
+    def note(self, text: str) -> None:
+        print(text, flush=True)
+
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
@@ -28,6 +36,7 @@ if __name__ == "__main__":
             config=config,
             engine=engine,
             folder=Path(sys.argv[1]),
+            progress=Notes(),
         )
     except UserError as error:
         print(f"{time.time()} {error}", flush=True)

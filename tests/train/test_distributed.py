@@ -10,15 +10,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
-from vitnas.data import Readings
+from vitnas.data import Augment, Readings, TrainBatches, synthetic
 from vitnas.records import Manifest, Results
 from vitnas.searching import SearchRecord
-from vitnas.train import metrics
+from vitnas.train import Classification, Engine, metrics
+from vitnas.train.checkpoint import load_checkpoint
 from vitnas.train.engine import adopt_slurm, first_host
+from vitnas.train.feed import Feed
 
 HERE = Path(__file__).parent
 
@@ -236,6 +239,50 @@ def test_a_killed_rank_ends_the_others_with_a_sentence(dying: int, tmp_path: Pat
     assert "another process of this run cannot be reached (" in last
     assert float(last.split()[0]) - killed < 30
     assert checkpoint.exists()
+    # One process goes on where two were.
+    _, meta = load_checkpoint(checkpoint)
+    alone = {**environment(), "WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"}
+    third = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=alone)
+    before, end = checkpoint.read_bytes(), time.monotonic() + 60
+    while checkpoint.read_bytes() == before and time.monotonic() < end:
+        time.sleep(0.05)
+    third.kill()
+    said, _ = third.communicate()
+    assert "train: 2 processes began, 1 go on at epoch" in said
+    told = [line.epoch for line in metrics.read_lines(tmp_path) if isinstance(line, metrics.Step)]
+    assert told == sorted(set(told)), "no part of an epoch is told of twice"
+    assert told[-1] > meta["done"][0]
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (4, 3), (3, 4)])
+@pytest.mark.parametrize("steps", [0, 1, 5, 17])
+def test_another_number_of_processes_sees_the_rest_of_the_epoch(before: int, after: int, steps: int) -> None:
+    """None of its images twice, and all that a whole batch can be made of."""
+    data = synthetic(num_classes=4, image_size=8, n=200, seed=0)
+
+    def feeds(world: int) -> list[Feed]:
+        engines = [SimpleNamespace(world=world, rank=rank) for rank in range(world)]
+        return [
+            Feed(
+                batches=TrainBatches(data.train, Augment(), batch_size=6, seed=0, rank=e.rank, world=world),
+                task=Classification(),
+                mixup=None,
+                seed=0,
+                engine=cast(Engine, e),
+            )
+            for e in engines
+        ]
+
+    first, second = feeds(before), feeds(after)
+    epoch, images = first[0].done(steps)
+    number = second[0].number_behind(epoch, images)
+    seen = {feed.place(n) for feed in first for n in range(steps)}
+    per_epoch = second[0].batches.steps_per_epoch
+    rest = [feed.place(n) for feed in second for n in range(number, (epoch + 1) * per_epoch)]
+    assert not seen & set(rest)
+    parts = len(data.train) // 6
+    left = parts - images // 6
+    assert len(rest) > left - 2 * after
 
 
 SLURM = {"SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_NTASKS": "8", "SLURM_JOB_ID": "123456", "SLURM_STEP_ID": "0",

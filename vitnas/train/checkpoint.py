@@ -103,6 +103,16 @@ def _join(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
     return {"list": list, "tuple": tuple}[kind](_join(each, tensors) for each in value)
 
 
+def check_identity(path: Path, meta: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+    """Raise UserError where the checkpoint at `path` is of a run with other values."""
+    for key, value in identity.items():
+        if changed := difference(meta.get(key), value):
+            raise UserError(
+                f"{path} is of a run with another {key} ({changed}). Use the same values, another run folder, or "
+                "delete the checkpoint to start this stage anew."
+            )
+
+
 def difference(old: Any, new: Any) -> str:
     """What changed between two values of a run, as a person reads it; empty where its result is the same."""
     if isinstance(old, dict) and isinstance(new, dict):

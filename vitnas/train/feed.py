@@ -100,6 +100,22 @@ class Feed:
         assert isinstance(self.batches, TrainBatches)
         return self.batches.places(steps)
 
+    @property
+    def _group(self) -> int:
+        """Images of one batch of every process."""
+        return self.engine.world * int(getattr(self.batches, "batch_size", 1))
+
+    def done(self, number: int) -> tuple[int, int]:
+        """What lies behind `number` batches of each process: whole epochs, and images of the one under way."""
+        epoch, batches = divmod(number, self.batches.steps_per_epoch)
+        return epoch, batches * self._group
+
+    def number_behind(self, epoch: int, images: int) -> int:
+        """The number of batches that lies behind so much, also where another number of processes did it; no image of
+        the epoch comes twice."""
+        per_epoch = self.batches.steps_per_epoch
+        return epoch * per_epoch + min(-(-images // self._group), per_epoch)
+
     def at(self, place: int) -> Batch:
         """The batch of a place."""
         assert isinstance(self.batches, TrainBatches)

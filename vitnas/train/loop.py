@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -31,12 +31,11 @@ from vitnas.data.augment import seed_from, seeded_globals
 from vitnas.errors import UserError, first_line
 from vitnas.model import Model
 from vitnas.model.timm_cfg import take_images
-from vitnas.runs import check_there, writing
 from vitnas.sample import Draw, Hook, Moment, Sampler
 from vitnas.stopping import deferred
 from vitnas.supernet import Supernet
 from vitnas.train.checkpoint import (
-    difference,
+    check_identity,
     load_checkpoint,
     optimizer_tensors,
     restore_optimizer,
@@ -205,6 +204,7 @@ class _Training:
         if self.task.own is not None:
             trained.append(self.task.own.to(engine.device).train())
             engine.broadcast(self.task.own)
+        self.batch_size = int(getattr(self.batches, "batch_size", 1))
         self.steps_per_epoch = max(1, self.batches.steps_per_epoch // config.accumulate)
         self.steps = max(1, round(config.epochs * self.steps_per_epoch))
         self.optimizer = engine.prepare(make_optimizer(network, config, self.task.own))
@@ -218,11 +218,6 @@ class _Training:
             self.teacher.keep(self.task.wants_taught, self.feed, batches, self.progress.note)
         self.read_every = steps_between_readings(engine.device)
         self.log = Metrics(self.folder, self.stage, engine)
-        self.check_folder: Callable[[], None] = lambda: None  # raises where the folder has been removed
-        if self.folder is not None and engine.is_main:
-            with writing(self.folder):
-                self.folder.mkdir(parents=True, exist_ok=True)
-            self.check_folder = check_there(self.folder)
         self.checkpoint = (
             self.folder and self.folder / "checkpoints" / f"{self.stage.replace('/', '-')}.safetensors"
         )
@@ -308,7 +303,7 @@ class _Training:
         epoch, lr = step / self.steps_per_epoch, max(group["lr"] for group in self.optimizer.param_groups)
         if step % self.config.log_every == 0 or step == self.steps:
             self.check_finite()
-            self.check_folder()
+            self.log.check_folder()
             self.log.step(step, epoch, lr)
         self.progress.update(self.stage, step, self.steps, self.log.text)
         if step in self.monitored:
@@ -433,7 +428,7 @@ class _Training:
         """Write the checkpoint, in the first process."""
         if self.checkpoint is None or not self.engine.is_main:
             return
-        self.check_folder()
+        self.log.check_folder()
         self.check_finite()
         self.check_weights(step)
         tensors, meta = optimizer_tensors(self.optimizer)
@@ -447,11 +442,9 @@ class _Training:
         parts |= {f"hook{i}": hook.tensors() for i, hook in enumerate(self.hooks)}
         scaler = self.engine.scaler_state()
         spent = {"images": self.images, "seconds": self.seconds}
-        save_checkpoint(
-            self.checkpoint,
-            parts,
-            {**self.identity, "step": step, "optimizer": meta, "scaler": scaler, "spent": spent},
-        )
+        here = {"step": step, "done": self.feed.done(step * self.config.accumulate)}
+        also = {"optimizer": meta, "scaler": scaler, "spent": spent}
+        save_checkpoint(self.checkpoint, parts, {**self.identity, **here, **also})
 
     def resume(self) -> int:
         """Continue from the checkpoint, if there is one; returns the step to do next.
@@ -465,18 +458,15 @@ class _Training:
                 f"the first process continues at step {first}, process {self.engine.rank} at step {step}; all must see "
                 "the same run folder. Use one on a shared disk."
             )
-        self.history = self.log.truncate(step)
+        self.history = self.log.truncate(step / self.steps_per_epoch)
         return step
 
     def load(self, path: Path) -> int:
         """Take back what `save` wrote; returns its step."""
         parts, meta = load_checkpoint(path)
-        for key, value in self.identity.items():
-            if changed := difference(meta.get(key), value):
-                raise UserError(
-                    f"{path} is of a run with another {key} ({changed}). Use the same values, another run folder, or "
-                    "delete the checkpoint to start this stage anew."
-                )
+        is_same_world = meta.get("world") == self.engine.world or "done" not in meta
+        free = () if is_same_world else ("world", "steps")
+        check_identity(path, meta, {key: value for key, value in self.identity.items() if key not in free})
         try:
             self.network.load_state_dict(parts["network"])
             restore_optimizer(self.optimizer, parts["optimizer"], meta["optimizer"])
@@ -496,4 +486,14 @@ class _Training:
         self.engine.restore_scaler(meta["scaler"])
         spent = meta.get("spent", {"images": 0, "seconds": 0.0})  # older checkpoints do not say
         self.images, self.began = spent["images"], self.began - spent["seconds"]
-        return int(meta["step"])
+        return int(meta["step"]) if is_same_world else self.go_on_from(meta["done"], meta["world"])
+
+    def go_on_from(self, done: tuple[int, int], world: int) -> int:
+        """The step to do next where `world` processes began and others go on, behind as many images of the epoch."""
+        step = min(self.steps, -(-self.feed.number_behind(*done) // self.config.accumulate))
+        self.progress.note(
+            f"{self.stage}: {world} processes began, {self.engine.world} go on at epoch "
+            f"{step / self.steps_per_epoch:.1f} with the images that are left of it; as a step has another number of "
+            "images now, weights will be others than with one number throughout"
+        )
+        return step

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vitnas.arch import Arch
 from vitnas.errors import UserError
-from vitnas.runs import append_jsonl, from_json, read_jsonl, to_json, write_atomic
+from vitnas.runs import append_jsonl, check_there, from_json, read_jsonl, to_json, write_atomic, writing
 from vitnas.train.engine import Engine
 
 FILE = "metrics.jsonl"
@@ -108,6 +108,11 @@ class Metrics:
 
     def __init__(self, folder: Path | None, stage: str, engine: Engine) -> None:
         self._folder, self._stage, self._engine = folder, stage, engine
+        self.check_folder: Callable[[], None] = lambda: None  # raises where the folder has been removed
+        if folder is not None and engine.is_main:
+            with writing(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+            self.check_folder = check_there(folder)
         self._sums: dict[str, float] = {}
         self._counts: dict[str, int] = {}  # per name: not every draw of a step has every loss
         self._images = 0
@@ -154,18 +159,21 @@ class Metrics:
         if self._folder is not None and self._engine.is_main:
             append_jsonl(self._folder / FILE, to_json(kind(stage=self._stage, **values)))
 
-    def truncate(self, step: int) -> list[tuple[MonitoredArch, ...]]:
-        """Drop this stage's lines after `step` (a killed run wrote them); returns what the Monitor found before."""
+    def truncate(self, epoch: float) -> list[tuple[MonitoredArch, ...]]:
+        """Drop this stage's lines after `epoch` (a killed run wrote them); returns what the Monitor found before. Steps
+        would not do, as another number of processes may go on."""
         if self._folder is None or not (self._folder / FILE).exists():
             return []
-        kept = [
-            line
-            for line in read_lines(self._folder)
-            # Hooks speak before their step, all others after it.
-            if line.stage != self._stage or line.step + isinstance(line, Hooked) <= step
-        ]
+        kept = [line for line in read_lines(self._folder) if line.stage != self._stage or _is_by(line, epoch)]
         text = "".join(json.dumps(to_json(line)) + "\n" for line in kept)
         # Compared as a whole: a line cut short by a kill goes too, or else the next one would be glued to it.
         if self._engine.is_main and (self._folder / FILE).read_bytes() != text.encode():
             write_atomic(self._folder / FILE, text)
         return [line.archs for line in kept if isinstance(line, Monitored) and line.stage == self._stage]
+
+
+def _is_by(line: Line, epoch: float) -> bool:
+    """Whether a line was written by then. A warning ends a training; Hooks speak before their step, others after it."""
+    if isinstance(line, Warned):
+        return False
+    return line.epoch < epoch - 1e-9 if isinstance(line, Hooked) else line.epoch <= epoch + 1e-9
