@@ -267,6 +267,20 @@ def test_a_dead_trial_waits_for_what_becomes_of_its_retry() -> None:
     assert (again.genes, again.proposal) == (dead.genes, dead.proposal)
 
 
+def test_a_worker_that_died_before_it_dropped_its_trial_leaves_none(caplog: pytest.LogCaptureFixture) -> None:
+    """Running that trial again would only be dropped again, without end."""
+    storage = InMemoryStorage()
+    one, dead, other = open_micro(storage), open_micro(storage), open_micro(storage)
+    run(one, 1)
+    attrs = {**made_of(one._stored()[0]), "token": "dead", "lease": {**dead._lease(600.0), "until": 0.0}}
+    dead._study.add_trial(create_trial(state=TrialState.RUNNING, user_attrs={"trial": attrs}))
+    asked = other.ask(RandomSearch())
+    assert asked is not None
+    assert asked.number == 2
+    assert [(trial.number, trial.state) for trial in other.trials()] == [(0, "scored"), (2, "running")]
+    assert "run again" not in caplog.text
+
+
 def test_the_same_arch_asked_by_two_workers_goes_to_the_first() -> None:
     """Both proposed from the same history; the second finds the first one's trial and asks again."""
     storage = InMemoryStorage()

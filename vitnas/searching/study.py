@@ -41,6 +41,7 @@ logger = logging.getLogger(__name__)
 
 LEASE_S = 600.0
 BREAK_S = 60.0
+SECOND = "another worker was first with this Arch"
 MAX_ATTEMPTS = 3  # an Arch whose workers died this often is left as failed
 
 _STATES: dict[TrialState, State] = {
@@ -341,16 +342,13 @@ class Study:
         # There may be two of the token, where a database went away before it said that it had written the first.
         mine, *copies = [frozen for frozen in self._ledger.open if made_of(frozen)["token"] == token]
         ancestors = self._ledger.ancestors(mine.number)
-        before = [number for number in self._ledger.numbers(genes) if number < mine.number]
         reason = None
-        if set(before) - ancestors:
-            reason = "another worker was first with this Arch"
+        if self._is_second(mine):
+            reason = SECOND
         elif limit is not None and not ancestors and self._ledger.num_taken(before=mine.number) >= limit:
             reason = "another worker took the last place"
         for frozen in copies if reason is None else (mine, *copies):
-            why = reason or "written twice"
-            self._storage.set_trial_user_attr(self._id(frozen.number), "dropped", why)
-            self._close_failed(frozen.number)
+            self._drop(frozen.number, reason or "written twice")
         return self._trial(mine) if reason is None else None
 
     def _retry_dead(self) -> Trial | None:
@@ -362,7 +360,9 @@ class Study:
             if not self._leases.is_dead(frozen):
                 continue
             attempt, retry = made_of(frozen)["attempt"], again.get(frozen.number)
-            if retry is not None:
+            if self._is_second(frozen):  # its worker died before it could drop it
+                self._drop(frozen.number, SECOND)
+            elif retry is not None:
                 # Whoever runs it again closes it, or drops the retry and leaves it; unless that worker died, too.
                 if retry not in running or self._leases.is_dead(running[retry]):
                     self._close_failed(frozen.number)
@@ -383,6 +383,15 @@ class Study:
                     self._close_failed(frozen.number)
                     return claimed
         return None
+
+    def _is_second(self, frozen: FrozenTrial) -> bool:
+        """Whether another trial of the same Arch has a lower number, but for those that this one runs again."""
+        numbers = self._ledger.numbers(tuple(made_of(frozen)["genes"]))
+        return bool({n for n in numbers if n < frozen.number} - self._ledger.ancestors(frozen.number))
+
+    def _drop(self, number: int, reason: str) -> None:
+        self._storage.set_trial_user_attr(self._id(number), "dropped", reason)
+        self._close_failed(number)
 
     def _finish(
         self,
