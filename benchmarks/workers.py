@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vitnas.arch import Arch
-from vitnas.searching import SEARCHERS, Study, search
+from vitnas.searching import SEARCHERS, Study, Trial, search
 from vitnas.space import AutoFormerSpace
 
 SPACE = AutoFormerSpace(
@@ -48,14 +48,16 @@ def work(storage: str, seconds: float, end: float) -> None:
     """Score Archs until `end`, each in `seconds`."""
 
     def evaluator(arch: Arch) -> Mapping[str, float]:
-        if time.time() > end:
-            raise TimeoutError
         time.sleep(seconds)
         return score(arch)
 
+    def stop(study: Study, trial: Trial) -> None:
+        if time.time() > end:
+            raise TimeoutError
+
     with Study.open(SPACE, BUDGET, storage=storage) as study:
         try:
-            search(study, evaluator, searcher="random", num_trials=10**6)
+            search(study, evaluator, searcher="random", num_trials=10**6, on_trial=stop)
         except TimeoutError:
             return
 
