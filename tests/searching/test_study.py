@@ -221,7 +221,7 @@ def test_a_kill_between_the_retry_and_the_closing_runs_it_once(monkeypatch: pyte
     assert trial is not None
     lost.release(trial)
     with monkeypatch.context() as patch:
-        patch.setattr(other, "_close_failed", lambda number: None)
+        patch.setattr(other, "_close_failed", lambda *given: None)
         again = other.ask(RandomSearch())
     assert again is not None
     other.release(again)

@@ -122,7 +122,7 @@ class Study:
             if limit is not None and self._ledger.num_taken() >= limit:
                 return None
             history = self._ledger.history()
-            index = 1 + max((trial.proposal for trial in history), default=-1)
+            index = history[-1].proposal + 1 if history else 0
             genes = searcher.propose(self.goal, history, index, proposal_rng(self.seed, index))
             if genes is None:
                 raise NothingLeftError(
@@ -369,8 +369,7 @@ class Study:
             elif attempt >= MAX_ATTEMPTS:
                 reason = f"its worker died {attempt} times"
                 logger.warning("trial %d is left as failed: %s", frozen.number, reason)
-                self._storage.set_trial_user_attr(self._id(frozen.number), "result", {"reasons": [reason]})
-                self._close_failed(frozen.number)
+                self._close_failed(frozen.number, "result", {"reasons": [reason]})
             else:
                 kept = {name: made_of(frozen)[name] for name in ("proposal", "generation")}
                 attrs = {**kept, "attempt": attempt + 1, "retry_of": frozen.number}
@@ -390,8 +389,7 @@ class Study:
         return bool({n for n in numbers if n < frozen.number} - self._ledger.ancestors(frozen.number))
 
     def _drop(self, number: int, reason: str) -> None:
-        self._storage.set_trial_user_attr(self._id(number), "dropped", reason)
-        self._close_failed(number)
+        self._close_failed(number, "dropped", reason)
 
     def _finish(
         self,
@@ -429,8 +427,11 @@ class Study:
         pid = os.getpid()
         return {"worker": self.worker, "host": this_host(), "pid": pid, "start": started(pid), "until": until}
 
-    def _close_failed(self, number: int) -> None:
+    def _close_failed(self, number: int, key: str = "", value: Any = None) -> None:
+        """Close a running trial, with an attribute that says why; another worker may do the same at the same moment."""
         try:
+            if key:
+                self._storage.set_trial_user_attr(self._id(number), key, value)
             self._storage.set_trial_state_values(self._id(number), TrialState.FAIL, None)
         except UpdateFinishedTrialError:
             logger.debug("trial %d was closed by another worker", number)
