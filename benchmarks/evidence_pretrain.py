@@ -159,7 +159,9 @@ class Work:
             CollapseError: by the alarm.
         """
         network = fresh(seed)
-        config = replace(ESVIT, region=KINDS[kind], **(esvit or {}))
+        first, last = self.options.temps
+        temps = {"warmup_teacher_temp": first, "teacher_temp": last}
+        config = replace(ESVIT, region=KINDS[kind], **temps | dict(esvit or {}))
         images, _ = self.images(seed)
         batches = config.views(images, network, batch_size=BATCH, seed=seed)
         epochs = steps / batches.steps_per_epoch
@@ -341,6 +343,9 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", choices=KINDS)
     parser.add_argument("--seconds", type=float, default=200.0, help="of the processor, per pre-training")
     parser.add_argument("--pretrain-lr", type=float, default=1e-3)
+    parser.add_argument(
+        "--temps", type=float, nargs=2, default=[0.04, 0.07], help="of the teacher: first, last"
+    )
     parser.add_argument("--lr", type=float, nargs="+", default=[2e-3])
     parser.add_argument("--steps", type=int, nargs="+", default=[300])
     parser.add_argument("--tiny", action="store_true", help="to rehearse")

@@ -1,7 +1,7 @@
 """What recovery wins back of a pretrained ViT that was folded to half of its MACs, without labels.
 
     python benchmarks/evidence_recovery.py --weights FILE.safetensors --dataset hfds/FOLDER --out FILE.jsonl [--seeds 3]
-        [--seconds 40] [--lr 1e-4] [--torch-pruning FOLDER] [--device cuda]
+        [--seconds 40] [--lr 1e-4] [--torch-pruning FOLDER] [--device cuda] [--precision fp32]
 
 Network, images, probe, order and allocation are those of `evidence_slim.py`. Per seed: `folded`, and that recovered for
 `--seconds` towards the given network on the train images that neither the probe nor its score uses (`recovered`); and
@@ -43,7 +43,7 @@ def recovered(
     network: nn.Module, original: nn.Module, data: Data, seed: int, options: argparse.Namespace
 ) -> Any:
     """Recover in place for about so long."""
-    precision: Any = "bf16" if options.device == "cuda" else "fp32"
+    precision: Any = options.precision
     engine = Engine(precision=precision, cpu=options.device == "cpu")
     rest = data.train.subset(range(evidence_slim.PROBED + evidence_slim.HELD, len(data.train)))
     augment = Augment(shift=0.125, hflip=0.5)
@@ -70,6 +70,7 @@ def main() -> None:
     words.add_argument("--workers", type=int, default=0)
     words.add_argument("--torch-pruning", type=Path, default=None)
     words.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    words.add_argument("--precision", default="bf16", choices=("fp32", "bf16"))
     words.add_argument("--tiny", action="store_true", help="few images and three blocks, to rehearse")
     options = words.parse_args()
     if options.tiny:

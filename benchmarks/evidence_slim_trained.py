@@ -1,7 +1,7 @@
 """A DeiT-like net slimmed to half of its MACs against a net of that size that was trained from scratch as long.
 
     python benchmarks/evidence_slim_trained.py --dataset hfds/FOLDER --out FOLDER [--device cuda] [--seeds 0 1 2]
-        [--base-seconds 65] [--recover-seconds 18] [--torch-pruning FOLDER] [--small]
+        [--base-seconds 65] [--recover-seconds 18] [--torch-pruning FOLDER] [--size small]
 
 The net (width 192, 6 blocks of 6 heads, patches of 4) is trained on CIFAR-10 at 32 pixels by AdamW with a cosine, label
 smoothing, shifts and mirrored images, for about `--base-seconds` on this machine: a few steps are timed, and epochs are
@@ -74,7 +74,11 @@ class Size:
 
 
 SMALL = Size(dim=64, depth=4, heads=4, images=22_000, holdout=2000, batch=128, calibration=384)  # two cores
-TINY = Size(patch=8, dim=64, depth=3, heads=4, images=1500, holdout=300, batch=64, calibration=96)
+MICRO = replace(SMALL, patch=8, dim=48, batch=256)  # learns all it can in minutes
+TINY = Size(
+    patch=8, dim=64, depth=3, heads=4, images=1500, holdout=300, batch=64, calibration=96
+)  # to rehearse
+SIZES = {"full": Size(), "small": SMALL, "micro": MICRO, "tiny": TINY}
 
 
 class Seed:
@@ -82,7 +86,7 @@ class Seed:
 
     def __init__(self, seed: int, options: argparse.Namespace) -> None:
         self.seed, self.options = seed, options
-        self.size = TINY if options.tiny else SMALL if options.small else Size()
+        self.size = SIZES[options.size]
         self.path: Path = options.out / f"slim_trained-{seed}.jsonl"
         self.rows: dict[str, dict[str, Any]] = {row["arm"]: row for row in read_jsonl(self.path)}
         self.precision: Any = "bf16" if options.device == "cuda" else "fp32"
@@ -191,7 +195,7 @@ class Seed:
         heads = tuple(range(1, self.size.heads + 1))
         space = around(base, heads=heads, hidden=STEPS, blocks=range(1, self.size.depth))
         few = images[: max(1, len(images) // 2)]
-        scores = IMPORTANCE["activation"](base, few, torch.Generator().manual_seed(self.seed))
+        scores = IMPORTANCE["unexplained"](base, few, torch.Generator().manual_seed(self.seed))
         supernet = ordered(base, space, scores)
         damage = PredictedDamage(space, sensitivity(supernet, few))
         arch = allocate(damage, f"macs<={count(base.arch).macs // 2}", seed=self.seed)[0].arch
@@ -289,8 +293,7 @@ def main() -> None:
     parser.add_argument("--recover-lr", type=float, default=3e-4)
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--torch-pruning", type=Path, default=None)
-    parser.add_argument("--small", action="store_true", help="a net that a processor can train")
-    parser.add_argument("--tiny", action="store_true", help="to rehearse")
+    parser.add_argument("--size", choices=SIZES, default="full")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     for seed in options.seeds:

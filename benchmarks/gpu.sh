@@ -66,7 +66,7 @@ else
   token_sizes="--tiny --seeds 1 --keeps 0.7 --tune-keeps 0.7"
   fold_sizes="--tiny --seeds 1 --settings fold none"
   slim_sizes="--tiny --seeds 1 --seconds 1"
-  trained_sizes="--tiny --base-seconds 3 --recover-seconds 2"
+  trained_sizes="--size tiny --base-seconds 3 --recover-seconds 2"
   patch_sizes="--dim 16 --depth 3 --heads 2 --hidden 32 --patch 5 --epochs 1 --tune-epochs 1 --block-epochs 1 --images 32 --seeds 0 --shares 55"
 fi
 
