@@ -57,6 +57,7 @@ OTHERS: dict[str, Any] = {
     "scale_mlp_norm": True,
     "patch_norm": True,
     "window_bias": "folded",
+    "work_size": 112,
 }
 
 

@@ -94,6 +94,7 @@ def wild_stages(rng: random.Random) -> Arch:
         reduction=reduction,
         distill_token=distill,
         patch_norm=rng.random() < 0.3,
+        work_size=rng.choice([None, None, (patch * grid[0] * 2, patch * grid[1])]),
         patch_head=not distill and not arch.fc_norm and rng.random() < 0.5,
     )
 

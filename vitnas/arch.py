@@ -62,7 +62,8 @@ WORDS: dict[str, tuple[str, ...]] = {
 class Arch:
     """One vision transformer: stem, stages of blocks, head. Sizes are in pixels.
 
-    `image_size` is one number, or (height, width) of images that are not square.
+    `image_size` is one number, or (height, width) of images that are not square. With a `work_size` images of that size
+    are resized to this one first, and all else is as of these (None: they are not).
 
     Between stages the grid of patches halves and the width changes, by a `reduction` (layers/reduction.py). With
     "patch", which takes grids of odd sides too, each stage has a class token of its own, the last one only where
@@ -124,10 +125,14 @@ class Arch:
     selector: str | None = None
     patch_norm: bool = False
     window_bias: WindowBias = "step"
+    work_size: ImageSize | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stages", tuple(self.stages))
         object.__setattr__(self, "image_size", as_image_size("image_size", self.image_size))
+        if self.work_size is not None:
+            size = as_image_size("work_size", self.work_size)
+            object.__setattr__(self, "work_size", None if size == self.image_size else size)
         at_least(1, self, "patch_size", "in_chans")
         at_least(0, self, "num_classes", "relative_position", "stem_width", "reg_tokens")
         at_least(0, self, "pool_num_heads", "pool_mlp_hidden", "rotary_grid")
@@ -153,12 +158,12 @@ class Arch:
             self._check_last_grid()
             halvings = 0
         step = patch << halvings
-        for side in sides_of(self.image_size):
+        for side in sides_of(self.seen_size):
             if side % step:
                 low = side // step * step
                 near = f"{low} and {low + step}" if low else f"{step}"
                 raise UserError(
-                    f"image_size is {size_text(self.image_size)}; it must be a multiple of patch_size {patch}"
+                    f"{self._seen} is {size_text(self.seen_size)}; it must be a multiple of patch_size {patch}"
                     + (
                         f" times {1 << halvings} ({halvings} reductions), {step}. Nearest: {near}."
                         if halvings
@@ -201,9 +206,9 @@ class Arch:
     def _check_last_grid(self) -> None:
         """Cells of the last grid that lie half outside of the one before are left out; one must stay."""
         least = self.patch_size << (len(self.stages) - 1)
-        if min(sides_of(self.image_size)) < least:
+        if min(sides_of(self.seen_size)) < least:
             raise UserError(
-                f"image_size is {size_text(self.image_size)}; patches of {self.patch_size} pixels and "
+                f"{self._seen} is {size_text(self.seen_size)}; patches of {self.patch_size} pixels and "
                 f"{len(self.stages) - 1} reductions leave nothing of it. Nearest: {least}."
             )
         if self.distill_token or self.reg_tokens:
@@ -319,9 +324,32 @@ class Arch:
         return (self.in_chans, *sides_of(self.image_size))
 
     @property
+    def seen_size(self) -> ImageSize:
+        """The size at which images are cut into patches."""
+        return self.image_size if self.work_size is None else self.work_size
+
+    @property
+    def _seen(self) -> str:
+        return "image_size" if self.work_size is None else "work_size"
+
+    @property
+    def num_stages(self) -> int:
+        return len(self.stages)
+
+    @property
+    def first_grid(self) -> str:
+        """Rows and columns of the first stage's patches, in words."""
+        return size_text(self.grids[0])
+
+    @property
+    def stem_kind(self) -> str:
+        """The stem and its patch, in words."""
+        return f"{self.stem}_{self.patch_size}"
+
+    @property
     def grids(self) -> tuple[Grid, ...]:
         """Rows and columns of patches, per stage: each reduction halves them."""
-        height, width = sides_of(self.image_size)
+        height, width = sides_of(self.seen_size)
         rows, columns = height // self.patch_size, width // self.patch_size
         return tuple([(rows >> index, columns >> index) for index in range(len(self.stages))])
 

@@ -284,8 +284,9 @@ def stem_part(arch: Arch, dim: int) -> Part:
     joining = (patches + tokens) * dim if prefix else 0
     norming = 2 * tokens * dim + 2 * tokens if arch.pre_norm else 0
     patch_norming = 2 * patches * dim + 2 * patches if arch.patch_norm else 0
+    resized = 0 if arch.work_size is None else arch.in_chans * prod(sides_of(arch.work_size))
     cost = STEMS[arch.stem].cost(
-        sides_of(arch.image_size), arch.patch_size, arch.in_chans, dim, arch.stem_width
+        sides_of(arch.seen_size), arch.patch_size, arch.in_chans, dim, arch.stem_width
     )
     return Part(
         name="stem",
@@ -296,7 +297,7 @@ def stem_part(arch: Arch, dim: int) -> Part:
         + positions
         + (dim if arch.pre_norm else 0)
         + (2 * dim if arch.patch_norm else 0),
-        memory=max(cost.memory, patch_norming, joining, 2 * positions, norming),
+        memory=max(resized + cost.memory, patch_norming, joining, 2 * positions, norming),
     )
 
 

@@ -184,6 +184,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "around": {"network": "test_vit"},
     "autoformer": {},
     "mixers": {"mixers": ("softmax",)},
+    "unified": {"mixers": ("softmax",), "depths": (2, 4), "num_stages": (2,)},
     "vit_resnas": {"depths": (2, 3)},
     "vitas": {"patch_sizes": (4,), "num_slots": 3},
 }
@@ -198,6 +199,9 @@ CHANGES: dict[str, dict[str, Any]] = {
                "mixers": ("performer", "softmax"),
                "embed_dims": (16, 32), "depths": (1, 2), "num_heads": (1, 2), "mlp_ratios": (1.0, 2.0), "head_dim": 8,
                },
+    "unified": {"size": "px32", "stems": ("conv",), "patch_sizes": (4, 8), "scales": (0.5, 1.0), "positions": ("none",),
+                "reductions": ("patch",), "num_stages": (1, 2), "depths": (3,), "embed_dims": ((16, 24), (64, 80)),
+                "mixers": ("performer", "softmax")},
     "vit_resnas": {"size": "sr_tiny_mh", "patch_size": 4, "embed_dims": (16, 32), "depths": (1, 1), "num_heads": (1, 2),
                    "mlp_ratios": (1.0, 2.0), "head_dim": 8, "skip": 0.25, "keep_places": (2,)},
     "vitas": {"size": "mini", "patch_size": 8, "patch_sizes": (8,), "widest": (48, 48, 96), "ratios": (0.5, 1.0),
@@ -207,9 +211,9 @@ CHANGES: dict[str, dict[str, Any]] = {
 
 
 def seen(config: Any) -> tuple[Any, ...]:
-    """What a Space allows: its genes, with their chances, and the Archs at its ends."""
+    """What a Space allows: its genes, with their chances, the Archs at its ends, and those that show every part."""
     space = config.build(image_size=32, in_chans=3, num_classes=5)
-    return space.genes, space.largest(), space.smallest(), space.middle()
+    return space.genes, space.largest(), space.smallest(), space.middle(), *space.representatives()
 
 
 @pytest.mark.parametrize("kind", SPACES)

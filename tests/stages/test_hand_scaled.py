@@ -13,13 +13,14 @@ from vitnas.counting import count
 from vitnas.errors import UserError
 from vitnas.model import build
 from vitnas.model.published import PUBLISHED
-from vitnas.space import autoformer, mixer_space, vit_resnas, vitas
+from vitnas.space import autoformer, mixer_space, unified, vit_resnas, vitas
 from vitnas.stages.hand_scaled import hand_scaled, num_heads, plain_vit, three_shapes
 
 DIGITS = {"image_size": 8, "in_chans": 1, "num_classes": 10}
 SPACES = {
     "autoformer": autoformer("micro", patch_size=2, **DIGITS),
     "mixers": mixer_space("micro", patch_size=2, **DIGITS),
+    "unified": unified("micro", **DIGITS),
     "vitas": vitas("micro", **DIGITS),
     "vit_resnas": vit_resnas("micro", patch_size=2, patch_head=True, **DIGITS),
 }

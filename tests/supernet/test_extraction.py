@@ -10,8 +10,8 @@ import torch
 from supernet_help import ODD_WIDTHS
 
 from vitnas.extraction import extract
-from vitnas.space import Space, autoformer, mixer_space, vit_resnas, vitas
-from vitnas.supernet import AUTOFORMER_OFFICIAL, Bilateral, Sharing, Supernet, make_sharing
+from vitnas.space import Space, autoformer, mixer_space, unified, vit_resnas, vitas
+from vitnas.supernet import AUTOFORMER_OFFICIAL, Sharing, Supernet, make_sharing
 from vitnas.testing import randomize_
 from vitnas.train import evaluate
 
@@ -21,12 +21,13 @@ SPACES: dict[str, Callable[[], Space]] = {
     "mixers": lambda: mixer_space("micro", patch_size=4, stems=("linear", "hybrid", "cct"), **SIZES),
     "vit_resnas": lambda: vit_resnas("micro", patch_size=4, patch_head=True, **SIZES),
     "vit_resnas conv": lambda: vit_resnas("micro", patch_size=4, reduction="conv", **SIZES),
+    "unified": lambda: unified("micro", depths=(2, 1), scales=(0.5, 1.0), patch_sizes=(4, 8), **SIZES),
     "vitas": lambda: vitas("micro", **SIZES),
     "vitas of odd widths": lambda: ODD_WIDTHS,
 }
 SHARINGS: dict[str, Callable[[Space], Sharing]] = {
-    "prefix": lambda space: Sharing(),
-    "bilateral": lambda space: Sharing(Bilateral()),
+    "prefix": lambda space: make_sharing(space),
+    "bilateral": lambda space: make_sharing(space, "bilateral"),
     "autoformer official": lambda space: AUTOFORMER_OFFICIAL,
     "cyclic": lambda space: make_sharing(space, "cyclic", private_tokens=True),
     "private": lambda space: make_sharing(space, "bilateral", private_tokens=True, private_heads=True),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vitnas.space import autoformer, mixer_space
+from vitnas.space import UnifiedSpace, UnifiedStage, autoformer, mixer_space
 from vitnas.supernet import AUTOFORMER_OFFICIAL, Supernet
 from vitnas.testing import SupernetContract
 
@@ -56,6 +56,40 @@ class TestMixers(SupernetContract):
             num_heads=(1, 2),
             head_dim=8,
             stems=("linear", "hybrid", "cct"),
+        )
+        return Supernet(space).eval()
+
+
+class TestUnified(SupernetContract):
+    """Stems, grids and numbers of stages that have tensors of their own, and a mixer with weights per patch."""
+
+    num_random = 6
+
+    @pytest.fixture
+    def supernet(self) -> Supernet:
+        stages = tuple(
+            UnifiedStage(
+                depth=depth,
+                embed_dims=dims,
+                num_heads=(1, 2),
+                head_dim=8,
+                mlp_ratios=(1.0,),
+                mixers=("token_mlp", "long_short"),
+                mixer_sizes=(("token_mlp", 4), ("long_short", 2)),
+            )
+            for depth, dims in ((2, (12, 16)), (1, (16, 20)))
+        )
+        space = UnifiedSpace(
+            image_size=16,
+            num_classes=5,
+            stems=("linear", "conv", "hybrid", "cct"),
+            patch_sizes=(2, 4),
+            work_sizes=(8, 16),
+            positions=("rotary", "learned"),
+            reductions=("patch",),
+            num_stages=(1, 2),
+            stages=stages,
+            stem_width=4,
         )
         return Supernet(space).eval()
 

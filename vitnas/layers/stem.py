@@ -213,6 +213,14 @@ def check_images(images_BCHW: Tensor, size: Grid) -> None:
         )
 
 
+def at_size(images_BCHW: Tensor, size: Grid, work_size: Grid) -> Tensor:
+    """(B, C, H, W) images of `size`, resized to `work_size` by linear interpolation where that is another one."""
+    if work_size == size:
+        return images_BCHW
+    check_images(images_BCHW, size)
+    return nn.functional.interpolate(images_BCHW, work_size, mode="bilinear", align_corners=False)
+
+
 def _cells(image_size: Grid, side: int) -> int:
     """Squares of `side` pixels in an image."""
     return (image_size[0] // side) * (image_size[1] // side)

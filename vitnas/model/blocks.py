@@ -10,7 +10,7 @@ from typing import Any
 from timm.layers import DropPath, LayerScale
 from torch import Tensor, nn
 
-from vitnas.arch import Act, Arch, Block, MlpNorm, Pool
+from vitnas.arch import Act, Arch, Block, MlpNorm, Pool, round_to
 from vitnas.errors import UserError
 from vitnas.grids import Grid, ImageSize, sides_of
 from vitnas.layers.axes import Axes
@@ -171,14 +171,21 @@ def make_selections(arch: Arch) -> nn.ModuleDict:
 def resized(arch: Arch, image_size: ImageSize, patch_size: int) -> Arch:
     """`arch` for images and patches of other sizes; its blocks keep the same share of the patches, rounded."""
     *others, last = arch.stages
-    before = prod(arch.grids[-1])
-    after = prod(side // patch_size >> len(others) for side in sides_of(image_size))
+    before, work_size = prod(arch.grids[-1]), None
+    if arch.work_size is not None:  # the same share of the image's, in whole cells
+        cell = patch_size << (0 if arch.drops_prefix else len(others))
+        works, olds, news = sides_of(arch.work_size), sides_of(arch.image_size), sides_of(image_size)
+        height, width = (
+            round_to(round(work * new / old), cell) for work, old, new in zip(works, olds, news, strict=True)
+        )
+        work_size = (height, width)
+    after = prod(side // patch_size >> len(others) for side in sides_of(work_size or image_size))
     blocks = [
         replace(block, keep=max(1, round(block.keep * after / before))) if block.keep else block
         for block in last.blocks
     ]
     stages = (*others, replace(last, blocks=tuple(blocks)))
-    return replace(arch, image_size=image_size, patch_size=patch_size, stages=stages)
+    return replace(arch, image_size=image_size, work_size=work_size, patch_size=patch_size, stages=stages)
 
 
 def pruned(arch: Arch, last: int) -> Arch:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vitnas.arch import Arch
 from vitnas.errors import UserError
+from vitnas.grids import sides_of
 from vitnas.model.blocks import block_grids, block_prefixes
 
 
@@ -29,11 +30,10 @@ def take_indices(depth: int, indices: int | Sequence[int] | None) -> tuple[list[
 
 def feature_info(arch: Arch) -> list[dict[str, Any]]:
     """Per block what timm's feature extraction asks for: module, channels, pixels per feature."""
-    maps = [
-        (stage.embed_dim, arch.patch_size << index)
-        for index, stage in enumerate(arch.stages)
-        for _ in stage.blocks
-    ]
+    pixels = [max(1, sides_of(arch.image_size)[0] // rows) for rows, _ in arch.grids]
+    if arch.work_size is None:
+        pixels = [arch.patch_size << index for index in range(len(arch.stages))]
+    maps = [(stage.embed_dim, pixels[index]) for index, stage in enumerate(arch.stages) for _ in stage.blocks]
     return [
         {"module": f"blocks.{index}", "num_chs": width, "reduction": reduction}
         for index, (width, reduction) in enumerate(maps)

@@ -72,6 +72,11 @@ def see(model: Any, size: Grid) -> None:
             f"images of {size_text(size)} pixels are larger than the network's, {size_text(arch.image_size)}; crops "
             "are of its size or smaller. Use smaller ones, or call set_input_size."
         )
+    if arch.work_size is not None:
+        raise UserError(
+            f"{arch.id} resizes images of {size_text(arch.image_size)} pixels first, and takes these alone. Use a "
+            "network with work_size=None, or crops of that size."
+        )
     if arch.selector is not None:
         raise UserError(
             f"{arch.id} keeps a part of its patches, by number; it takes images of {size_text(arch.image_size)} pixels "

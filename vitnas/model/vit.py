@@ -28,7 +28,7 @@ from vitnas.layers.pool import AttentionPool, SequencePool
 from vitnas.layers.resample import seen_positions
 from vitnas.layers.select import OF_CHOICES, Kept, Trail, carried, masked_mean
 from vitnas.layers.selectors import SELECTIONS
-from vitnas.layers.stem import STEMS
+from vitnas.layers.stem import STEMS, at_size
 from vitnas.model.blocks import (
     TransformerBlock,
     check_mixer_sizes,
@@ -74,7 +74,7 @@ class Model(nn.Module):
         self.twins = Twins()
         dim, first = arch.embed_dim, arch.stages[0].embed_dim
         self.patch_embed = STEMS[arch.stem](
-            sides_of(arch.image_size),
+            sides_of(arch.seen_size),
             arch.patch_size,
             arch.in_chans,
             first,
@@ -287,7 +287,8 @@ class Model(nn.Module):
 
     def embed(self, images_BCHW: Tensor) -> Tensor:
         """Patches, tokens before them and positions, normed: (B, C, H, W) to (B, N, D)."""
-        x_BND, prefix = self.patch_embed(images_BCHW).flatten(1, 2), self.arch.num_prefix_positions
+        sizes, prefix = (self.arch.image_size, self.arch.seen_size), self.arch.num_prefix_positions
+        x_BND = self.patch_embed(at_size(images_BCHW, *map(sides_of, sizes))).flatten(1, 2)
         x_BND = self.patch_norm(x_BND)
         places_1ND = seen_positions(self.pos_embed, self.arch.grids[0], self.seen, num_prefix_tokens=prefix)
         if self.no_embed_class:
@@ -435,7 +436,7 @@ class Model(nn.Module):
             old.patch_size if patch_size is None else side_of("patch_size", patch_size),
         )
         check_mixer_sizes(arch)
-        self.patch_embed.set_input_size(img_size=sides_of(arch.image_size), patch_size=arch.patch_size)
+        self.patch_embed.set_input_size(img_size=sides_of(arch.seen_size), patch_size=arch.patch_size)
         if self.pos_embed is not None and arch.grids[0] != old.grids[0]:
             table = resample_abs_pos_embed(
                 self.pos_embed, [*arch.grids[0]], [*old.grids[0]], num_prefix_tokens=arch.num_prefix_positions

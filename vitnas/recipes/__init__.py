@@ -12,6 +12,7 @@ from vitnas.recipes.manifold import manifold, manifold_tour
 from vitnas.recipes.pretrain import pretrain
 from vitnas.recipes.slim import slim
 from vitnas.recipes.tour import on_digits, tour
+from vitnas.recipes.transformer_ls import transformer_ls, transformer_ls_tour
 from vitnas.recipes.vision_xformers import vision_xformers, vision_xformers_tour
 from vitnas.recipes.vit_resnas import vit_resnas, vit_resnas_cifar
 from vitnas.recipes.vitas import vitas, vitas_tour
@@ -35,6 +36,8 @@ RECIPES: dict[str, Callable[[], Run]] = {
     "focusformer": focusformer,
     "manifold_tour": manifold_tour,
     "manifold": manifold,
+    "transformer_ls_tour": transformer_ls_tour,
+    "transformer_ls": transformer_ls,
     "vitas_tour": vitas_tour,
     "vitas": vitas,
 }

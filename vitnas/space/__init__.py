@@ -13,7 +13,9 @@ from vitnas.space.config import SpaceConfig
 from vitnas.space.costs import CostTable, Term
 from vitnas.space.gene import Gene, Genes, Matrix, kind_of
 from vitnas.space.mixers import MixerConfig, MixerSpace, mixer_space
+from vitnas.space.private import Private
 from vitnas.space.space import NotInSpace, Space
+from vitnas.space.unified import UnifiedConfig, UnifiedSpace, UnifiedStage, unified
 from vitnas.space.vit_resnas import StageSpace, ViTResNASConfig, ViTResNASSpace, vit_resnas
 from vitnas.space.vitas import VitasConfig, VitasSpace, vitas
 
@@ -32,10 +34,14 @@ __all__ = [
     "MixerConfig",
     "MixerSpace",
     "NotInSpace",
+    "Private",
     "Space",
     "SpaceConfig",
     "StageSpace",
     "Term",
+    "UnifiedConfig",
+    "UnifiedSpace",
+    "UnifiedStage",
     "ViTResNASConfig",
     "ViTResNASSpace",
     "VitasConfig",
@@ -45,6 +51,7 @@ __all__ = [
     "kind_of",
     "mixer_space",
     "space_from_json",
+    "unified",
     "vit_resnas",
     "vitas",
 ]

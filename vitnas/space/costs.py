@@ -87,7 +87,7 @@ class Parts(NamedTuple):
     """Every part's cost, by the genes it depends on; of a block there are several tables."""
 
     stem: Table
-    head: Table
+    heads: list[Table]  # by how many stages there are
     reductions: list[Table]
     selections: list[Table]
     blocks: list[list[list[Table]]]  # by stage and slot, where there is a block
@@ -111,9 +111,12 @@ def parts_of(layout: Layout) -> Parts:
             blocks[-1].append(
                 [(tuple(moved.get(gene, gene) for gene in genes), costs) for genes, costs in known[key][1]]
             )
+    heads = [_part(layout, (count - 1,), head_part, option) for option, count in enumerate(layout.counts)]
+    if keeps and layout.counts[-1] == len(layout.stages):
+        heads[-1] = _kept_head(layout, keeps)
     return Parts(
         stem=_part(layout, (0,), stem_part),
-        head=_kept_head(layout, keeps) if keeps else _part(layout, (last,), head_part),
+        heads=heads,
         reductions=[
             _part(layout, (n, n + 1), lambda arch, *dims, n=n: reduction_part(arch, n, *dims))
             for n in range(last)
@@ -125,8 +128,17 @@ def parts_of(layout: Layout) -> Parts:
 
 def _terms(layout: Layout, parts: Parts) -> list[Term]:
     """The cost as a sum over few genes at a time."""
-    tables = [parts.stem, parts.head, *parts.reductions, *parts.selections]
-    for stage, slots in zip(layout.stages, parts.blocks, strict=True):
+
+    def there(table: Table, has: Callable[[int], bool]) -> Table:
+        """The same where the number of stages is such, else nothing."""
+        if layout.staging is None:
+            return table
+        return _alive(table, layout.staging, [has(count) for count in layout.counts])
+
+    tables = [parts.stem, *parts.selections]
+    tables += [there(head, count.__eq__) for count, head in zip(layout.counts, parts.heads, strict=True)]
+    tables += [there(table, number.__lt__) for number, table in enumerate(parts.reductions, start=1)]
+    for number, (stage, slots) in enumerate(zip(layout.stages, parts.blocks, strict=True)):
         for place, (slot, of_block) in enumerate(zip(stage.slots, slots, strict=True)):
             for table in of_block:
                 if slot.exists is not None:
@@ -134,7 +146,7 @@ def _terms(layout: Layout, parts: Parts) -> list[Term]:
                 elif stage.depth is not None:
                     depths = layout.genes[stage.depth].options
                     table = _alive(table, stage.depth, [place < depth for depth in depths])
-                tables.append(table)
+                tables.append(there(table, number.__lt__))
     found: dict[tuple[int, ...], npt.NDArray[np.int64]] = {}
     for genes, costs in tables:
         if genes in found:
@@ -146,13 +158,20 @@ def _terms(layout: Layout, parts: Parts) -> list[Term]:
     return [Term(genes, macs, params, memory * BYTES) for genes, (macs, params, memory) in columns.items()]
 
 
-def _part(layout: Layout, stages: tuple[int, ...], part: Callable[..., Part]) -> Table:
-    """The cost of a part that depends on the widths of these stages."""
+def _part(
+    layout: Layout, stages: tuple[int, ...], part: Callable[..., Part], count: int | None = None
+) -> Table:
+    """The cost of a part that depends on the widths of these stages.
+
+    Args:
+        count: the option of how many stages there are; the most by default.
+    """
     genes = (*layout.of_arch, *(layout.stages[number].width for number in stages))
 
     def cost(*options: int) -> tuple[int, int, int]:
         widths = [layout.genes[i].options[n] for i, n in zip(genes, options, strict=True)]
-        found = part(_like(layout, options[: -len(stages)]), *widths[-len(stages) :])
+        like = _like(layout, layout.of_arch, options[: -len(stages)], count)
+        found = part(like, *widths[-len(stages) :])
         return found.macs, found.params, found.memory
 
     return _tabulate(layout, genes, cost)
@@ -190,12 +209,13 @@ def _selections(layout: Layout, keeps: Keeps) -> Iterator[Table]:
 
 def _by_level(layout: Layout, columns: tuple[int, ...], cost: Callable[..., tuple[int, int, int]]) -> Table:
     """A table over the last stage's width and levels of patches kept."""
-    width, n = layout.stages[-1].width, len(layout.of_arch)
+    width, n = layout.stages[-1].width, len(layout.of_blocks)
 
     def by_options(*options: int) -> tuple[int, int, int]:
-        return cost(_like(layout, options[:n]), layout.genes[width].options[options[n]], *options[n + 1 :])
+        like = _like(layout, layout.of_blocks, options[:n])
+        return cost(like, layout.genes[width].options[options[n]], *options[n + 1 :])
 
-    return _tabulate(layout, (*layout.of_arch, width, *columns), by_options)
+    return _tabulate(layout, (*layout.of_blocks, width, *columns), by_options)
 
 
 def kept_columns(layout: Layout, number: int, place: int) -> tuple[int | None, int | None]:
@@ -220,7 +240,7 @@ def _block_parts(
     frames: dict[tuple[int, ...], Frame] = {}
 
     def table(own: Sequence[int], wanted: slice) -> Table:
-        genes = (*layout.of_arch, width, *own, *(column for column in kept if column is not None))
+        genes = (*layout.of_blocks, width, *own, *(column for column in kept if column is not None))
         chosen = [0] * len(_num_options(layout))
 
         def cost(*options: int) -> tuple[int, int, int]:
@@ -229,9 +249,9 @@ def _block_parts(
             for gene, ruler, rules in ruled:
                 chosen[gene] *= int(rules[chosen[ruler]])
             dim = layout.genes[width].options[chosen[width]]
-            key = options[: len(layout.of_arch)]
+            key = options[: len(layout.of_blocks)]
             if key not in frames:
-                frames[key] = Frame.of(_like(layout, key), number)
+                frames[key] = Frame.of(_like(layout, layout.of_blocks, key), number)
             frame = frames[key]
             if layout.keeps and kept[0] is not None and chosen[kept[0]] < layout.keeps.full:
                 left = layout.keeps.patches(chosen[kept[0]], math.prod(frame.grid))
@@ -249,11 +269,14 @@ def _block_parts(
     )
 
 
-def _like(layout: Layout, options: Sequence[int]) -> Arch:
-    """The smallest Arch with these options of the genes that say its own fields, which keeps all patches."""
+def _like(layout: Layout, of_arch: Sequence[int], options: Sequence[int], count: int | None = None) -> Arch:
+    """The smallest Arch with these options of some genes that say its own fields, which keeps all patches; with all
+    stages, or with so many as the option `count` says."""
     genes = [0] * len(layout.genes)
-    for index, option in zip(layout.of_arch, options, strict=True):
+    for index, option in zip(of_arch, options, strict=True):
         genes[index] = option
+    if layout.staging is not None:
+        genes[layout.staging] = len(layout.counts) - 1 if count is None else count
     return keeping_all(layout.arch(tuple(layout.canonical(np.array([genes]))[0].tolist())))
 
 

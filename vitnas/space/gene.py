@@ -31,7 +31,7 @@ class Gene:
         flips: has two options, and a mutation takes the other one.
         scope: whose field it says.
         field: of that; by default the name's kind.
-        stage, slot: where.
+        stage, slot: where. A field of the Arch only matters where there is that stage.
         shares: options are shares of the stage's embedding width, rounded down.
         follows: the slot can only hold a block where the one before does.
         when: a field of the same block and those of its values for which this gene matters.

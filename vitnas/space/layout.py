@@ -20,6 +20,8 @@ from vitnas.space.keeps import FIELD as KEEP
 from vitnas.space.keeps import Keeps, Stretch
 
 Fields = dict[str, Any]
+STAGES = "num_stages"  # of an Arch, where a gene says how many of the first stages there are
+STEM_ALONE = ("stem",)  # fields of which nothing depends but the stem
 Mask = npt.NDArray[np.bool_]
 T = TypeVar("T")
 
@@ -64,6 +66,7 @@ class Layout:
         fixed: fields of every Arch that are no gene's.
         blocks: per stage and slot, fields of a block that are no gene's.
         block_fields: makes a Block's fields of those that genes tell and that are fixed.
+        arch_fields: makes an Arch's fields of those, for so many stages.
         is_staged: blocks are counted per stage.
         selector: who chooses the patches kept, if genes say how many.
     """
@@ -74,14 +77,19 @@ class Layout:
         fixed: Fields,
         blocks: Sequence[Sequence[Fields]],
         block_fields: Callable[[Fields], Fields],
+        arch_fields: Callable[[Fields, int], Fields],
         *,
         is_staged: bool,
         selector: str,
     ) -> None:
         self.genes, self.fixed, self.blocks = tuple(genes), fixed, blocks
-        self.block_fields, self.is_staged = block_fields, is_staged
+        self.block_fields, self.arch_fields, self.is_staged = block_fields, arch_fields, is_staged
         self.num_options = tuple(len(gene.options) for gene in genes)
-        self.of_arch = tuple(i for i, gene in enumerate(genes) if gene.scope == "arch")
+        told = [(i, gene.field) for i, gene in enumerate(genes) if gene.scope == "arch"]
+        self.of_arch = tuple(i for i, field in told if field != STAGES)
+        self.of_blocks = tuple(i for i in self.of_arch if genes[i].field not in STEM_ALONE)
+        self.staging = next((i for i, field in told if field == STAGES), None)
+        self.counts: tuple[int, ...] = (len(blocks),) if self.staging is None else genes[self.staging].options
         self.stages = self._find_stages()
         self.ruled = self._find_ruled()
         self.num_slots = sum(len(stage.slots) for stage in self.stages)
@@ -120,6 +128,12 @@ class Layout:
                     columns[slot.exists] = place - 1
         for k, stretch in enumerate(self._stretches):
             columns[stretch.gene] = 1 + self.num_slots + k
+        first = 1 + self.num_slots + len(self._stretches)
+        for i in self.of_arch:
+            columns[i] = first + self.genes[i].stage
+        for number, stage in enumerate(self.stages):
+            exist = [slot.exists for slot in stage.slots if slot.exists is not None and not slot.follows]
+            columns[[stage.width, *exist, *([] if stage.depth is None else [stage.depth])]] = first + number
         return columns
 
     @property
@@ -153,7 +167,8 @@ class Layout:
         """The Arch of canonical genes, not yet made."""
         arch = self._arch_fields(genes)
         stages = []
-        for stage, fixed in zip(self.stages, self.blocks, strict=True):
+        count = self.count(genes)
+        for stage, fixed in zip(self.stages[:count], self.blocks, strict=False):
             width = self.option(stage.width, genes)
             depth = len(fixed) if stage.depth is None else self.option(stage.depth, genes)
             kept = [
@@ -164,21 +179,26 @@ class Layout:
             for i, block in blocks.items():
                 block["slot"] = None if in_order else i
             stages.append((width, blocks))
-        if self.keeps and (
-            selector := self.keeps.write(stages[-1][1], genes, math.prod(self._grid_of(arch)))
-        ):
-            arch["selector"] = selector
+        if self.keeps and count == len(self.stages):
+            selector = self.keeps.write(stages[-1][1], genes, math.prod(self._grid_of(arch)))
+            if selector:
+                arch["selector"] = selector
         return Plan(arch, stages)
 
     def grid(self, genes: Sequence[int]) -> Grid:
         """Rows and columns of the last stage's patches."""
         return self._grid_of(self._arch_fields(genes))
 
+    def count(self, genes: Sequence[int]) -> int:
+        """How many stages there are."""
+        return self.counts[0 if self.staging is None else genes[self.staging]]
+
     def _arch_fields(self, genes: Sequence[int]) -> Fields:
-        return self.fixed | {self.genes[index].field: self.option(index, genes) for index in self.of_arch}
+        told = {self.genes[index].field: self.option(index, genes) for index in self.of_arch}
+        return self.arch_fields(self.fixed | told, self.count(genes))
 
     def _grid_of(self, arch: Fields) -> Grid:
-        height, width = sides_of(arch["image_size"])
+        height, width = sides_of(arch.get("work_size") or arch["image_size"])
         smaller = len(self.stages) - 1
         return height // arch["patch_size"] >> smaller, width // arch["patch_size"] >> smaller
 
@@ -196,9 +216,11 @@ class Layout:
             genes[index], found = option_number(what, value, self.genes[index].values(width))
             reasons.extend(found)
 
-        for index in self.of_arch:
+        for index in self._of(arch):
             read(index, self.genes[index].field, getattr(arch, self.genes[index].field))
-        if len(arch.stages) != len(self.stages):
+        if self.staging is not None:
+            read(self.staging, STAGES, len(arch.stages))
+        elif len(arch.stages) != len(self.stages):
             reasons.append(f"it has {len(arch.stages)} stages, must have {len(self.stages)}")
         for number, (stage, given) in enumerate(zip(self.stages, arch.stages, strict=False)):
             prefix = f"stage {number}: " if self.is_staged else ""
@@ -223,6 +245,10 @@ class Layout:
                 genes[kept] = option
                 reasons += [f"{self._at(len(self.stages) - 1, slot)}: {reason}" for reason in found]
         return tuple(genes), [*self._differences(arch, genes), *reasons]
+
+    def _of(self, arch: Arch) -> list[int]:
+        """The genes of `arch` itself that matter for it."""
+        return [index for index in self.of_arch if self.genes[index].stage < len(arch.stages)]
 
     def _matters(self, index: int, block: Block) -> bool:
         when = self.genes[index].when
@@ -260,10 +286,11 @@ class Layout:
     def _differences(self, arch: Arch, genes: Sequence[int]) -> list[str]:
         """A reason for every field that is no live gene's and differs from what these genes make."""
         plan = self.plan(genes)
-        told = {self.genes[index].field for index in self.of_arch}
+        told = {self.genes[index].field for index in self._of(arch)}
         reasons = _differing("", arch, plan.arch, told | {"stages"})
-        for number, (stage, given) in enumerate(zip(self.stages, arch.stages, strict=False)):
-            wanted = plan.stages[number][1]
+        for number, (stage, given, (_, wanted)) in enumerate(
+            zip(self.stages, arch.stages, plan.stages, strict=False)
+        ):
             for place, block in _by_slot(given).items():
                 if place in wanted:
                     live = [index for index in stage.slots[place].genes if self._matters(index, block)]
@@ -282,7 +309,8 @@ class Layout:
                 genes[empty, exist[0]] = 1
         filled = self._filled(genes)
         if self.keeps:
-            genes = self.keeps.settled(genes, filled[:, 1 + self.num_slots :])
+            first = 1 + self.num_slots
+            genes = self.keeps.settled(genes, filled[:, first : first + len(self._stretches)])
         canonical: Matrix = np.where(self._active(genes, filled), genes, 0)
         return canonical
 
@@ -319,9 +347,14 @@ class Layout:
         return active
 
     def _filled(self, genes: Matrix) -> Mask:
-        """(n, 1 + slots of the net + stretches): True, and which slots, and stretches of them, hold a block."""
-        filled = np.ones((len(genes), 1 + self.num_slots + len(self._stretches)), dtype=np.bool_)
-        for stage in self.stages:
+        """(n, 1 + slots of the net + stretches + stages): True, which slots, and stretches of them, hold a block, and
+        which stages there are."""
+        before = 1 + self.num_slots + len(self._stretches)
+        filled = np.ones((len(genes), before + len(self.stages)), dtype=np.bool_)
+        if self.staging is not None:
+            count = np.asarray(self.counts)[genes[:, self.staging]]
+            filled[:, before:] = np.arange(len(self.stages))[None] < count[:, None]
+        for number, stage in enumerate(self.stages):
             if stage.depth is not None:
                 depth = np.asarray(self.genes[stage.depth].options)[genes[:, stage.depth]]
                 here = slice(1 + stage.first, 1 + stage.first + len(stage.slots))
@@ -331,6 +364,10 @@ class Layout:
                     filled[:, place] = genes[:, slot.exists] > 0
                     if slot.follows:
                         filled[:, place] &= filled[:, place - 1]
+            if number:
+                filled[:, 1 + stage.first : 1 + stage.first + len(stage.slots)] &= filled[
+                    :, before + number, None
+                ]
         for k, stretch in enumerate(self._stretches, start=1 + self.num_slots):
             first = 1 + self.stages[-1].first
             filled[:, k] = filled[:, first + stretch.start : first + stretch.stop].any(axis=1)
@@ -338,19 +375,28 @@ class Layout:
 
     def size(self) -> int:
         """Number of different Archs."""
-        total = math.prod(len(self.genes[index].options) for index in self.of_arch)
-        for number, stage in enumerate(self.stages):
-            ways = [choices([self.genes[index] for index in slot.genes]) for slot in stage.slots]
-            fillings = self.fold(
-                number,
-                1,
-                fill=lambda place, level, tells, ways=ways: ways[place],  # type: ignore[misc]
-                select=lambda stretch, before, behind: 1,
-                both=operator.mul,
-                either=operator.add,
+        ways_of_stages = [self._ways(number) for number in range(len(self.stages))]
+        return sum(
+            math.prod(
+                len(self.genes[index].options) for index in self.of_arch if self.genes[index].stage < count
             )
-            total *= len(self.genes[stage.width].options) * sum(fillings.values())
-        return total
+            * math.prod(ways_of_stages[:count])
+            for count in self.counts
+        )
+
+    def _ways(self, number: int) -> int:
+        """In how many ways a stage can be."""
+        stage = self.stages[number]
+        ways = [choices([self.genes[index] for index in slot.genes]) for slot in stage.slots]
+        fillings = self.fold(
+            number,
+            1,
+            fill=lambda place, level, tells: ways[place],
+            select=lambda stretch, before, behind: 1,
+            both=operator.mul,
+            either=operator.add,
+        )
+        return len(self.genes[stage.width].options) * sum(fillings.values())
 
     def fold(
         self,

@@ -32,6 +32,7 @@ from vitnas.space.gene import Gene, Genes, Matrix, kind_of
 from vitnas.space.keeps import FIELD as KEEP
 from vitnas.space.keeps import share_of
 from vitnas.space.layout import Layout
+from vitnas.space.private import Private
 from vitnas.space.span import span
 
 
@@ -50,6 +51,8 @@ class Space(ABC):
     kind: ClassVar[str]
     merged: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """Neighbouring axes that Archs re-partition, and the name under which a Supernet takes them as one."""
+    private: ClassVar[tuple[Private, ...]] = ()
+    """What a Supernet must not share between some options."""
     rising: ClassVar[tuple[str, ...]] = ()
     """Fields of numbers that must be positive and rise."""
 
@@ -171,6 +174,10 @@ class Space(ABC):
         inner = told.pop("inner_dim", None)
         return told if inner is None else {**told, "head_dim": inner // told["num_heads"]}
 
+    def arch_fields(self, told: dict[str, Any], num_stages: int) -> dict[str, Any]:
+        """The fields of an Arch of so many stages, from those that genes tell and that are fixed."""
+        return told
+
     # From here on everything follows from the above.
 
     @cached_property
@@ -200,6 +207,7 @@ class Space(ABC):
             {**data, **self.fixed()},
             blocks,
             self.block_fields,
+            self.arch_fields,
             is_staged=self.is_staged,
             selector=self.selector,
         )
@@ -371,7 +379,7 @@ class Space(ABC):
         """For every block of `arch`, the block of the largest Arch whose weights it uses."""
         return [
             stage.first + slot
-            for stage, given in zip(self.layout.stages, arch.stages, strict=True)
+            for stage, given in zip(self.layout.stages, arch.stages, strict=False)
             for slot in given.slots
         ]
 

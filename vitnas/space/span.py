@@ -40,22 +40,29 @@ class _Best:
         """The best cost of any Arch."""
         layout, arch = self.layout, self.layout.of_arch
         widths = [stage.width for stage in layout.stages]
-        so_far = self._over(self.parts.stem, (*arch, widths[0]))
+        so_far, ends = self._over(self.parts.stem, (*arch, widths[0])), []
         for number, width in enumerate(widths):
             if number:
                 pair = self._over(self.parts.reductions[number - 1], (*arch, widths[number - 1], width))
                 so_far = self.best.reduce(self.both(so_far[..., None], pair), axis=-2)
             levels = self._stage(number)
+            if number + 1 in layout.counts:
+                ends += self._ends(number, so_far, levels)
             if number < len(widths) - 1:
                 so_far = self.both(so_far, levels[0])
-        keeps = layout.keeps
+        return int(self.best.reduce([self.best.reduce(end, axis=None) for end in ends]))
+
+    def _ends(self, number: int, so_far: Costs, levels: dict[int, Costs]) -> list[Costs]:
+        """The best cost of Archs that end behind a stage, by the level at its end."""
+        layout = self.layout
+        keeps = layout.keeps if number == len(layout.stages) - 1 else None
         column = (keeps.level_column(len(keeps.stretches)),) if keeps else ()
-        head = self._over(self.parts.head, (*arch, widths[-1], *column))
-        ends = [
+        of_head = (*layout.of_arch, layout.stages[number].width, *column)
+        head = self._over(self.parts.heads[layout.counts.index(number + 1)], of_head)
+        return [
             self.both(self.both(so_far, value), _at(head, level) if keeps else head)
             for level, value in levels.items()
         ]
-        return int(self.best.reduce([self.best.reduce(end, axis=None) for end in ends]))
 
     def _stage(self, number: int) -> dict[int, Costs]:
         """The best cost of a stage's blocks and selections, by what they share; by the level at the end."""

@@ -88,11 +88,12 @@ class Loan:
         return self._view.detach()
 
     def own(self, sources: Sequence[Tensor]) -> Tensor:
-        """The entries as a Model that owns them has them: without gaps, from an aligned place on."""
+        """The entries as a Model that owns them has them: without gaps, from an aligned place on, and asking for a
+        gradient, by which torch chooses between two ways to multiply."""
         view = self.view(sources)
-        if self.layout is None or (self.begins and view.data_ptr() % ALIGNED_BYTES == 0):
-            return view
-        return view.clone(memory_format=torch.contiguous_format)
+        if not (self.layout is None or (self.begins and view.data_ptr() % ALIGNED_BYTES == 0)):
+            view = view.clone(memory_format=torch.contiguous_format)
+        return view if self.is_buffer else view.requires_grad_()
 
     def parts_of(self, grad: Tensor) -> Iterator[tuple[int, Layout, Tensor]]:
         """What a gradient of the entries is to the sources: (number of the source, where in it, gradient there)."""

@@ -23,6 +23,7 @@ from torch import Tensor
 from vitnas.arch import Arch
 from vitnas.errors import UserError, check_word
 from vitnas.layers.axes import Axes
+from vitnas.space import Private as Private
 from vitnas.space import Space, VitasSpace
 
 
@@ -115,26 +116,6 @@ class Cyclic:
         return (slice(0, over), slice(start, largest)) if over > 0 else (slice(start, start + size),)
 
 
-@dataclass(frozen=True)
-class Private:
-    """Parameters that have a tensor per option.
-
-    Args:
-        names: endings of their names.
-        by: the field of the Block or Arch that chooses, for example `patch_size` or `num_heads`.
-        axis, entries: only these entries of that axis are private, the others stay shared (q and k of a fused qkv);
-            "" for the whole parameter.
-    """
-
-    names: tuple[str, ...]
-    by: str
-    axis: str = ""
-    entries: tuple[int, int] = (0, 0)
-
-    def covers(self, name: str) -> bool:
-        return any(name == ending or name.endswith(f".{ending}") for ending in self.names)
-
-
 PRIVATE_TOKENS = Private(
     ("cls_token", "pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias"), by="patch_size"
 )
@@ -193,7 +174,7 @@ class Sharing:
         """
         axes = self.taken(name, axes)
         whole = tuple(slice(0, size) for _, size in axes)
-        private = next((rule for rule in self.private if rule.covers(name)), None)
+        private = next((rule for rule in self.private if rule.covers(name, axes)), None)
         if private is None:
             return [Home(name, axes, whole)]
         own = f"private.{private.by}_{option(private.by)}.{name}"
@@ -332,9 +313,8 @@ def make_sharing(
             f"{space.name} is no vitas space; {' and '.join(asked)} of sharing need its options. Use a space of kind "
             "vitas, or coupling prefix or bilateral without private tensors."
         )
-    private = tuple(
-        rule for rule, is_on in ((PRIVATE_TOKENS, private_tokens), (PRIVATE_HEADS, private_heads)) if is_on
-    )
+    rules = ((PRIVATE_TOKENS, private_tokens), (PRIVATE_HEADS, private_heads))
+    private = (*space.private, *(rule for rule, is_on in rules if is_on))
     if coupling == "cyclic" and isinstance(space, VitasSpace):
         return Sharing(per_axis=cyclic_axes(space), private=private)
     return Sharing(Bilateral(), private=private) if coupling == "bilateral" else Sharing(private=private)

@@ -72,7 +72,7 @@ class Supernet(nn.Module):
     ) -> None:
         super().__init__()
         self.space = space
-        self.sharing = sharing or Sharing()
+        self.sharing = sharing or Sharing(private=space.private)
         self.drop_path = drop_path
         self.dynamic_img_size = False  # take smaller images too (`model/sizes.py`)
         self._cache: _Cache[tuple[Arch, int, Grid | None], _Subnet] = _Cache()

@@ -57,13 +57,19 @@ def fill(
     for arch in space.representatives():
         model = build(arch, generator=generator)
         saved, slots = model.state_dict(), space.slots(arch)
+        persistent = {id(buffer): name in saved for name, buffer in model.named_buffers()}
+        with_axes = set(named_axes(model))
         for name, buffer in model.named_buffers():
-            buffers.setdefault(shared_name(name, slots)[0], (buffer, name in saved))
+            if name not in with_axes:
+                buffers.setdefault(shared_name(name, slots)[0], (buffer, name in saved))
         for parameter, own, homes in _homes(space, sharing, arch, model):
             for home in homes:
-                is_new = isinstance(parameter, nn.Parameter) and home.name not in found
-                if is_new and home.axes == axes[home.name]:
+                if home.name in found or home.axes != axes[home.name]:
+                    continue
+                if isinstance(parameter, nn.Parameter):
                     found[home.name] = _part(parameter, own, home)
+                else:
+                    buffers.setdefault(home.name, (parameter, persistent[id(parameter)]))
     for arch in space.representatives():  # no representative has all of what is left
         for parameter, own, homes in _homes(space, sharing, arch, build(arch, device="meta")):
             for home in homes:
