@@ -200,7 +200,7 @@ CHANGES: dict[str, dict[str, Any]] = {
                "embed_dims": (16, 32), "depths": (1, 2), "num_heads": (1, 2), "mlp_ratios": (1.0, 2.0), "head_dim": 8,
                },
     "unified": {"size": "px32", "stems": ("conv",), "patch_sizes": (4, 8), "scales": (0.5, 1.0), "positions": ("none",),
-                "reductions": ("patch",), "num_stages": (1, 2), "depths": (3,), "embed_dims": ((16, 24), (64, 80)),
+                "reductions": ("patch",), "num_stages": (1, 2), "depths": (3, 4), "embed_dims": ((16, 24), (64, 80)),
                 "mixers": ("performer", "softmax")},
     "vit_resnas": {"size": "sr_tiny_mh", "patch_size": 4, "embed_dims": (16, 32), "depths": (1, 1), "num_heads": (1, 2),
                    "mlp_ratios": (1.0, 2.0), "head_dim": 8, "skip": 0.25, "keep_places": (2,)},

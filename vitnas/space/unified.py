@@ -334,7 +334,7 @@ def unified(
     Args:
         size: which preset the options start from; its name says for which images it is made.
         mixers: for all stages; each stage puts them in the order of their multiply-accumulates at its largest.
-        depths: blocks at most, per stage; stages behind those that are named keep the preset's.
+        depths: blocks at most, per stage; there are as many stages as are named.
         embed_dims: options of the width, likewise.
         scales: sizes at which images are worked, as shares of theirs.
         options: fields of `UnifiedSpace` (image_size, num_classes, stems, patch_sizes, positions, ...).
