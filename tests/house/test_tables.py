@@ -25,8 +25,10 @@ FIELDS = {
 # What names several by choice, with the reason; a new member changes none of them.
 ALLOWED = {
     "model/vision_xformers_official.py": "biases that only the authors' Performer has",
+    "recipes/transformer_ls.py": "the paper's mixers",
     "recipes/vision_xformers.py": "the paper's mixers",
     "space/mixers.py": "the mixers of the presets",
+    "space/unified.py": "the mixers of the presets",
 }
 # Plain ViTs have softmax; what is said of them is not said of a list.
 PLAIN = "softmax"
