@@ -19,6 +19,7 @@ from vitnas.cli.fields import open_run
 from vitnas.counting import count
 from vitnas.data import DataConfig, EvalBatches, Readings, open_data
 from vitnas.model.named import ArchFile
+from vitnas.predicting.examine import Evaluation
 from vitnas.records import ExportRecord, Manifest, Result, Results
 from vitnas.searching import SearchRecord
 from vitnas.stages import Context
@@ -101,6 +102,17 @@ def test_exported_parameters_are_those_reported(finished: Path, role: str) -> No
         assert exported["timm"].exported_params == exported["onnx"].params == params
         assert exported["timm"].max_abs_diff == 0
         assert exported["timm"].n_images > 30
+
+
+def test_where_the_chosen_model_is_wrong_is_told(finished: Path) -> None:
+    found, result = Evaluation.read(finished), Result.read(finished / "models" / "chosen")
+    assert result.test_accuracy == found.score.accuracy
+    assert sum(each.right for each in found.classes) == round(found.score.accuracy * found.score.n)
+    assert sum(each.n for each in found.classes) == result.n_test == found.score.n
+    page = (finished / "report.html").read_text()
+    assert "Where it is wrong" in page
+    assert page.count('<figure class="mistake">') == len(found.mistakes) > 0
+    assert "This is export/predict.py." in page
 
 
 def test_the_onnx_file_computes_what_the_model_computes(finished: Path) -> None:

@@ -22,7 +22,8 @@ from vitnas.predicting import Prediction, Predictor, open_network
 from vitnas.predicting.examine import Evaluation, examine
 from vitnas.predicting.images import labelled
 from vitnas.predicting.networks import form_and_names
-from vitnas.reporting.tables import Table, interval, percent, to_rich
+from vitnas.reporting.mistakes import by_class, left_out
+from vitnas.reporting.tables import interval, percent, to_rich
 from vitnas.runs import write_atomic
 from vitnas.train import ConsoleProgress
 
@@ -34,7 +35,6 @@ EVALUATE_USAGE = (
     "`vitnas evaluate` takes a run folder, or a network and data.dataset=IMAGES, as in `vitnas evaluate model.onnx "
     "data.dataset=images`; split=test|holdout|train|all, folder and other fields of data may follow."
 )
-SHOWN = 20  # rows of a table on a terminal
 KINDS = ("csv", "json", "parquet")
 
 
@@ -138,6 +138,7 @@ def evaluate_network(words: list[str], console: Console) -> None:
     asked = options(EvaluateOptions, own, EVALUATE_USAGE)
     run = Path(asked.model.partition("@")[0])
     config = _data(texts, open_run(run).data if (run / "run.yaml").exists() else None)
+    is_own = (run / "run.yaml").exists() and "data.dataset" not in texts
     folder = asked.folder or Path(f"runs/evaluate_{Path(asked.model.partition('@')[0]).stem}")
     network = open_network(asked.model)
     form, names = form_and_names(network)
@@ -152,7 +153,7 @@ def evaluate_network(words: list[str], console: Console) -> None:
         own=names,
         num_classes=classes,
         split=asked.split,
-        log=folder / "test_reads.json",
+        log=(run if is_own else folder) / "test_reads.json",
         what=f"evaluation of {asked.model}",
     )
     found = replace(examine(network, images, model=asked.model, dataset=config.dataset), split=told)
@@ -186,27 +187,6 @@ def _confusion(found: Evaluation) -> str:
     return stream.getvalue()
 
 
-def by_class(found: Evaluation, most: int = SHOWN) -> Table:
-    """Every class, the worst first; the rest of many are left out."""
-    seen = [each for each in found.classes if each.n]
-    rows = []
-    for each in sorted(seen, key=lambda each: (each.recall or 0.0, each.name))[:most]:
-        taken = [f"{wrong.said} ({wrong.count})" for wrong in found.confusions if wrong.true == each.name]
-        rows.append(
-            (
-                each.name,
-                str(each.n),
-                percent(each.recall),
-                interval(each.recall, each.n),
-                percent(each.precision) if each.said else "",
-                ", ".join(taken[:2]),
-            )
-        )
-    return Table(
-        ("Class", "n", "Found", "95 % CI", "Precision", "Taken for"), tuple(rows), numeric=(1, 2, 3, 4)
-    )
-
-
 def tell(found: Evaluation, folder: Path, console: Console) -> None:
     """What was found, on a terminal."""
     score = found.score
@@ -218,7 +198,8 @@ def tell(found: Evaluation, folder: Path, console: Console) -> None:
         markup=False,
     )
     if found.classes:
-        shown = by_class(found)
-        more = len([each for each in found.classes if each.n]) - len(shown.rows)
-        console.print(to_rich(shown, "By class, the worst first" + (f" ({more} more)" if more > 0 else "")))
+        more = left_out(found)
+        console.print(
+            to_rich(by_class(found), "By class, the worst first" + (f" ({more} more)" if more else ""))
+        )
     console.print(f"  {folder / Evaluation.FILE}\n  {folder / 'confusion.csv'}", markup=False)

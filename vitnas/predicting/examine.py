@@ -87,14 +87,17 @@ class Evaluation(RunFile):
 
 
 def examine(
-    network: nn.Module, images: Images, *, model: str, dataset: str, batch_size: int = 256, workers: int = 0
+    network: nn.Module, images: Images, *, model: str, dataset: str, batches: EvalBatches | None = None
 ) -> Evaluation:
     """Hold `network` against the labels of `images`, whose classes are its own, in its order.
+
+    Args:
+        batches: of the images, where they are there already.
 
     Raises:
         UserError: images without labels.
     """
-    batches = EvalBatches(images, batch_size=batch_size, workers=workers)
+    batches = batches or EvalBatches(images, batch_size=256)
     device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
     found = Evaluation(
         model=model,

@@ -11,6 +11,7 @@ from vitnas.data import Readings
 from vitnas.errors import UserError
 from vitnas.measure.latency import Latency
 from vitnas.model.named import ArchFile
+from vitnas.predicting.examine import Evaluation
 from vitnas.probing import Pretrained, PretrainForecast, Probed
 from vitnas.records import (
     Allocation,
@@ -101,6 +102,7 @@ class RunFiles:
     token_speeds: TokenSpeeds | None = None
     token_maps: TokenMaps | None = None
     test_reads: Readings | None = None
+    evaluation: Evaluation | None = None
     slim: SlimFiles = field(default_factory=SlimFiles)
     pretrain: PretrainFiles = field(default_factory=PretrainFiles)
     metrics: list[metrics.Line] = field(default_factory=list)
@@ -182,6 +184,7 @@ def read_run(folder: Path) -> RunFiles:
     run.token_maps = _read(run, TokenMaps, folder)
     run.family = _read(run, Family, folder)
     run.test_reads = _read(run, Readings, folder)
+    run.evaluation = _read(run, Evaluation, folder)
     run.slim = SlimFiles(
         original=_read(run, Original, folder),
         forecast=_read(run, Forecast, folder),

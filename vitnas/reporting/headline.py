@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 from vitnas.arch import Arch
 from vitnas.budget import Budget, Cost, Limit, format_quantity
+from vitnas.exporting.script import SCRIPT
 from vitnas.reporting.files import RunFiles
 from vitnas.reporting.tables import MISSING, Table, accuracy_text, number, percent, size
 
@@ -20,6 +21,7 @@ FILES = {
     "models/chosen/arch.json": "the Arch",
     "export/model.onnx": "ONNX",
     "export/model.pt2": "torch.export",
+    "export/predict.py": "a script that uses the ONNX file",
     "front": "every Arch of the front: config and inherited weights",
     "supernet.safetensors": "the Supernet's weights",
     "study.db": "the Study (Optuna, SQLite)",
@@ -49,10 +51,11 @@ class FileLink:
 
 @dataclass(frozen=True)
 class Snippet:
-    """Code that loads one file."""
+    """Code that loads one file, and what that takes."""
 
     title: str
     code: str
+    takes: str
 
 
 def stages(run: RunFiles) -> list[tuple[str, bool]]:
@@ -185,7 +188,7 @@ def image_shape(arch: Arch | None) -> str:
 
 
 def snippets(run: RunFiles) -> list[Snippet]:
-    """Three lines for each file that can be loaded."""
+    """Code for each file that can be loaded."""
     folder, onnx, program = (
         run.folder / path for path in ("models/chosen", "export/model.onnx", "export/model.pt2")
     )
@@ -196,19 +199,39 @@ def snippets(run: RunFiles) -> list[Snippet]:
             f"model = timm.create_model({'local-dir:' + folder.as_posix()!r}, pretrained=True).eval()",
             "logits = model(images)",
         )
-        found.append(Snippet("timm", "\n".join(lines)))
+        takes = f"Takes images {image_shape(run.chosen)}, float32, prepared as its config.json says; gives logits."
+        found.append(Snippet("timm", "\n".join(lines), takes))
+    record = run.export.files if run.export else {}
+    pixels = (
+        "Takes uint8 images (batch, height, width, channels) of any height and width; gives probabilities."
+    )
+    tensors = f"Takes prepared images {image_shape(run.chosen)}, float32; gives logits."
     if onnx.exists():
-        lines = (
-            "import onnxruntime",
-            f"session = onnxruntime.InferenceSession({onnx.as_posix()!r}, providers=['CPUExecutionProvider'])",
-            "(logits,) = session.run(None, {session.get_inputs()[0].name: images})  # images: numpy",
+        is_ready = "onnx" in record and record["onnx"].input == "uint8"
+        path = run.folder / "export" / SCRIPT
+        if is_ready and path.exists():
+            code = path.read_text().rstrip()
+        else:
+            lines = (
+                "import onnxruntime",
+                f"session = onnxruntime.InferenceSession({onnx.as_posix()!r}, providers=['CPUExecutionProvider'])",
+                "(answers,) = session.run(None, {session.get_inputs()[0].name: images})  # images: numpy",
+            )
+            code = "\n".join(lines)
+        takes = (
+            f"{pixels} This is export/{SCRIPT}."
+            if is_ready and path.exists()
+            else pixels
+            if is_ready
+            else tensors
         )
-        found.append(Snippet("ONNX Runtime", "\n".join(lines)))
+        found.append(Snippet("ONNX Runtime", code, takes))
     if program.exists():
         lines = (
             "import torch",
             f"program = torch.export.load({program.as_posix()!r})",
-            "logits = program.module()(images)",
+            "answers = program.module()(images)",
         )
-        found.append(Snippet("torch.export", "\n".join(lines)))
+        is_ready = "torch_export" in record and record["torch_export"].input == "uint8"
+        found.append(Snippet("torch.export", "\n".join(lines), pixels if is_ready else tensors))
     return found

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from vitnas.arch import Arch
 from vitnas.counting import parts
-from vitnas.reporting import drawing, headline, plots, sampler_plots, tables, verdict
+from vitnas.reporting import drawing, headline, mistakes, plots, sampler_plots, tables, verdict
 from vitnas.reporting.files import RunFiles, read_run, stage_label
 from vitnas.reporting.pretrain_page import pretrain_context
 from vitnas.reporting.slim_page import slim_context
@@ -56,7 +56,6 @@ def render(run: RunFiles, page: Path) -> str:
         "budget": headline.budget_table(run),
         "files": headline.file_links(run, page),
         "snippets": headline.snippets(run),
-        "image_shape": headline.image_shape(run.chosen),
         "comparison": tables.comparison(run),
         "taught": tables.taught(run),
         "not_measured": tables.MISSING,
@@ -71,6 +70,10 @@ def render(run: RunFiles, page: Path) -> str:
         "export": run.export and tables.export(run.export),
         "manifest": run.manifest and tables.keyed(run.manifest),
         "test_reads": _test_reads(run),
+        "evaluation": run.evaluation,
+        "classes": run.evaluation and run.evaluation.classes and mistakes.by_class(run.evaluation),
+        "classes_left": mistakes.left_out(run.evaluation) if run.evaluation else 0,
+        "mistakes": run.evaluation and mistakes.gallery(run.evaluation),
         "slim": None,
         "pretrain": None,
         **(slim_context(run, figures) if run.slim else {}),

@@ -17,6 +17,7 @@ from vitnas.exporting.script import SCRIPT, script
 from vitnas.measure.latency import LatencyMeter
 from vitnas.model import Model, build
 from vitnas.model.named import ArchFile
+from vitnas.predicting.examine import examine
 from vitnas.records import (
     ExportedFile,
     ExportRecord,
@@ -145,6 +146,8 @@ def _make_table(models: Models) -> None:
         FinalScores.of({role: evaluate_each(models.load(role).to(device), batches) for role in names}).write(
             folder
         )
+        chosen, dataset = models.load("chosen").to(device), models.images.config.dataset
+        examine(chosen, test, model="models/chosen", dataset=dataset, batches=batches).write(folder)
     read = FinalScores.read(folder)
     scores = read.scores  # a model that was trained after that reading has no row
     rows = tuple(_row(folder, role, scores[role]) for role in names if role in scores)
