@@ -210,7 +210,7 @@ def snippets(run: RunFiles) -> list[Snippet]:
         is_ready = "onnx" in record and record["onnx"].input == "uint8"
         path = run.folder / "export" / SCRIPT
         if is_ready and path.exists():
-            code = path.read_text().rstrip()
+            code = path.read_text(encoding="utf-8").rstrip()
         else:
             lines = (
                 "import onnxruntime",
