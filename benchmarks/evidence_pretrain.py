@@ -344,7 +344,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=200.0, help="of the processor, per pre-training")
     parser.add_argument("--pretrain-lr", type=float, default=1e-3)
     parser.add_argument(
-        "--temps", type=float, nargs=2, default=[0.04, 0.07], help="of the teacher: first, last"
+        "--temps", type=float, nargs=2, default=[0.01, 0.02], help="of the teacher: first, last"
     )
     parser.add_argument("--lr", type=float, nargs="+", default=[2e-3])
     parser.add_argument("--steps", type=int, nargs="+", default=[300])

@@ -37,7 +37,7 @@ USAGE = """\
                                           a small ViT learns from a folder of images (EsViT); vitnas run ...
                                           pretrained=FOLDER, vitnas slim FOLDER and timm go on from what it is
       model=vit|supernet|NAME|FOLDER      a ViT or Supernet of the space, a timm network, or weights to go on from
-      time=1h epochs=N looks=10 lr=5e-4 batch_size=128 region=true teacher_temp=0.07 folder=PATH
+      time=1h epochs=N looks=10 lr=5e-4 batch_size=128 region=true teacher_temp=0.02 folder=PATH
 
 [bold]One stage of a run folder[/bold] (in this order; each does nothing when its result is there)
   vitnas train FOLDER                     train the supernet

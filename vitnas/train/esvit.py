@@ -43,7 +43,10 @@ class EsViTConfig:
     """Self-distillation of views, and with `region` of regions: crops, heads, temperatures, centre, averaging.
 
     The names are DINO's. Defaults are for some thousand small images; the paper's are out_dim=65536, hidden_dim=2048,
-    bottleneck_dim=256, local_crops_number=8, warmup_teacher_temp_epochs=30 of 300, norm_last_layer=False.
+    bottleneck_dim=256, local_crops_number=8, teacher_temp=0.07 and warmup_teacher_temp=0.04 with a warm-up of 30 of 300
+    epochs, norm_last_layer=False. What two crops say alike of an image grows where the crops agree by more than
+    teacher_temp / student_temp, and fades where by less: features of small crops at the beginning agree by less than
+    that of the paper (LOG.md).
 
     `region_from` is the epoch at which regions begin, for a run in stages. `local_crops_size` is 96/224 of the image in
     whole patches by default. Crop scales are shares of the image's area. `momentum_teacher` rises to 1 and weight decay
@@ -61,8 +64,8 @@ class EsViTConfig:
     norm_last_layer: bool = True
     freeze_last_layer: float = 1.0
     student_temp: float = 0.1
-    teacher_temp: float = 0.07
-    warmup_teacher_temp: float = 0.04
+    teacher_temp: float = 0.02
+    warmup_teacher_temp: float = 0.01
     warmup_teacher_temp_epochs: int = 10
     center_momentum: float = 0.9
     momentum_teacher: float = 0.996

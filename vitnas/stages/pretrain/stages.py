@@ -104,15 +104,15 @@ def advice(esvit: EsViTConfig, train: TrainConfig) -> Callable[[str], str]:
     if hot >= esvit.student_temp:
         remedy = (
             f"pretrain.esvit.teacher_temp is {hot:g} and student_temp {esvit.student_temp:g}; the teacher must be the "
-            "surer of both. Use 0.04 to 0.07 for it"
+            "surer of both. Use 0.02 for it"
         )
     elif esvit.center_momentum >= 0.999:
         remedy = (
             f"pretrain.esvit.center_momentum is {esvit.center_momentum:g}, so what the teacher says of all images is "
             "never taken off. Use 0.9"
         )
-    elif warm < 0.02:
-        remedy = f"pretrain.esvit.teacher_temp is {warm:g}, at which every answer is one prototype. Use 0.04 to 0.07"
+    elif warm < 0.005:
+        remedy = f"pretrain.esvit.teacher_temp is {warm:g}, at which every answer is one prototype. Use 0.02"
     else:
         remedy = (
             f"Lower supernet.lr ({train.lr:g}) to a tenth, or lower pretrain.esvit.teacher_temp ({hot:g})"
