@@ -144,7 +144,8 @@ def wild_selections(rng: random.Random, selector: str) -> Arch:
 def with_parts(arch: Arch, rng: random.Random) -> Arch:
     """`arch` with some of the parts that pretrained networks are made of."""
     arch = replace(arch, **_attention_parts(arch, rng))
-    if not arch.distill_token and arch.blocks[-1].keep != 0 and rng.random() < 0.3:
+    takes_map = not arch.distill_token and not arch.drops_prefix and arch.blocks[-1].keep != 0
+    if takes_map and rng.random() < 0.3:
         divisors = [n for n in range(1, arch.embed_dim + 1) if arch.embed_dim % n == 0]
         sizes = {"pool_num_heads": rng.choice(divisors), "pool_mlp_hidden": rng.choice([1, 16, 3000])}
         act = rng.choice(list(ACTS))

@@ -64,8 +64,8 @@ def paths(kind: type[RunFile], runs: Path) -> list[Path]:
     return sorted(runs.rglob(kind.FILE))
 
 
-# Only made by other runs: of a sampler of latency, `vitnas specialize`; their tests read them.
-ELSEWHERE = {"sampler_latency.json", "family.json"}
+# Only made by other runs: of a sampler of latency, `vitnas specialize`, finals; their tests read them.
+ELSEWHERE = {"sampler_latency.json", "family.json", "finals.json"}
 
 
 def test_every_file_of_a_run_reads_back_as_it_was(runs: Path) -> None:

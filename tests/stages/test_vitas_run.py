@@ -128,7 +128,7 @@ def test_a_window_out_of_reach_is_refused_before_work(
         ({"space__patch_sizes": "[2,3]"}, "patch_sizes has 3; it must divide image_size 8"),
         (
             {"space__depths": "[1,2]"},
-            "space.depths belongs to space.kind autoformer and mixers and vit_resnas, but",
+            "space.depths belongs to space.kind autoformer and mixers and unified and vit_resnas, but",
         ),
         ({"space__num_slots": "0"}, "num_slots is 0; a network has at least 1"),
     ],

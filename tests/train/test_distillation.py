@@ -112,8 +112,9 @@ def test_the_losses_by_a_distillation_token_are_those_of_timms_task(task: Task, 
     found = losses_of(mine, network, teacher, images, targets)
     alone = losses_of(task, network, teacher, images)["loss"]
     torch.testing.assert_close(
-        alone, task({"logits": network(images)}, None, {"logits": teacher(images)})["loss"]
-    )  # type: ignore[arg-type]
+        alone,
+        task({"logits": network(images)}, Batch((images,), targets), {"logits": teacher(images)})["loss"],
+    )
     theirs = TokenDistillationTask(
         network,
         teacher,

@@ -126,9 +126,14 @@ def parsed(types: Mapping[str, Any], words: Iterable[str], positional: Sequence[
     values = {k: types[k]() if v is None and is_dataclass(types[k]) else v for k, v in values.items()}
     for name, text in texts.items():
         kinds = (known[name], *get_args(known[name]))
-        if (Path in kinds and not text) or (float in kinds and not _is_finite(text)):
+        if (Path in kinds and not text) or (_takes_float(kinds) and not _is_finite(text)):
             raise _refusal(f'Parser key "{name}"', known, texts)
     return values
+
+
+def _takes_float(kinds: Iterable[Any]) -> bool:
+    """Whether one of these types is a float, a restricted one of jsonargparse's too."""
+    return any(isinstance(kind, type) and issubclass(kind, float) for kind in kinds)
 
 
 def _is_finite(text: str) -> bool:

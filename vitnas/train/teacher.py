@@ -34,12 +34,14 @@ Momentum = Callable[[int, int], float]  # of (step, steps)
 
 @dataclass(frozen=True)
 class Pixels:
-    """What images were made to be: mean and std per channel taken off, and (height, width); None where unknown."""
+    """What images were made to be: mean and std per channel taken off, (height, width), and how many channels they
+    have; None where unknown."""
 
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     size: tuple[int, int] | None = None
     interpolation: str = "bilinear"
+    channels: int | None = None
 
     @classmethod
     def of(cls, network: nn.Module) -> Pixels:
@@ -65,7 +67,13 @@ class Pixels:
             std if known else None,
             (size[-2], size[-1]),
             "bicubic" if cfg.get("interpolation") == "bicubic" else "bilinear",
+            channels,
         )
+
+    @classmethod
+    def seen(cls, form: Form) -> Pixels:
+        """What a student's images are, whatever their size."""
+        return cls(tuple(form.mean), tuple(form.std), channels=len(form.mean))
 
 
 class Teacher:
@@ -97,9 +105,10 @@ class Teacher:
                 f"teaches as one of its Archs, and only a Supernet. {'Give' if is_supernet else 'Leave out'} arch."
             )
         self._seen = seen
-        if seen.mean is not None and self.pixels.mean is not None and len(seen.mean) != len(self.pixels.mean):
+        theirs, ours = self.pixels.channels, seen.channels
+        if theirs is not None and ours is not None and theirs != ours:
             raise UserError(
-                f"the teacher takes images of {len(self.pixels.mean)} channels, the student's have {len(seen.mean)}; "
+                f"the teacher takes images of {theirs} channels, the student's have {ours}; "
                 "both must see the same. Use another teacher, or data.in_chans."
             )
 
@@ -231,7 +240,7 @@ def settled_task(
                 "fit."
             )
     else:
-        teacher.see(Pixels.of(network) if form is None else Pixels(tuple(form.mean), tuple(form.std)))
+        teacher.see(Pixels.of(network) if form is None else Pixels.seen(form))
         taught_by = Gives(teacher.network, input_size, arch=teacher.arch, convert=teacher.convert)
         task = task.meet(Gives(network, input_size), taught_by)
         if not task.wants_taught:
