@@ -55,6 +55,7 @@ def test_an_arch_comes_back_and_the_card_tells_the_import(tmp_path: Path) -> Non
     assert "0.5" in (tmp_path / "saved" / "config.json").read_text()
 
 
+@pytest.mark.slow
 def test_a_fresh_process_loads_it_with_two_imports(tmp_path: Path) -> None:
     model = tiny_model()
     save_timm(model, tmp_path / "saved")

@@ -94,6 +94,7 @@ def run(code: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_every_module_imports_with_core_dependencies() -> None:
     """In one fresh process where optional packages are hidden; first the Model alone, which pulls in no search."""
     names = [name for name, _ in modules() if not name.endswith("__main__")]

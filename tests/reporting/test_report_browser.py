@@ -56,12 +56,14 @@ def test_every_chart_is_drawn_in_the_dark_on_a_narrow_screen(finished: Path, tmp
     assert 300 < max(widths) <= 500
 
 
+@pytest.mark.slow
 def test_what_a_sampler_learned_is_drawn(learned: Path, tmp_path: Path) -> None:
     dom, console = browse(report(learned, tmp_path / "page.html"), tmp_path / "profile")
     assert console == ""
     assert svg_roots(dom) == 9  # four of the sampler; this run monitored and ranked no Archs
 
 
+@pytest.mark.slow
 def test_an_unfinished_run_has_no_empty_charts_and_no_errors(finished: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(finished, tmp_path / "half")
     for name in ("metrics.jsonl", "search.json", "correlation.json"):

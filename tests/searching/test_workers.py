@@ -43,6 +43,7 @@ def status(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
+@pytest.mark.slow
 def test_a_search_killed_and_resumed_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     whole = search(Study.open(MICRO, BUDGET), score, searcher=evolution(), num_trials=30)
     path = str(tmp_path / "study.db")

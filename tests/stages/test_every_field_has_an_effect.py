@@ -143,6 +143,7 @@ def leaves(kind: type[Any] = Run, prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{item.name}"
 
 
+@pytest.mark.slow
 def test_a_run_reads_every_field(run_reads: Reads, tmp_path: Path) -> None:
     assert main(words(tmp_path / "run", finals__archs="2", finals__epochs="0.5")) == 0
     unread = set(leaves()) - run_reads.found

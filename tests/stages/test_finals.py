@@ -87,6 +87,7 @@ def test_the_worse_half_leaves_behind_each_rung(
     assert len(trained) == before, "what was trained is not trained again"
 
 
+@pytest.mark.slow
 def test_a_run_chooses_by_what_was_trained(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

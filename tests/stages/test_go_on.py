@@ -25,6 +25,7 @@ def stamp(path: Path) -> int:
     return path.stat().st_mtime_ns
 
 
+@pytest.mark.slow
 def test_a_longer_search_goes_on_and_the_rest_follows(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before, weights = SearchRecord.read(run), stamp(run / "supernet.safetensors")
     assert main(words(run, search__num_trials="14")) == 0

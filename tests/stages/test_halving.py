@@ -24,6 +24,7 @@ HALVING = {
 }
 
 
+@pytest.mark.slow
 def test_a_search_without_a_supernet(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     assert main(words(folder, **{**HALVING, "search__num_trials": "2", "retrain__baselines": "[]"})) == 0

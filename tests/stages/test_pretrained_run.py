@@ -57,6 +57,7 @@ def test_what_cannot_start_leaves_nothing(
     assert not (folder / "run.yaml").exists()
 
 
+@pytest.mark.slow
 def test_a_name_and_a_file_of_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """In the same folder after a typo, which did not claim it."""
     torch.manual_seed(0)

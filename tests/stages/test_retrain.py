@@ -101,6 +101,7 @@ def test_two_archs_do_not_mix_under_one_role(run: Path) -> None:
     assert Result.read(run / "models" / "mine").arch_id == first.id
 
 
+@pytest.mark.slow
 def test_killed_and_repeated_it_gives_the_same_weights(run: Path, warm: Warm) -> None:
     chosen_json = run / "chosen.json"
     command = ["retrain", str(run), f"arch={chosen_json}", "role=killed"]
