@@ -70,6 +70,7 @@ def test_every_dotted_field_is_one() -> None:
     assert {*fields} <= {*field_names()}
 
 
+@pytest.mark.slow
 def test_the_library_snippet_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     monkeypatch.chdir(tmp_path)

@@ -35,6 +35,7 @@ ARCH = Arch(
 DIGITS = DataConfig(dataset="digits", holdout=0.2, batch_size=64)
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_timm(build(ARCH).eval(), tmp_path / "model")
     words = [

@@ -64,6 +64,7 @@ def test_onnx_drops_patches_at_any_batch(selector: str, tmp_path: Path) -> None:
     assert all(shape[0] == 0 and all(shape[1:]) for shape in normed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("selector", ["patch_slimming", "predictor", *MOST])
 def test_torch_export_drops_patches_at_any_batch(selector: str, tmp_path: Path) -> None:
     record = export_program(model_of(selector), tmp_path / "model.pt2", images(12))

@@ -117,6 +117,7 @@ def data() -> Data:
     return synthetic(num_classes=4, image_size=16, n=96, seed=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["vit_resnas", "autoformer"])
 def test_a_resumed_run_with_warm_up_and_rewiring_equals_an_uninterrupted_one(
     kind: str, data: Data, tmp_path: Path
