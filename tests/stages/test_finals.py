@@ -24,7 +24,7 @@ from vitnas.searching import SearchRecord
 from vitnas.space import autoformer
 from vitnas.stages import Context, finals
 from vitnas.stages.compare import rank_archs
-from vitnas.stages.finals import Entrant, hold, lengths
+from vitnas.stages.finals import Entrant, epochs_in_all, hold, lengths
 from vitnas.stages.run import FinalsConfig
 from vitnas.stages.table import STAGES, go_on
 from vitnas.train import Score, TrainConfig
@@ -81,6 +81,8 @@ def test_the_worse_half_leaves_behind_each_rung(
     assert found.chosen == archs[3].id
     assert [each.arch_id for each in found.finalists[:3]] == [archs[3].id, archs[4].id, archs[1].id]
     assert [epochs for name, epochs in trained if name == archs[3].id] == [1, 1, 2]
+    whole = context.models.config.train
+    assert sum(epochs for _, epochs in trained) == epochs_in_all(config, whole, len(entrants))
     assert found.spent == Spent(learned=110, looked=220, seconds=11.0)
     before = len(trained)
     assert hold(context.models, config, entrants, "search", "scratch", build) == found

@@ -38,17 +38,30 @@ def test_a_short_run_looks_not_ahead(finished: Path) -> None:
     assert not Outlook.exists(finished)
 
 
-class Planted:
+def plant(monkeypatch: pytest.MonkeyPatch, step_s: float) -> None:
     """Steps that take what a test says."""
+    monkeypatch.setattr(forecast, "_step", lambda *_: step_s)
+    monkeypatch.setattr(forecast, "FILE_S", 0.0)
+    monkeypatch.setattr(forecast, "TIMING_S", 0.0)
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, step_s: float) -> None:
-        monkeypatch.setattr(forecast, "_step", lambda *_: step_s)
-        monkeypatch.setattr(forecast, "FILE_S", 0.0)
-        monkeypatch.setattr(forecast, "TIMING_S", 0.0)
+
+def test_what_is_trained_to_choose_by_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a supernet; the epochs of 3 Archs in rungs of 1 and 2 epochs are 3 + 2."""
+    plant(monkeypatch, 10.0)
+    argv = words(tmp_path / "run", search__searcher="halving", search__num_trials="3", finals__epochs="2")
+    fields = dict(word.partition("=")[::2] for word in argv[3:])
+    run = make_run("tour", {**fields, "retrain.rank_archs": "0", "retrain.train.epochs": "4"})
+    epoch_s = 6 * 10.0
+    for baselines, epochs in ((), 4), (("hand_scaled",), 4 + 4 + 5), (("random_search",), 4 + 4 + 5):
+        found = forecast.look_ahead(
+            Context(replace(run, retrain=replace(run.retrain, baselines=baselines)), tmp_path / "run")
+        )
+        took = [found.stages[name] for name in ("train", "search", "finals", "retrain")]
+        assert took == [0, 3 * epoch_s, 2 * epoch_s, epochs * epoch_s]
 
 
 def test_a_run_is_shortened_once_to_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Planted(monkeypatch, 10.0)
+    plant(monkeypatch, 10.0)
     argv = words(
         tmp_path / "run", supernet__epochs="40", retrain__train__epochs="40", search__num_trials="200"
     )
@@ -63,7 +76,7 @@ def test_a_run_is_shortened_once_to_its_time(tmp_path: Path, monkeypatch: pytest
     assert context.models.config.train.epochs == pytest.approx(40 * found.share)
     assert context.run.search.num_trials < 200
     assert open_run(tmp_path / "run") == run, "run.yaml says what was asked for"
-    Planted(monkeypatch, 99.0)  # a busier day
+    plant(monkeypatch, 99.0)  # a busier day
     later = Context(run, tmp_path / "run")
     begin(later)
     assert later.run == context.run
@@ -73,7 +86,7 @@ def test_a_run_is_shortened_once_to_its_time(tmp_path: Path, monkeypatch: pytest
 def test_too_little_time_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    Planted(monkeypatch, 100.0)
+    plant(monkeypatch, 100.0)
     said = refused([*words(tmp_path / "run", supernet__epochs="40"), "time=1m"], capsys)
     assert "time is 1m; the least that is worth it, 2 epochs, takes about" in said
     assert not (tmp_path / "run" / "run.yaml").exists()
@@ -97,3 +110,5 @@ def test_what_halves_a_run_halves_it() -> None:
     said = to_halve(run, found)
     assert said.endswith("retrain.rank_archs=3, or time=60s")
     assert "supernet.epochs=50 search.num_trials=100 retrain.train.epochs=50" in said
+    many = replace(run, search=replace(run.search, num_trials=4000))
+    assert " search.num_trials=2000 " in to_halve(many, found), "a number that the command line takes"

@@ -210,21 +210,14 @@ def snippets(run: RunFiles) -> list[Snippet]:
         is_ready = "onnx" in record and record["onnx"].input == "uint8"
         path = run.folder / "export" / SCRIPT
         if is_ready and path.exists():
-            code = path.read_text(encoding="utf-8").rstrip()
+            code, takes = path.read_text(encoding="utf-8").rstrip(), f"{pixels} This is export/{SCRIPT}."
         else:
             lines = (
                 "import onnxruntime",
                 f"session = onnxruntime.InferenceSession({onnx.as_posix()!r}, providers=['CPUExecutionProvider'])",
                 "(answers,) = session.run(None, {session.get_inputs()[0].name: images})  # images: numpy",
             )
-            code = "\n".join(lines)
-        takes = (
-            f"{pixels} This is export/{SCRIPT}."
-            if is_ready and path.exists()
-            else pixels
-            if is_ready
-            else tensors
-        )
+            code, takes = "\n".join(lines), pixels if is_ready else tensors
         found.append(Snippet("ONNX Runtime", code, takes))
     if program.exists():
         lines = (

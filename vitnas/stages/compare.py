@@ -63,10 +63,8 @@ class Picks:
         """
         searches = self.searches
         if searches.config.trains:
-            brief, finals = (
-                BriefTraining(self.models, searches, whole=True),
-                Finals.read(self.models.work.folder),
-            )
+            brief = BriefTraining(self.models, searches, whole=True)
+            finals = Finals.read(self.models.work.folder)
             epochs = sum(each.rungs[-1].epochs for each in finals.finalists)
             num_trials = max(1, round(epochs / brief.epochs))
             with searches.run("random_search", "random", brief, num_trials=num_trials) as study:
@@ -81,23 +79,21 @@ class Picks:
         return Pick(best.arch, best.values["accuracy"], self.with_supernet(spent))
 
     def hand_scaled(self) -> Pick:
-        """The best of three plain ViTs that a person would draw, by a brief training (finals/hand_scaled.json)."""
+        """The best of three plain ViTs that a person would draw, by a brief training (finals/hand_scaled-*.json)."""
         models, work = self.models, self.models.work
-        path = work.folder / "finals" / f"hand_scaled-{(like := self.searches.chosen().arch).id}.json"
+        like = self.searches.chosen().arch
+        path = work.folder / "finals" / f"hand_scaled-{like.id}.json"
         if not work.engine.from_first(path.exists):  # clocks would not find the same three again
             clocks = {target: partial(measure_ms, meter) for target, meter in self.searches.meters.items()}
             archs: Sequence[Arch] = work.engine.from_first(
                 lambda: three_shapes(like, self.searches.budget, clocks)
             )
             entrants = [Entrant(arch, count(arch)) for arch in archs]
-            alone = len(entrants) == 1  # then there is nothing to decide
-            found = (
-                Finals.of_one(entrants[0].arch.id, entrants[0].cost)
-                if alone
-                else hold(
-                    models, self.searches.finals, entrants, "hand_scaled", "scratch", from_scratch(models)
-                )
-            )
+            if len(entrants) == 1:  # then there is nothing to decide
+                found = Finals.of_one(entrants[0].arch.id, entrants[0].cost)
+            else:
+                config, begin = self.searches.finals, from_scratch(models)
+                found = hold(models, config, entrants, "hand_scaled", "scratch", begin)
             for arch in archs:
                 folder = folder_of(work, "hand_scaled", arch)
                 work.once(ArchFile.path(folder), partial(ArchFile(arch).write, folder))

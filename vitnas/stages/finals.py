@@ -54,6 +54,19 @@ def lengths(config: FinalsConfig, train: TrainConfig, archs: int) -> tuple[float
     return tuple(epochs / 2 ** (rungs - 1 - number) for number in range(rungs))
 
 
+def epochs_in_all(config: FinalsConfig, train: TrainConfig, archs: int) -> float:
+    """Epochs that `archs` train for in all rungs, together.
+
+    >>> epochs_in_all(FinalsConfig(), TrainConfig(epochs=40), 8)  # 8 * 2 + 4 * 2 + 2 * 4
+    32.0
+    """
+    total, before = 0.0, 0.0
+    for epochs in lengths(config, train, archs) if archs else ():
+        total += archs * (epochs - before)
+        archs, before = math.ceil(archs / 2), epochs
+    return total
+
+
 def hold(
     models: Models,
     config: FinalsConfig,
@@ -147,11 +160,12 @@ def finalists(models: Models, searches: Searches, inherited: Inherited, study: S
         return hold(models, config, every, "search", "scratch", from_scratch(models), planned=planned)
     trials = shortlist(searches.met(study), study.goal, searches.num_images(), config.archs)
     entrants = [Entrant(trial.arch, trial.cost, trial.values["accuracy"]) for trial in trials]
-    if config.start == "scratch":
-        return hold(models, config, entrants, "search", "scratch", from_scratch(models))
-    return hold(
-        models, config, entrants, "search", "inherited", lambda arch: extract(inherited.supernet, arch).cpu()
+    begin: Callable[[Arch], Model] = (
+        from_scratch(models)
+        if config.start == "scratch"
+        else lambda arch: extract(inherited.supernet, arch).cpu()
     )
+    return hold(models, config, entrants, "search", config.start, begin)
 
 
 def from_scratch(models: Models) -> Callable[[Arch], Model]:

@@ -18,7 +18,7 @@ from vitnas.model import build
 from vitnas.reporting.tables import Table, size
 from vitnas.sample import Fixed, Sampler
 from vitnas.stages.context import Context
-from vitnas.stages.finals import lengths
+from vitnas.stages.finals import epochs_in_all, lengths
 from vitnas.stages.models import roles_of
 from vitnas.stages.outlook import Outlook, shortened
 from vitnas.stages.run import Run
@@ -31,11 +31,12 @@ LOOKED_AT = 128  # images
 FILE_S, TIMING_S = 8.0, 2.0  # an exported file with its check, a network's latency on one target
 FRONT = 10  # Archs that a front has, about
 MONITORED = 6
+SHAPES = 3  # hand-scaled ViTs of which one is taken
 SHORT_MACS = 1e11  # some ten seconds of a core
 LEAST_EPOCHS = 2.0  # a supernet of fewer ranks nothing
 
 
-class _Clock(Silent):
+class Clock(Silent):
     """Notes when steps are done."""
 
     def __init__(self) -> None:
@@ -107,7 +108,7 @@ def look_ahead(context: Context) -> Outlook:
 
 def _step(context: Context, network: nn.Module, sampler: Sampler, config: TrainConfig) -> float:
     """Seconds of an optimizer step of training `network`."""
-    run, data, clock = context.asked, context.data, _Clock()
+    run, data, clock = context.asked, context.data, Clock()
     task, teacher = make_task(
         run.task, context.teacher, data, context.space.largest().grids[-1], context.folder
     )
@@ -137,17 +138,20 @@ def _costs(
     per_epoch = max(1, len(data.train) // world // run.data.batch_size)
     held, models = len(data.holdout), len(roles_of(run.retrain, context.teacher))
     train, last = run.supernet, run.retrain.train
-    searching = run.search.num_trials * held * image_s / world
     watched = train.epochs / train.monitor_every * MONITORED * held * image_s if train.monitor_every else 0.0
     epoch_s = per_epoch * model_step_s
-    rungs, before, finals = lengths(run.finals, last, run.finals.archs or 2), 0.0, 0.0
-    for number, epochs in enumerate(rungs if run.finals.archs else ()):
-        finals += max(1, run.finals.archs >> number) * (epochs - before) * epoch_s
-        before = epochs
-    baseline = searching if "random_search" in run.retrain.baselines else 0.0
+    trials, trains = run.search.num_trials, run.search.trains
+    searching = trials * held * image_s / world
+    finals = epochs_in_all(run.finals, last, run.entrants) * epoch_s
+    if trains:  # each Arch for the first rung; the finals are what is behind it
+        searching = trials * lengths(run.finals, last, trials)[0] * epoch_s
+        finals -= searching
+    baseline = searching + finals if "random_search" in run.retrain.baselines else 0.0
     trained = models * last.epochs + run.retrain.rank_archs * run.retrain.rank_epochs
+    if "hand_scaled" in run.retrain.baselines:
+        trained += epochs_in_all(run.finals, last, SHAPES)
     return {
-        "train": train.epochs * per_epoch * step_s + watched,
+        "train": 0.0 if trains else train.epochs * per_epoch * step_s + watched,
         "search": searching,
         "finals": finals,
         "retrain": trained * epoch_s + baseline,
@@ -169,8 +173,9 @@ def table(run: Run, found: Outlook) -> Table:
     """Stages with their time, then all of it."""
     how = {
         "train": f"{run.supernet.epochs:.3g} epochs, {1000 * found.step_s:.3g} ms a step",
-        "search": f"{run.search.num_trials} Archs, {1000 * found.image_s:.2g} ms an image",
-        "finals": f"{run.finals.archs} Archs",
+        "search": f"{run.search.num_trials} Archs, "
+        + ("trained briefly" if run.search.trains else f"{1000 * found.image_s:.2g} ms an image"),
+        "finals": f"{run.entrants} Archs",
         "retrain": f"{run.retrain.train.epochs:.3g} epochs each, {1000 * found.model_step_s:.3g} ms a step",
     }
     rows = [
@@ -195,7 +200,10 @@ def to_halve(run: Run, found: Outlook) -> str:
         "retrain.train.epochs": half.retrain.train.epochs,
         "retrain.rank_archs": run.retrain.rank_archs // 2,
     }
-    words = " ".join(f"{name}={value:.3g}" for name, value in fields.items())
+    words = " ".join(
+        f"{name}={value if isinstance(value, int) else format(value, '.3g')}"
+        for name, value in fields.items()
+    )
     return f"half as long: {words}, or time={_typed(found.seconds / 2)}"
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import TypeAlias
 
 from vitnas.arch import Arch, Block, Stage
@@ -29,7 +30,6 @@ TIMED = 4  # nets of about equal MACs that are timed for the right shape
 HEAD_DIM = 64
 SMALLEST = 8  # width of the smallest net that is looked at
 TWO_HEADS = 48  # below this width three heads would have less than 16 entries each
-
 
 Milliseconds: TypeAlias = Callable[[Arch], float]
 
@@ -56,7 +56,7 @@ def hand_scaled(
     """
     bounded = [limit for limit in budget.limits if limit.high is not None]
     limits = [limit.high for limit in bounded if limit.quantity == "macs" and limit.high is not None]
-    timed = [limit for limit in budget.limits if limit.quantity == "latency"] if clocks else []
+    timed = [limit for limit in bounded if limit.quantity == "latency"] if clocks else []
     limit = min(limits, default=count(like).macs * (FASTER if timed else 1))
     options = _within(like, budget, limit)
     shapely = [option for option in options if ratio / spread <= _ratio(option[1]) <= ratio * spread]
@@ -81,17 +81,7 @@ def three_shapes(like: Arch, budget: Budget, clocks: Mapping[str, Milliseconds] 
     Raises:
         UserError: as `hand_scaled`.
     """
-    known: dict[tuple[str, Arch], float] = {}
-
-    def once(target: str, clock: Milliseconds) -> Milliseconds:
-        def ms(arch: Arch) -> float:
-            if (target, arch) not in known:
-                known[target, arch] = clock(arch)
-            return known[target, arch]
-
-        return ms
-
-    quick = {target: once(target, clock) for target, clock in (clocks or {}).items()}
+    quick = {target: cache(clock) for target, clock in (clocks or {}).items()}
     found = [hand_scaled(like, budget, quick)]
     found += [hand_scaled(like, budget, quick, ratio, spread=math.sqrt(2)) for ratio in (LEAST, MOST)]
     return list(dict.fromkeys(found))

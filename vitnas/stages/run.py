@@ -109,7 +109,8 @@ class SearchConfig:
 @dataclass(frozen=True, kw_only=True)
 class FinalsConfig:
     """How the best Archs of the search are held against each other before one is chosen (successive halving).
-     `archs` of them, spread over the front, are trained briefly from `start` weights (`inherited` from the supernet, or
+
+    `archs` of them, spread over the front, are trained briefly from `start` weights (`inherited` from the supernet, or
     `scratch`): each for a rung, the better half for another that is as long as all before, and so on, three rungs at
     most; whoever is left has trained for `epochs` (None: a fifth of retrain.train.epochs) and the best of these is
     chosen. With archs=0 the search's scores decide; searcher=halving sends all its Archs, from scratch. The hand-scaled
@@ -377,9 +378,9 @@ class Run:
                 )
 
     @property
-    def has_finals(self) -> bool:
-        """The Arch is chosen by training a few."""
-        return bool(self.finals.archs) or self.search.trains
+    def entrants(self) -> int:
+        """Archs that the search sends to the finals; 0: its scores choose."""
+        return self.search.num_trials if self.search.trains else self.finals.archs
 
     @property
     def anew(self) -> TrainConfig:

@@ -189,7 +189,7 @@ STAGES: Mapping[str, Stage] = {
         ),
     ),
     "search": Stage(_search, lambda run: (SearchRecord.FILE, Chosen.FILE)),
-    "finals": Stage(_finals, lambda run: (Finals.FILE,) if run.has_finals else (), again=(Finals.FILE,)),
+    "finals": Stage(_finals, lambda run: (Finals.FILE,) if run.entrants else (), again=(Finals.FILE,)),
     "retrain": Stage(
         lambda run: train_models(run.models, run.searches, run.inherited), _models, again=(Correlation.FILE,)
     ),

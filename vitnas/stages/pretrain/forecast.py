@@ -12,9 +12,10 @@ from vitnas.data import TrainBatches
 from vitnas.data.augment import seed_from
 from vitnas.errors import UserError
 from vitnas.probing import PretrainForecast, features
+from vitnas.stages.forecast import Clock
 from vitnas.stages.pretrain.context import PretrainContext
 from vitnas.stages.pretrain.watch import ASKED, BATCH, CHECKED, KNOWN
-from vitnas.train import EsViTConfig, Silent, TrainConfig, fit
+from vitnas.train import EsViTConfig, TrainConfig, fit
 from vitnas.train.collapse import CHECKS, TWENTIETH
 from vitnas.train.progress import duration
 
@@ -23,16 +24,6 @@ STEPS_IN_EPOCH = 8  # at least; a larger batch is lowered
 LEAST_STEPS = 100  # a pretraining of fewer is not worth its name
 TIMED = 3  # steps, of which the first is not counted
 WARM = 1 / 30  # of all epochs, as EsViT's 10 of 300; of the teacher's temperature 1 / 10, as its 30 of 300
-
-
-class _Clock(Silent):
-    """Notes when steps are done."""
-
-    def __init__(self) -> None:
-        self.times: list[float] = []
-
-    def update(self, stage: str, step: int, steps: int, text: str = "") -> None:
-        self.times.append(time.perf_counter())
 
 
 def batch_size(context: PretrainContext) -> int:
@@ -100,7 +91,7 @@ def look_ahead(context: PretrainContext) -> PretrainForecast:
 
 def _timed(context: PretrainContext, size: int) -> tuple[float, float]:
     """Seconds of a training step, and of one image through the network."""
-    student, run, clock = context.student(), context.run, _Clock()
+    student, run, clock = context.student(), context.run, Clock()
     esvit = context.pretrain.esvit
     loader = views(context, esvit, student, size)
     per_epoch = max(1, loader.steps_per_epoch // run.supernet.accumulate)
