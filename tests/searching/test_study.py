@@ -281,8 +281,10 @@ def test_a_worker_that_died_before_it_dropped_its_trial_leaves_none(caplog: pyte
     assert "run again" not in caplog.text
 
 
-def test_the_same_arch_asked_by_two_workers_goes_to_the_first() -> None:
-    """Both proposed from the same history; the second finds the first one's trial and asks again."""
+def test_the_same_arch_asked_by_two_workers_goes_to_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both proposed from the same history; the second finds the first one's trial and asks again, further on: so many
+    that asked together do not meet again."""
+    monkeypatch.setattr("vitnas.searching.study.secrets.randbelow", lambda below: below - 1)
     storage = InMemoryStorage()
     one, two = open_micro(storage), open_micro(storage)
     stale = two._stored()
@@ -298,7 +300,10 @@ def test_the_same_arch_asked_by_two_workers_goes_to_the_first() -> None:
     second = two.ask(RandomSearch())
     assert second is not None
     assert second.genes != first.genes
-    assert (second.number, second.proposal) == (2, 1)
+    assert (second.number, second.proposal) == (
+        2,
+        1 + 2 * 2,
+    )  # beside the first trial and the one that met it
     assert [trial.number for trial in one.trials()] == [0, 2]
 
 

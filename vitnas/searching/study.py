@@ -17,6 +17,7 @@ import json
 import logging
 import os
 import random
+import secrets
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -114,6 +115,7 @@ class Study:
         Raises:
             NothingLeftError: the Searcher knows no further Arch within the Budget.
         """
+        ahead = 0
         while True:
             self._look()
             retry = self._retry_dead()
@@ -122,7 +124,7 @@ class Study:
             if limit is not None and self._ledger.num_taken() >= limit:
                 return None
             history = self._ledger.history()
-            index = history[-1].proposal + 1 if history else 0
+            index = ahead + (history[-1].proposal + 1 if history else 0)
             genes = searcher.propose(self.goal, history, index, proposal_rng(self.seed, index))
             if genes is None:
                 raise NothingLeftError(
@@ -133,6 +135,9 @@ class Study:
             claimed = self._claim(self.goal.space.canonical(genes), attrs, limit)
             if claimed is not None:
                 return claimed
+            # Workers that ask at the same moment propose the same Arch, which one of them gets. The others look
+            # further on, each somewhere else; one worker alone never comes here.
+            ahead = secrets.randbelow(2 * len(self._ledger.open) + 1)
 
     def tell(self, trial: Trial, values: Mapping[str, float], cost: Cost | None = None) -> bool:
         """Record the evaluator's `values` (and the Cost, where latency was measured) of a running Trial.
