@@ -44,7 +44,7 @@ postgres-test: $(READY) ## the tests of a shared search on a private PostgreSQL 
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[postgres]'
 	OMP_NUM_THREADS=1 $(BIN)/python tests/searching/postgres_server.py $(BIN)/python -m pytest -q tests/searching/test_postgres.py
 
-torture: $(READY) ## kills, signals, odd words, damaged files, hostile images, dying workers (under 30 minutes)
+torture: $(READY) ## kills, signals, odd words, damaged files, hostile images, dying workers
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/torture.py parts=kills,workers & kills=$$!; \
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/torture.py parts=files,lines,images; others=$$?; \
 	wait $$kills && exit $$others

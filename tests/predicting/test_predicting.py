@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,13 @@ def test_classes_are_matched_by_name(
     assert 0 < len(found.mistakes) <= wrong
     assert "accuracy" in capsys.readouterr().out
     assert not Readings.exists(tmp_path)  # all of a dataset without splits is nobody's test split
+    for split in ("train", "test"):
+        shutil.copytree(trained / "images", tmp_path / "set" / split)
+    words[2] = f"data.dataset={tmp_path / 'set'}"
+    for times in (1, 2):
+        assert main(words) == 0
+        assert Evaluation.read(tmp_path).split == "test"
+        assert len(Readings.read(tmp_path).readings) == times
 
 
 def test_what_cannot_be_evaluated_is_refused(
@@ -183,7 +191,12 @@ def test_what_cannot_be_evaluated_is_refused(
         for number in range(2):
             Image.new("RGB", (8, 8)).save(tmp_path / "images" / label / f"{number}.png")
     words = ["evaluate", str(trained / "saved"), f"folder={tmp_path}"]
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for number, file in enumerate(files(trained)):
+        shutil.copy(file, flat / f"{number}.png")
     for more, sentence in (
+        ([f"data.dataset={flat}"], "needs labels, and these images have none"),
         ([f"data.dataset={tmp_path / 'images'}"], "the class 'cow', which MODEL does not know"),
         ([f"data.dataset={tmp_path / 'images'}", "split=holdout"], "has no validation split"),
         ([f"data.dataset={tmp_path / 'images'}", "data.size=3"], "there is no field 'data.size'"),

@@ -137,9 +137,10 @@ def evaluate_network(words: list[str], console: Console) -> None:
     own, texts = split(EvaluateOptions, words)
     asked = options(EvaluateOptions, own, EVALUATE_USAGE)
     run = Path(asked.model.partition("@")[0])
-    config = _data(texts, open_run(run).data if (run / "run.yaml").exists() else None)
-    is_own = (run / "run.yaml").exists() and "data.dataset" not in texts
-    folder = asked.folder or Path(f"runs/evaluate_{Path(asked.model.partition('@')[0]).stem}")
+    is_run = (run / "run.yaml").exists()
+    config = _data(texts, open_run(run).data if is_run else None)
+    is_own = is_run and "data.dataset" not in texts
+    folder = asked.folder or Path(f"runs/evaluate_{run.stem}")
     network = open_network(asked.model)
     form, names = form_and_names(network)
     classes = int(getattr(network, "num_classes", len(names)))

@@ -16,8 +16,10 @@ def mapped(opened: Opened, path: Path) -> Opened:
     of classes follow its order. A line of one word keeps that name.
 
     Raises:
-        UserError: no such file, a line of more than two words, or a class that it does not name.
+        UserError: images without labels, no such file, a line of more than two words, or a class that it does not name.
     """
+    if not opened.train.class_names:
+        raise UserError(f"class_map is {str(path)!r}, and these images have no labels to map. Leave it out.")
     wanted = _read(path)
     names = [name for name in dict.fromkeys(wanted.values()) if name]
     if len(names) < 2:

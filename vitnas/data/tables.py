@@ -76,7 +76,7 @@ def read_table(config: DataConfig, root: Path, images: Sequence[str]) -> Labelle
         columns, find, path
     )
     split_key = _column(config.split_key, "split_key", columns, SPLIT_NAMES, path)
-    if split_key in SPLIT_NAMES and config.split_key is None and not _says_splits(columns[split_key]):
+    if split_key and config.split_key is None and not _says_splits(columns[split_key]):
         split_key = None
     rest = {name: cells for name, cells in columns.items() if name not in (file_key, split_key)}
     said = _classes(config, rest, path)
@@ -110,7 +110,7 @@ def _labelled(
             )
     if not classes:
         raise UserError(
-            f"None of the {len(files)} images that {path} names is below {find.root_text}; cells are paths from there, "
+            f"None of the {len(files)} images that {path} names is below the folder; cells are paths from there, "
             f"or names (the first is {files[0] if files else ''!r}). Correct data.dataset or the table."
         )
     names = sorted({name for some in classes.values() for name in some}, key=natural_key)
@@ -150,7 +150,7 @@ class _Finder:
     """Which image a cell means: a path, or a name that one image alone has, with or without its ending."""
 
     def __init__(self, images: Sequence[str]) -> None:
-        self.count, self.root_text = len(images), "the folder"
+        self.count = len(images)
         self.paths = {PurePosixPath(Path(image)).as_posix(): image for image in images}
         self.short: dict[str, list[str]] = defaultdict(list)
         for path, image in self.paths.items():

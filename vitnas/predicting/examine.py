@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from vitnas.data import EvalBatches, Images
+from vitnas.data import EvalBatches, Images, require_labels
 from vitnas.data.sources import to_pil
 from vitnas.errors import UserError, nearest
 from vitnas.model.modes import evaluating
@@ -99,19 +99,16 @@ def examine(
     """
     batches = batches or EvalBatches(images, batch_size=256)
     device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
-    found = Evaluation(
-        model=model,
-        dataset=dataset,
-        split=images.split,
-        score=evaluate(network, batches, device=device),
-    )
+    require_labels(images.targets, "accuracy")
+    with evaluating(network), torch.no_grad():
+        pairs = [(network(some.to(device)).float().cpu(), targets) for some, targets in batches]
+    score = evaluate(nn.Identity(), pairs, device="cpu")  # of answers that are there
+    found = Evaluation(model=model, dataset=dataset, split=images.split, score=score)
     if images.several:
         return found
-    with evaluating(network), torch.no_grad():
-        pairs = [(network(some.to(device)).float().softmax(1).cpu(), targets) for some, targets in batches]
-    shares_NY, target_N = (torch.cat(parts) for parts in zip(*pairs, strict=True))
-    sure_N, said_N = shares_NY.max(1)
-    counts_YY = torch.zeros(len(images.class_names), shares_NY.shape[1], dtype=torch.int64)
+    logits_NY, target_N = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+    sure_N, said_N = logits_NY.softmax(1).max(1)
+    counts_YY = torch.zeros(len(images.class_names), logits_NY.shape[1], dtype=torch.int64)
     counts_YY.index_put_((target_N, said_N), torch.ones_like(target_N), accumulate=True)
     return replace(
         found,

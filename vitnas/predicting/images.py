@@ -59,8 +59,11 @@ def labelled(
         assert kept is not None
         source = kept
     numbers = matched_classes(own, source.class_names, num_classes) if source.class_names else None
-    targets = source.targets if numbers is None else renumbered(source.targets, numbers)
-    named = _Named(source, targets, tuple(own) if own else source.class_names)
+    named = Subset(source, range(len(source)))
+    if numbers is not None:
+        named.targets = renumbered(named.targets, numbers)
+    if own and source.class_names:  # images without labels have no classes
+        named.class_names = tuple(own)
     kind: Split = "holdout" if told == "holdout" else "train" if told == "train" else "test"
     store = Store(named, form, whole=False, on_corrupt=config.on_corrupt)
     store.load(len(named) * prod(form.input_size))
@@ -71,19 +74,6 @@ def labelled(
         now = datetime.now(UTC).isoformat(timespec="seconds")
         Readings((*earlier, Reading(now, len(images), what))).save(log)
     return images, told
-
-
-class _Named:
-    """Another source with other targets and names of classes."""
-
-    def __init__(
-        self, source: Source, targets: list[int | tuple[int, ...]], class_names: tuple[str, ...]
-    ) -> None:
-        self.source, self.targets, self.class_names = source, targets, class_names
-        self.name, self.read = source.name, source.read
-
-    def __len__(self) -> int:
-        return len(self.source)
 
 
 def _whole(train: Source, test: Source) -> Source | None:

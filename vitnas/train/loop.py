@@ -204,7 +204,6 @@ class _Training:
         if self.task.own is not None:
             trained.append(self.task.own.to(engine.device).train())
             engine.broadcast(self.task.own)
-        self.batch_size = int(getattr(self.batches, "batch_size", 1))
         self.steps_per_epoch = max(1, self.batches.steps_per_epoch // config.accumulate)
         self.steps = max(1, round(config.epochs * self.steps_per_epoch))
         self.optimizer = engine.prepare(make_optimizer(network, config, self.task.own))
