@@ -248,6 +248,14 @@ def test_description_for_a_person() -> None:
             {"stages": STAGED.stages[::-1], "image_size": 256},
             r"embed_dims of the stages are \[704, 352, 176\]; a residual reduction cannot make them narrower",
         ),
+        (
+            {"stages": STAGED.stages, "reduction": "patch", "reg_tokens": 1},
+            r"there is a distillation token or register tokens\. Leave them out, or use reduction='conv'",
+        ),
+        (
+            {"stages": STAGED.stages, "reduction": "patch", "image_size": 48},
+            r"image_size is 48; patches of 16 pixels and 2 reductions leave nothing of it\. Nearest: 64",
+        ),
     ],
     ids=str,
 )
@@ -264,6 +272,8 @@ def test_bad_fields_are_refused(change: dict[str, Any], message: str) -> None:
         ({"mlp_hidden": "768"}, r"mlp_hidden is '768'"),
         ({"mixer": "softmx"}, r"mixer is 'softmx'; it must be one of fourier, .*\. Nearest: 'softmax'"),
         ({"slot": -1}, r"slot is -1; it counts from 0"),
+        ({"window": 7}, r"window is 7; mixer 'softmax' has no windows\. Leave it out"),
+        ({"mixer": "long_short", "window": 0}, r"window is 0; it must be a whole number of at least 1"),
         ({"keep": -1}, r"keep is -1; it must be a whole number, and 0 means none"),
         ({"keep": 0.5}, r"keep is 0\.5; it must be a whole number"),
     ],

@@ -1,4 +1,4 @@
-"""What README.md and the pages of docs/ tell a reader to type works as it stands there."""
+"""What README.md and the pages of docs/ tell a reader to type: commands are read, snippets of Python run."""
 
 from __future__ import annotations
 

@@ -211,13 +211,13 @@ class Arch:
                 f"{self._seen} is {size_text(self.seen_size)}; patches of {self.patch_size} pixels and "
                 f"{len(self.stages) - 1} reductions leave nothing of it. Nearest: {least}."
             )
-        if self.distill_token or self.reg_tokens:
+
+    def _check_tokens(self) -> None:
+        if self.drops_prefix and (self.distill_token or self.reg_tokens):
             raise UserError(
                 "reduction is 'patch', which leaves tokens before the patches behind, but there is a distillation "
                 "token or register tokens. Leave them out, or use reduction='conv'."
             )
-
-    def _check_tokens(self) -> None:
         if self.global_pool == "token" and not self.class_token:
             raise UserError("global_pool is 'token' but class_token is False; use global_pool='avg'.")
         self._check_attention_pool()
@@ -382,7 +382,7 @@ class Arch:
     @property
     def num_prefix_tokens(self) -> int:
         """Those of the last stage."""
-        return int(self.ends_with_class) + int(self.distill_token) + self.reg_tokens
+        return self.prefix_tokens[-1]
 
     @property
     def has_positions(self) -> bool:

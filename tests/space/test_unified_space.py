@@ -202,6 +202,11 @@ def test_what_does_not_fit_is_refused(options: dict[str, Any], words: str) -> No
         countable(**options)
 
 
+def test_more_stages_than_a_preset_has_are_refused() -> None:
+    with pytest.raises(UserError, match=r"depths is \(1, 1, 1\); there are 2 stages\. Name as many or fewer"):
+        unified("micro", depths=(1, 1, 1))
+
+
 def test_stages_that_cannot_be_are_refused() -> None:
     small: dict[str, Any] = {"embed_dims": (16,), "num_heads": (1,), "mlp_ratios": (1.0,)}
     with pytest.raises(UserError, match=r"depth is 2 and stays \(2,\); .* counted from 0"):

@@ -290,9 +290,8 @@ def _windows_memory(shape: MixerShape) -> int:
     made = own + 2 * seen
     keys, rows = high * wide + far, heads * height * width
     mask = count * rows * keys
-    longer, folded = max(height, width), 0
-    if shape.window_bias == "folded":
-        folded = steps_of(window) ** 2 * heads
+    longer = max(height, width)
+    folded = steps_of(window) ** 2 * heads if shape.window_bias == "folded" else 0
     # 64-bit integers of the steps, and the bias that they pick.
     integers = 2 * ((longer + 1) * (_span(longer) + 1) - 1)
     attending = made + max(

@@ -332,14 +332,9 @@ def _relative_memory(shape: MixerShape) -> int:
         lining = max(longer**2 + 2 * patches * (rows + cols), *joining, (whole + tokens) * features)
     attention = 4 * wide + tokens * heads  # q, k, v and output, each with its line features
     scores = products + max(making, index + heads * tokens * (2 * features + bool(prefix)))
-    meeting = products + max(
-        products, tokens * inner
-    )  # the weights are gone when the class token's part is added
-    combine = (
-        wide
-        + entries * shape.head_dim
-        + max(making, index + max(meeting, 3 * tokens * inner if prefix else 0))
-    )
+    # The weights are gone when the class token's part is added.
+    meeting = max(products + max(products, tokens * inner), 3 * tokens * inner if prefix else 0)
+    combine = wide + entries * shape.head_dim + max(making, index + meeting)
     return max(lining, lines + max(attention, scores, combine))
 
 

@@ -30,9 +30,10 @@ def take_indices(depth: int, indices: int | Sequence[int] | None) -> tuple[list[
 
 def feature_info(arch: Arch) -> list[dict[str, Any]]:
     """Per block what timm's feature extraction asks for: module, channels, pixels per feature."""
-    pixels = [max(1, sides_of(arch.image_size)[0] // rows) for rows, _ in arch.grids]
     if arch.work_size is None:
         pixels = [arch.patch_size << index for index in range(len(arch.stages))]
+    else:
+        pixels = [max(1, sides_of(arch.image_size)[0] // rows) for rows, _ in arch.grids]
     maps = [(stage.embed_dim, pixels[index]) for index, stage in enumerate(arch.stages) for _ in stage.blocks]
     return [
         {"module": f"blocks.{index}", "num_chs": width, "reduction": reduction}

@@ -45,7 +45,7 @@ def transformer_ls(text: str, *, image_size: ImageSize = 224, **options: Any) ->
         ),
         (all(s["p"] == 2 for s in stages[1:]), "patches (p) behind the first stage are other than 2"),
         (all(s["a"] == first["a"] for s in stages), "absolute positions (a) differ between stages"),
-        (all(s["d"] % s["h"] == 0 for s in stages), "heads (h) do not divide the width (d)"),
+        (all(s["h"] and s["d"] % s["h"] == 0 for s in stages), "heads (h) do not divide the width (d)"),
     )
     for is_kept, reason in rules:
         if not is_kept:
@@ -80,7 +80,7 @@ def _read(part: str) -> dict[str, int]:
     """One stage: numbers by letter."""
     numbers = dict(USUAL)
     for word in part.split(","):
-        if word[:1] not in LETTERS or not word[1:].isdigit():
+        if word[:1] not in LETTERS or not word[1:].isdecimal():
             raise UserError(
                 f"{word!r} is no part of a Transformer-LS text; a part is one of {', '.join(LETTERS)} and a "
                 "number, as in h3. Mend it."

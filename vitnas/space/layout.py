@@ -355,19 +355,17 @@ class Layout:
             count = np.asarray(self.counts)[genes[:, self.staging]]
             filled[:, before:] = np.arange(len(self.stages))[None] < count[:, None]
         for number, stage in enumerate(self.stages):
+            here = slice(1 + stage.first, 1 + stage.first + len(stage.slots))
             if stage.depth is not None:
                 depth = np.asarray(self.genes[stage.depth].options)[genes[:, stage.depth]]
-                here = slice(1 + stage.first, 1 + stage.first + len(stage.slots))
                 filled[:, here] = np.arange(len(stage.slots))[None] < depth[:, None]
             for place, slot in enumerate(stage.slots, start=1 + stage.first):
                 if slot.exists is not None:
                     filled[:, place] = genes[:, slot.exists] > 0
                     if slot.follows:
                         filled[:, place] &= filled[:, place - 1]
-            if number:
-                filled[:, 1 + stage.first : 1 + stage.first + len(stage.slots)] &= filled[
-                    :, before + number, None
-                ]
+            if self.staging is not None:
+                filled[:, here] &= filled[:, before + number, None]
         for k, stretch in enumerate(self._stretches, start=1 + self.num_slots):
             first = 1 + self.stages[-1].first
             filled[:, k] = filled[:, first + stretch.start : first + stretch.stop].any(axis=1)

@@ -197,11 +197,11 @@ class UnifiedSpace(Space):
 
     @cached_property
     def _representatives(self) -> list[Arch]:
-        last = {gene.field: len(gene.options) for gene in self.genes if gene.scope == "arch"}
+        counts = {gene.field: len(gene.options) for gene in self.genes if gene.scope == "arch"}
         mixers = range(max(len(stage.mixers) for stage in self.stages))
-        places = list(product(range(last["patch_size"]), range(last["seen_size"])))
+        places = list(product(range(counts["patch_size"]), range(counts["seen_size"])))
         names = ("stem", "patch_size")
-        stems = product(*(range(last[name]) for name in names))
+        stems = product(*(range(counts[name]) for name in names))
         learned = next((i for i, word in enumerate(self.positions) if word.startswith("learned")), 0)
         found = [self._with({})]
         found += [self._with(dict(zip(names, pair, strict=True))) for pair in stems]
@@ -210,10 +210,10 @@ class UnifiedSpace(Space):
             found += [
                 self._with({**here, "reduction": kind}, mixer=mixer)
                 for mixer in mixers
-                for kind in range(last.get("reduction", 1))
+                for kind in range(counts.get("reduction", 1))
             ]
         for name in ("position", STAGES):
-            found += [self._with({name: option}) for option in range(last[name])]
+            found += [self._with({name: option}) for option in range(counts[name])]
         genes = [len(gene.options) - 1 for gene in self.genes]
         found += [self.decode(each) for each in self.layout.selecting(genes)]
         return list(dict.fromkeys(found))
@@ -334,7 +334,7 @@ def unified(
     Args:
         size: which preset the options start from; its name says for which images it is made.
         mixers: for all stages; each stage puts them in the order of their multiply-accumulates at its largest.
-        depths: blocks at most, per stage; there are as many stages as are named.
+        depths: blocks at most, per stage; there are as many stages as are named, of the preset's.
         embed_dims: options of the width, likewise.
         scales: sizes at which images are worked, as shares of theirs.
         options: fields of `UnifiedSpace` (image_size, num_classes, stems, patch_sizes, positions, ...).
@@ -346,18 +346,19 @@ def unified(
     '2.9e+24'
     """
     made = from_preset(UnifiedSpace, SIZES, size, options, also=("scales",))
-    shares = tuple(scales or made.pop("scales", (1.0,)))
-    made.pop("scales", None)
+    usual = made.pop("scales", (1.0,))
+    shares = tuple(scales or usual)
     image_size = as_image_size("image_size", made.get("image_size", UnifiedSpace.image_size))
     coarse = max(made["patch_sizes"])
     if "work_sizes" not in made:
         made["work_sizes"] = tuple(_scaled(image_size, share, coarse) for share in shares)
     stages = [stage if isinstance(stage, dict) else vars(stage) for stage in made["stages"]]
-    if depths is not None:
-        stages = [{**stage, "depth": depth} for stage, depth in zip(stages, depths, strict=False)]
-    if embed_dims is not None:
-        stages = [{**stage, "embed_dims": dims} for stage, dims in zip(stages, embed_dims, strict=False)]
-    if "num_stages" not in options or options["num_stages"] is None:
+    for name, field, given in (("depths", "depth", depths), ("embed_dims", "embed_dims", embed_dims)):
+        if given is not None:
+            if len(given) > len(stages):
+                raise UserError(f"{name} is {given}; there are {len(stages)} stages. Name as many or fewer.")
+            stages = [{**stage, field: value} for stage, value in zip(stages, given, strict=False)]
+    if options.get("num_stages") is None:
         made["num_stages"] = tuple(n for n in made["num_stages"] if n <= len(stages))
     stages = stages[: max(made["num_stages"])]
     if made.get("keep"):  # a selection needs a block before it
