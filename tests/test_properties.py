@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("hypothesis", reason="NOT CHECKED by properties: hypothesis is missing (extra `test`)")
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 
 from vitnas.arch import Arch
@@ -50,7 +50,7 @@ def test_a_budget_is_what_its_text_says(limits: list[str], joint: str) -> None:
     try:
         budget = Budget.parse(joint.join(limits))
     except UserError:
-        return
+        reject()
     again = Budget.parse(budget.text)
     assert again.text == budget.text
     assert again == budget
