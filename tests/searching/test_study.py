@@ -267,6 +267,20 @@ def test_a_dead_trial_waits_for_what_becomes_of_its_retry() -> None:
     assert (again.genes, again.proposal) == (dead.genes, dead.proposal)
 
 
+def test_a_break_with_a_trial_begun_is_no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is closed by who comes later, and run again."""
+    monkeypatch.setattr("vitnas.searching.study.BREAK_S", 0.2)
+    study = open_micro(InMemoryStorage())
+    run(study, 1)
+    begun = study.ask(RandomSearch())
+    assert begun is not None
+    study.release(begun)
+    time.sleep(0.5)
+    run(study, 1)
+    assert len(study.scored()) == 2
+    assert study.seconds() < 0.4
+
+
 def test_a_worker_that_died_before_it_dropped_its_trial_leaves_none(caplog: pytest.LogCaptureFixture) -> None:
     """Running that trial again would only be dropped again, without end."""
     storage = InMemoryStorage()

@@ -15,7 +15,7 @@ from vitnas.searching.trial import Trial
 from vitnas.space import Genes
 
 UNFINISHED = (TrialState.RUNNING, TrialState.WAITING)
-_SETTLED = (TrialState.COMPLETE, TrialState.PRUNED)  # a failed one may still be linked to, or dropped
+SETTLED = (TrialState.COMPLETE, TrialState.PRUNED)  # a failed one may still be linked to, or dropped
 
 
 def made_of(frozen: FrozenTrial) -> dict[str, Any]:
@@ -90,7 +90,7 @@ class Ledger:
                     self._settled.add(frozen.number)
                 continue
             self._check(frozen)
-            if frozen.state in _SETTLED:
+            if frozen.state in SETTLED:
                 self._settle(frozen)
             else:
                 self.open.append(frozen)

@@ -32,7 +32,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from vitnas.budget import Budget, Cost, Limit
 from vitnas.errors import UserError, first_line
 from vitnas.searching.goal import DEFAULT_OBJECTIVES, Goal, Objective, oriented
-from vitnas.searching.ledger import UNFINISHED, Leases, Ledger, made_of
+from vitnas.searching.ledger import SETTLED, UNFINISHED, Leases, Ledger, made_of
 from vitnas.searching.pareto import front, hypervolume_history
 from vitnas.searching.storage import open_study, started, this_host
 from vitnas.searching.trial import NothingLeftError, Searcher, SearchRecord, State, Trial
@@ -229,14 +229,14 @@ class Study:
         return hypervolume_history(self._points(self.scored()))
 
     def seconds(self) -> float:
-        """Seconds in which some worker was at work. Between two Trials a Searcher thinks, but not for long: what is
-        longer was a break."""
+        """Seconds in which some worker was at work on what was scored or rejected. Between two Trials a Searcher
+        thinks, but not for long: what is longer was a break. A failed trial was closed when another worker came."""
         total, end = 0.0, None
         for frozen in sorted(self._stored(), key=lambda each: str(each.datetime_start)):
             if (
-                frozen.datetime_start is None
+                frozen.state not in SETTLED
+                or frozen.datetime_start is None
                 or frozen.datetime_complete is None
-                or "dropped" in frozen.user_attrs
             ):
                 continue
             gap = 0.0 if end is None else (frozen.datetime_start - end).total_seconds()
