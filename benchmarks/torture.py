@@ -1,6 +1,6 @@
 """All that may go wrong, done on purpose: kills, signals, odd words, damaged files, hostile images, dying workers.
 
-    python benchmarks/torture.py                        all of it, under 30 minutes on two cores
+    python benchmarks/torture.py                        all of it
     python benchmarks/torture.py parts=kills,lines kills=40 lines=100 files=100 images=20 seed=7
 
 What must hold: a command ends with status 0, or with 2 and one sentence, or as its signal says; never with a traceback.
@@ -112,7 +112,7 @@ def kills(warm: Warm, folder: Path, tally: Tally, count: int) -> None:
         got = outcome(run)
         for name in got:
             if got[name] != wholes[kind][name]:
-                tally.wrong.append(f"{kind}: {name} is another after {ends} kills in {run}")
+                tally.wrong.append(f"{kind}: {name} is another after {ends} kills")
         shutil.rmtree(run.parent)
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -153,7 +154,8 @@ class Warm:
         while not ready():
             assert time.monotonic() < end, f"waited in vain:\n{self.log.read_text()}"
             time.sleep(0.001)
-        os.kill(process, number)
+        with suppress(ProcessLookupError):  # it has ended
+            os.kill(process, number)
         return int(self._line())
 
     def kill_when(self, argv: Sequence[str], ready: Callable[[], bool], seconds: float = 90) -> None:

@@ -164,10 +164,7 @@ def test_a_folder_that_cannot_be_written_can_be_looked_at(
 def test_one_at_a_time(tmp_path: Path) -> None:
     """The second goes in when the first, another process, is done."""
     holds = f"""
-import sys, time
-from pathlib import Path
-sys.path.insert(0, {str(Path(__file__).parents[2])!r})
-import fcntl, os
+import fcntl, os, time
 handle = os.open({str(tmp_path)!r}, os.O_RDONLY)
 fcntl.flock(handle, fcntl.LOCK_EX)
 print("in", flush=True)

@@ -30,8 +30,7 @@ def cost_objective(objectives: Sequence[Objective], budget: Budget) -> Objective
 def estimates(trials: Sequence[Trial], goal: Goal, num_images: int) -> np.ndarray:
     """float (n,): accuracies as they are to be expected, given that each was measured on `num_images` images."""
     score_N = np.array([trial.values["accuracy"] for trial in trials])
-    cost = cost_objective(goal.objectives, goal.budget)
-    log_N = np.log([cost.value(trial.values, trial.cost) for trial in trials])
+    log_N = np.log(_costs(trials, goal))
     centred_N, mean = log_N - log_N.mean(), score_N.mean()
     spread = float(centred_N @ centred_N)
     slope = float(centred_N @ (score_N - mean)) / spread if spread > 0 else 0.0
@@ -50,28 +49,34 @@ def error(accuracy: float, num_images: int) -> float:
 def choose(trials: Sequence[Trial], goal: Goal, num_images: int, prefer: Prefer = "accuracy") -> Trial:
     """The answer of a search: of `accuracy` the Arch that is expected to be the best, of `cost` the cheapest whose
     expected accuracy lies within a standard error of that."""
-    expected_N = estimates(trials, goal, num_images)
-    cost = cost_objective(goal.objectives, goal.budget)
-    costs = [cost.value(trial.values, trial.cost) for trial in trials]
-    best = float(expected_N.max())
+    expected_N, cost_N = estimates(trials, goal, num_images), _costs(trials, goal)
     if prefer == "accuracy":
-        return min(zip(-expected_N, costs, range(len(trials)), trials, strict=True), key=lambda row: row[:3])[
-            3
-        ]
+        return trials[_ranked(expected_N, cost_N)[0]]
+    best = float(expected_N.max())
     near = np.flatnonzero(expected_N >= best - error(best, num_images))
-    return trials[min(near.tolist(), key=lambda place: (costs[place], -expected_N[place], place))]
+    return trials[min(near.tolist(), key=lambda place: (cost_N[place], -expected_N[place], place))]
 
 
 def shortlist(trials: Sequence[Trial], goal: Goal, num_images: int, n: int) -> list[Trial]:
     """`n` scored Trials to be trained, or all where there are not so many: one half the best to be expected, the other
     spread over the front from its cheapest to its costliest, filled up with the next best."""
-    expected_N = estimates(trials, goal, num_images)
+    expected_N, cost_N = estimates(trials, goal, num_images), _costs(trials, goal)
+    ranked = _ranked(expected_N, cost_N)
     cost = cost_objective(goal.objectives, goal.budget)
-    costs = np.array([cost.value(trial.values, trial.cost) for trial in trials])
-    ranked = sorted(range(len(trials)), key=lambda place: (-expected_N[place], costs[place], place))
-    points = oriented(np.stack([expected_N, costs], axis=1).tolist(), (Objective("accuracy"), cost))
-    edge = sorted((place for place in front(points)), key=lambda place: (costs[place], place))
+    points = oriented(np.stack([expected_N, cost_N], axis=1).tolist(), (Objective("accuracy"), cost))
+    edge = sorted(front(points), key=lambda place: (cost_N[place], place))
     half = n - n // 2
     spread = [edge[round(i * (len(edge) - 1) / max(1, n // 2 - 1))] for i in range(n // 2)]
     places = list(dict.fromkeys((*ranked[:half], *spread, *ranked)))[:n]
     return [trials[place] for place in sorted(places, key=ranked.index)]
+
+
+def _costs(trials: Sequence[Trial], goal: Goal) -> np.ndarray:
+    """float (n,): the cost that counts."""
+    cost = cost_objective(goal.objectives, goal.budget)
+    return np.array([cost.value(trial.values, trial.cost) for trial in trials])
+
+
+def _ranked(expected_N: np.ndarray, cost_N: np.ndarray) -> list[int]:
+    """Places, the best to be expected first; of equals the cheapest, then the first."""
+    return sorted(range(len(expected_N)), key=lambda place: (-expected_N[place], cost_N[place], place))

@@ -31,7 +31,7 @@ from vitnas.records import (
 from vitnas.reporting.sampler_plots import family
 from vitnas.reporting.slimming import members
 from vitnas.reporting.tables import Table
-from vitnas.runs import check_json
+from vitnas.runs import read_json
 from vitnas.searching import SearchRecord
 from vitnas.slimming import Sensitivity
 from vitnas.stages.compare import train_models
@@ -86,7 +86,7 @@ class Stage:
                 return False
             for path in made:
                 if path.suffix == ".json":
-                    check_json(path)  # what is damaged is no result
+                    read_json(path)  # what is damaged is no result
             return self.also(folder)
 
         with context.engine.together():
