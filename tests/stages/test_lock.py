@@ -102,13 +102,15 @@ import sys
 from pathlib import Path
 from vitnas.errors import UserError
 from vitnas.stages.lock import one_at_a_time, one_writer
-for _ in range(300):
+taken = 0
+while taken < 60:
     try:
         with one_writer(Path(sys.argv[1])):
             with open(sys.argv[1] + ".log", "a") as log:
                 log.write("in\\n")
                 log.flush()
                 log.write("out\\n")
+        taken += 1
     except UserError:
         pass
 """
@@ -120,8 +122,7 @@ def test_never_two_at_once(tmp_path: Path) -> None:
     many = [subprocess.Popen([sys.executable, "-c", TAKES, str(folder)]) for _ in range(4)]
     assert [each.wait() for each in many] == [0] * 4
     lines = Path(f"{folder}.log").read_text().split()
-    assert len(lines) > 300
-    assert lines == ["in", "out"] * (len(lines) // 2)
+    assert lines == ["in", "out"] * (4 * 60)
 
 
 def test_a_folder_removed_while_training_is_noticed(warm: Warm, tmp_path: Path) -> None:
