@@ -131,13 +131,15 @@ class Seed:
 
     def fit(self, model: Any, base: Model | None, loader: Any, epochs: float) -> float:
         """Train from new weights, or recover towards `base`; gives the seconds."""
-        config, options = self.config(epochs), {"seed": self.seed, "engine": self.engine}
+        options: Any = {"seed": self.seed, "engine": self.engine}
         if base is None:
-            task = Classification(label_smoothing=0.1)
-            return fit(model, task, Fixed(), loader, config=config, **options).seconds
+            task, config = Classification(label_smoothing=0.1), self.config(epochs)
+            return self.timed(lambda: fit(model, task, Fixed(), loader, config=config, **options))[1]
         few = replace(RECOVERY, epochs=epochs, warmup_epochs=epochs / 10, lr=self.options.recover_lr)
         config = replace(few, precision=self.precision)
-        return recover(model, base, loader, self.holdout, config=config, labels=True, **options).seconds
+        return self.timed(
+            lambda: recover(model, base, loader, self.holdout, config=config, labels=True, **options)
+        )[1]
 
     def step_seconds(self, kinds: Sequence[tuple[Any, Model | None]]) -> list[float]:
         """What a step takes of each (network, its teacher or None), in rounds beside each other, on copies."""
@@ -180,11 +182,13 @@ class Seed:
         return model.to(self.engine.device)
 
     def timed(self, make: Callable[[], Any]) -> tuple[Any, float]:
-        start = time.monotonic()
+        """What it makes, and the seconds: of the processor where it does the work, as others may share it."""
+        clock = time.monotonic if self.options.device == "cuda" else time.process_time
+        start = clock()
         made = make()
         if self.options.device == "cuda":
             torch.cuda.synchronize()
-        return made, time.monotonic() - start
+        return made, clock() - start
 
     def fold(self, base: Model) -> Model:
         """Half of the MACs, without training; unlabelled images."""
