@@ -4,7 +4,8 @@
 #   OUT=folder benchmarks/gpu.sh [cuda|cpu] [STEP...]
 #
 # Steps that are joined by + run side by side. By default `tokens+slim+patches trained`, under 9 minutes; `speed` stands
-# for what the spine and the mixers cost and the tests that need a GPU, under 9 minutes too. Each step has a time limit of
+# for what the spine and the mixers cost and the tests that need a GPU, under 9 minutes too; `search` for what a search
+# is worth at 300 epochs, under 12 minutes. Each step has a time limit of
 # its own and stops nobody else. Results and logs are copied into $OUT as they grow; networks stay in $WORK. The same
 # command goes on from what $WORK has.
 #
@@ -36,6 +37,7 @@ collect() { # copies results; a folder that is brought back may hold few files
   [ -s "$work/slim.jsonl" ] && cp "$work/slim.jsonl" "$out"
   [ -s "$work/fold.jsonl" ] && cp "$work/fold.jsonl" "$out"
   [ -s "$work/patches/patches.json" ] && cp "$work/patches/patches.json" "$out"
+  [ -s "$work/search/evidence_search.jsonl" ] && cp "$work/search/evidence_search.jsonl" "$out"
   cat "$work"/trained/slim_trained-*.jsonl >"$out/slim_trained.jsonl" 2>/dev/null || rm -f "$out/slim_trained.jsonl"
   for name in "$work"/logs/*.log; do [ -s "$name" ] && echo "== $(basename "$name")" && tail -c 60000 "$name"; done >"$out/logs.txt"
 } 2>/dev/null
@@ -59,6 +61,7 @@ if [ "$device" = cuda ]; then
   fold_sizes="--seeds 3 --images 1536 --answers 0.25"
   slim_sizes="--seconds 25 --seeds 2 --workers 4 --train-images 20000"
   trained_sizes="--base-seconds 52 --recover-seconds 16 --workers 4"
+  search_sizes="--size large --workers 2 --threads 4"
   patch_sizes="--dataset hfds/$data --image-size 32 --patch 4 --dim 192 --depth 6 --heads 6 --hidden 768 --batch 512 --epochs 15 --tune-epochs 3 --lr 1e-3 --shares 55"
 else
   patience=4 precision=fp32 rounds=1 seconds=0.01 tokens=64
@@ -67,6 +70,7 @@ else
   fold_sizes="--tiny --seeds 1 --settings fold none"
   slim_sizes="--tiny --seeds 1 --seconds 1"
   trained_sizes="--size tiny --base-seconds 3 --recover-seconds 2"
+  search_sizes="--size tiny"
   patch_sizes="--dim 16 --depth 3 --heads 2 --hidden 32 --patch 5 --epochs 1 --tune-epochs 1 --block-epochs 1 --images 32 --seeds 0 --shares 55"
 fi
 
@@ -88,6 +92,11 @@ run() { # run STEP: one step by name
   trained) # one process per seed
     for seed in 0 1 2; do
       step "trained-$seed" 250 "$python" benchmarks/evidence_slim_trained.py --dataset "hfds/$data" --out "$work/trained" --device "$device" --seeds $seed $trained_sizes $pruning &
+    done
+    wait ;;
+  search) # one process per seed
+    for seed in 0 1 2; do
+      step "search-$seed" 700 "$python" benchmarks/evidence_search.py --dataset "hfds/$data" --out "$work/search" --device "$device" --seeds $seed --arms unified halving $search_sizes &
     done
     wait ;;
   *) echo "there is no step $1" | tee -a "$out/steps.txt" ;;

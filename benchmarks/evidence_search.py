@@ -1,0 +1,464 @@
+"""Is an answer worth its search? The unified Space, single papers' Spaces, halving and hand-scaled ViTs on real images.
+
+    python benchmarks/evidence_search.py --dataset hfds/FOLDER --out FOLDER [--seeds 0 1 2] [--arms unified halving ...]
+        [--size small] [--budget TEXT] [--device cuda]
+
+Every arm and seed is a run of the product (OUT/ARM-SEED), without its files to deploy: what is searched, how the
+shortlist is trained, what is chosen and how it is compared are the run's own stages. Arms:
+
+    unified     supernet of the unified Space, evolution, finals; beside its winner the run trains the best of as many
+                random Archs by the same scores and finals (`random_search`), and the best of three hand-scaled ViTs
+    halving     successive halving over random Archs of the unified Space, without a supernet
+    rank        Archs of the unified Space, drawn at random within 10 % of the budget and trained from new weights;
+                Kendall's tau of that with what each seed's supernet gave them
+    mixers, vit_resnas, autoformer, vitas    as `unified`, in one paper's Space, made for the same budget
+
+All searches take the same: the supernet's epochs and the Archs that halving begins with follow from `Size.total`, the
+images that an Arch of the budget's cost would learn from in the same MACs (a step counts three passes, a look one).
+Winners are trained alike, from new weights. Each Space is cut around the budget. Images for training, held-out ones and
+the order of all are the seed's; the test split is read once per run, when all of it is trained.
+
+Rows go to evidence_search.jsonl as they are known: `model` per trained net, `stage` with seconds of the processor,
+`trained` and `rank` per Arch and seed. What is there is not made again, and a killed run goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from vitnas.budget import Budget
+from vitnas.counting import count
+from vitnas.data import Augment, DataConfig
+from vitnas.model.named import ArchFile
+from vitnas.records import Result, Results, TrainedSupernet
+from vitnas.runs import append_jsonl, read_jsonl
+from vitnas.searching import rank_correlation
+from vitnas.space import (
+    AutoFormerConfig,
+    MixerConfig,
+    Space,
+    SpaceConfig,
+    UnifiedConfig,
+    VitasConfig,
+    ViTResNASConfig,
+)
+from vitnas.stages.claim import alone, begin
+from vitnas.stages.context import Context
+from vitnas.stages.finals import epochs_in_all
+from vitnas.stages.run import FinalsConfig, RetrainConfig, Run, SearchConfig
+from vitnas.stages.table import STAGES
+from vitnas.train import TrainConfig, evaluate
+
+PARTS = ("train", "search", "finals", "retrain", "evaluate")
+STEP = 3  # passes that a step of training costs: forward, and backward twice that
+ARMS = ("unified", "halving", "rank", "mixers", "vit_resnas", "autoformer", "vitas")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """How large everything is.
+
+    Args:
+        total: epochs of an Arch of the budget's cost that any search takes, all its parts together.
+        train_images, holdout: of each seed; None is all there are.
+    """
+
+    macs: float
+    spaces: Mapping[str, SpaceConfig]
+    total: float
+    train_images: int
+    holdout: int
+    batch: int
+    epochs: float
+    finals: float
+    archs: int
+    trials: int
+    ranked: int
+    rank_epochs: float
+    lr: float = 2e-3
+
+    @property
+    def budget(self) -> str:
+        """Within 10 % of the cost."""
+        return f"{0.9 * self.macs:.0f}<=macs<={self.macs:.0f}"
+
+    @property
+    def train(self) -> TrainConfig:
+        return TrainConfig(
+            epochs=self.epochs, lr=self.lr, warmup_epochs=self.epochs / 10, clip_grad=1.0, monitor_every=0
+        )
+
+
+def one_stage(kind: Any, dims: tuple[int, ...], depths: tuple[int, ...], heads: tuple[int, ...]) -> Any:
+    return kind(
+        size="micro",
+        patch_size=4,
+        embed_dims=dims,
+        depths=depths,
+        num_heads=heads,
+        mlp_ratios=(1.0, 2.0, 3.0, 4.0),
+        head_dim=16,
+    )
+
+
+def spaces(
+    unified: UnifiedConfig,
+    dims: tuple[int, ...],
+    depths: tuple[int, ...],
+    heads: tuple[int, ...],
+    stages: tuple[tuple[int, ...], tuple[int, ...]],
+    widest: int,
+    slots: int,
+) -> dict[str, SpaceConfig]:
+    """The Spaces for one budget; `stages` are widths and depths of ViT-ResNAS's, `widest` and `slots` ViTAS's."""
+    return {
+        "unified": unified,
+        "mixers": one_stage(MixerConfig, dims, depths, heads),
+        "autoformer": one_stage(AutoFormerConfig, dims, depths, heads),
+        "vit_resnas": ViTResNASConfig(
+            size="micro",
+            patch_size=4,
+            embed_dims=stages[0],
+            depths=stages[1],
+            num_heads=heads,
+            mlp_ratios=(1.0, 2.0, 3.0),
+            head_dim=16,
+        ),
+        "vitas": VitasConfig(
+            size="mini",
+            patch_sizes=(4,),
+            widest=(widest, widest, 3 * widest),
+            num_heads=(2, 3),
+            num_slots=slots,
+        ),
+    }
+
+
+SMALL = Size(
+    macs=3e6,
+    spaces=spaces(
+        UnifiedConfig(
+            size="px32",
+            patch_sizes=(4,),
+            embed_dims=((16, 24, 32, 40), (40, 48, 64, 80), (80, 96, 112)),
+            depths=(3, 3, 2),
+        ),
+        (24, 32, 40),
+        (2, 3, 4),
+        (1, 2, 3),
+        ((20, 24, 28, 32), (3, 3)),
+        48,
+        5,
+    ),
+    total=52,
+    train_images=3000,
+    holdout=1500,
+    batch=64,
+    epochs=16,
+    finals=4,
+    archs=8,
+    trials=80,
+    ranked=12,
+    rank_epochs=8,
+)
+LARGE = replace(  # for a GPU
+    SMALL,
+    macs=10e6,
+    spaces=spaces(
+        UnifiedConfig(
+            size="px32",
+            embed_dims=((24, 32, 48, 64), (64, 80, 96, 112), (112, 128, 144, 160)),
+            depths=(4, 4, 3),
+        ),
+        (32, 40, 48, 56, 64),
+        (3, 4, 5),
+        (2, 3, 4),
+        ((32, 40, 48, 56, 64), (4, 4)),
+        72,
+        6,
+    ),
+    total=240,
+    train_images=5000,
+    holdout=2000,
+    batch=256,
+    epochs=300,
+    finals=20,
+    trials=100,
+    ranked=16,
+    rank_epochs=60,
+)
+TINY = replace(  # to rehearse
+    SMALL, total=8, train_images=128, holdout=64, batch=32, epochs=1, finals=1, archs=2, trials=6, ranked=3,
+    rank_epochs=0.5,
+)  # fmt: skip
+SIZES = {"small": SMALL, "large": LARGE, "tiny": TINY}
+
+
+def mean_macs(space: Space) -> float:
+    """Of the Archs that a uniform sampler draws."""
+    drawn = space.random_matrix(20_000, np.random.default_rng(0))
+    return float(space.cost_table().costs(drawn)["macs"].mean())
+
+
+class Evidence:
+    """The runs of one size, and their rows."""
+
+    def __init__(self, options: argparse.Namespace, size: Size) -> None:
+        self.options, self.size = options, size
+        self.path: Path = options.out / "evidence_search.jsonl"
+        self.precision: Literal["fp32", "bf16"] = "bf16" if options.device == "cuda" else "fp32"
+
+    def rows(self, what: str) -> list[dict[str, Any]]:
+        return [row for row in read_jsonl(self.path) if row["what"] == what]
+
+    def write(self, what: str, **row: Any) -> None:
+        append_jsonl(self.path, {"what": what, **row})
+        print(json.dumps({"what": what, **row}), flush=True)
+
+    def run(self, arm: str, seed: int) -> Run:
+        """The run of an arm; every search takes `total`."""
+        size, trains = self.size, arm == "halving"
+        space = size.spaces["unified" if trains else arm]
+        finals = FinalsConfig(archs=0 if trains else size.archs, epochs=size.finals)
+        train = replace(size.train, precision=self.precision)
+        run = Run(
+            recipe="evidence_search",
+            budget=self.options.budget or size.budget,
+            seed=seed,
+            data=DataConfig(
+                dataset=self.options.dataset,
+                image_size=32,
+                holdout=size.holdout,
+                batch_size=size.batch,
+                augment=Augment(shift=0.125, hflip=0.5, label_smoothing=0.1),
+                max_images=size.train_images + size.holdout,
+                workers=self.options.workers,
+                seed=seed,
+            ),
+            space=space,
+            supernet=train,
+            search=SearchConfig(
+                searcher="halving" if trains else self.options.searcher, num_trials=size.trials
+            ),
+            finals=finals,
+            retrain=RetrainConfig(train=train, baselines=self.baselines(arm), rank_archs=0),
+            device="auto" if self.options.device == "cuda" else "cpu",
+            threads=self.options.threads,
+        )
+        look = size.holdout / (
+            STEP * size.train_images
+        )  # epochs that looking at the held-out images once stands for
+        if trains:
+            archs = next(
+                n
+                for n in range(2, 10_000)
+                if epochs_in_all(finals, train, n + 1) + 2 * look * (n + 1) > size.total
+            )
+            return replace(run, search=replace(run.search, num_trials=archs))
+        left = size.total - size.trials * look - epochs_in_all(finals, train, size.archs)
+        made = space.build(image_size=32, in_chans=3, num_classes=10)
+        epochs = max(0.5, left * size.macs / mean_macs(made))
+        return replace(run, supernet=replace(train, epochs=epochs, warmup_epochs=epochs / 10))
+
+    @staticmethod
+    def baselines(arm: str) -> tuple[str, ...]:
+        return {"unified": ("hand_scaled", "random_search"), "halving": ()}.get(arm, ())
+
+    @contextmanager
+    def opened(self, arm: str, seed: int) -> Iterator[Context]:
+        context = Context(self.run(arm, seed), self.options.out / f"{arm}-{seed}")
+        with alone(context):
+            yield context
+
+    def arm(self, arm: str, seed: int) -> None:
+        """Go through a run, unless its models have their rows."""
+        if any(row["arm"] == arm and row["seed"] == seed for row in self.rows("model")):
+            return
+        with self.opened(arm, seed) as context:
+            begin(context)
+            for name in PARTS:
+                start = time.process_time(), time.monotonic()
+                STAGES[name](context)
+                seconds = {"cpu_s": time.process_time() - start[0], "clock_s": time.monotonic() - start[1]}
+                self.write(
+                    "stage", arm=arm, seed=seed, stage=name, **{k: round(v, 1) for k, v in seconds.items()}
+                )
+            for row in self.models(context, arm, seed):
+                self.write("model", arm=arm, seed=seed, **row)
+
+    def models(self, context: Context, arm: str, seed: int) -> list[dict[str, Any]]:
+        """A row per trained net of a run: its accuracy, and what finding and training it took."""
+        folder, found = context.folder, []
+        results = Results.read(folder)
+        verdict = {each.role: each for each in results.verdict}
+        for row in results.rows:
+            arch = ArchFile.read(folder / "models" / row.role).arch
+            more: dict[str, Any] = {"arch": arch.describe(), "macs": row.macs, "params": row.params}
+            if row.role in verdict:
+                versus = verdict[row.role]
+                more |= {"chosen_ahead": versus.difference, "ci95": versus.ci95}
+            found.append(
+                {
+                    "role": row.role,
+                    "accuracy": row.test_accuracy,
+                    "n": row.n_test,
+                    "holdout_accuracy": row.holdout_accuracy,
+                    "supernet_accuracy": row.supernet_accuracy,
+                    **self.cost(context, row),
+                    **more,
+                }
+            )
+        return found
+
+    def cost(self, context: Context, row: Result) -> dict[str, float]:
+        """What finding and training took, in 1e12 MACs. All but a supernet's Archs are taken to cost what this one
+        does, which is within 10 %."""
+        assert row.spent is not None
+        learned, supernet = row.spent.learned, 0.0
+        if row.supernet_accuracy is not None:
+            before = TrainedSupernet.read(context.folder).spent.learned
+            learned, supernet = learned - before, STEP * before * mean_macs(context.space)
+        own = STEP * row.epochs * len(context.data.train) * row.macs
+        rest = (STEP * learned + row.spent.looked) * row.macs - own
+        return {
+            "supernet_tmacs": round(supernet / 1e12, 6),
+            "search_tmacs": round((supernet + rest) / 1e12, 6),
+            "train_tmacs": round(own / 1e12, 6),
+        }
+
+    def rank(self, seeds: list[int]) -> None:
+        """Archs within 10 % of the budget: trained once, by the first seed; scored by the supernet of each."""
+        size, done = self.size, {row["number"]: row for row in self.rows("trained")}
+        with self.opened("unified", seeds[0]) as context:
+            archs = list(self.drawn(context.space, size.ranked))
+            config = replace(
+                context.models.config.train, epochs=size.rank_epochs, warmup_epochs=size.rank_epochs / 10
+            )
+            for number, arch in enumerate(archs):
+                if number in done:
+                    continue
+                start, stage = time.process_time(), f"rank/{arch.id}"
+                model, _ = context.models.train(context.models.fresh(arch, stage), config, stage)
+                score, cost = evaluate(model, context.images.holdout), count(arch)
+                self.write(
+                    "trained", number=number, seed=seeds[0], accuracy=score.accuracy, loss=score.loss, n=score.n,
+                    epochs=size.rank_epochs, cpu_s=round(time.process_time() - start, 1), macs=cost.macs,
+                    params=cost.params, describe=arch.describe(), arch=arch.to_json(),
+                    genes=[int(gene) for gene in context.space.encode(arch)],
+                )  # fmt: skip
+        known = {(row["seed"], row["epochs"]) for row in self.rows("rank")}
+        trained = [row["accuracy"] for row in sorted(self.rows("trained"), key=lambda row: row["number"])]
+        for seed in seeds:
+            folder = self.options.out / f"unified-{seed}"
+            if (seed, size.rank_epochs) in known or not TrainedSupernet.exists(folder):
+                continue
+            with self.opened("unified", seed) as context:
+                scored = [context.inherited.evaluator(arch) for arch in archs]
+                rulers = {
+                    "accuracy": [each["accuracy"] for each in scored],
+                    "loss": [-each["loss"] for each in scored],
+                    "macs": [float(count(arch).macs) for arch in archs],
+                    "params": [float(count(arch).params) for arch in archs],
+                }
+                taus = {}
+                for name, values in rulers.items():
+                    if len(set(values)) > 1 and len(set(trained)) > 1:
+                        taus[name] = rank_correlation(values, trained)["kendall_tau"]
+                self.write(
+                    "rank", seed=seed, epochs=size.rank_epochs, n=len(archs), taus=taus, inherited=rulers["accuracy"],
+                    inherited_loss=[each["loss"] for each in scored], trained=trained,
+                )  # fmt: skip
+
+    def drawn(self, space: Space, n: int) -> Iterator[Any]:
+        """Different random Archs within the budget."""
+        rng, budget, seen = random.Random("evidence_search"), Budget.parse(self.size.budget), set()
+        while len(seen) < n:
+            arch = space.sample(rng)
+            if arch.id not in seen and not budget.misses(count(arch)):
+                seen.add(arch.id)
+                yield arch
+
+
+def mean_text(values: list[float]) -> str:
+    spread = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.mean(values):7.2f} ({spread:.2f}, n={len(values)})  " + ", ".join(
+        f"{v:.2f}" for v in values
+    )
+
+
+def table(path: Path) -> str:
+    """What the rows say, seed by seed."""
+    rows = list(read_jsonl(path))
+    models = [row for row in rows if row["what"] == "model"]
+    found: dict[str, dict[int, dict[str, Any]]] = {}
+    for row in models:
+        name = row["arm"] if row["role"] == "chosen" else row["role"]
+        found.setdefault(name, {})[row["seed"]] = row
+    lines = [f"{'':<15} {'search':>7} {'train':>6}  accuracy on test, %: mean (s.d.), by seed; 1e12 MACs"]
+    for name, by_seed in found.items():
+        costs = [
+            statistics.mean(row[f"{kind}_tmacs"] for row in by_seed.values()) for kind in ("search", "train")
+        ]
+        accuracies = [100 * by_seed[seed]["accuracy"] for seed in sorted(by_seed)]
+        lines.append(f"{name:<15} {costs[0]:7.2f} {costs[1]:6.2f} {mean_text(accuracies)}")
+    for name in found:
+        both = sorted(set(found[name]) & set(found.get("unified", {})))
+        if name != "unified" and both:
+            ahead = [
+                100 * (found["unified"][seed]["accuracy"] - found[name][seed]["accuracy"]) for seed in both
+            ]
+            lines.append(f"unified - {name:<13} {mean_text(ahead)}")
+    for row in rows:
+        if row["what"] == "rank":
+            told = ", ".join(f"{name} {tau:.2f}" for name, tau in row["taus"].items())
+            lines.append(f"Kendall with trained accuracy, seed {row['seed']}, n={row['n']}: {told}")
+    return "\n".join(lines)
+
+
+def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--dataset", required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--size", choices=SIZES, default="small")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--budget", default="", help="another one, such as a latency; Spaces and costs stay")
+    parser.add_argument("--searcher", default="evolution")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--table", action="store_true", help="only show what is there")
+    return parser.parse_args(words)
+
+
+def main() -> None:
+    options = parsed()
+    evidence = Evidence(options, SIZES[options.size])
+    if not options.table:
+        torch.set_num_threads(options.threads)
+        for arm in options.arms:
+            if arm == "rank":
+                evidence.rank(options.seeds)
+                continue
+            for seed in options.seeds:
+                evidence.arm(arm, seed)
+    print(table(evidence.path))
+
+
+if __name__ == "__main__":
+    main()
