@@ -19,7 +19,7 @@ from vitnas.arch import Arch, Block, Stage
 from vitnas.counting import count
 from vitnas.errors import UserError
 from vitnas.model.named import ArchFile
-from vitnas.records import Correlation, Manifest, Result
+from vitnas.records import Manifest, Ranking, Result
 from vitnas.reporting import plots, report
 from vitnas.reporting.drawing import draw
 from vitnas.reporting.files import read_run
@@ -78,8 +78,10 @@ def test_missed_budget_is_said_in_capitals(run: Path) -> None:
 
 
 def test_every_section_of_a_finished_run_is_there(run: Path) -> None:
-    found = Correlation.read(run)
-    replace(found, kendall_tau=0.714, spearman=0.833, n=8).write(run)  # this run trained two Archs
+    found = replace(
+        Ranking.read(run), kendall_tau=0.714, ci95=(0.2, 0.9), n=8, note=""
+    )  # this run trained two Archs
+    found.write(run)
     page = page_of(run)
     assert set(figures_of(page)) == {
         "front", "hypervolume", "supernet", "monitor", "retrain", "correlation", "costs",
@@ -87,7 +89,7 @@ def test_every_section_of_a_finished_run_is_there(run: Path) -> None:
     assert "Missing:" not in page
     assert "local-dir:" in page
     assert "onnxruntime.InferenceSession" in page
-    assert "Kendall&#39;s tau 0.71, Spearman&#39;s rho 0.83, n = 8 Archs." in page
+    assert "Kendall&#39;s tau 0.71 (95 % interval 0.20 to 0.90) of 8 Archs of about equal cost" in page
     assert "The supernet has not learned" in page
     assert re.search(r"Test split read: once \(\S+, 240 images, final table of chosen, hand_scaled", page)
     assert "n = 36 images" in page  # the holdout that scores are on
@@ -186,7 +188,7 @@ def test_unmeasured_numbers_are_called_so(run: Path) -> None:
 
 
 def test_few_pairs_are_too_few_to_tell(run: Path) -> None:
-    assert "n = 2 Archs: too few to tell" in page_of(run)
+    assert "2 Archs of about equal cost are too few to tell" in page_of(run)
 
 
 def test_files_that_cannot_be_read_are_named_and_not_fatal(run: Path) -> None:

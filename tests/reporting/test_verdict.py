@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from vitnas.records import Finals, FinalScores, Result, Results, Spent, TrainedSupernet, Versus
+from vitnas.records import Finals, FinalScores, Ranking, Result, Results, Spent, TrainedSupernet, Versus
 from vitnas.reporting.files import read_run
 from vitnas.reporting.tables import comparison
 from vitnas.reporting.verdict import sentence, took
 from vitnas.stages.results import versus
 from vitnas.train import Score
-from vitnas.train.evaluate import paired
+from vitnas.train.evaluate import evaluate_each, paired
 
 
 def test_the_interval_of_a_difference_covers_it() -> None:
@@ -51,6 +52,30 @@ def test_which_images_are_right_is_kept_image_by_image(tmp_path: Path) -> None:
     assert (found.only_chosen, found.only_other, found.n) == (4, 1, 11)
     assert found.difference == pytest.approx(3 / 11)
     assert found.ci95 == paired(4, 1, 11)
+
+
+def test_of_images_with_several_classes_the_likeliest_is_compared(tmp_path: Path) -> None:
+    """Two networks that say the same of every image; the first image has two classes."""
+    has_NY = torch.tensor([[1, 1, 0], [0, 0, 1], [0, 1, 0]], dtype=torch.bool)
+
+    class Says(nn.Module):
+        def __init__(self, logits: list[float]) -> None:
+            super().__init__()
+            self.logits_Y = nn.Parameter(torch.tensor(logits))
+
+        def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+            return self.logits_Y.expand(len(images_BCHW), 3)
+
+    found = {
+        role: evaluate_each(Says(logits), [(torch.zeros(3, 1, 2, 2), has_NY)])
+        for role, logits in (("chosen", [0.0, 2.0, 1.0]), ("hand_scaled", [0.0, 1.0, 2.0]))
+    }
+    assert found["chosen"][1].tolist() == [True, False, True]
+    FinalScores.of(found, several=True).write(tmp_path)
+    known = versus(FinalScores.read(tmp_path), "hand_scaled")
+    assert (known.only_chosen, known.only_other, known.n, known.several) == (2, 1, 3, True)
+    told = sentence(Results((), "x", {}, (known,)))
+    assert "(points are of images whose likeliest class is one of theirs; 95 % intervals of images;" in told
 
 
 @pytest.mark.parametrize(
@@ -107,8 +132,10 @@ def test_the_cost_of_a_way_is_all_that_it_took(finished: Path) -> None:
     assert random is not None
     own = 6 * 32  # of one epoch
     assert supernet.learned == 12 * 32
-    assert chosen.learned == random.learned == supernet.learned + own
-    assert chosen.looked == random.looked == 6 * 36 + 36
+    ranking = Ranking.read(finished).spent  # of two Archs
+    assert (ranking.learned, ranking.looked) == (2 * own, 4 * 36)
+    assert chosen.learned == random.learned == supernet.learned + ranking.learned + own
+    assert chosen.looked == random.looked == 6 * 36 + 36 + ranking.looked
     (record,) = finished.glob("finals/hand_scaled-*.json")
     tried = Finals.load(record).spent
     assert hand.learned == tried.learned + own

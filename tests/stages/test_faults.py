@@ -173,6 +173,7 @@ DAMAGES: list[tuple[str, Callable[[Path], None], tuple[str, ...], str]] = [
     ("models/chosen/model.safetensors", flip, ("export",), "its bytes are not those that were written"),
     ("chosen.json", half, (), "chosen.json cannot be read"),
     ("correlation.json", half, (), "correlation.json cannot be read"),
+    ("ranking.json", half, (), "ranking.json cannot be read"),
     ("results.json", half, (), "results.json cannot be read"),
     ("study.db", garbage, ("models", "search.json"), "study.db"),
     ("study.db", half, ("models", "search.json"), "study.db"),

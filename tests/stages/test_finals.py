@@ -19,7 +19,7 @@ from vitnas.counting import count
 from vitnas.errors import UserError
 from vitnas.model import build
 from vitnas.model.named import Chosen
-from vitnas.records import Correlation, Finals, Result, Spent
+from vitnas.records import Correlation, Finals, Ranking, Result, Spent
 from vitnas.searching import SearchRecord
 from vitnas.space import autoformer
 from vitnas.stages import Context, finals
@@ -108,6 +108,7 @@ def test_a_run_chooses_by_what_was_trained(
     assert (folder / "front" / found.chosen).is_dir()
     assert found.spent.learned > 0
     Correlation.path(folder).unlink()
+    Ranking.path(folder).unlink()
     models = replace(context.models, config=replace(context.models.config, rank_archs=0))
     rank_archs(models, context.searches)
     known = Correlation.read(folder)

@@ -14,7 +14,7 @@ from vitnas.errors import UserError
 from vitnas.model import build
 from vitnas.model.published import PUBLISHED
 from vitnas.space import autoformer, mixer_space, unified, vit_resnas, vitas
-from vitnas.stages.hand_scaled import hand_scaled, num_heads, plain_vit, three_shapes
+from vitnas.stages.hand_scaled import hand_scaled, num_heads, patch_sizes, plain_vit, three_shapes
 
 DIGITS = {"image_size": 8, "in_chans": 1, "num_classes": 10}
 SPACES = {
@@ -119,3 +119,18 @@ def test_a_latency_limit_holds_the_baseline_too() -> None:
     assert any(arch.depth > 4 for arch in three_shapes(like, budget)), "without a clock nothing is timed"
     with pytest.raises(UserError, match="no plain ViT meets the budget"):
         hand_scaled(like, Budget.parse("latency<=0.5ms@torch"), {"torch": clock})
+
+
+def test_every_patch_size_of_the_space_is_tried() -> None:
+    like, budget = SPACES["vitas"].smallest(), Budget.parse("macs<=4M")
+    sizes = patch_sizes(SPACES["vitas"])
+    assert len(sizes) > 1
+    assert patch_sizes(SPACES["autoformer"]) == ()
+    archs = three_shapes(like, budget, patch_sizes=sizes)
+    assert {arch.patch_size for arch in archs} == set(sizes)
+    assert archs[0].patch_size == like.patch_size
+    assert all(count(arch).macs <= 4e6 for arch in archs)
+    tight = Budget.parse(f"macs<={count(plain_vit(like, 8, 2)).macs}")
+    assert {arch.patch_size for arch in three_shapes(like, tight, patch_sizes=sizes)} == {like.patch_size}, (
+        "a patch size of which no ViT is small enough is left out"
+    )

@@ -43,7 +43,7 @@ def moments(folder: Path) -> dict[str, Callable[[], bool]]:
         "saving the chosen model": lambda: any((folder / "models").glob(".chosen.*")),
         "retraining a baseline": has_step(folder, "retrain/hand_scaled", 2),
         "searching at random": has_trials(folder, "random_search", 3),
-        "ranking": has_step(folder, "ranking/", 2),
+        "ranking": has_step(folder, "finals/ranking/", 2),
         "exporting": (folder / "export").exists,
         "between export and its record": (folder / "export" / "model.onnx").exists,
         "measuring": (folder / "export" / "export.json").exists,

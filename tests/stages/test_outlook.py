@@ -102,7 +102,7 @@ def test_what_halves_a_run_halves_it() -> None:
     run = RECIPES["images"]()
     half = shortened(run, 0.5)
     assert (half.supernet.epochs, half.supernet.warmup_epochs) == (50, 2.5)
-    assert (half.search.num_trials, half.retrain.train.epochs, half.retrain.rank_epochs) == (100, 50, 10)
+    assert (half.search.num_trials, half.retrain.train.epochs, half.retrain.rank_epochs) == (100, 50, 5)
     found = Outlook(
         stages={"train": 100.0, "retrain": 20.0}, share=1, step_s=1, model_step_s=1, image_s=1,
         memory_bytes=1, disk_bytes=1,

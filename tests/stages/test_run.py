@@ -23,13 +23,12 @@ from vitnas.predicting.examine import Evaluation
 from vitnas.records import ExportRecord, Manifest, Result, Results
 from vitnas.searching import SearchRecord
 from vitnas.stages import Context
-from vitnas.stages.compare import evenly
 from vitnas.stages.run import Run
 from vitnas.train import metrics
 
 FILES = """run.yaml manifest.json space.json feasibility.json metrics.jsonl supernet.safetensors study.db search.json
-    checkpoints/supernet.safetensors correlation.json test_reads.json test_scores.json results.json report.html
-    export/model.onnx export/export.json export/latency.json""".split()
+    ranking.json checkpoints/supernet.safetensors correlation.json test_reads.json test_scores.json results.json
+    report.html export/model.onnx export/export.json export/latency.json""".split()
 ROLES = ("chosen", "hand_scaled", "random_search")
 
 
@@ -230,17 +229,6 @@ def test_a_latency_budget_is_measured(tmp_path: Path, capsys: pytest.CaptureFixt
     assert all(trial.costs.latency_ms for trial in trials if trial.state == "scored")
     impossible = words(tmp_path / "no", budget="latency<=1us@onnxruntime,batch=1")
     assert "cannot be met" in refused(impossible, capsys)
-
-
-def test_ranked_archs_are_spread_from_best_to_worst() -> None:
-    class Scored:
-        def __init__(self, number: int) -> None:
-            self.number, self.values = number, {"accuracy": number / 10}
-
-    trials = [Scored(n) for n in range(9)]
-    assert [t.number for t in evenly(trials, 3)] == [0, 4, 8]  # type: ignore[arg-type]
-    assert len(evenly(trials[:2], 3)) == 2  # type: ignore[arg-type]
-    assert len(evenly(trials, 1)) == 1  # type: ignore[arg-type]
 
 
 def test_images_of_a_run_are_normalised_as_its_pretrained_model_wants(tmp_path: Path) -> None:

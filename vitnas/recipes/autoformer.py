@@ -59,5 +59,5 @@ def autoformer_cifar() -> Run:
         sampler=UniformConfig(),
         supernet=train,
         search=SearchConfig(searcher="autoformer", num_trials=500),
-        retrain=RetrainConfig(train=train, rank_archs=8, rank_epochs=60),
+        retrain=RetrainConfig(train=train, rank_archs=8, rank_epochs=30),
     )

@@ -27,5 +27,5 @@ def images() -> Run:
         ),
         supernet=train,
         search=SearchConfig(searcher="evolution", num_trials=200),
-        retrain=RetrainConfig(train=train, rank_archs=6, rank_epochs=20),
+        retrain=RetrainConfig(train=train, rank_archs=6, rank_epochs=10),
     )

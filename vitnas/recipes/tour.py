@@ -22,8 +22,7 @@ def tour() -> Run:
         space=ViTResNASConfig(size="micro", patch_size=2),
         supernet=replace(base.supernet, epochs=40),
         finals=FinalsConfig(archs=8),
-        # The finals say how well the supernet ranks.
-        retrain=replace(base.retrain, train=replace(base.retrain.train, epochs=40), rank_archs=0),
+        retrain=replace(base.retrain, train=replace(base.retrain.train, epochs=40)),
     )
 
 
@@ -49,7 +48,7 @@ def on_digits() -> Run:
         search=SearchConfig(searcher="evolution", num_trials=60),
         retrain=RetrainConfig(
             train=TrainConfig(epochs=50, lr=4e-3, warmup_epochs=4, monitor_every=0, log_every=10),
-            rank_archs=4,
-            rank_epochs=6,
+            rank_archs=6,
+            rank_epochs=5,
         ),
     )

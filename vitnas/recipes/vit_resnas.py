@@ -72,5 +72,5 @@ def vit_resnas_cifar() -> Run:
         task=TokenMixupConfig(),
         supernet=train,
         search=SearchConfig(searcher="evolution", num_trials=500, objectives=("accuracy",)),
-        retrain=RetrainConfig(train=replace(train, epochs=300), rank_archs=8, rank_epochs=60),
+        retrain=RetrainConfig(train=replace(train, epochs=300), rank_archs=8, rank_epochs=30),
     )

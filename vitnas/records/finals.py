@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from vitnas.budget import Cost
 from vitnas.runs import RunFile
+from vitnas.train.evaluate import wilson
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +84,28 @@ class Finals(RunFile):
     def chosen(self) -> str:
         """The id of the winner."""
         return self.finalists[0].arch_id
+
+    @property
+    def says(self) -> str:
+        """One sentence on the winner, for people; "" where nothing was trained."""
+        best = self.finalists[0]
+        if not best.rungs:
+            return ""
+        last, rivals = (
+            best.rungs[-1],
+            [each for each in self.finalists[1:] if len(each.rungs) == len(best.rungs)],
+        )
+        low, high = wilson(round(last.accuracy * last.n), last.n)
+        found = (
+            f"The finals chose {best.arch_id} of {len(self.finalists)} Archs: {last.accuracy:.1%} of {last.n} held-out "
+            f"images (95 % interval {100 * low:.1f} to {100 * high:.1f}) after {last.epochs:.3g} epochs"
+        )
+        if rivals:
+            ahead = 100 * (last.accuracy - rivals[0].rungs[-1].accuracy)
+            found += (
+                f", {f'{ahead:.1f} points ahead of' if ahead else 'level with'} the next that came as far"
+            )
+        return f"{found}; as the best of several it is on average a little less good than it looks."
 
     @property
     def spent(self) -> Spent:

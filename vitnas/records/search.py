@@ -167,10 +167,8 @@ class Result(RunFile):
 
 
 @dataclass(frozen=True)
-class RankedArch(RunFile):
-    """One Arch trained from scratch, briefly, and what the supernet said of it (ranking/<arch id>.json)."""
-
-    COMMAND = "vitnas retrain"
+class RankedArch:
+    """One Arch, trained briefly, and what the supernet said of it."""
 
     arch_id: str
     macs: int
@@ -191,6 +189,50 @@ class Correlation(RunFile):
     how: str
     points: tuple[RankedArch, ...]
     note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranking(Correlation):
+    """How well the supernet ranks Archs of about equal cost, found out before the search.
+
+    Args:
+        ci95: interval of the tau, of as many Archs drawn anew.
+        alike, told_apart: pairs whose accuracies after training differ by more than the error of so many images, and
+            how many of these the supernet orders alike.
+        least_tau: what the run asks for.
+        otherwise: how the run goes on where its supernet does not rank; "" where it relies on it.
+        spent: what finding out took.
+    """
+
+    FILE = "ranking.json"
+    COMMAND = "vitnas train"
+
+    ci95: tuple[float, float] | None
+    alike: int
+    told_apart: int
+    least_tau: float
+    otherwise: Literal["", "training", "finals"] = ""
+    spent: Spent
+
+    @property
+    def says(self) -> str:
+        """One sentence for people."""
+        found = self.note
+        if not found and self.ci95 is not None:
+            ranks = (
+                "does not rank Archs as training does" if self.otherwise else "ranks Archs as training does"
+            )
+            found = (
+                f"The supernet {ranks}: Kendall's tau {self.kendall_tau:.2f} (95 % interval {self.ci95[0]:.2f} to "
+                f"{self.ci95[1]:.2f}) of {self.n} Archs of about equal cost, where {self.least_tau:g} is asked for; it "
+                f"orders {self.alike} of {self.told_apart} pairs alike that training tells apart"
+            )
+        then = {
+            "": "so the search relies on its scores",
+            "training": "so the search trains Archs instead, and does not use its scores",
+            "finals": "so finals choose, by brief trainings",
+        }
+        return f"{found}; {then[self.otherwise]}."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,7 +293,9 @@ class FinalScores(RunFile):
     """What the one reading of the test split gave, by role.
 
     Args:
-        right: which images each model gets right, a bit each in their order, as hexadecimal digits.
+        right: which images each model gets right, a bit each in their order, as hexadecimal digits; where images may
+            have several classes, those of which the likeliest is one.
+        several: images may have several.
     """
 
     FILE = "test_scores.json"
@@ -259,15 +303,14 @@ class FinalScores(RunFile):
 
     scores: Mapping[str, Score]
     right: Mapping[str, str] = field(default_factory=dict)
+    several: bool = False
 
     @classmethod
-    def of(cls, found: Mapping[str, tuple[Score, Tensor | None]]) -> FinalScores:
-        """From the Score and bool (N,) of each role, if images have one class each."""
-        bits = {
-            role: np.packbits(right_N.numpy()) for role, (_, right_N) in found.items() if right_N is not None
-        }
+    def of(cls, found: Mapping[str, tuple[Score, Tensor]], *, several: bool = False) -> FinalScores:
+        """From the Score and bool (N,) of each role."""
+        bits = {role: np.packbits(right_N.numpy()) for role, (_, right_N) in found.items()}
         scores = {role: score for role, (score, _) in found.items()}
-        return cls(scores, {role: packed.tobytes().hex() for role, packed in bits.items()})
+        return cls(scores, {role: packed.tobytes().hex() for role, packed in bits.items()}, several)
 
     def is_right(self, role: str) -> np.ndarray:
         """bool (N,): which images a role's model gets right."""
@@ -285,6 +328,7 @@ class Versus:
         ci95: its interval, by the images that only one of the two gets right. Another training of the same Archs may
             differ by more.
         only_chosen, only_other: numbers of these images.
+        several: images may have several classes; what is compared is whether the likeliest is one of them.
     """
 
     role: str
@@ -293,6 +337,7 @@ class Versus:
     n: int
     only_chosen: int
     only_other: int
+    several: bool = False
 
     @property
     def says(self) -> Literal["better", "the same within the noise", "worse"]:

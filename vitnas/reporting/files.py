@@ -25,6 +25,7 @@ from vitnas.records import (
     Manifest,
     Order,
     Original,
+    Ranking,
     Result,
     Results,
     SamplerSummary,
@@ -94,6 +95,7 @@ class RunFiles:
     space: SpaceRecord | None = None
     search: SearchRecord | None = None
     correlation: Correlation | None = None
+    ranking: Ranking | None = None
     sampler: SamplerSummary | None = None
     export: ExportRecord | None = None
     feasibility: Feasibility | None = None
@@ -123,14 +125,21 @@ class RunFiles:
     @property
     def has_supernet(self) -> bool:
         """Scores are of inherited weights; a search without a supernet trains each Arch briefly."""
-        trains = (self.folder / "finals" / "search").is_dir()
+        trains = any((self.folder / "finals" / group).is_dir() for group in ("search", "ranking"))
         return not trains or (self.folder / "supernet.safetensors").exists()
+
+    @property
+    def scores_are_inherited(self) -> bool:
+        """Scores are of weights of the supernet, which may be there without being relied on."""
+        return self.has_supernet and not (self.ranking and self.ranking.otherwise == "training")
 
     @property
     def scored_how(self) -> str:
         """What scores are of, in words."""
         return (
-            "with weights inherited from the Supernet" if self.has_supernet else "after a brief training each"
+            "with weights inherited from the Supernet"
+            if self.scores_are_inherited
+            else "after a brief training each"
         )
 
     @property
@@ -178,6 +187,7 @@ def read_run(folder: Path) -> RunFiles:
     run.results = _read(run, Results, folder)
     run.finals = _read(run, Finals, folder)
     run.correlation = _read(run, Correlation, folder)
+    run.ranking = _read(run, Ranking, folder)
     run.sampler = _read(run, SamplerSummary, folder)
     run.feasibility = _read(run, Feasibility, folder)
     run.token_speeds = _read(run, TokenSpeeds, folder)

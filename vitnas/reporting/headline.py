@@ -91,10 +91,16 @@ def why(run: RunFiles) -> str:
     """One sentence on why this Arch: what it was picked from."""
     if not run.search or not run.chosen_id:
         return ""
-    place = "on" if run.chosen_id in run.search.front else "NOT on"
+    front = f"the Pareto front of {len(run.search.front)}"
+    if run.chosen_id in run.search.front:
+        place = f"it is on {front}"
+    elif run.finals and run.finals.chosen != run.search.chosen:
+        place = f"the finals chose it, though by scores it is not on {front}"
+    else:
+        place = f"it is not on {front}, as scores of few images are drawn to what Archs of that cost have on average"
     return (
-        f"Picked from {run.search.num_scored} scored Archs ({run.search.num_rejected} more were rejected); it is "
-        f"{place} the Pareto front of {len(run.search.front)}.{_tokens(run)}"
+        f"Picked from {run.search.num_scored} scored Archs ({run.search.num_rejected} more were rejected); "
+        f"{place}.{_tokens(run)}"
     )
 
 

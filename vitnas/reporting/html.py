@@ -105,8 +105,12 @@ def _keep(figures: dict[str, plots.Figure], name: str, figure: plots.Figure | No
 
 
 def _search(run: RunFiles, figures: dict[str, plots.Figure]) -> dict[str, Any]:
+    told = {
+        "finals": run.finals and run.finals.says and tables.finals(run.finals),
+        "finals_say": run.finals and run.finals.says,
+    }
     if run.search is None:
-        return {"search": None, "holdout": _holdout(run)}
+        return {"search": None, "holdout": _holdout(run), **told}
     _keep(figures, "front", plots.front(run))
     _keep(figures, "hypervolume", plots.hypervolume(run.search))
     return {
@@ -116,6 +120,7 @@ def _search(run: RunFiles, figures: dict[str, plots.Figure]) -> dict[str, Any]:
         "scored_how": run.scored_how,
         "search_seconds": tables.number(run.search.seconds, "s"),
         "rejections": tables.rejections(run.search),
+        **told,
     }
 
 
@@ -188,11 +193,13 @@ def block_costs(arch: Arch) -> list[tuple[str, int, int, int, int]]:
 
 
 def _correlation(run: RunFiles, figures: dict[str, plots.Figure]) -> dict[str, Any]:
-    found = run.correlation
+    found = run.ranking if run.ranking and run.ranking.n else run.correlation
     if found is None:
         return {"correlation_text": "", "correlation_how": ""}
     _keep(figures, "correlation", plots.correlation(found.points, run.chosen_id))
-    if not found.n:
+    if run.ranking and found is run.ranking:
+        text = run.ranking.says
+    elif not found.n:
         text = f"No Archs were trained to find out: {found.note}"
     elif found.n < MIN_PAIRS:
         text = f"n = {found.n} Archs: too few to tell whether the Supernet ranks them right ({MIN_PAIRS} are needed)."

@@ -75,7 +75,7 @@ def front(run: RunFiles) -> Figure | None:
             cliponaxis=False, marker={"size": 17, "symbol": "star", "color": RED},
         ),
     ]  # fmt: skip
-    title = "Accuracy, inherited weights" if run.has_supernet else "Accuracy, trained briefly"
+    title = "Accuracy, inherited weights" if run.scores_are_inherited else "Accuracy, trained briefly"
     y_axis = axis(title, **percent_axis([p[1] for p in points]))
     x_axis = {} if cost.quantity == "latency" else {"tickformat": "~s"}
     return figure(data, axis(COST_TITLES[cost.quantity], **x_axis), y_axis)

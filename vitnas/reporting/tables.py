@@ -16,7 +16,7 @@ from rich.markup import escape
 
 from vitnas.budget import format_quantity
 from vitnas.measure.latency import Latency
-from vitnas.records import ExportRecord, LatencyRecord, Result, Results, Spent
+from vitnas.records import ExportRecord, Finals, LatencyRecord, Result, Results, Spent
 from vitnas.reporting.files import RunFiles, role_name
 from vitnas.runs import to_json
 from vitnas.searching import Feasibility, SearchRecord
@@ -129,6 +129,32 @@ def taught(run: RunFiles) -> tuple[str, ...]:
             f"{number(rival.seconds, 's')}, one run each).{start}"
         )
     return tuple(found)
+
+
+def finals(found: Finals) -> Table:
+    """Archs that were trained briefly, the best first: what the search gave each, how it did behind each rung."""
+    epochs = [rung.epochs for rung in max((each.rungs for each in found.finalists), key=len)]
+    rows = []
+    for each in found.finalists:
+        told = [percent(rung.accuracy) for rung in each.rungs] + [""] * (len(epochs) - len(each.rungs))
+        last = each.rungs[-1] if each.rungs else None
+        rows.append(
+            (
+                each.arch_id,
+                number(each.cost.macs),
+                "" if each.score is None else percent(each.score),
+                *told,
+                interval(last.accuracy, last.n) if last else MISSING,
+            )
+        )
+    headers = (
+        "Arch",
+        "MACs",
+        "Search's score",
+        *(f"{each:.3g} epochs" for each in epochs),
+        "95 % CI of the last",
+    )
+    return Table(headers, tuple(rows), numeric=tuple(range(1, len(headers))), strong=0)
 
 
 def _shows_balanced(results: Iterable[Result]) -> bool:

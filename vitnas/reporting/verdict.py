@@ -16,9 +16,10 @@ def sentence(results: Results) -> str:
     parts = [_part(each) for each in results.verdict]
     told = f"{', '.join(parts[:-1])} and {parts[-1]}" if parts[1:] else parts[0]
     n = results.verdict[0].n
+    points = "points are of images whose likeliest class is one of theirs; " * results.verdict[0].several
     return (
-        f"On the same {n} test images the chosen model is {told} (95 % intervals of images; each was trained once, and "
-        "another seed can move it by more)."
+        f"On the same {n} test images the chosen model is {told} ({points}95 % intervals of images; each was trained "
+        "once, and another seed can move it by more)."
     )
 
 

@@ -5,7 +5,7 @@ from vitnas.searching.feasibility import Feasibility, FeasibilityRow, feasibilit
 from vitnas.searching.goal import DEFAULT_OBJECTIVES, Goal, Objective
 from vitnas.searching.latency import LatencyMeter
 from vitnas.searching.optuna_search import Nsga2, OptunaSearch, Tpe
-from vitnas.searching.pareto import hypervolume, rank_correlation
+from vitnas.searching.pareto import hypervolume, kendall_interval, rank_correlation
 from vitnas.searching.random_search import RandomSearch
 from vitnas.searching.search import Evaluator, search
 from vitnas.searching.searchers import SEARCHERS
@@ -41,6 +41,7 @@ __all__ = [
     "VitasEvolution",
     "feasibility",
     "hypervolume",
+    "kendall_interval",
     "rank_correlation",
     "search",
     "token_speeds",

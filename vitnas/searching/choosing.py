@@ -59,7 +59,9 @@ def choose(trials: Sequence[Trial], goal: Goal, num_images: int, prefer: Prefer 
 
 def shortlist(trials: Sequence[Trial], goal: Goal, num_images: int, n: int) -> list[Trial]:
     """`n` scored Trials to be trained, or all where there are not so many: one half the best to be expected, the other
-    spread over the front from its cheapest to its costliest, filled up with the next best."""
+    spread over the front from its cheapest to its costliest, filled up with the next best. No two have one structure
+    (widths, depths, stem) while there are others: a search ends among the kin of what scored best, and what training
+    is to tell apart must differ by more than that."""
     expected_N, cost_N = estimates(trials, goal, num_images), _costs(trials, goal)
     ranked = _ranked(expected_N, cost_N)
     cost = cost_objective(goal.objectives, goal.budget)
@@ -67,8 +69,24 @@ def shortlist(trials: Sequence[Trial], goal: Goal, num_images: int, n: int) -> l
     edge = sorted(front(points), key=lambda place: (cost_N[place], place))
     half = n - n // 2
     spread = [edge[round(i * (len(edge) - 1) / max(1, n // 2 - 1))] for i in range(n // 2)]
-    places = list(dict.fromkeys((*ranked[:half], *spread, *ranked)))[:n]
+
+    def unlike(places: Sequence[int]) -> list[int]:
+        """The first of each structure."""
+        first: dict[tuple[int, ...], int] = {}
+        for place in places:
+            first.setdefault(_structure(trials[place]), place)
+        return list(first.values())
+
+    queue = [*unlike(ranked)[:half], *spread, *unlike(ranked), *ranked]
+    places = list(dict.fromkeys((*unlike(queue), *queue)))[:n]
     return [trials[place] for place in sorted(places, key=ranked.index)]
+
+
+def _structure(trial: Trial) -> tuple[int, ...]:
+    """The genes that change the whole Arch."""
+    return tuple(
+        option for gene, option in zip(trial.space.genes, trial.genes, strict=True) if gene.structural
+    )
 
 
 def _costs(trials: Sequence[Trial], goal: Goal) -> np.ndarray:

@@ -10,6 +10,7 @@ from vitnas.searching.evolution import AutoFormerEvolution as AutoFormerEvolutio
 from vitnas.searching.evolution import Evolution as Evolution
 from vitnas.searching.evolution import VitasEvolution as VitasEvolution
 from vitnas.searching.evolution import ViTResNASEvolution as ViTResNASEvolution
+from vitnas.searching.halving import GuidedHalving as GuidedHalving
 from vitnas.searching.halving import Halving as Halving
 from vitnas.searching.optuna_search import GaussianProcess as GaussianProcess
 from vitnas.searching.optuna_search import Nsga2 as Nsga2

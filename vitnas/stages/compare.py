@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
 from functools import partial
 
 from vitnas.arch import Arch
@@ -11,14 +11,13 @@ from vitnas.counting import count
 from vitnas.errors import UserError
 from vitnas.extraction import extract
 from vitnas.model.named import ArchFile
-from vitnas.records import Correlation, Finals, RankedArch, Result, Spent, TrainedSupernet
-from vitnas.searching import Trial, rank_correlation
+from vitnas.records import Correlation, Finals, RankedArch, Ranking, Result, Spent, TrainedSupernet
+from vitnas.searching import rank_correlation
 from vitnas.searching.latency import measure_ms
 from vitnas.stages.finals import BriefTraining, Entrant, finalists, folder_of, from_scratch, hold
-from vitnas.stages.hand_scaled import three_shapes
+from vitnas.stages.hand_scaled import patch_sizes, three_shapes
 from vitnas.stages.models import Models
 from vitnas.stages.searching import Inherited, Searches
-from vitnas.train import evaluate
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class Picks:
         """What the search found."""
         trial, folder = self.searches.chosen(), self.models.work.folder
         if self.searches.config.trains:
-            return Pick(trial.arch, None, Finals.read(folder).spent)
+            return Pick(trial.arch, None, self.trained_spent())
         with self.searches.open() as study:
             spent = self.searches.spent(study)
         if self.searches.finals.archs:
@@ -59,13 +58,13 @@ class Picks:
     def random_search(self) -> Pick:
         """The best of as many random Archs, by the same scores and, where there are some, the same finals.
 
-        Without a supernet the best of as many as can be trained to the last rung in the epochs that all rungs took.
+        Where the search trains, the best of as many as can be trained to the last rung in the epochs that the search,
+        its rungs, and a supernet that was not relied on took.
         """
         searches = self.searches
         if searches.config.trains:
             brief = BriefTraining(self.models, searches, whole=True)
-            finals = Finals.read(self.models.work.folder)
-            epochs = sum(each.rungs[-1].epochs for each in finals.finalists)
+            epochs = self.trained_spent().learned / len(self.models.images.data.train)
             num_trials = max(1, round(epochs / brief.epochs))
             with searches.run("random_search", "random", brief, num_trials=num_trials) as study:
                 spent = sum((brief.rung(trial.arch).spent for trial in study.scored()), Spent())
@@ -79,14 +78,14 @@ class Picks:
         return Pick(best.arch, best.values["accuracy"], self.with_supernet(spent))
 
     def hand_scaled(self) -> Pick:
-        """The best of three plain ViTs that a person would draw, by a brief training (finals/hand_scaled-*.json)."""
+        """The best of three plain ViTs per patch size, by a brief training (finals/hand_scaled-*.json)."""
         models, work = self.models, self.models.work
         like = self.searches.chosen().arch
         path = work.folder / "finals" / f"hand_scaled-{like.id}.json"
         if not work.engine.from_first(path.exists):  # clocks would not find the same three again
             clocks = {target: partial(measure_ms, meter) for target, meter in self.searches.meters.items()}
             archs: Sequence[Arch] = work.engine.from_first(
-                lambda: three_shapes(like, self.searches.budget, clocks)
+                lambda: three_shapes(like, self.searches.budget, clocks, patch_sizes(self.searches.space))
             )
             entrants = [Entrant(arch, count(arch)) for arch in archs]
             if len(entrants) == 1:  # then there is nothing to decide
@@ -102,9 +101,26 @@ class Picks:
         return Pick(ArchFile.read(path.parent / "hand_scaled" / known.chosen).arch, None, known.spent)
 
     def with_supernet(self, spent: Spent) -> Spent | None:
-        """And what training the supernet took; None where that is not on record."""
+        """And what training the supernet and holding it against trained Archs took; None where the first is not on
+        record."""
         folder = self.models.work.folder
-        return spent + TrainedSupernet.read(folder).spent if TrainedSupernet.exists(folder) else None
+        if not TrainedSupernet.exists(folder):
+            return None
+        ranking = Ranking.read(folder).spent if Ranking.exists(folder) else Spent()
+        return spent + TrainedSupernet.read(folder).spent + ranking
+
+    def trained_spent(self) -> Spent:
+        """What a search that trains took, a supernet that was not relied on included."""
+        folder = self.models.work.folder
+        finals = Finals.read(folder)
+        if not Ranking.exists(folder):
+            return finals.spent
+        ranked = {
+            point.arch_id for point in Ranking.read(folder).points
+        }  # their first rungs are counted there
+        rungs = [rung for each in finals.finalists for rung in each.rungs[each.arch_id in ranked :]]
+        spent = sum((rung.spent for rung in rungs), Spent())
+        return self.with_supernet(spent) or spent
 
 
 def train_models(models: Models, searches: Searches, inherited: Inherited) -> None:
@@ -134,20 +150,18 @@ def train_models(models: Models, searches: Searches, inherited: Inherited) -> No
 
 
 def rank_archs(models: Models, searches: Searches) -> None:
-    """How the supernet's scores order Archs that were trained briefly (correlation.json): a few that are spread over
-    the ranking or, where none are asked for, those of the finals behind their first rung."""
-    retrain, work = models.config, models.work
+    """How the supernet's scores order Archs that were trained briefly (correlation.json): those of before the search
+    or, where there are none, those of the finals behind their first rung."""
+    work = models.work
     if Correlation.exists(work.folder):
         return
-    if searches.config.trains:
-        points, how = [], ""
-    elif retrain.rank_archs or not searches.finals.archs:
-        points = _trained_evenly(models, searches)
-        how = (
-            f"{len(points)} scored Archs spread over the supernet's ranking, each trained from scratch for "
-            f"{retrain.rank_epochs:g} epochs (seed {work.seed}); both accuracies on the holdout split"
-        )
-    else:
+    if Ranking.exists(work.folder):
+        known = Ranking.read(work.folder)
+        record = Correlation(**{item.name: getattr(known, item.name) for item in fields(Correlation)})
+        work.once(Correlation.path(work.folder), lambda: record.write(work.folder))
+        return
+    points, how = list[RankedArch](), ""
+    if searches.finals.archs and not searches.config.trains:
         finals = Finals.read(work.folder)
         points = [
             RankedArch(each.arch_id, each.cost.macs, each.score or 0.0, each.rungs[0].accuracy)
@@ -170,29 +184,3 @@ def rank_archs(models: Models, searches: Searches) -> None:
         kendall_tau=tau, spearman=rho, n=len(points), how=how, points=tuple(points), note=note
     )
     work.once(Correlation.path(work.folder), lambda: record.write(work.folder))
-
-
-def _trained_evenly(models: Models, searches: Searches) -> list[RankedArch]:
-    """Archs spread over the supernet's ranking, trained from scratch."""
-    retrain, work = models.config, models.work
-    with searches.open() as study:
-        trials = evenly(study.scored(), retrain.rank_archs)
-    config = replace(retrain.train, epochs=retrain.rank_epochs)
-    points: list[RankedArch] = []
-    for trial in trials:
-        done, stage = work.folder / "ranking" / f"{trial.arch.id}.json", f"ranking/{trial.arch.id}"
-        if not done.exists():
-            model, _ = models.train(models.fresh(trial.arch, stage), config, stage)
-            accuracy = evaluate(model, models.images.holdout).accuracy
-            point = RankedArch(trial.arch.id, trial.cost.macs, trial.values["accuracy"], accuracy)
-            work.once(done, partial(point.save, done))
-        points.append(RankedArch.load(done))
-    return points
-
-
-def evenly(trials: list[Trial], n: int) -> list[Trial]:
-    """`n` Trials evenly spaced over the ranking by accuracy, best and worst included."""
-    ranked = sorted(trials, key=lambda trial: (trial.values["accuracy"], trial.number))
-    if len(ranked) <= n or not n:
-        return ranked[:n]
-    return [ranked[round(i * (len(ranked) - 1) / max(1, n - 1))] for i in range(n)]

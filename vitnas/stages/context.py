@@ -50,7 +50,7 @@ class Context:
     def settle(self) -> None:
         """Take up what `time` leaves of the run, once that is known; parts that hang on it are made anew."""
         self.run = settled(self.asked, self.folder)
-        for part in ("searches", "models"):
+        for part in ("searches", "models", "inherited"):
             vars(self).pop(part, None)
 
     @cached_property

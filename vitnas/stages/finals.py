@@ -141,6 +141,11 @@ def _rung(
     return Rung.load(done)
 
 
+def first_rung(models: Models, arch: Arch, epochs: float, group: str, begin: Callable[[Arch], Model]) -> Rung:
+    """Train an Arch for a first rung of `epochs`, unless it was; arguments as of `hold`."""
+    return _rung(models, arch, 0, (0.0, epochs), group, begin)
+
+
 def folder_of(work: Work, group: str, arch: Arch) -> Path:
     """Where an Arch's rungs are."""
     return work.folder / "finals" / group / arch.id
@@ -156,16 +161,19 @@ def finalists(models: Models, searches: Searches, inherited: Inherited, study: S
     config = searches.finals
     if searches.config.trains:
         every = [Entrant(trial.arch, trial.cost) for trial in searches.met(study)]
-        planned = searches.config.num_trials
-        return hold(models, config, every, "search", "scratch", from_scratch(models), planned=planned)
+        planned, fresh = searches.config.num_trials, from_scratch(models)
+        return hold(models, config, every, searches.group, "scratch", fresh, planned=planned)
     trials = shortlist(searches.met(study), study.goal, searches.num_images(), config.archs)
     entrants = [Entrant(trial.arch, trial.cost, trial.values["accuracy"]) for trial in trials]
-    begin: Callable[[Arch], Model] = (
-        from_scratch(models)
-        if config.start == "scratch"
-        else lambda arch: extract(inherited.supernet, arch).cpu()
+    return hold(
+        models, config, entrants, searches.group, config.start, begin(models, inherited, config.start)
     )
-    return hold(models, config, entrants, "search", config.start, begin)
+
+
+def begin(models: Models, inherited: Inherited, start: str) -> Callable[[Arch], Model]:
+    """An Arch's Model as a brief training begins with it."""
+    scratch = start == "scratch"
+    return from_scratch(models) if scratch else lambda arch: extract(inherited.supernet, arch).cpu()
 
 
 def from_scratch(models: Models) -> Callable[[Arch], Model]:
@@ -194,6 +202,7 @@ def choose_by_training(
         found.write(folder)
 
     models.work.engine.from_first(write)
+    models.work.progress.note(found.says)
 
 
 class BriefTraining:
@@ -201,7 +210,7 @@ class BriefTraining:
 
     def __init__(self, models: Models, searches: Searches, *, whole: bool = False) -> None:
         self.models, self.split = models, models.images.data.holdout.split
-        self.group = "random_search" if whole else "search"
+        self.group = "random_search" if whole else searches.group
         train = models.config.train
         epochs = lengths(searches.finals, train, searches.config.num_trials)
         self.epochs = epochs[-1] if whole else epochs[0]
@@ -211,8 +220,7 @@ class BriefTraining:
 
     def rung(self, arch: Arch) -> Rung:
         """What came of it."""
-        begin = from_scratch(self.models)
-        return _rung(self.models, arch, 0, (0.0, self.epochs), self.group, begin)
+        return first_rung(self.models, arch, self.epochs, self.group, from_scratch(self.models))
 
 
 class Brief(Inherited):
@@ -221,14 +229,13 @@ class Brief(Inherited):
     def __init__(self, models: Models, searches: Searches) -> None:
         super().__init__(models.work, models.images, self._none)
         self.evaluator = BriefTraining(models, searches)  # type: ignore[assignment]
+        self.group = searches.group
 
     def _none(self) -> Supernet:
-        raise UserError(
-            "this run has no supernet: search.searcher is 'halving'. Search with another searcher."
-        )
+        raise UserError("this run uses no supernet: its search trains Archs. Search with another searcher.")
 
     def model(self, arch: Arch) -> Model:
         """With the weights of the last rung that it reached."""
-        model, folder = build(arch), folder_of(self.work, "search", arch)
+        model, folder = build(arch), folder_of(self.work, self.group, arch)
         load_weights(model, max(folder.glob("rung*.safetensors")), "vitnas search")
         return model

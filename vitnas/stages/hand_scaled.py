@@ -1,13 +1,12 @@
 """The plain ViT that a person would scale by hand to the same budget: the baseline that a search has to beat.
 
-DeiT's rules (arXiv 2012.12877): all blocks equal, MLP four times the width, class token, learned positions, heads
-64 wide, at least three of them; smaller nets than DeiT-Ti have three narrower heads, the smallest two. What comes
-from the winner is what the data and the training ask for, and its patch size: a baseline that is given the patch
-size which the search found is the harder one to beat, and the comparison is then of widths, heads and depth. Width
-and depth are scaled until the budget is used, with a width of 8 to 32 times the depth; among those that use it
-about equally well, the one whose ratio is nearest to DeiT-Ti's (192 / 12 = 16) wins. A person would try more than
-one shape, so there are three: a deep one, DeiT-Ti's and a wide one, of which the better is taken. They keep to the
-same limits as the search, latency included, which is measured.
+DeiT's rules (arXiv 2012.12877): all blocks equal, MLP four times the width, class token, learned positions, heads 64
+wide, at least three of them; smaller nets than DeiT-Ti have three narrower heads, the smallest two. What comes from
+the winner is what the data and the training ask for, and its patch size, to begin with. Width and depth are scaled
+until the budget is used, with a width of 8 to 32 times the depth; among those that use it about equally well, the one
+whose ratio is nearest to DeiT-Ti's (192 / 12 = 16) wins. A person would try more than one shape, so there are three: a
+deep one, DeiT-Ti's and a wide one, of every patch size that the Space has, of which the best is taken. They keep to
+the same limits as the search, latency included, which is measured.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from vitnas.arch import Arch, Block, Stage
 from vitnas.budget import Budget, Limit
 from vitnas.counting import count
 from vitnas.errors import UserError
+from vitnas.space import Space
 
 RATIO = 16.0  # DeiT-Ti's width over depth
 CLOSE = 0.02  # nets within 2 % of the best use of the budget count as equal
@@ -41,6 +41,7 @@ def hand_scaled(
     ratio: float = RATIO,
     *,
     spread: float = 2.0,
+    patch_size: int | None = None,
 ) -> Arch:
     """The hand-scaled ViT for `budget`, for the images, patches, classes and trained heads of `like`.
 
@@ -50,6 +51,7 @@ def hand_scaled(
         clocks: what measures latency, for each target that the budget names; without, such limits are not looked at.
         ratio: the width over the depth to be near to; nets further off than `spread` times are taken only where there
             are no others.
+        patch_size: None: `like`'s.
 
     Raises:
         UserError: no plain ViT meets the budget.
@@ -58,7 +60,7 @@ def hand_scaled(
     limits = [limit.high for limit in bounded if limit.quantity == "macs" and limit.high is not None]
     timed = [limit for limit in bounded if limit.quantity == "latency"] if clocks else []
     limit = min(limits, default=count(like).macs * (FASTER if timed else 1))
-    options = _within(like, budget, limit)
+    options = _within(like, budget, limit, patch_size)
     shapely = [option for option in options if ratio / spread <= _ratio(option[1]) <= ratio * spread]
     ranked = sorted(shapely or options, key=lambda option: option[0])
     if timed and clocks:
@@ -75,15 +77,29 @@ def hand_scaled(
     return best[0]
 
 
-def three_shapes(like: Arch, budget: Budget, clocks: Mapping[str, Milliseconds] | None = None) -> list[Arch]:
-    """The hand-scaled ViTs of three widths over depths, each once, DeiT-Ti's shape first.
+def three_shapes(
+    like: Arch,
+    budget: Budget,
+    clocks: Mapping[str, Milliseconds] | None = None,
+    patch_sizes: Sequence[int] = (),
+) -> list[Arch]:
+    """The hand-scaled ViTs of three widths over depths, each once, DeiT-Ti's shape first; of `like`'s patches and those
+    of `patch_sizes` too, where some meet the budget.
 
     Raises:
         UserError: as `hand_scaled`.
     """
     quick = {target: cache(clock) for target, clock in (clocks or {}).items()}
-    found = [hand_scaled(like, budget, quick)]
-    found += [hand_scaled(like, budget, quick, ratio, spread=math.sqrt(2)) for ratio in (LEAST, MOST)]
+    found: list[Arch] = []
+    for patch in dict.fromkeys((like.patch_size, *patch_sizes)):
+        try:
+            found.append(hand_scaled(like, budget, quick, patch_size=patch))
+        except UserError:
+            if not found:
+                raise
+            continue
+        for ratio in (LEAST, MOST):
+            found.append(hand_scaled(like, budget, quick, ratio, spread=math.sqrt(2), patch_size=patch))
     return list(dict.fromkeys(found))
 
 
@@ -106,14 +122,14 @@ def _misses(arch: Arch, limits: Sequence[Limit], clocks: Mapping[str, Millisecon
     return any(limit.high is not None and clocks[limit.target](arch) > limit.high for limit in limits)
 
 
-def _within(like: Arch, budget: Budget, most: float) -> list[tuple[int, Arch]]:
+def _within(like: Arch, budget: Budget, most: float, patch_size: int | None = None) -> list[tuple[int, Arch]]:
     """(MACs, Arch) of every plain ViT that meets the budget."""
     options: list[tuple[int, Arch]] = []
     for depth in range(2, 25):
         for width in range(SMALLEST, 1025):
             if num_heads(width) is None:
                 continue
-            arch = plain_vit(like, width, depth)
+            arch = plain_vit(like, width, depth, patch_size)
             cost = count(arch)
             if cost.macs > most:
                 break
@@ -136,7 +152,7 @@ def num_heads(width: int) -> int | None:
     return None if width % (2 * heads) else heads
 
 
-def plain_vit(like: Arch, width: int, depth: int) -> Arch:
+def plain_vit(like: Arch, width: int, depth: int, patch_size: int | None = None) -> Arch:
     """A DeiT of that width and depth for the images, patches, classes and trained heads of `like`.
 
     Raises:
@@ -150,10 +166,15 @@ def plain_vit(like: Arch, width: int, depth: int) -> Arch:
     block = Block(num_heads=heads, head_dim=width // heads, mlp_hidden=4 * width)
     return Arch(
         image_size=like.image_size,
-        patch_size=like.patch_size,
+        patch_size=like.patch_size if patch_size is None else patch_size,
         in_chans=like.in_chans,
         num_classes=like.num_classes,
         stages=(Stage(embed_dim=width, blocks=(block,) * depth),),
         distill_token=like.distill_token,
         patch_head=like.patch_head,
     )
+
+
+def patch_sizes(space: Space) -> tuple[int, ...]:
+    """The patch sizes that a Space chooses from; none where it has one."""
+    return next((gene.options for gene in space.genes if gene.name == "patch_size"), ())

@@ -5,12 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal, TypeAlias
 
+from vitnas.records import Ranking
 from vitnas.runs import RunFile
+from vitnas.searching.halving import GuidedHalving
+from vitnas.stages.finals import lengths
 from vitnas.stages.run import Run
 from vitnas.train import TrainConfig
 
+Otherwise: TypeAlias = Literal["training", "finals"]
+
 LEAST_TRIALS = 20
+LEAST_RANKED = 5  # with fewer Archs an order says nothing of the supernet that it is of
+TRAINED = 2  # Archs are trained where the supernet does not rank, per Arch by which that was found out
+INSTEAD = 8  # Archs of the finals there, where these cannot be trained from new weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +71,27 @@ def shortened(run: Run, share: float) -> Run:
 
 def settled(run: Run, folder: Path) -> Run:
     """The run as it is done in its folder: by `time` it has been shortened once, so that it is the same on a busier
-    day."""
-    if run.time is None or not Outlook.exists(folder):
-        return run
-    return shortened(run, Outlook.read(folder).share)
+    day, and where its supernet does not rank it goes on without."""
+    if run.time is not None and Outlook.exists(folder):
+        run = shortened(run, Outlook.read(folder).share)
+    ranks = not (run.ranks and Ranking.exists(folder) and Ranking.read(folder).otherwise)
+    return run if ranks else distrusting(run)
+
+
+def otherwise(run: Run) -> Otherwise:
+    """How a run goes on where its supernet does not rank: Archs are trained from new weights, unless what it is after
+    has weights of the supernet, or a sampler that has learned answers."""
+    inherits = run.retrain.start == "inherited" or run.pretrained or run.sampler.answers
+    return "finals" if inherits else "training"
+
+
+def distrusting(run: Run) -> Run:
+    """The run where its supernet does not rank."""
+    if otherwise(run) == "finals":
+        return replace(run, finals=replace(run.finals, archs=max(INSTEAD, run.finals.archs)))
+    search = replace(
+        run.search, searcher=GuidedHalving.word, num_trials=max(2, TRAINED * run.retrain.rank_archs)
+    )
+    rungs = len(lengths(run.finals, run.retrain.train, search.num_trials))
+    finals = replace(run.finals, epochs=run.retrain.rank_epochs * 2 ** (rungs - 1))
+    return replace(run, search=search, finals=finals)

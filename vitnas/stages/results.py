@@ -143,9 +143,8 @@ def _make_table(models: Models) -> None:
             Readings.path(folder), purpose=f"final table of {', '.join(names)}"
         )
         batches, device = models.images.batches(test), models.work.engine.device
-        FinalScores.of({role: evaluate_each(models.load(role).to(device), batches) for role in names}).write(
-            folder
-        )
+        found = {role: evaluate_each(models.load(role).to(device), batches) for role in names}
+        FinalScores.of(found, several=test.several).write(folder)
         chosen, dataset = models.load("chosen").to(device), models.images.config.dataset
         examine(chosen, test, model="models/chosen", dataset=dataset, batches=batches).write(folder)
     read = FinalScores.read(folder)
@@ -167,6 +166,7 @@ def versus(scores: FinalScores, role: str) -> Versus:
         n=n,
         only_chosen=only_chosen,
         only_other=only_other,
+        several=scores.several,
     )
 
 

@@ -63,16 +63,19 @@ class SharingConfig:
 class SearchConfig:
     """How to search: `searcher` is a name (`evolution`, `predictor`, `autoformer`, `random`, `tpe`, `nsga2`, ...;
     `sampler` asks what sampler.kind=focus has learned; `halving` needs no supernet: it trains so many random Archs
-    briefly, and the better ones on in the finals), `num_trials` the Archs to score, `objectives` what to improve
-    (`budget`: the quantity that the budget limits, latency first; macs where it limits none), `storage` an Optuna
-    URL (None: study.db in the run folder), whose password stands in VITNAS_STORAGE_PASSWORD. Where scores are of too
-    few images to tell Archs apart, `prefer` takes by `accuracy` what Archs of such cost promise, by `cost` the
-    cheapest."""
+    briefly, and the better ones on in the finals; of `guided_halving` a predictor proposes half), `num_trials` the
+    Archs to score, `objectives` what to improve (`budget`: the quantity that the budget limits, latency first; macs
+    where it limits none), `storage` an Optuna URL (None: study.db in the run folder), whose password stands in
+    VITNAS_STORAGE_PASSWORD. Where scores are of too few images to tell Archs apart, `prefer` takes by `accuracy` what
+    Archs of such cost promise, by `cost` the cheapest. Where the supernet orders retrain.rank_archs trained Archs
+    with a Kendall's tau below `least_tau`, the run does not rely on it: it goes on as with `guided_halving`, or with
+    finals where its weights are inherited (-1 relies on it in any case)."""
 
     searcher: str = "evolution"
     num_trials: int = 200
     objectives: tuple[str, ...] = ("accuracy", "budget")
     prefer: Literal["accuracy", "cost"] = "accuracy"
+    least_tau: float = 0.6
     storage: str | None = None
 
     def __post_init__(self) -> None:
@@ -81,6 +84,11 @@ class SearchConfig:
             raise UserError(
                 f"search.storage is {shown(self.storage)!r} with a password, and a run writes its fields down. Leave "
                 f"it out, and set {PASSWORD}, PGPASSWORD or ~/.pgpass."
+            )
+        if not -1 <= self.least_tau <= 1:
+            raise UserError(
+                f"search.least_tau is {self.least_tau:g}; Kendall's tau is between -1 and 1. Use 0.6, or -1 to rely on "
+                "the supernet in any case."
             )
         if self.num_trials < 1:
             raise UserError(f"search.num_trials is {self.num_trials}; a search scores at least 1 Arch.")
@@ -138,8 +146,8 @@ class RetrainConfig:
 
     `start` is `scratch` (new weights; the comparison is then at equal training) or `inherited` (from the supernet;
     the table says so). `baselines` are trained in the same way: a `hand_scaled` plain ViT at the same budget and the
-    best of a `random_search` with as many scored Archs. `rank_archs` Archs are trained from scratch for `rank_epochs`
-    to see how well the supernet ranks them; 0 leaves that out.
+    best of a `random_search` with as many scored Archs. Before the search `rank_archs` Archs of about equal cost are
+    trained for `rank_epochs`, from `start` weights, to see how well the supernet ranks them; 0 leaves that out.
     """
 
     train: TrainConfig = field(default_factory=lambda: TrainConfig(monitor_every=0))
@@ -376,6 +384,11 @@ class Run:
                     f"{name} is {value!r} and search.searcher is {self.search.searcher!r}, which trains no supernet "
                     "and sends every Arch to the finals, from new weights. Leave it out, or use searcher=evolution."
                 )
+
+    @property
+    def ranks(self) -> bool:
+        """The supernet is held against a few Archs that are trained, before the search."""
+        return bool(self.retrain.rank_archs) and not (self.search.trains or self.slim or self.pretrain)
 
     @property
     def entrants(self) -> int:

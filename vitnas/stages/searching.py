@@ -35,6 +35,7 @@ from vitnas.searching import (
     withdraw_slower,
 )
 from vitnas.searching.choosing import choose
+from vitnas.searching.halving import GuidedHalving
 from vitnas.searching.storage import reason, shown
 from vitnas.space import Genes, Space
 from vitnas.stages.lock import one_at_a_time
@@ -57,6 +58,7 @@ class SupernetEvaluator:
 
 
 WEIGHTS = "supernet.safetensors"
+RANKING = "ranking"  # of Archs by which the supernet was measured: a search that trains goes on from them
 
 
 class Inherited:
@@ -107,6 +109,11 @@ class Searches:
     num_images: Callable[[], int]
     mark: str
     finals: FinalsConfig
+
+    @property
+    def group(self) -> str:
+        """Where brief trainings of this search lie in finals/, beside others of the same Archs."""
+        return RANKING if self.config.searcher == GuidedHalving.word else "search"
 
     @property
     def has_finals(self) -> bool:

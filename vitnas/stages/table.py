@@ -22,6 +22,7 @@ from vitnas.records import (
     Family,
     Finals,
     LatencyRecord,
+    Ranking,
     Result,
     Results,
     SamplerSummary,
@@ -34,14 +35,17 @@ from vitnas.reporting.tables import Table
 from vitnas.runs import read_json
 from vitnas.searching import SearchRecord
 from vitnas.slimming import Sensitivity
+from vitnas.space import Genes
 from vitnas.stages.compare import train_models
 from vitnas.stages.context import Context
 from vitnas.stages.finals import choose_by_training
 from vitnas.stages.models import roles_of
+from vitnas.stages.outlook import otherwise
 from vitnas.stages.prepare import prepare
 from vitnas.stages.pretrain.context import PretrainContext
 from vitnas.stages.pretrain.prepare import prepare_pretrain
 from vitnas.stages.pretrain.stages import export, is_judged, judge, pretrain
+from vitnas.stages.ranking import measure_ranking, of_equal_cost
 from vitnas.stages.results import export_chosen, final_table, measure
 from vitnas.stages.run import Run
 from vitnas.stages.searching import WEIGHTS, search_archs
@@ -136,13 +140,23 @@ def _train(context: Context) -> None:
         )
     if run.sampler.answers:
         tell_sampler(context.work, context.sampler, context.inherited)
+    if run.ranks:
+        measure_ranking(context.models, context.searches, context.inherited, otherwise(run))
+        context.settle()
 
 
 def _search(context: Context) -> None:
+    def answers() -> list[Genes]:
+        """What the sampler has learned; without a supernet that ranks, the Archs that were trained already."""
+        if context.run.search.trains:
+            known = Ranking.exists(context.folder)
+            return of_equal_cost(context.searches, context.run.retrain.rank_archs) if known else []
+        return context.sampler.answers(context.budget)
+
     search_archs(
         context.searches,
         context.inherited,
-        lambda: context.sampler.answers(context.budget),
+        answers,
         kind=context.run.space.kind,
         recipe=context.run.recipe,
     )
@@ -185,7 +199,13 @@ STAGES: Mapping[str, Stage] = {
     "train": Stage(
         _train,
         lambda run: (
-            () if run.search.trains else (WEIGHTS, *((SamplerSummary.FILE,) if run.sampler.answers else ()))
+            ()
+            if run.search.trains
+            else (
+                WEIGHTS,
+                *((SamplerSummary.FILE,) if run.sampler.answers else ()),
+                *((Ranking.FILE,) if run.ranks else ()),
+            )
         ),
     ),
     "search": Stage(_search, lambda run: (SearchRecord.FILE, Chosen.FILE)),

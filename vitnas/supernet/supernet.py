@@ -78,8 +78,8 @@ class Supernet(nn.Module):
         self._cache: _Cache[tuple[Arch, int, Grid | None], _Subnet] = _Cache()
         self._blocks: _Cache[Hashable, _Subnet] = _Cache()
         self._changes = 0
-        self.axes: dict[str, Axes] = shared_axes(space, self.sharing)
-        parameters, buffers = fill(space, self.sharing, self.axes, generator)
+        self.axes, lives = shared_axes(space, self.sharing)
+        parameters, buffers = fill(space, self.axes, lives, generator)
         for name, parameter in parameters.items():
             path, last = _home(self, name)
             path.register_parameter(last, parameter)

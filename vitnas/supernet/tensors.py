@@ -7,8 +7,10 @@ as large on each axis as any of them needs.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Sequence
 from functools import partial
+from itertools import chain
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -16,30 +18,32 @@ from torch import Tensor, nn
 from vitnas.arch import Arch, Block
 from vitnas.errors import UserError
 from vitnas.layers.axes import Axes, merge_axes, named_axes, named_tensors
-from vitnas.model import Model, build
+from vitnas.model import build
 from vitnas.space import Space
 from vitnas.supernet.sharing import Home, Sharing
 
 PRIVATE = "private."
+Homes: TypeAlias = list[tuple[str, Axes, list[Home]]]
+"""Of a Model's parameters, and of its buffers that have axes: the name, the axes, where it lives."""
 
 
-def shared_axes(space: Space, sharing: Sharing) -> dict[str, Axes]:
-    """Axes of every shared tensor, by name."""
+def shared_axes(space: Space, sharing: Sharing) -> tuple[dict[str, Axes], list[Homes]]:
+    """Axes of every shared tensor, by name, and the homes of each representative."""
     found: dict[str, Axes] = {}
-    for arch in space.representatives():
-        for _, _, homes in _homes(space, sharing, arch, build(arch, device="meta")):
-            for home in homes:
-                known = found.get(home.name, home.axes)
-                pairs = zip(known, home.axes, strict=True)
-                found[home.name] = tuple((axis, max(a, b)) for (axis, a), (_, b) in pairs)
+    lives = [_homes(space, sharing, arch) for arch in space.representatives()]
+    for _, _, homes in chain.from_iterable(lives):
+        for home in homes:
+            known = found.get(home.name, home.axes)
+            pairs = zip(known, home.axes, strict=True)
+            found[home.name] = tuple((axis, max(a, b)) for (axis, a), (_, b) in pairs)
     if sharing.private:
         _check_options(space, sharing, found)
-    return found
+    return found, lives
 
 
 def _check_options(space: Space, sharing: Sharing, axes: dict[str, Axes]) -> None:
     for arch in space.corners():
-        for _, _, homes in _homes(space, sharing, arch, build(arch, device="meta")):
+        for _, _, homes in _homes(space, sharing, arch):
             if lost := [home.name for home in homes if home.name not in axes]:
                 raise UserError(
                     f"{space.name} does not list its options for {lost[0]!r}, which private sharing keeps a tensor for "
@@ -48,36 +52,37 @@ def _check_options(space: Space, sharing: Sharing, axes: dict[str, Axes]) -> Non
 
 
 def fill(
-    space: Space, sharing: Sharing, axes: dict[str, Axes], generator: torch.Generator | None
+    space: Space, axes: dict[str, Axes], lives: Sequence[Homes], generator: torch.Generator | None
 ) -> tuple[dict[str, nn.Parameter], dict[str, tuple[Tensor, bool]]]:
     """The shared parameters, initialised as the Model's are, each from the first representative that has all of it; and
     the shared buffers, with whether they are saved."""
     found: dict[str, nn.Parameter] = {}
     buffers: dict[str, tuple[Tensor, bool]] = {}
-    for arch in space.representatives():
+    partial_only: dict[str, tuple[int, ...]] = {}
+    for arch, own_homes in zip(space.representatives(), lives, strict=True):
         model = build(arch, generator=generator)
         saved, slots = model.state_dict(), space.slots(arch)
         persistent = {id(buffer): name in saved for name, buffer in model.named_buffers()}
-        with_axes = set(named_axes(model))
+        tensors, with_axes = named_tensors(model), {name for name, _, _ in own_homes}
         for name, buffer in model.named_buffers():
             if name not in with_axes:
                 buffers.setdefault(shared_name(name, slots)[0], (buffer, name in saved))
-        for parameter, own, homes in _homes(space, sharing, arch, model):
+        for name, own, homes in own_homes:
+            parameter = tensors[name]
             for home in homes:
-                if home.name in found or home.axes != axes[home.name]:
+                if home.axes != axes[home.name]:
+                    partial_only.setdefault(home.name, _shape(parameter, own, axes[home.name]))
+                    continue
+                if home.name in found:
                     continue
                 if isinstance(parameter, nn.Parameter):
                     found[home.name] = _part(parameter, own, home)
                 else:
                     buffers.setdefault(home.name, (parameter, persistent[id(parameter)]))
-    for arch in space.representatives():  # no representative has all of what is left
-        for parameter, own, homes in _homes(space, sharing, arch, build(arch, device="meta")):
-            for home in homes:
-                if home.name not in found and home.name not in buffers:
-                    empty = torch.empty(_shape(parameter, own, axes[home.name]))
-                    found[home.name] = nn.Parameter(
-                        nn.init.trunc_normal_(empty, std=0.02, generator=generator)
-                    )
+    for name, shape in partial_only.items():
+        if name not in found and name not in buffers:  # no representative has all of it
+            empty = torch.empty(shape)
+            found[name] = nn.Parameter(nn.init.trunc_normal_(empty, std=0.02, generator=generator))
     return {name: found[name] for name in axes if name not in buffers}, buffers
 
 
@@ -91,17 +96,15 @@ def option_of(arch: Arch, block: Block | None, field: str) -> object:
     return getattr(block if block is not None and hasattr(block, field) else arch, field)
 
 
-def _homes(
-    space: Space, sharing: Sharing, arch: Arch, model: Model
-) -> Iterator[tuple[Tensor, Axes, list[Home]]]:
-    """Each parameter of `model`, and each buffer that has axes, with these and its homes."""
-    slots = space.slots(arch)
-    tensors = named_tensors(model)
-    for name, axes in named_axes(model).items():
+def _homes(space: Space, sharing: Sharing, arch: Arch) -> Homes:
+    """Where the parameters of an Arch's Model live."""
+    slots, found = space.slots(arch), Homes()
+    for name, axes in named_axes(build(arch, device="meta")).items():
         shared, index = shared_name(name, slots)
         block = None if index is None else arch.blocks[index]
         own = sharing.taken(shared, merge_axes(axes, space.merged))
-        yield tensors[name], own, sharing.homes(shared, own, partial(option_of, arch, block))
+        found.append((name, own, sharing.homes(shared, own, partial(option_of, arch, block))))
+    return found
 
 
 def shared_name(name: str, slots: list[int]) -> tuple[str, int | None]:

@@ -45,7 +45,7 @@ def evaluate_each(
     arch: Arch | None = None,
     *,
     device: torch.device | str | None = None,
-) -> tuple[Score, Tensor | None]:
+) -> tuple[Score, Tensor]:
     """Score `network` (as `arch`) on all `batches`, in evaluation mode; the training mode is restored.
 
     Where a Supernet has several weight sets per Arch (bilateral sharing), every number is the mean over them, as
@@ -58,8 +58,7 @@ def evaluate_each(
         device: where the network is; found from its parameters when None.
 
     Returns:
-        The Score, and bool (N,): which images are of the class that the network finds likeliest; None where they may
-        have several.
+        The Score, and bool (N,): which images are of the class that the network finds likeliest.
 
     Raises:
         UserError: images without labels.
@@ -99,6 +98,7 @@ class _Tally:
             right = best.sum()
             sums = torch.stack([right, right, loss.mean(1).sum(), loss.new_tensor(len(targets))])
             self.several.append((logits_BY.cpu(), targets.cpu()))
+            self.right.append(targets.gather(1, logits_BY.argmax(1, keepdim=True))[:, 0].cpu())
         else:
             best = logits_BY.topk(min(5, logits_BY.shape[1]), dim=1).indices == targets[:, None]
             loss = functional.cross_entropy(logits_BY, targets, reduction="sum")
@@ -111,9 +111,9 @@ class _Tally:
         self.totals += sums.cpu().double()
 
     @property
-    def right_N(self) -> Tensor | None:
-        """Which images are right; None where they have several classes each."""
-        return torch.cat(self.right) if self.right else None
+    def right_N(self) -> Tensor:
+        """Which images are of the likeliest class."""
+        return torch.cat(self.right)
 
     def score(self) -> Score:
         top1, top5, loss, n = self.totals.tolist()

@@ -1,0 +1,130 @@
+"""Does the supernet rank Archs? Found out before the search relies on its scores.
+
+A few Archs of about equal cost are trained briefly. Of Archs of unequal cost the larger ones are mostly better and
+score better, which any supernet gets right and no search needs it for. Where the order by score is not the order by
+training, the run does not rely on the supernet: the search trains Archs instead, of which these are the first
+(searcher guided_halving), or, where what is used has inherited weights, finals choose by training.
+"""
+
+from __future__ import annotations
+
+import random
+from itertools import combinations
+
+import numpy as np
+
+from vitnas.data.augment import seed_from
+from vitnas.records import RankedArch, Ranking, Rung, Spent
+from vitnas.reporting.tables import number
+from vitnas.searching import Goal, SearchRecord, kendall_interval, rank_correlation
+from vitnas.searching.choosing import error
+from vitnas.space import Genes
+from vitnas.stages.finals import begin, first_rung
+from vitnas.stages.models import Models
+from vitnas.stages.outlook import LEAST_RANKED, Otherwise
+from vitnas.stages.searching import RANKING, Inherited, Searches
+
+CROWD = 16  # Archs that are looked at per Arch that is taken
+COSTLY = 0.75  # of the Archs within the budget that share is cheaper than those that are taken
+Z = 1.959964
+
+
+def of_equal_cost(searches: Searches, n: int) -> list[Genes]:
+    """`n` random Archs within the counted limits whose costs are about alike, near the upper end of what the budget
+    allows; fewer where it allows fewer. A function of the run's seed, without clocks."""
+    goal = Goal(searches.space, searches.budget)
+    rng, pool = random.Random(seed_from(searches.work.seed, RANKING)), set[Genes]()
+    while len(pool) < CROWD * n and (genes := goal.draw(rng, pool)) is not None:
+        pool.add(genes)
+    drawn = sorted(pool)
+    log_N = np.log(goal.costs(drawn)[searches.budget.counted.quantity].astype(float))
+    near = np.argsort(np.abs(log_N - np.quantile(log_N, COSTLY)), kind="stable")[:n]
+    return [drawn[place] for place in near.tolist()]
+
+
+def measure_ranking(models: Models, searches: Searches, inherited: Inherited, otherwise: Otherwise) -> None:
+    """ranking.json, unless it is there; nothing where the run asks for none.
+
+    Args:
+        otherwise: how the run goes on where its supernet does not rank.
+    """
+    config, work = models.config, models.work
+    if not config.rank_archs or work.engine.from_first(lambda: Ranking.exists(work.folder)):
+        return
+    if work.engine.from_first(lambda: SearchRecord.exists(work.folder)):
+        found = _unknown(searches, "The search is older than this measurement")
+    else:
+        start = begin(models, inherited, config.start)
+        rungs, points = list[Rung](), list[RankedArch]()
+        for place, genes in enumerate(of_equal_cost(searches, config.rank_archs)):
+            work.progress.note(f"ranking: Arch {place + 1} of {config.rank_archs}")
+            arch, cost = searches.space.arch_of(genes), Goal(searches.space, searches.budget).cost(genes)
+            score = inherited.evaluator(arch)["accuracy"]
+            rungs.append(first_rung(models, arch, config.rank_epochs, RANKING, start))
+            points.append(RankedArch(arch.id, cost.macs, score, rungs[-1].accuracy))
+        found = judged(points, rungs, models, searches, otherwise)
+    work.once(Ranking.path(work.folder), lambda: found.write(work.folder))
+    work.progress.note(Ranking.read(work.folder).says)
+
+
+def _unknown(searches: Searches, why: str) -> Ranking:
+    return Ranking(
+        kendall_tau=None, spearman=None, n=0, how="", points=(), note=why, ci95=None, alike=0, told_apart=0,
+        least_tau=searches.config.least_tau, spent=Spent(),
+    )  # fmt: skip
+
+
+def judged(
+    points: list[RankedArch], rungs: list[Rung], models: Models, searches: Searches, otherwise: Otherwise
+) -> Ranking:
+    """What the points say of the supernet, and whether the run relies on it."""
+    least, macs, n = searches.config.least_tau, [point.macs for point in points], len(points)
+    looked = Spent(looked=n * searches.num_images())
+    score_N, trained_N = (
+        [getattr(p, f"{side}_accuracy") for p in points] for side in ("supernet", "trained")
+    )
+    tau, rho, note = None, None, ""
+    if n < LEAST_RANKED:
+        note = f"{n} Archs of about equal cost are too few to tell whether the supernet ranks them right"
+    elif len(set(trained_N)) < 2:
+        note = (
+            f"Training makes all {n} Archs of about equal cost equally good, so there is no order to compare"
+        )
+    elif len(set(score_N)) < 2:
+        note = f"The supernet scores all {n} Archs of about equal cost alike"
+    else:
+        found = rank_correlation(score_N, trained_N)
+        tau, rho = found["kendall_tau"], found["spearman"]
+    has_order = n >= LEAST_RANKED and len(set(trained_N)) > 1
+    relies = not has_order or least == -1 or (tau or 0.0) >= least
+    alike, told_apart = _pairs(points, rungs)
+    return Ranking(
+        kendall_tau=tau,
+        spearman=rho,
+        n=n,
+        how=(
+            f"{n} random Archs of about equal cost ({number(min(macs))} to {number(max(macs))} MACs), each "
+            f"trained from {'new' if models.config.start == 'scratch' else 'inherited'} weights for "
+            f"{models.config.rank_epochs:g} epochs (seed {models.work.seed}), before the search; both accuracies on "
+            f"the {rungs[0].n} images of the holdout split"
+        ),
+        points=tuple(points),
+        note=note,
+        ci95=None if tau is None else kendall_interval(tau, n),
+        alike=alike,
+        told_apart=told_apart,
+        least_tau=least,
+        otherwise="" if relies else otherwise,
+        spent=sum((rung.spent for rung in rungs), looked),
+    )
+
+
+def _pairs(points: list[RankedArch], rungs: list[Rung]) -> tuple[int, int]:
+    """Pairs that training tells apart and the scores order alike, and all that training tells apart."""
+    alike, told_apart = 0, 0
+    for (one, first), (two, second) in combinations(zip(points, rungs, strict=True), 2):
+        ahead = first.accuracy - second.accuracy
+        if abs(ahead) > Z * np.hypot(error(first.accuracy, first.n), error(second.accuracy, second.n)):
+            told_apart += 1
+            alike += ahead * (one.supernet_accuracy - two.supernet_accuracy) > 0
+    return alike, told_apart
