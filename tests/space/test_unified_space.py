@@ -13,7 +13,16 @@ import pytest
 from vitnas.arch import Arch
 from vitnas.errors import UserError
 from vitnas.model.transformer_ls import transformer_ls
-from vitnas.space import Space, UnifiedSpace, UnifiedStage, autoformer, mixer_space, unified, vit_resnas
+from vitnas.space import (
+    Space,
+    UnifiedSpace,
+    UnifiedStage,
+    autoformer,
+    mixer_space,
+    unified,
+    vit_resnas,
+    vitas,
+)
 from vitnas.testing import SpaceContract
 
 
@@ -113,6 +122,33 @@ def test_archs_of_other_spaces_are_in_it() -> None:
     for other, space in pairs:
         for arch in [other.largest(), other.smallest(), *(other.sample(rng) for _ in range(20))]:
             assert space.decode(space.encode(arch)) == arch
+
+
+@pytest.mark.parametrize("shifted", [True, False])
+def test_archs_of_vitas_whose_heads_are_of_one_width_are_in_it(shifted: bool) -> None:
+    """In ViTAS's space heads divide a width anew; here they have one, so the others are refused by it."""
+    other: Any = vitas("micro", image_size=16, num_classes=7, shifted=shifted)
+    stage = UnifiedStage(
+        depth=other.num_slots,
+        embed_dims=other.embed_dims,
+        num_heads=other.num_heads,
+        head_dim=16,
+        mlp_ratios=tuple(sorted({h / d for h in other.mlp_hiddens for d in other.embed_dims})),
+        mixers=("softmax",),
+    )
+    space = UnifiedSpace(
+        image_size=16, num_classes=7, in_chans=other.in_chans, stems=("linear",), patch_sizes=other.patch_sizes,
+        positions=("learned",), reductions=("patch",), num_stages=(1,), stages=(stage,), class_token=True,
+        global_pool="token", norm_eps=1e-6, head_norm_eps=1e-5, attn_scale=other.attn_scale,
+    )  # fmt: skip
+    rng, found = random.Random(0), 0
+    for arch in (other.sample(rng) for _ in range(300)):
+        if all(block.head_dim == 16 for block in arch.blocks):
+            assert space.decode(space.encode(arch)) == arch
+            found += 1
+        else:
+            assert any("head_dim" in reason for reason in space.reasons_against(arch))
+    assert found > 10
 
 
 def test_transformer_ls_is_in_it() -> None:

@@ -40,7 +40,7 @@ USAGE = """\
       time=1h epochs=N looks=10 lr=5e-4 batch_size=128 region=true teacher_temp=0.02 folder=PATH
 
 [bold]One stage of a run folder[/bold] (in this order; each does nothing when its result is there)
-  vitnas train FOLDER                     train the supernet
+  vitnas train FOLDER                     train the supernet, and hold it against a few trained Archs
   vitnas search FOLDER                    score Archs within the budget; start it several times to search together
   vitnas finals FOLDER                    train the best Archs of the search briefly and choose (with finals.archs)
   vitnas retrain FOLDER                   train the chosen Arch and its baselines

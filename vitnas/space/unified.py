@@ -20,7 +20,7 @@ from itertools import pairwise, product
 from math import prod
 from typing import Any, ClassVar
 
-from vitnas.arch import WORDS, Arch, Pool, RelPosBias
+from vitnas.arch import WORDS, Arch, AttnScale, Pool, RelPosBias
 from vitnas.counting import parts
 from vitnas.errors import UserError, check_word, check_words
 from vitnas.grids import Grid, ImageSize, as_image_size, sides_of
@@ -98,6 +98,8 @@ class UnifiedSpace(Space):
     rel_pos_bias: RelPosBias = "none"
     patch_norm: bool = False
     norm_eps: float = 1e-5
+    head_norm_eps: float | None = None
+    attn_scale: AttnScale = "head_dim"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -174,8 +176,9 @@ class UnifiedSpace(Space):
         return {**told, "mixer_size": sizes.get(told["mixer"])}
 
     def fixed(self) -> dict[str, Any]:
-        names = ("class_token", "global_pool", "relative_position", "rel_pos_bias", "patch_norm", "norm_eps")
-        return {name: getattr(self, name) for name in names}
+        names = ("class_token", "global_pool", "relative_position", "rel_pos_bias", "patch_norm")
+        of_numbers = ("norm_eps", "head_norm_eps", "attn_scale")
+        return {name: getattr(self, name) for name in (*names, *of_numbers)}
 
     def arch_fields(self, told: dict[str, Any], num_stages: int) -> dict[str, Any]:
         size = told.pop("seen_size")
