@@ -119,3 +119,15 @@ def test_a_shortlist_has_no_two_of_one_structure_while_there_are_others() -> Non
     assert len({trial.genes[:2] for trial in chosen}) == 4
     alike = shortlist(found[:8], GOAL, 1000, 4)
     assert [trial.number for trial in alike] == [0, 1, 2, 3], "of kin alone the best are taken"
+
+
+def test_where_archs_are_searched_by_loss_it_says_which_accuracy_was_luck() -> None:
+    """Of few images the accuracies are noise, the losses are not: the most accurate has a middling loss."""
+    lucky = (0.24, 0.30, 0.26, 0.25, 0.27, 0.28)
+    found = [
+        replace(trial, values={"accuracy": accuracy, "loss": 2.1 - 0.05 * i})
+        for i, (trial, accuracy) in enumerate(zip(RISING, lucky, strict=True))
+    ]
+    by_loss = Goal(MICRO, GOAL.budget, (Objective("loss", "minimize"), Objective("macs", "minimize")))
+    assert choose(found, by_loss, 200) is found[-1]
+    assert choose(found, by_loss, 1_000_000) is found[1], "so many images can tell"

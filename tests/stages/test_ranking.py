@@ -98,6 +98,26 @@ def test_a_supernet_that_ranks_is_relied_on_and_one_that_does_not_is_not(finishe
     assert few.says.startswith("2 Archs of about equal cost are too few to tell")
 
 
+def test_the_ranking_is_of_what_the_search_goes_by(finished: Path) -> None:
+    """Losses that order as training does, beside accuracies that are noise."""
+    run = open_run(finished)
+    trained = (0.5, 0.6, 0.7, 0.8, 0.9)
+    points = [
+        RankedArch(f"d8-l{i}", 100, accuracy, trained[i], 2 - 0.1 * i)
+        for i, accuracy in enumerate((0.4, 0.1, 0.3, 0.2, 0.25))
+    ]
+    rungs = [Rung(epochs=1, accuracy=each, n=1000, spent=Spent()) for each in trained]
+    for score, tau, relies in (("loss", 1.0, True), ("accuracy", -0.2, False)):
+        context = Context(replace(run, search=replace(run.search, score=score)), finished)  # type: ignore[arg-type]
+        found = judged(points, rungs, context.models, context.searches, "training")
+        assert found.kendall_tau == pytest.approx(tau)
+        assert (found.otherwise == "") == relies
+        assert f"and the supernet's {score}; both on the 1000 images" in found.how
+        assert context.run.search.named(context.budget)[0] == score
+    assert distrusting(run).search.named(context.budget)[0] == "accuracy", "what is trained has its accuracy"
+    assert SearchRecord.read(finished).objectives[0].name == "loss"
+
+
 def test_an_interval_of_tau_is_honest() -> None:
     """Of random orders, whose true tau is 0, it holds 0 at least 19 times of 20; it has the ends of -1 and 1."""
     rng = np.random.default_rng(0)

@@ -35,7 +35,9 @@ def autoformer() -> Run:
         space=AutoFormerConfig(size="tiny", patch_size=16),
         sampler=UniformConfig(),
         supernet=train,
-        search=SearchConfig(searcher="autoformer", num_trials=1000, objectives=("accuracy",)),
+        search=SearchConfig(
+            searcher="autoformer", score="accuracy", num_trials=1000, objectives=("accuracy",)
+        ),
         retrain=RetrainConfig(train=train, start="inherited", rank_archs=0),
     )
 
@@ -58,6 +60,6 @@ def autoformer_cifar() -> Run:
         ),
         sampler=UniformConfig(),
         supernet=train,
-        search=SearchConfig(searcher="autoformer", num_trials=500),
+        search=SearchConfig(searcher="autoformer", score="accuracy", num_trials=500),
         retrain=RetrainConfig(train=train, rank_archs=8, rank_epochs=30),
     )

@@ -42,7 +42,9 @@ def vit_resnas() -> Run:
         sampler=SpreadConfig(num_archs=16, warmup_epochs=30, rewire=True),
         task=TokenMixupConfig(),
         supernet=train,
-        search=SearchConfig(searcher="vit_resnas", num_trials=3350, objectives=("accuracy",)),
+        search=SearchConfig(
+            searcher="vit_resnas", score="accuracy", num_trials=3350, objectives=("accuracy",)
+        ),
         retrain=RetrainConfig(train=replace(train, epochs=300, ema=0.99996, monitor_every=0), rank_archs=0),
     )
 

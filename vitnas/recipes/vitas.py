@@ -48,7 +48,7 @@ def vitas() -> Run:
         sampler=IdentityConfig(),
         sharing=SHARING,
         supernet=train,
-        search=SearchConfig(searcher="vitas", num_trials=2000, objectives=("accuracy",)),
+        search=SearchConfig(searcher="vitas", score="accuracy", num_trials=2000, objectives=("accuracy",)),
         retrain=RetrainConfig(train=replace(train, drop_path=0.1, monitor_every=0), rank_archs=0),
     )
 

@@ -174,6 +174,7 @@ class RankedArch:
     macs: int
     supernet_accuracy: float
     trained_accuracy: float
+    supernet_loss: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -97,7 +97,9 @@ def why(run: RunFiles) -> str:
     elif run.finals and run.finals.chosen != run.search.chosen:
         place = f"the finals chose it, though by scores it is not on {front}"
     else:
-        place = f"it is not on {front}, as scores of few images are drawn to what Archs of that cost have on average"
+        place = (
+            f"it is not on {front}, as accuracies of few images are drawn to what such Archs have on average"
+        )
     return (
         f"Picked from {run.search.num_scored} scored Archs ({run.search.num_rejected} more were rejected); "
         f"{place}.{_tokens(run)}"

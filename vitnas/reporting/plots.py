@@ -17,7 +17,7 @@ from vitnas.records import RankedArch
 from vitnas.reporting.files import RunFiles
 from vitnas.reporting.tables import number, percent, size
 from vitnas.searching import Objective, SearchRecord, TrialRecord
-from vitnas.searching.choosing import cost_objective
+from vitnas.searching.choosing import LOSS, cost_objective
 from vitnas.train import metrics
 
 Figure = dict[str, Any]
@@ -75,8 +75,10 @@ def front(run: RunFiles) -> Figure | None:
             cliponaxis=False, marker={"size": 17, "symbol": "star", "color": RED},
         ),
     ]  # fmt: skip
-    title = "Accuracy, inherited weights" if run.scores_are_inherited else "Accuracy, trained briefly"
-    y_axis = axis(title, **percent_axis([p[1] for p in points]))
+    how = "inherited weights" if run.scores_are_inherited else "trained briefly"
+    by_loss = score.name == LOSS
+    shown = {"autorange": "reversed"} if by_loss else percent_axis([p[1] for p in points])
+    y_axis = axis(f"{'Loss' if by_loss else 'Accuracy'}, {how}", **shown)
     x_axis = {} if cost.quantity == "latency" else {"tickformat": "~s"}
     return figure(data, axis(COST_TITLES[cost.quantity], **x_axis), y_axis)
 
@@ -93,8 +95,8 @@ def _in_order(points: Sequence[Point]) -> dict[str, Any]:
 
 
 def axes(search: SearchRecord) -> tuple[Objective, Objective]:
-    """The objective drawn upwards (the first, accuracy) and the cost drawn sideways: what the budget limits, unless the
-    search was told another."""
+    """The objective drawn upwards (the first, accuracy or loss) and the cost drawn sideways: what the budget limits,
+    unless the search was told another."""
     return search.objectives[0], cost_objective(search.objectives, Budget.parse(search.budget))
 
 

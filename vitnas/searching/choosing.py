@@ -2,8 +2,8 @@
 
 A score of n images has a standard error: 1.3 points at 96 % of 216. The best of two hundred such scores is the
 luckiest of the good ones, and by chance often one that leaves much of the budget unused. So a score is drawn
-towards what Archs of its cost have on average, the more so the less scores differ beyond their own error (James and
-Stein's shrinkage towards a line, with the variances read off the scores themselves).
+towards what Archs of its cost have on average, or of its loss, which has less noise, the more so the less scores differ
+beyond their own error (James and Stein's shrinkage towards a line, with the variances read off the scores themselves).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from vitnas.searching.pareto import front
 from vitnas.searching.trial import Trial
 
 Prefer: TypeAlias = Literal["accuracy", "cost"]
+LOSS = "loss"  # as an objective, of what has weights of a supernet
 
 
 def cost_objective(objectives: Sequence[Objective], budget: Budget) -> Objective:
@@ -28,10 +29,12 @@ def cost_objective(objectives: Sequence[Objective], budget: Budget) -> Objective
 
 
 def estimates(trials: Sequence[Trial], goal: Goal, num_images: int) -> np.ndarray:
-    """float (n,): accuracies as they are to be expected, given that each was measured on `num_images` images."""
+    """float (n,): accuracies as they are to be expected, given that each was measured on `num_images` images; where the
+    search is by loss, they are drawn to what Archs of such loss have in place of such cost."""
+    by_loss = goal.objectives[0].name == LOSS
     score_N = np.array([trial.values["accuracy"] for trial in trials])
-    log_N = np.log(_costs(trials, goal))
-    centred_N, mean = log_N - log_N.mean(), score_N.mean()
+    told_N = np.array([trial.values[LOSS] for trial in trials]) if by_loss else np.log(_costs(trials, goal))
+    centred_N, mean = told_N - told_N.mean(), score_N.mean()
     spread = float(centred_N @ centred_N)
     slope = float(centred_N @ (score_N - mean)) / spread if spread > 0 else 0.0
     line_N = mean + slope * centred_N

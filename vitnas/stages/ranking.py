@@ -17,7 +17,7 @@ from vitnas.data.augment import seed_from
 from vitnas.records import RankedArch, Ranking, Rung, Spent
 from vitnas.reporting.tables import number
 from vitnas.searching import Goal, SearchRecord, kendall_interval, rank_correlation
-from vitnas.searching.choosing import error
+from vitnas.searching.choosing import LOSS, error
 from vitnas.space import Genes
 from vitnas.stages.finals import begin, first_rung
 from vitnas.stages.models import Models
@@ -59,9 +59,11 @@ def measure_ranking(models: Models, searches: Searches, inherited: Inherited, ot
         for place, genes in enumerate(of_equal_cost(searches, config.rank_archs)):
             work.progress.note(f"ranking: Arch {place + 1} of {config.rank_archs}")
             arch, cost = searches.space.arch_of(genes), Goal(searches.space, searches.budget).cost(genes)
-            score = inherited.evaluator(arch)["accuracy"]
+            score = inherited.evaluator(arch)
             rungs.append(first_rung(models, arch, config.rank_epochs, RANKING, start))
-            points.append(RankedArch(arch.id, cost.macs, score, rungs[-1].accuracy))
+            points.append(
+                RankedArch(arch.id, cost.macs, score["accuracy"], rungs[-1].accuracy, score["loss"])
+            )
         found = judged(points, rungs, models, searches, otherwise)
     work.once(Ranking.path(work.folder), lambda: found.write(work.folder))
     work.progress.note(Ranking.read(work.folder).says)
@@ -80,9 +82,7 @@ def judged(
     """What the points say of the supernet, and whether the run relies on it."""
     least, macs, n = searches.config.least_tau, [point.macs for point in points], len(points)
     looked = Spent(looked=n * searches.num_images())
-    score_N, trained_N = (
-        [getattr(p, f"{side}_accuracy") for p in points] for side in ("supernet", "trained")
-    )
+    score_N, trained_N = [_score(p, searches) for p in points], [p.trained_accuracy for p in points]
     tau, rho, note = None, None, ""
     if n < LEAST_RANKED:
         note = f"{n} Archs of about equal cost are too few to tell whether the supernet ranks them right"
@@ -97,7 +97,7 @@ def judged(
         tau, rho = found["kendall_tau"], found["spearman"]
     has_order = n >= LEAST_RANKED and len(set(trained_N)) > 1
     relies = not has_order or least == -1 or (tau or 0.0) >= least
-    alike, told_apart = _pairs(points, rungs)
+    alike, told_apart = _pairs(score_N, rungs)
     return Ranking(
         kendall_tau=tau,
         spearman=rho,
@@ -105,8 +105,8 @@ def judged(
         how=(
             f"{n} random Archs of about equal cost ({number(min(macs))} to {number(max(macs))} MACs), each "
             f"trained from {'new' if models.config.start == 'scratch' else 'inherited'} weights for "
-            f"{models.config.rank_epochs:g} epochs (seed {models.work.seed}), before the search; both accuracies on "
-            f"the {rungs[0].n} images of the holdout split"
+            f"{models.config.rank_epochs:g} epochs (seed {models.work.seed}), before the search, and the supernet's "
+            f"{searches.config.score}; both on the {rungs[0].n} images of the holdout split"
         ),
         points=tuple(points),
         note=note,
@@ -119,12 +119,18 @@ def judged(
     )
 
 
-def _pairs(points: list[RankedArch], rungs: list[Rung]) -> tuple[int, int]:
+def _score(point: RankedArch, searches: Searches) -> float:
+    """What the search would order the Arch by; larger is better."""
+    by_loss, loss = searches.config.score == LOSS, point.supernet_loss
+    return -loss if by_loss and loss is not None else point.supernet_accuracy
+
+
+def _pairs(score_N: list[float], rungs: list[Rung]) -> tuple[int, int]:
     """Pairs that training tells apart and the scores order alike, and all that training tells apart."""
     alike, told_apart = 0, 0
-    for (one, first), (two, second) in combinations(zip(points, rungs, strict=True), 2):
+    for (one, first), (two, second) in combinations(zip(score_N, rungs, strict=True), 2):
         ahead = first.accuracy - second.accuracy
         if abs(ahead) > Z * np.hypot(error(first.accuracy, first.n), error(second.accuracy, second.n)):
             told_apart += 1
-            alike += ahead * (one.supernet_accuracy - two.supernet_accuracy) > 0
+            alike += ahead * (one - two) > 0
     return alike, told_apart

@@ -66,14 +66,17 @@ class SearchConfig:
     briefly, and the better ones on in the finals; of `guided_halving` a predictor proposes half), `num_trials` the
     Archs to score, `objectives` what to improve (`budget`: the quantity that the budget limits, latency first; macs
     where it limits none), `storage` an Optuna URL (None: study.db in the run folder), whose password stands in
-    VITNAS_STORAGE_PASSWORD. Where scores are of too few images to tell Archs apart, `prefer` takes by `accuracy` what
-    Archs of such cost promise, by `cost` the cheapest. Where the supernet orders retrain.rank_archs trained Archs
-    with a Kendall's tau below `least_tau`, the run does not rely on it: it goes on as with `guided_halving`, or with
-    finals where its weights are inherited (-1 relies on it in any case)."""
+    VITNAS_STORAGE_PASSWORD. With weights of the supernet Archs are ordered by their `score`: the `loss` on held-out
+    images says more of them than the `accuracy` does; Archs that are trained have their accuracy. Where scores are of
+    too few images to tell Archs apart, `prefer` takes by `accuracy` what Archs of such cost promise, by `cost` the
+    cheapest. Where the supernet orders retrain.rank_archs trained Archs with a Kendall's tau below `least_tau`, the
+    run does not rely on it: it goes on as with `guided_halving`, or with finals where its weights are inherited (-1
+    relies on it in any case)."""
 
     searcher: str = "evolution"
     num_trials: int = 200
     objectives: tuple[str, ...] = ("accuracy", "budget")
+    score: Literal["loss", "accuracy"] = "loss"
     prefer: Literal["accuracy", "cost"] = "accuracy"
     least_tau: float = 0.6
     storage: str | None = None
@@ -110,8 +113,9 @@ class SearchConfig:
         return SEARCHERS[self.searcher].trains
 
     def named(self, budget: Budget) -> tuple[str, ...]:
-        """The objectives, each once, with the quantity that `budget` limits by its name."""
-        return tuple(dict.fromkeys(budget.quantity if name == "budget" else name for name in self.objectives))
+        """The objectives, each once, with the quantity that `budget` limits by its name and what scores are."""
+        names = {"budget": budget.quantity, "accuracy": "accuracy" if self.trains else self.score}
+        return tuple(dict.fromkeys(names.get(name, name) for name in self.objectives))
 
 
 @dataclass(frozen=True, kw_only=True)
