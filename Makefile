@@ -5,7 +5,7 @@ LOWEST ?= .venv-lowest
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: quickstart test test-slow test-all test-lowest check lint format types setup bench docs clean help postgres-test torture audit
+.PHONY: fields quickstart test test-slow test-all test-lowest check lint format types setup bench docs clean help postgres-test torture audit
 
 help:           ## show this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -35,6 +35,9 @@ test-lowest: $(READY) ## the default tests on the lowest supported versions, in 
 
 test-all: $(READY) ## all tests that this machine can run
 	$(BIN)/python -m pytest -q -o timeout=900
+
+fields: $(READY) ## what `vitnas run --help` shows of the fields of a run, written anew
+	$(BIN)/python -c 'from vitnas.cli.commands import field_text; print(field_text(), end="")' > vitnas/cli/fields.txt
 
 docs: $(READY)  ## the documentation as a site, in site/
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[docs]'

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 
@@ -131,17 +132,16 @@ def _command(words: list[str], errors: Console, stopper: Stopper) -> int:
         asks = bool({"-h", "--help"} & {*words[1:]})
         if asks:
             console.print(_usage_of(name))
-            if name != "run":  # its fields take what all of it imports
-                return 0
+            if name == "run":
+                fields = Path(__file__).with_name("fields.txt")
+                console.print(fields.read_text(encoding="utf-8"), end="")
+            return 0
         import vitnas.model.registry
         import vitnas.model.registry_xformers  # noqa: F401 (these make our models known to timm)
-        from vitnas.cli.commands import COMMANDS, tell_fields
+        from vitnas.cli.commands import COMMANDS
 
-        if asks:
-            tell_fields(console)
-        else:
-            stopper.works = True  # from here on there is something to put away
-            COMMANDS[name](words[1:], console)
+        stopper.works = True  # from here on there is something to put away
+        COMMANDS[name](words[1:], console)
     except UserError as error:
         return _refuse(errors, str(error))
     except BrokenPipeError:  # `vitnas list | head`
