@@ -40,6 +40,13 @@ def check_words(name: str, values: Iterable[object], options: Collection[str]) -
             )
 
 
+def unread(error: Exception) -> str:
+    """Why a file of text cannot be read, without what Python calls it."""
+    if isinstance(error, UnicodeError):
+        return "it is no text in UTF-8"
+    return (error.strerror if isinstance(error, OSError) else None) or first_line(error)
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, short enough to sit inside a sentence."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")[:200]

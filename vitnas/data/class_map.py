@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vitnas.data.sources import Source, Subset, numbers_in, renumbered
 from vitnas.data.splits import Opened
-from vitnas.errors import UserError, nearest
+from vitnas.errors import UserError, nearest, unread
 
 
 def mapped(opened: Opened, path: Path) -> Opened:
@@ -34,8 +34,8 @@ def _read(path: Path) -> dict[str, str]:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
-            f"class_map is {str(path)!r}, which cannot be read ({error}); it must be a text file of lines "
-            "`class,name`. Correct it."
+            f"class_map is {str(path)!r}, which cannot be read ({unread(error)}); it must be a text file in "
+            "UTF-8 of lines `class,name`. Correct it."
         ) from error
     found: dict[str, str] = {}
     for number, line in enumerate(lines, 1):

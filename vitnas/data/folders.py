@@ -72,6 +72,15 @@ def open_folder(config: DataConfig, text: str) -> Opened:
             raise UserError(
                 f"{text} has the folder {splits[odd[0]]!r} but no 'train'; both are needed. Add 'train'."
             )
+        for name, given, usual in (
+            ("train_split", config.train_split, TRAIN_NAMES),
+            ("test_split", config.test_split, TEST_NAMES),
+        ):
+            if given.partition("[")[0] not in usual:
+                raise UserError(
+                    f"{name} is {given!r}, and {text} has no such folder beside a train folder. Correct it, or "
+                    "leave it out."
+                )
         if config.class_folders == "outside" and not isinstance(config.labels, str):
             raise UserError(
                 f"class_folders is 'outside', but the class folders of {text} hold no folder 'train'; each needs its "

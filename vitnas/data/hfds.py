@@ -22,6 +22,11 @@ from vitnas.errors import MissingExtra, UserError, first_line, nearest
 def open_hfds(config: DataConfig) -> Opened:
     """Open `hfds/<name>`; a local folder (`hfds//absolute/path`) touches no network."""
     name = config.dataset.split("/", 1)[1]
+    if not name:
+        raise UserError(
+            f"dataset is {config.dataset!r}; behind hfds/ stands a name of the Hub or a folder, as in hfds/cifar10 or "
+            "hfds//path/to/parquet. Add it."
+        )
     if importlib.util.find_spec("datasets") is None:
         raise MissingExtra(f"Dataset {config.dataset!r}", "data")
     if name.startswith(("/", ".", "~")) and not Path(name).is_dir():

@@ -13,7 +13,7 @@ from timm.utils.misc import natural_key
 
 from vitnas.data.config import TEST_NAMES, TRAIN_NAMES, DataConfig
 from vitnas.data.sources import Target
-from vitnas.errors import UserError, nearest
+from vitnas.errors import UserError, nearest, unread
 
 FILE_NAMES = (
     "file",
@@ -71,6 +71,8 @@ def read_table(config: DataConfig, root: Path, images: Sequence[str]) -> Labelle
             f"Line {odd[0]} of {path} has {len(rows[odd[0] - 2])} cells and its first line {len(header)}; all must "
             "have as many. Mend it."
         )
+    if twice := [name for name in header if header.count(name) > 1]:
+        raise UserError(f"{path} has two columns {twice[0]!r}; each needs a name of its own. Rename one.")
     columns = {name: [row[place].strip() for row in rows] for place, name in enumerate(header)}
     file_key = _column(config.input_key, "input_key", columns, FILE_NAMES, path) or _file_column(
         columns, find, path
@@ -133,7 +135,7 @@ def _rows(path: Path) -> tuple[list[str], list[list[str]]]:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
-            f"{path} cannot be read ({error}); it must be a text file in UTF-8. Save it so."
+            f"{path} cannot be read ({unread(error)}); it must be a text file in UTF-8. Save it so."
         ) from error
     first = text.partition("\n")[0]
     mark = "\t" if path.suffix.lower() == ".tsv" else max("\t;,", key=first.count)

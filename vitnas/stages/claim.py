@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from vitnas.errors import UserError
+from vitnas.errors import UserError, unread
 from vitnas.records import Allocation
 from vitnas.runs import check_there
 from vitnas.stages.context import Context
@@ -127,6 +127,13 @@ class _Once(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def _unread(error: Exception) -> str:
+    """Why, and in which line."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return f"line {error.problem_mark.line + 1}: {' '.join(str(error.problem).split())}"
+    return unread(error)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file with a mapping.
 
@@ -137,9 +144,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         values = _Once(path.read_text(encoding="utf-8")).get_single_data()
         json.dumps(values, default=str)  # what holds itself ends here
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError, ValueError, TypeError) as error:
-        raise UserError(
-            f"{path} cannot be read as YAML ({' '.join(str(error).split())}). Mend the file."
-        ) from error
+        raise UserError(f"{path} cannot be read as YAML ({_unread(error)}). Mend the file.") from error
     if not isinstance(values, dict):
         raise UserError(
             f"{path} holds no fields; a run is written as `field: value` lines. See any run.yaml."
