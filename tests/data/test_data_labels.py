@@ -231,10 +231,35 @@ def test_balanced_batches(tmp_path: Path) -> None:
     assert 0.12 < shares[1] < 0.26  # sqrt(19) to 1
     assert 0.44 < shares[2] < 0.56
     assert rare(1.0, 3) == rare(1.0, 3)
-    with pytest.raises(UserError, match="balance is 1; it needs images of one class"):
-        DataConfig(balance=1.0, label_kind="classes")
+    with pytest.raises(UserError, match="balance is 1 and labels is false; it goes by classes"):
+        DataConfig(balance=1.0, labels=False)
     with pytest.raises(UserError, match="balance is 2"):
         DataConfig(balance=2.0)
+
+
+def test_images_of_several_classes_are_drawn_by_their_rarest() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (400, 8, 8, 1), dtype=np.uint8)
+    has = np.zeros((400, 3), dtype=int)
+    has[:, 0] = 1
+    has[::20, 1] = 1  # 20 of 400, beside the usual class
+    has[1::4] = 0  # and a quarter has none
+    data = Data.from_arrays(train=(pixels, has))
+
+    def rare(balance: float) -> float:
+        batches = TrainBatches(data.train, data.augment, batch_size=32, seed=0, balance=balance)
+        steps = range(8 * batches.steps_per_epoch)
+        return float(torch.cat([batches.load(step)[1] for step in steps])[:, 1].float().mean())
+
+    assert rare(0.0) < 0.08
+    assert 0.28 < rare(1.0) < 0.38  # a third each: the rare class, the usual one, none
+
+
+def test_images_give_their_own_batches() -> None:
+    data = open_data(DataConfig(dataset="digits", max_images=60))
+    given = [*data.holdout.batches(4)]
+    assert torch.equal(torch.cat([targets for _, targets in given]), data.holdout.targets)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    assert vitnas.evaluate(network, data.holdout.batches()).n == len(data.holdout)
 
 
 def test_a_map_of_classes(tmp_path: Path) -> None:

@@ -111,6 +111,25 @@ def test_every_line_of_a_learned_sampler_is_drawn(learned: Path) -> None:
         go.Figure(figure)
 
 
+def test_a_search_that_orders_nothing_has_no_green_tick(run: Path) -> None:
+    found = SearchRecord.read(run)
+    assert found.num_images == sum(Manifest.read(run).data.counts["holdout"])
+    alike = tuple(
+        replace(trial, values={**trial.values, "accuracy": 0.5}) if trial.values else trial
+        for trial in found.trials
+    )
+    replace(found, trials=alike).write(run)
+    page = page_of(run)
+    assert '<li class="unsure">search: cannot tell Archs apart</li>' in page
+    assert "no number of images that anyone has would tell them apart" in page
+    apart = tuple(
+        replace(trial, values={**trial.values, "accuracy": place % 2}) if trial.values else trial
+        for place, trial in enumerate(alike)
+    )
+    replace(found, trials=apart).write(run)
+    assert '<li class="done">search</li>' in page_of(run)
+
+
 def test_reasons_for_rejection_are_counted(run: Path) -> None:
     replace(SearchRecord.read(run), rejections={"macs<=1K": 3, "params<=2K": 41}, num_rejected=44).write(run)
     page = page_of(run)

@@ -9,8 +9,8 @@ import pytest
 from search_help import MICRO
 
 from vitnas.budget import Budget, Cost
-from vitnas.searching import Goal, Objective, Trial
-from vitnas.searching.choosing import choose, cost_objective, error, estimates, shortlist
+from vitnas.searching import Goal, Objective, SearchRecord, Trial
+from vitnas.searching.choosing import cannot_order, choose, cost_objective, error, estimates, shortlist
 
 
 def trials(*points: tuple[float, float]) -> list[Trial]:
@@ -131,3 +131,41 @@ def test_where_archs_are_searched_by_loss_it_says_which_accuracy_was_luck() -> N
     by_loss = Goal(MICRO, GOAL.budget, (Objective("loss", "minimize"), Objective("macs", "minimize")))
     assert choose(found, by_loss, 200) is found[-1]
     assert choose(found, by_loss, 1_000_000) is found[1], "so many images can tell"
+
+
+def record(scores: list[float], num_images: int | None) -> SearchRecord:
+    return SearchRecord(
+        objectives=(Objective("accuracy"),),
+        budget="",
+        seed=0,
+        num_scored=len(scores),
+        num_rejected=0,
+        rejections={},
+        trials=tuple(trial.record() for trial in trials(*((score, 1.0) for score in scores))),
+        front=(),
+        chosen=None,
+        hypervolume=(),
+        seconds=0.0,
+        num_images=num_images,
+    )
+
+
+def test_scores_that_vary_by_no_more_than_their_error_order_nothing() -> None:
+    """Of 100 images at 90 % the standard error is 3 points; Archs that differ by 1.5 need four times as many."""
+
+    def seen(n: int) -> SearchRecord:
+        """Half of the Archs above 90 %, half below, by what 1.5 points and the error of n images make together."""
+        apart = float(np.hypot(0.015, error(0.9, n)))
+        return record([0.9 + apart, 0.9 - apart] * 4, n)
+
+    said = cannot_order(seen(100))
+    assert "off by 3.1 points (standard error) and the scored Archs differ by 1.5" in said
+    assert "about 430 images would tell them apart" in said
+    assert cannot_order(seen(380)) != ""
+    assert cannot_order(seen(430)) == ""
+
+
+def test_scores_that_are_all_alike_say_nothing_of_any_number() -> None:
+    assert "no number of images" in cannot_order(record([0.9, 0.9, 0.91], 100))
+    assert cannot_order(record([0.9], 100)) == ""
+    assert cannot_order(record([0.9, 0.9], None)) == "", "of before it was on record"

@@ -1,9 +1,10 @@
 """Data: dataset strings in, deterministic batches out; the test split stays behind a logged door."""
 
-from vitnas.data.batches import EvalBatches, TrainBatches
+from vitnas.data.batches import TrainBatches
 from vitnas.data.config import AUGMENTS, Augment, DataConfig
 from vitnas.data.given import as_data
 from vitnas.data.images import (
+    EvalBatches,
     Images,
     has_labels,
     has_one_class,

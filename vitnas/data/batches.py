@@ -1,4 +1,4 @@
-"""Batches for training (endless, resumable at any step) and for scoring (in order, cached).
+"""Batches for training, endless and resumable at any step.
 
 Legend: B images, C channels, H rows, W columns.
 """
@@ -8,23 +8,16 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from contextlib import nullcontext
-from math import prod
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from vitnas.data.augment import Augmenter, seed_from, seeded_globals
 from vitnas.data.config import Augment
 from vitnas.data.crops import Cropper, Crops
-from vitnas.data.images import Images, quiet_pillow, require_one_class
+from vitnas.data.images import Images, Loaded, has_one_class, loaded_by_workers, quiet_pillow, require_labels
 from vitnas.errors import UserError
-
-Batch = tuple[Tensor, Tensor]
-# Images (or the crops of each), targets, names of unreadable images met on the way.
-_Loaded = tuple[Any, Tensor, list[str]]
 
 
 class TrainBatches:
@@ -37,7 +30,8 @@ class TrainBatches:
 
     With `epoch_views` epoch e has the batches of epoch e mod `epoch_views` once more: the same images in the same
     order, varied in the same way. `balance` is how far rare classes come more often: images are drawn, again and again,
-    by the size of their class to the power of minus that, so that with 1 all classes are as frequent.
+    by the size of their class (of several, of the rarest) to the power of minus that, so that with 1 all classes are as
+    frequent where an image has one.
 
     Raises:
         UserError: fewer than two images per rank.
@@ -79,9 +73,8 @@ class TrainBatches:
         self._epoch: tuple[int, Tensor] | None = None
         self._ends_N: Tensor | None = None  # of each image's part of all that is drawn from
         if balance:
-            require_one_class(images.targets, "balance")
-            counts_Y = torch.bincount(images.targets).double()
-            self._ends_N = counts_Y.pow(-balance)[images.targets].cumsum(0)
+            require_labels(images.targets, "balance")
+            self._ends_N = _weights(images.targets, balance).cumsum(0)
 
     def from_step(self, step: int) -> Iterator[tuple[Any, Tensor]]:
         """Yield (float32 images BCHW, normalised; int64 targets B, or (B, 0) without labels) for `step`, `step` + 1 and
@@ -91,7 +84,7 @@ class TrainBatches:
                 views, targets_B, bad = self.load(number)
                 self.images.store.record(bad)
                 yield views, targets_B
-        for views, targets_B, bad in _loader(self, itertools.count(step), self.workers):
+        for views, targets_B, bad in loaded_by_workers(self, itertools.count(step), self.workers):
             self.images.store.record(bad)  # here, since what a worker process notes stays in it
             yield views, targets_B
 
@@ -107,11 +100,11 @@ class TrainBatches:
         within = min(steps, self.epoch_views * self.steps_per_epoch) if self.epoch_views else steps
         return self.place(within - 1) - self.rank + self.world
 
-    def load(self, step: int) -> _Loaded:
+    def load(self, step: int) -> Loaded:
         """Read and vary the batch of one step; also returns the names of unreadable images met on the way."""
         return self.at(self.place(step))
 
-    def at(self, place: int) -> _Loaded:
+    def at(self, place: int) -> Loaded:
         """The same by its place."""
         epoch, part = divmod(place, self._parts)
         positions_B = self._order(epoch)[part * self.batch_size : (part + 1) * self.batch_size]
@@ -134,7 +127,7 @@ class TrainBatches:
             self._epoch = epoch, order_N
         return self._epoch[1]
 
-    def _read(self, positions_B: Tensor) -> _Loaded:
+    def _read(self, positions_B: Tensor) -> Loaded:
         """uint8 BCHW images, or crops of them; an unreadable one is replaced by the next readable one of the split."""
         if not self._augmenter.needs_pil and (fixed_BCHW := self.images.pixels(positions_B)) is not None:
             return fixed_BCHW, self.images.targets[positions_B], []
@@ -163,107 +156,11 @@ class TrainBatches:
         return self._augmenter.stack(images), torch.stack(targets), bad
 
 
-class EvalBatches:
-    """Images in order, normalised and not varied, the last batch maybe smaller; iterate as often as you like.
-
-    What fits into `cache_bytes` (default: a quarter of the free memory, at least 1 GiB) is kept after the first pass,
-    so that scoring thousands of Archs decodes once: normalised batches, or where these are too large the bytes of the
-    images. Do not change batches in place. Unreadable images are left out, so count what the batches hold.
-    """
-
-    def __init__(
-        self, images: Images, *, batch_size: int, workers: int = 0, cache_bytes: int | None = None
-    ) -> None:
-        self.images = images
-        self.batch_size = batch_size
-        self.workers = workers
-        form = images.form
-        if cache_bytes is None:
-            cache_bytes = max(1 << 30, psutil.virtual_memory().available // 4)
-        size = len(images) * prod(form.input_size)
-        self._keep_normalised, self._keep = 4 * size < cache_bytes, size < cache_bytes
-        self._cache: list[Batch] | None = None
-
-    def __len__(self) -> int:
-        return -(-len(self.images) // self.batch_size)
-
-    def __iter__(self) -> Iterator[Batch]:
-        normalise = self.images.form.normalise
-        if self._cache is not None:
-            for images_BCHW, targets_B in self._cache:
-                yield images_BCHW if self._keep_normalised else normalise(images_BCHW), targets_B
-            return
-        passed: list[Batch] = []
-        for raw_BCHW, targets_B in self._read_all():
-            images_BCHW = normalise(raw_BCHW)
-            if self._keep:
-                passed.append((images_BCHW if self._keep_normalised else raw_BCHW, targets_B))
-            yield images_BCHW, targets_B
-        if self._keep:
-            self._cache = passed
-
-    def _read_all(self) -> Iterator[Batch]:
-        in_memory = self.images.store.fixed_NCHW is not None
-        numbers = range(len(self))
-        batches: Iterator[_Loaded]
-        if in_memory or self.workers == 0:
-            batches = map(self.load, numbers)
-        else:
-            batches = _loader(self, numbers, self.workers)
-        for images_BCHW, targets_B, bad in batches:
-            self.images.store.record(bad)
-            if len(targets_B):
-                yield images_BCHW, targets_B
-
-    def load(self, number: int) -> _Loaded:
-        """Read one batch, as bytes."""
-        positions_B = torch.arange(
-            number * self.batch_size, min((number + 1) * self.batch_size, len(self.images))
-        )
-        form = self.images.form
-        if (fixed_BCHW := self.images.pixels(positions_B)) is not None:
-            return fixed_BCHW, self.images.targets[positions_B], []
-        images, good, bad = [], [], []
-        with quiet_pillow():
-            for position in positions_B.tolist():
-                if (pixels := self.images.read(position)) is None:
-                    bad.append(self.images.name(position))
-                else:
-                    images.append(self.images.store.fit(pixels))
-                    good.append(position)
-        if not images:
-            empty = torch.empty(0, *form.input_size, dtype=torch.uint8)
-            return empty, self.images.targets[:0], bad
-        return torch.stack(images), self.images.targets[good], bad
-
-
-class _ByNumber(Dataset[Any]):
-    """Hands a worker the number of a batch to load; the batch sampler's lists hold one number each."""
-
-    def __init__(self, batches: TrainBatches | EvalBatches) -> None:
-        self.batches = batches
-
-    def __getitems__(self, numbers: list[int]) -> _Loaded | UserError:
-        (number,) = numbers
-        try:
-            return self.batches.load(number)
-        except UserError as error:  # raised in a worker it would reach the user inside a traceback
-            return error
-
-
-def _loader(batches: TrainBatches | EvalBatches, numbers: Any, workers: int) -> Iterator[_Loaded]:
-    loader: DataLoader[Any] = DataLoader(
-        _ByNumber(batches),
-        batch_sampler=([number] for number in numbers),
-        num_workers=workers,
-        collate_fn=_as_is,
-        generator=torch.Generator(),  # else the loader would draw from the global one
-    )
-    for loaded in loader:
-        if isinstance(loaded, UserError):
-            raise loaded
-        yield loaded
-
-
-def _as_is(loaded: Any) -> Any:
-    return loaded
+def _weights(targets: Tensor, balance: float) -> Tensor:
+    """float64 (N,): how often images are drawn, by the size of their class; of several, the rarest."""
+    if has_one_class(targets):
+        return torch.bincount(targets).double().pow(-balance)[targets]
+    none_N1 = ~targets.any(1, keepdim=True)  # as a class of its own
+    has_NY = torch.cat([targets, none_N1], dim=1)
+    weight_Y = has_NY.sum(0).clamp(min=1).double().pow(-balance)
+    return (has_NY * weight_Y).amax(1)

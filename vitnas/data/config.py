@@ -121,7 +121,8 @@ class DataConfig:
     alone, wherever they lie below the folder and whatever columns they have. With `label_kind` "classes" an image may
     have several classes or none, and accuracy is then mean average precision. `class_map` is a file of lines
     `class,name`: classes of one name become one, those without a name are left out, and names are in its order.
-    `balance` is how far rare classes are shown more often in training: 0 not, 1 until each is as frequent.
+    `balance` is how far rare classes are shown more often in training: 0 not, 1 until each is as frequent; an image of
+    several counts by its rarest.
     `config_name` is a configuration of a Hugging Face dataset, whose columns `input_key` and `target_key` are too.
 
     Raises:
@@ -199,10 +200,9 @@ class DataConfig:
             )
         check_word("label_kind", self.label_kind, ("class", "classes"))
         _within("balance", self.balance, 0.0, 1.0)
-        if self.balance and (self.label_kind == "classes" or not self.labels):
+        if self.balance and not self.labels:
             raise UserError(
-                f"balance is {self.balance:g}; it needs images of one class each. Leave it out, or use "
-                "label_kind=class."
+                f"balance is {self.balance:g} and labels is false; it goes by classes. Leave one out."
             )
         check_word("interpolation", self.interpolation, INTERPOLATIONS)
         if self.crop_pct is not None:

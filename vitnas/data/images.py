@@ -1,4 +1,5 @@
-"""Images of one split: decoded once into memory when they fit, else read on access; unreadable ones are named.
+"""Images of one split: decoded once into memory when they fit, else read on access; unreadable ones are named. And
+batches of them in order, for scoring.
 
 Legend: B images, C channels, H rows, W columns.
 """
@@ -14,15 +15,18 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from math import prod
+from typing import Any, Literal, Protocol
 
 import numpy as np
+import psutil
 import torch
 from PIL import Image, ImageOps
 from timm.data import create_transform
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
-from vitnas.data.sources import ArraySource, Pixels, Source, from_pil, shrink, to_pil
+from vitnas.data.sources import ArraySource, Pixels, Source, from_pil, numbers_in, shrink, to_pil
 from vitnas.errors import UserError
 from vitnas.grids import ImageSize, sides_of
 
@@ -135,6 +139,21 @@ class Store:
         else:
             self.fixed_NCHW = fixed[: len(good)].permute(0, 3, 1, 2).contiguous()
 
+    def check_classes(self) -> None:
+        """Refuse images of which not one of some class can be read.
+
+        Raises:
+            UserError: naming the class.
+        """
+        source = self.source
+        lost = numbers_in(source.targets) - numbers_in([source.targets[row] for row in self.rows])
+        if lost and source.class_names:
+            names = ", ".join(repr(source.class_names[number]) for number in sorted(lost)[:5])
+            raise UserError(
+                f"not one image of the class {names} can be read (such as {self.corrupt[0]}); each class of train "
+                "needs some. Copy them again, or take the class away."
+            )
+
     def decode(self, row: int, *, whole: bool | None = None) -> Pixels | None:
         """Read a row of the source as uint8 HWC at the size worth keeping; None when it is unreadable.
 
@@ -228,6 +247,10 @@ class Images:
         """Return the images at `positions`, of the same split and sharing the decoded pixels."""
         return Images(self.store, self.split, self.places[torch.as_tensor(positions)].tolist())
 
+    def batches(self, batch_size: int = 256) -> EvalBatches:
+        """These images in order, as networks take them."""
+        return EvalBatches(self, batch_size=batch_size)
+
     def pixels(self, positions: Tensor) -> Tensor | None:
         """Return uint8 images BCHW at the final size when they are in memory at that size, else None."""
         fixed = self.store.fixed_NCHW
@@ -243,6 +266,123 @@ class Images:
         if store.fixed_NCHW is not None and (store.is_native or not whole):
             return store.fixed_NCHW[place].permute(1, 2, 0).contiguous().numpy()
         return store.decode(store.rows[place], whole=whole)
+
+
+Batch = tuple[Tensor, Tensor]
+# Images (or the crops of each), targets, names of unreadable images met on the way.
+Loaded = tuple[Any, Tensor, list[str]]
+
+
+class Numbered(Protocol):
+    """Batches by their numbers."""
+
+    def load(self, number: int, /) -> Loaded: ...
+
+
+class EvalBatches:
+    """Images in order, normalised and not varied, the last batch maybe smaller; iterate as often as you like.
+
+    What fits into `cache_bytes` (default: a quarter of the free memory, at least 1 GiB) is kept after the first pass,
+    so that scoring thousands of Archs decodes once: normalised batches, or where these are too large the bytes of the
+    images. Do not change batches in place. Unreadable images are left out, so count what the batches hold.
+    """
+
+    def __init__(
+        self, images: Images, *, batch_size: int, workers: int = 0, cache_bytes: int | None = None
+    ) -> None:
+        self.images = images
+        self.batch_size = batch_size
+        self.workers = workers
+        form = images.form
+        if cache_bytes is None:
+            cache_bytes = max(1 << 30, psutil.virtual_memory().available // 4)
+        size = len(images) * prod(form.input_size)
+        self._keep_normalised, self._keep = 4 * size < cache_bytes, size < cache_bytes
+        self._cache: list[Batch] | None = None
+
+    def __len__(self) -> int:
+        return -(-len(self.images) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        normalise = self.images.form.normalise
+        if self._cache is not None:
+            for images_BCHW, targets_B in self._cache:
+                yield images_BCHW if self._keep_normalised else normalise(images_BCHW), targets_B
+            return
+        passed: list[Batch] = []
+        for raw_BCHW, targets_B in self._read_all():
+            images_BCHW = normalise(raw_BCHW)
+            if self._keep:
+                passed.append((images_BCHW if self._keep_normalised else raw_BCHW, targets_B))
+            yield images_BCHW, targets_B
+        if self._keep:
+            self._cache = passed
+
+    def _read_all(self) -> Iterator[Batch]:
+        in_memory = self.images.store.fixed_NCHW is not None
+        numbers = range(len(self))
+        batches: Iterator[Loaded]
+        if in_memory or self.workers == 0:
+            batches = map(self.load, numbers)
+        else:
+            batches = loaded_by_workers(self, numbers, self.workers)
+        for images_BCHW, targets_B, bad in batches:
+            self.images.store.record(bad)
+            if len(targets_B):
+                yield images_BCHW, targets_B
+
+    def load(self, number: int) -> Loaded:
+        """Read one batch, as bytes."""
+        positions_B = torch.arange(
+            number * self.batch_size, min((number + 1) * self.batch_size, len(self.images))
+        )
+        form = self.images.form
+        if (fixed_BCHW := self.images.pixels(positions_B)) is not None:
+            return fixed_BCHW, self.images.targets[positions_B], []
+        images, good, bad = [], [], []
+        with quiet_pillow():
+            for position in positions_B.tolist():
+                if (pixels := self.images.read(position)) is None:
+                    bad.append(self.images.name(position))
+                else:
+                    images.append(self.images.store.fit(pixels))
+                    good.append(position)
+        if not images:
+            empty = torch.empty(0, *form.input_size, dtype=torch.uint8)
+            return empty, self.images.targets[:0], bad
+        return torch.stack(images), self.images.targets[good], bad
+
+
+class _ByNumber(Dataset[Any]):
+    """Hands a worker the number of a batch to load; the batch sampler's lists hold one number each."""
+
+    def __init__(self, batches: Numbered) -> None:
+        self.batches = batches
+
+    def __getitems__(self, numbers: list[int]) -> Loaded | UserError:
+        (number,) = numbers
+        try:
+            return self.batches.load(number)
+        except UserError as error:  # raised in a worker it would reach the user inside a traceback
+            return error
+
+
+def loaded_by_workers(batches: Numbered, numbers: Any, workers: int) -> Iterator[Loaded]:
+    loader: DataLoader[Any] = DataLoader(
+        _ByNumber(batches),
+        batch_sampler=([number] for number in numbers),
+        num_workers=workers,
+        collate_fn=_as_is,
+        generator=torch.Generator(),  # else the loader would draw from the global one
+    )
+    for loaded in loader:
+        if isinstance(loaded, UserError):
+            raise loaded
+        yield loaded
+
+
+def _as_is(loaded: Any) -> Any:
+    return loaded
 
 
 def has_labels(targets: Tensor) -> bool:

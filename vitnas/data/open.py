@@ -303,6 +303,7 @@ def _assemble(
     whole = augment.scale is not None and not is_native  # native images are stored as they are anyway
     store = Store(train, form, whole=whole, on_corrupt=config.on_corrupt)
     store.load(int(len(train) * (form.in_chans * area if whole else prod(form.input_size))))
+    store.check_classes()
     if config.mean is None and form.in_chans == 1:
         form = _measured(form, store)
         store.form = form

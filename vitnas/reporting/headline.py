@@ -13,6 +13,7 @@ from vitnas.budget import Budget, Cost, Limit, format_quantity
 from vitnas.exporting.script import SCRIPT
 from vitnas.reporting.files import RunFiles
 from vitnas.reporting.tables import MISSING, Table, accuracy_text, number, percent, size
+from vitnas.searching.choosing import cannot_order
 
 # Path in the run folder -> what it is, in the order shown.
 FILES = {
@@ -37,6 +38,7 @@ STAGES = {
     "latency": ("export/latency.json",),
     "results": ("results.json",),
 }
+UNSURE = "search: cannot tell Archs apart"
 
 
 @dataclass(frozen=True)
@@ -59,9 +61,10 @@ class Snippet:
 
 
 def stages(run: RunFiles) -> list[tuple[str, bool]]:
-    """Every stage of a run and whether its files are there."""
+    """Every stage of a run and whether its files are there; of a search also that its scores order nothing."""
+    unsure = bool(run.search and cannot_order(run.search))
     return [
-        (name, all((run.folder / path).exists() for path in paths))
+        (UNSURE if name == "search" and unsure else name, all((run.folder / path).exists() for path in paths))
         for name, paths in STAGES.items()
         if name != "supernet" or run.has_supernet
     ]

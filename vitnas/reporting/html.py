@@ -17,6 +17,7 @@ from vitnas.reporting.pretrain_page import pretrain_context
 from vitnas.reporting.slim_page import slim_context
 from vitnas.reporting.tokens import draw_tokens
 from vitnas.runs import write_atomic
+from vitnas.searching.choosing import cannot_order
 from vitnas.train import metrics
 from vitnas.train.evaluate import cannot_tell
 
@@ -140,10 +141,14 @@ def _sampler(run: RunFiles, figures: dict[str, plots.Figure]) -> dict[str, Any]:
 
 def _holdout(run: RunFiles) -> str:
     """The split that scores come from, with its n."""
-    n = sum(run.manifest.data.counts["holdout"]) if run.manifest else None
-    if n is None:
+    n = run.search.num_images if run.search else None
+    if run.search and n is not None:
+        little = cannot_order(run.search)
+    elif run.manifest:
+        n = sum(run.manifest.data.counts["holdout"])
+        little = cannot_tell(n)
+    else:
         return "the holdout (n not recorded)"
-    little = cannot_tell(n)
     return f"the holdout (n = {n} images{f'; {little}' if little else ''})"
 
 

@@ -8,6 +8,7 @@ beyond their own error (James and Stein's shrinkage towards a line, with the var
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
@@ -16,10 +17,11 @@ import numpy as np
 from vitnas.budget import QUANTITIES, Budget
 from vitnas.searching.goal import Goal, Objective, oriented
 from vitnas.searching.pareto import front
-from vitnas.searching.trial import Trial
+from vitnas.searching.trial import SearchRecord, Trial
 
 Prefer: TypeAlias = Literal["accuracy", "cost"]
 LOSS = "loss"  # as an objective, of what has weights of a supernet
+MOST_IMAGES = 1_000_000  # that someone may have
 
 
 def cost_objective(objectives: Sequence[Objective], budget: Budget) -> Objective:
@@ -47,6 +49,31 @@ def error(accuracy: float, num_images: int) -> float:
     """The standard error of an accuracy on so many images; not 0 where all or none are right."""
     share = (accuracy * num_images + 1) / (num_images + 2)
     return float(np.sqrt(share * (1 - share) / num_images))
+
+
+def cannot_order(search: SearchRecord) -> str:
+    """Why the scores of a search do not say which of its Archs is best, and how many images would; "" where they do.
+
+    They do where Archs differ by more than a score of so many images is off by. What Archs differ by is what their
+    scores vary by beyond that. All were scored on the same images, whose luck they partly share: so fewer may do.
+    """
+    scores = [trial.values["accuracy"] for trial in search.trials if "accuracy" in trial.values]
+    if len(scores) < 2 or not search.num_images:
+        return ""
+    n, noise = search.num_images, error(float(np.mean(scores)), search.num_images)
+    real = float(np.sqrt(max(0.0, np.var(np.array(scores)) - noise**2)))
+    if real >= noise:
+        return ""
+    would = (
+        f"about {math.ceil(n * (noise / real) ** 2 / 10) * 10:,} images would tell them apart"
+        if n * noise**2 < MOST_IMAGES * real**2
+        else "no number of images that anyone has would tell them apart"
+    )
+    return (
+        f"scores on {n} held-out images are off by {100 * noise:.1f} points (standard error) and the scored Archs "
+        f"differ by {100 * real:.1f}, so which is best is not known; {would}. Hold out more (data.holdout), score on "
+        "several parts of train (search.folds=3), or choose by training (finals.archs=8)"
+    )
 
 
 def choose(trials: Sequence[Trial], goal: Goal, num_images: int, prefer: Prefer = "accuracy") -> Trial:

@@ -85,7 +85,8 @@ class TrialRecord:
 class SearchRecord(RunFile):
     """A finished search: every Trial, the front (best first) and the chosen Arch by their ids.
 
-    `hypervolume` is (scored Trials so far, hypervolume) where it grows; `rejections` counts the limits missed.
+    `hypervolume` is (scored Trials so far, hypervolume) where it grows; `rejections` counts the limits missed;
+    `num_images` is how many held-out images a score is of, where that is known.
     """
 
     FILE = "search.json"
@@ -102,6 +103,7 @@ class SearchRecord(RunFile):
     chosen: str | None
     hypervolume: tuple[tuple[int, float], ...]
     seconds: float
+    num_images: int | None = None
 
 
 class Searcher(Protocol):

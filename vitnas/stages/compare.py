@@ -17,7 +17,7 @@ from vitnas.searching.latency import measure_ms
 from vitnas.stages.finals import BriefTraining, Entrant, finalists, folder_of, from_scratch, hold
 from vitnas.stages.hand_scaled import patch_sizes, three_shapes
 from vitnas.stages.models import Models
-from vitnas.stages.searching import Inherited, Searches
+from vitnas.stages.searching import FOLDS, Inherited, Searches
 
 
 @dataclass(frozen=True)
@@ -101,13 +101,14 @@ class Picks:
         return Pick(ArchFile.read(path.parent / "hand_scaled" / known.chosen).arch, None, known.spent)
 
     def with_supernet(self, spent: Spent) -> Spent | None:
-        """And what training the supernet and holding it against trained Archs took; None where the first is not on
-        record."""
+        """And what training the supernet, or one per fold, and holding it against trained Archs took; None where the
+        first is not on record."""
         folder = self.models.work.folder
         if not TrainedSupernet.exists(folder):
             return None
-        ranking = Ranking.read(folder).spent if Ranking.exists(folder) else Spent()
-        return spent + TrainedSupernet.read(folder).spent + ranking
+        for trained in (folder, *sorted((folder / FOLDS).glob("*"))):
+            spent += TrainedSupernet.read(trained).spent
+        return spent + (Ranking.read(folder).spent if Ranking.exists(folder) else Spent())
 
     def trained_spent(self) -> Spent:
         """What a search that trains took, a supernet that was not relied on included."""

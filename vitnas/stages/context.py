@@ -125,7 +125,7 @@ class Context:
     def inherited(self) -> Inherited:
         if self.run.search.trains:
             return Brief(self.models, self.searches)
-        return Inherited(self.work, self.images, self.new_supernet)
+        return Inherited(self.work, self.images, self.new_supernet, folds=self.run.search.folds)
 
     @cached_property
     def sampler(self) -> RunSampler:
@@ -140,7 +140,7 @@ class Context:
             self.space,
             self.budget,
             self.meters,
-            lambda: len(self.data.holdout),
+            lambda: self.run.search.folds * len(self.data.holdout),
             finals=self.run.finals,
             mark=hashlib.sha256(fields.encode()).hexdigest()[:12],
         )

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from vitnas.counting import count
+from vitnas.data import TrainBatches
 from vitnas.errors import UserError
 from vitnas.model import build
 from vitnas.reporting.tables import Table, size
@@ -45,6 +46,17 @@ class Clock(Silent):
 
     def update(self, stage: str, step: int, steps: int, text: str = "") -> None:
         self.times.append(time.perf_counter())
+
+    @property
+    def step_s(self) -> float:
+        """Seconds of the fastest step but the first; others may be at work."""
+        return min(later - earlier for earlier, later in itertools.pairwise(self.times))
+
+
+def few_steps(config: TrainConfig, loader: TrainBatches) -> TrainConfig:
+    """A training of as many steps as are timed."""
+    per_epoch = max(1, loader.steps_per_epoch // config.accumulate)
+    return replace(config, epochs=TIMED / per_epoch, warmup_epochs=0, monitor_every=0)
 
 
 def is_short(context: Context) -> bool:
@@ -109,18 +121,18 @@ def look_ahead(context: Context) -> Outlook:
 
 def _step(context: Context, network: nn.Module, sampler: Sampler, config: TrainConfig) -> float:
     """Seconds of an optimizer step of training `network`."""
-    run, data, clock = context.asked, context.data, Clock()
+    run, data = context.asked, context.data
     task, teacher = make_task(
         run.task, context.teacher, data, context.space.largest().grids[-1], context.folder
     )
     loader = context.images.train_batches("forecast")
-    per_epoch = max(1, loader.steps_per_epoch // config.accumulate)
+    clock = Clock()
     fit(
         network,
         CombinedSides(task) if getattr(network, "sides", 1) > 1 else task,
         sampler,
         loader,
-        config=replace(config, epochs=TIMED / per_epoch, warmup_epochs=0, monitor_every=0),
+        config=few_steps(config, loader),
         teacher=teacher,
         augment=data.augment,
         num_classes=data.num_classes,
@@ -128,7 +140,7 @@ def _step(context: Context, network: nn.Module, sampler: Sampler, config: TrainC
         engine=context.engine,
         progress=clock,
     )
-    return min(later - earlier for earlier, later in itertools.pairwise(clock.times))  # others may be at work
+    return clock.step_s
 
 
 def _costs(
@@ -154,7 +166,8 @@ def _planned(
     watched = train.epochs / train.monitor_every * MONITORED * held * image_s if train.monitor_every else 0.0
     epoch_s = per_epoch * model_step_s
     trials, trains = run.search.num_trials, run.search.trains
-    searching = trials * held * image_s / world
+    folds = run.search.folds
+    searching = trials * folds * held * image_s / world
     finals = epochs_in_all(run.finals, last, run.entrants) * epoch_s
     if trains:  # each Arch for the first rung; the finals are what is behind it
         searching = trials * lengths(run.finals, last, trials)[0] * epoch_s
@@ -164,7 +177,7 @@ def _planned(
     if "hand_scaled" in run.retrain.baselines:
         trained += epochs_in_all(run.finals, last, SHAPES * max(1, len(patch_sizes(context.space))))
     return {
-        "train": 0.0 if trains else train.epochs * per_epoch * step_s + watched + ranking,
+        "train": 0.0 if trains else folds * train.epochs * per_epoch * step_s + watched + ranking,
         "search": searching,
         "finals": finals,
         "retrain": trained * epoch_s + baseline,

@@ -90,7 +90,7 @@ def distrusting(run: Run) -> Run:
     if otherwise(run) == "finals":
         return replace(run, finals=replace(run.finals, archs=max(INSTEAD, run.finals.archs)))
     search = replace(
-        run.search, searcher=GuidedHalving.word, num_trials=max(2, TRAINED * run.retrain.rank_archs)
+        run.search, searcher=GuidedHalving.word, num_trials=max(2, TRAINED * run.retrain.rank_archs), folds=1
     )
     rungs = len(lengths(run.finals, run.retrain.train, search.num_trials))
     finals = replace(run.finals, epochs=run.retrain.rank_epochs * 2 ** (rungs - 1))

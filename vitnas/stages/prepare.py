@@ -9,6 +9,7 @@ from pathlib import Path
 
 from vitnas.data import require_labels
 from vitnas.data.augment import seeded_globals
+from vitnas.data.folds import fold
 from vitnas.errors import UserError
 from vitnas.measure.environment import environment, git_commit
 from vitnas.records import GeneRecord, Manifest, SpaceRecord
@@ -44,6 +45,8 @@ def prepare(context: Context) -> Feasibility:
             f"search.searcher is {run.search.searcher!r} in {context.engine.world} processes; each of its trainings is "
             "of one. Start one process, and `vitnas search FOLDER` beside it to search together."
         )
+    if run.search.folds > 1:
+        fold(data, run.search.folds - 1)  # says whether there are so many
     space, budget = context.space, context.budget
     supernet = context.new_supernet()
     for name, config in (("supernet", run.supernet), ("retrain.train", run.retrain.train)):

@@ -39,7 +39,6 @@ FREE = {"threads", "workers", "trackers", "device", "log_every", "checkpoint_min
 GROWS = {"search.num_trials": "search"}
 BASELINES = ("hand_scaled", "random_search")
 OWN = "pretrained"  # as teacher.network: the network that the run starts from, as it was
-MOST_THREADS = 1024
 Format: TypeAlias = Literal["onnx", "torch_export", "onnx_float", "torch_export_float"]
 MUST_LEARN = ("predictor", *(word for word, kind in SELECTIONS.items() if kind.keeps_keys))
 Axis: TypeAlias = Literal["heads", "hidden", "embed_dim", "blocks"]
@@ -69,9 +68,10 @@ class SearchConfig:
     VITNAS_STORAGE_PASSWORD. With weights of the supernet Archs are ordered by their `score`: the `loss` on held-out
     images says more of them than the `accuracy` does; Archs that are trained have their accuracy. Where scores are of
     too few images to tell Archs apart, `prefer` takes by `accuracy` what Archs of such cost promise, by `cost` the
-    cheapest. Where the supernet orders retrain.rank_archs trained Archs with a Kendall's tau below `least_tau`, the
-    run does not rely on it: it goes on as with `guided_halving`, or with finals where its weights are inherited (-1
-    relies on it in any case)."""
+    cheapest, and with `folds` (cross-validation) so many supernets are trained, each with another part of train held
+    out: an Arch's score is of all these images, which takes so many times as long. Where the supernet orders
+    retrain.rank_archs trained Archs with a Kendall's tau below `least_tau`, the run does not rely on it: it goes on as
+    with `guided_halving`, or with finals where its weights are inherited (-1 relies on it in any case)."""
 
     searcher: str = "evolution"
     num_trials: int = 200
@@ -79,6 +79,7 @@ class SearchConfig:
     score: Literal["loss", "accuracy"] = "loss"
     prefer: Literal["accuracy", "cost"] = "accuracy"
     least_tau: float = 0.6
+    folds: int = 1
     storage: str | None = None
 
     def __post_init__(self) -> None:
@@ -95,6 +96,12 @@ class SearchConfig:
             )
         if self.num_trials < 1:
             raise UserError(f"search.num_trials is {self.num_trials}; a search scores at least 1 Arch.")
+        if self.folds < 1 or (self.folds > 1 and self.trains):
+            why = "it trains no supernet" if self.trains else "1 is a single holdout"
+            raise UserError(
+                f"search.folds is {self.folds} and search.searcher {self.searcher!r}; {why}. Leave it out, or use "
+                "folds=3 with searcher=evolution."
+            )
         if not self.objectives or self.objectives[0] != "accuracy":
             raise UserError(
                 f"search.objectives is {self.objectives}; the first must be accuracy. Put it first."
@@ -329,6 +336,11 @@ class Run:
             )
         if self.search.trains:
             self._check_without_supernet()
+        if self.search.folds > 1 and self.sampler.answers:
+            raise UserError(
+                f"search.folds is {self.search.folds} and sampler.kind is {self.sampler.kind!r}, which learns from one "
+                "holdout. Leave one of them out."
+            )
         if self.retrain.train.precision != self.supernet.precision:
             raise UserError(
                 f"retrain.train.precision is {self.retrain.train.precision!r} and supernet.precision is "
@@ -366,10 +378,8 @@ class Run:
             self.space.starting_from(self.pretrained)  # refuses a network that is missing
         if not 0 <= self.seed < 1 << 32:
             raise UserError(f"seed is {self.seed}; it must be from 0 to {(1 << 32) - 1}. Use 0.")
-        if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
-            raise UserError(
-                f"threads is {self.threads}; it must be from 1 to {MOST_THREADS}. Leave it out for all cores."
-            )
+        if self.threads is not None and self.threads < 1:
+            raise UserError(f"threads is {self.threads}; it must be at least 1. Leave it out for all cores.")
 
     @property
     def seconds(self) -> float:

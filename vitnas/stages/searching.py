@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 
 from optuna.exceptions import StorageInternalError
+from torch import Tensor
 
 from vitnas.arch import Arch
 from vitnas.budget import DEFAULT_LATENCY_TARGET, Budget
@@ -34,7 +36,7 @@ from vitnas.searching import (
     search,
     withdraw_slower,
 )
-from vitnas.searching.choosing import choose
+from vitnas.searching.choosing import cannot_order, choose
 from vitnas.searching.halving import GuidedHalving
 from vitnas.searching.storage import reason, shown
 from vitnas.space import Genes, Space
@@ -42,40 +44,87 @@ from vitnas.stages.lock import one_at_a_time
 from vitnas.stages.run import FinalsConfig, SearchConfig
 from vitnas.stages.work import RunImages, Work, load_weights, quick_meter
 from vitnas.supernet import Supernet
-from vitnas.train import evaluate
+from vitnas.train import Score, evaluate
 
 
 class SupernetEvaluator:
-    """Scores an Arch on held-out train images with inherited weights. The test split is refused."""
+    """Scores an Arch on held-out train images with inherited weights. The test split is refused.
 
-    def __init__(self, supernet: Supernet, batches: EvalBatches) -> None:
-        require_not_test(batches.images, "search")
-        self.supernet, self.batches, self.split = supernet, batches, batches.images.split
+    Args:
+        batches: `EvalBatches`, or any re-iterable of (images, targets), such as a DataLoader of images that are held
+            out.
+    """
+
+    def __init__(self, supernet: Supernet, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+        if isinstance(batches, EvalBatches):
+            require_not_test(batches.images, "search")
+        self.supernet, self.batches = supernet, batches
+        self.split = batches.images.split if isinstance(batches, EvalBatches) else "holdout"
+
+    def score(self, arch: Arch) -> Score:
+        """All that was found."""
+        return evaluate(self.supernet, self.batches, arch)
 
     def __call__(self, arch: Arch) -> Mapping[str, float]:
-        score = evaluate(self.supernet, self.batches, arch)
+        score = self.score(arch)
         return {"accuracy": score.accuracy, "loss": score.loss}
 
 
+class FoldsEvaluator:
+    """Scores an Arch on the holdouts of several Supernets, none of which has seen its own: the mean over all images."""
+
+    def __init__(self, folds: Sequence[SupernetEvaluator]) -> None:
+        self.folds, self.split = folds, folds[0].split
+
+    def __call__(self, arch: Arch) -> Mapping[str, float]:
+        scores = [fold.score(arch) for fold in self.folds]
+        counts = [score.n for score in scores]
+        return {
+            name: fmean((getattr(score, name) for score in scores), counts) for name in ("accuracy", "loss")
+        }
+
+
 WEIGHTS = "supernet.safetensors"
+FOLDS = "folds"  # a folder of folders, for each supernet but the first
 RANKING = "ranking"  # of Archs by which the supernet was measured: a search that trains goes on from them
 
 
-class Inherited:
-    """The trained supernet of a run, read when it is first used, and the Archs with its weights (front/<arch id>/)."""
+def fold_folder(folder: Path, number: int) -> Path:
+    """Where the supernet of a fold lies; the first is the run's own."""
+    return folder / FOLDS / str(number) if number else folder
 
-    def __init__(self, work: Work, images: RunImages, make: Callable[[], Supernet]) -> None:
-        self.work, self.images, self._make = work, images, make
+
+class Inherited:
+    """The trained supernet of a run, read when it is first used, and the Archs with its weights (front/<arch id>/).
+
+    Args:
+        folds: Supernets that score an Arch together; only the first gives weights.
+    """
+
+    def __init__(
+        self, work: Work, images: RunImages, make: Callable[[], Supernet], *, folds: int = 1
+    ) -> None:
+        self.work, self.images, self._make, self.folds = work, images, make, folds
 
     @cached_property
     def supernet(self) -> Supernet:
+        return self._trained(0)
+
+    def _trained(self, fold: int) -> Supernet:
         supernet = self._make()
-        load_weights(supernet, self.work.folder / WEIGHTS, "vitnas train")
+        load_weights(supernet, fold_folder(self.work.folder, fold) / WEIGHTS, "vitnas train")
         return supernet.to(self.work.engine.device).eval()
 
     @cached_property
-    def evaluator(self) -> SupernetEvaluator:
-        return SupernetEvaluator(self.supernet, self.images.holdout)
+    def evaluator(self) -> SupernetEvaluator | FoldsEvaluator:
+        own = SupernetEvaluator(self.supernet, self.images.holdout)
+        if self.folds == 1:
+            return own
+        others = (
+            SupernetEvaluator(self._trained(fold), self.images.fold(fold).holdout)
+            for fold in range(1, self.folds)
+        )
+        return FoldsEvaluator((own, *others))
 
     def model(self, arch: Arch) -> Model:
         """With inherited weights."""
@@ -301,6 +350,9 @@ def search_archs(
                 for trial in (*study.front(), best):
                     inherited.save(trial.arch)
                 searches.tell(best, kind=kind, recipe=recipe)
-                replace(study.summary(), chosen=best.arch.id).write(work.folder)
+                found = replace(study.summary(), chosen=best.arch.id, num_images=searches.num_images())
+                found.write(work.folder)
 
         work.engine.from_first(write)
+    found = SearchRecord.read(work.folder)
+    work.progress.done("search", cannot_order(found))

@@ -6,7 +6,7 @@ from vitnas.exporting.networks import load_network
 from vitnas.records import SamplerSummary, Spent, TrainedSupernet
 from vitnas.sample import Focus
 from vitnas.stages.sampler import RunSampler, summarise
-from vitnas.stages.searching import WEIGHTS, Inherited
+from vitnas.stages.searching import WEIGHTS, Inherited, fold_folder
 from vitnas.stages.training import train
 from vitnas.stages.work import RunImages, Work, save_weights
 from vitnas.supernet import Supernet
@@ -23,8 +23,17 @@ def train_supernet(
     teacher: TeacherConfig,
     config: TrainConfig,
     pretrained: str | None = None,
+    fold: int = 0,
 ) -> None:
-    """Train `supernet`, continuing from its checkpoint, into supernet.safetensors, and the sampler where it learns."""
+    """Train `supernet`, continuing from its checkpoint, into supernet.safetensors, and the sampler where it learns.
+
+    Args:
+        fold: which part of train is held out; of all but the first only the weights are kept.
+    """
+    target = fold_folder(work.folder, fold) / WEIGHTS
+    if work.engine.from_first(target.exists):
+        return
+    images = images.fold(fold)
     if pretrained:
         work.progress.note(start_from_pretrained(supernet, pretrained))
     epochs, made = sampler.config.rewire_epochs, sampler.make()
@@ -35,16 +44,18 @@ def train_supernet(
         task,
         teacher,
         config,
-        stage="supernet",
+        stage=f"supernet/fold{fold}" if fold else "supernet",
         grid=supernet.space.largest().grids[-1],
-        monitor=Monitor.of(supernet.space, images.holdout, seed=work.seed) if config.monitor_every else None,
+        monitor=Monitor.of(supernet.space, images.holdout, seed=work.seed)
+        if config.monitor_every and not fold
+        else None,
         sampler=made,
         hooks=[Rewiring(epochs)] if epochs else [],
     )
     if isinstance(made, Focus):
         work.once(sampler.path, lambda: sampler.save(made))
-    target, spent = work.folder / WEIGHTS, Spent(learned=fitted.images, seconds=fitted.seconds)
-    work.engine.from_first(lambda: TrainedSupernet(spent).write(work.folder))
+    spent = Spent(learned=fitted.images, seconds=fitted.seconds)
+    work.engine.from_first(lambda: TrainedSupernet(spent).write(target.parent))
     work.once(target, lambda: save_weights(fitted.network, target))
 
 

@@ -48,7 +48,7 @@ from vitnas.stages.pretrain.stages import export, is_judged, judge, pretrain
 from vitnas.stages.ranking import measure_ranking, of_equal_cost
 from vitnas.stages.results import export_chosen, final_table, measure
 from vitnas.stages.run import Run
-from vitnas.stages.searching import WEIGHTS, search_archs
+from vitnas.stages.searching import WEIGHTS, fold_folder, search_archs
 from vitnas.stages.slim.context import SlimContext
 from vitnas.stages.slim.prepare import prepare_slim
 from vitnas.stages.slim.specialize import specialize_slim
@@ -127,7 +127,7 @@ def go_on(run: Run, folder: Path, name: str) -> None:
 
 def _train(context: Context) -> None:
     run = context.run
-    if not context.engine.from_first((context.folder / WEIGHTS).exists):
+    for fold in range(run.search.folds):
         train_supernet(
             context.work,
             context.images,
@@ -137,6 +137,7 @@ def _train(context: Context) -> None:
             context.teacher,
             run.supernet,
             run.pretrained,
+            fold,
         )
     if run.sampler.answers:
         tell_sampler(context.work, context.sampler, context.inherited)
@@ -195,18 +196,22 @@ def _models(run: Run) -> tuple[str, ...]:
     return (*(f"models/{role}/{Result.FILE}" for role in roles), Correlation.FILE)
 
 
+def _supernets(run: Run) -> tuple[str, ...]:
+    return tuple(str(fold_folder(Path(), fold) / WEIGHTS) for fold in range(run.search.folds))
+
+
+def _learned(run: Run) -> tuple[str, ...]:
+    return (SamplerSummary.FILE,) if run.sampler.answers else ()
+
+
+def _ranked(run: Run) -> tuple[str, ...]:
+    return (Ranking.FILE,) if run.ranks else ()
+
+
 STAGES: Mapping[str, Stage] = {
     "train": Stage(
         _train,
-        lambda run: (
-            ()
-            if run.search.trains
-            else (
-                WEIGHTS,
-                *((SamplerSummary.FILE,) if run.sampler.answers else ()),
-                *((Ranking.FILE,) if run.ranks else ()),
-            )
-        ),
+        lambda run: () if run.search.trains else (*_supernets(run), *_learned(run), *_ranked(run)),
     ),
     "search": Stage(_search, lambda run: (SearchRecord.FILE, Chosen.FILE)),
     "finals": Stage(_finals, lambda run: (Finals.FILE,) if run.entrants else (), again=(Finals.FILE,)),

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from vitnas.data import Data, DataConfig, EvalBatches, TrainBatches, open_data
 from vitnas.data.augment import seed_from
+from vitnas.data.folds import fold
 from vitnas.errors import UserError
 from vitnas.grids import ImageSize
 from vitnas.measure.latency import LatencyMeter
@@ -76,6 +77,14 @@ class RunImages:
         resized = RunImages(replace(self.config, image_size=image_size), self.work, self.pretrained)
         resized.data = self.data.resized(image_size)
         return resized
+
+    def fold(self, number: int) -> RunImages:
+        """The same images with another part of train held out (`vitnas.data.folds`)."""
+        if not number:
+            return self
+        other = RunImages(self.config, self.work, self.pretrained)
+        other.data = fold(self.data, number)
+        return other
 
     @cached_property
     def holdout(self) -> EvalBatches:

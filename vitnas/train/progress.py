@@ -8,8 +8,9 @@ from typing import Protocol
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
+from rich.progress_bar import ProgressBar
 
 PLAIN_SECONDS = 10.0
 
@@ -47,6 +48,16 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
+class _Bar(BarColumn):
+    """Green when it is done, but yellow where what was done is not to be relied on."""
+
+    def render(self, task: Task) -> ProgressBar:
+        bar = super().render(task)
+        if task.fields.get("doubted"):
+            bar.complete_style = bar.finished_style = "yellow"
+        return bar
+
+
 class ConsoleProgress:
     """Bars on a terminal; without one, a line per stage at least every ten seconds. Use as a context manager."""
 
@@ -59,7 +70,7 @@ class ConsoleProgress:
         ] = {}  # when, and at which step: a resumed stage has done some
         columns = (
             TextColumn("{task.description:<24}"),
-            BarColumn(),
+            _Bar(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
         )
@@ -94,5 +105,7 @@ class ConsoleProgress:
 
     def done(self, stage: str, warning: str | None = None) -> None:
         if warning:
+            if stage in self._tasks:
+                self._bars.update(self._tasks[stage], doubted=True)
             self.console.print("[yellow]Warning:[/yellow] ", end="")
             self.console.out(warning)

@@ -12,7 +12,7 @@ from vitnas.data import TrainBatches
 from vitnas.data.augment import seed_from
 from vitnas.errors import UserError
 from vitnas.probing import PretrainForecast, features
-from vitnas.stages.forecast import Clock
+from vitnas.stages.forecast import Clock, few_steps
 from vitnas.stages.pretrain.context import PretrainContext
 from vitnas.stages.pretrain.watch import ASKED, BATCH, CHECKED, KNOWN
 from vitnas.train import EsViTConfig, TrainConfig, fit
@@ -22,7 +22,6 @@ from vitnas.train.progress import duration
 LEAST_IMAGES = 32
 STEPS_IN_EPOCH = 8  # at least; a larger batch is lowered
 LEAST_STEPS = 100  # a pretraining of fewer is not worth its name
-TIMED = 3  # steps, of which the first is not counted
 WARM = 1 / 30  # of all epochs, as EsViT's 10 of 300; of the teacher's temperature 1 / 10, as its 30 of 300
 
 
@@ -94,15 +93,13 @@ def _timed(context: PretrainContext, size: int) -> tuple[float, float]:
     student, run, clock = context.student(), context.run, Clock()
     esvit = context.pretrain.esvit
     loader = views(context, esvit, student, size)
-    per_epoch = max(1, loader.steps_per_epoch // run.supernet.accumulate)
-    train = replace(run.supernet, epochs=TIMED / per_epoch, warmup_epochs=0, monitor_every=0)
     teacher = esvit.teacher(student)
     fit(
         student,
-        esvit.task(train.weight_decay),
+        esvit.task(run.supernet.weight_decay),
         context.draws,
         loader,
-        config=train,
+        config=few_steps(run.supernet, loader),
         teacher=teacher,
         seed=run.seed,
         engine=context.engine,
@@ -113,8 +110,7 @@ def _timed(context: PretrainContext, size: int) -> tuple[float, float]:
     start = time.perf_counter()
     features(teacher.network, few, arch=teacher.arch)
     forward = (time.perf_counter() - start) / min(BATCH, len(held))
-    steps = [later - earlier for earlier, later in zip(clock.times, clock.times[1:], strict=False)]
-    return sum(steps) / len(steps), forward
+    return clock.step_s, forward
 
 
 def views(context: PretrainContext, esvit: EsViTConfig, student: nn.Module, size: int) -> TrainBatches:
