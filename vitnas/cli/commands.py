@@ -175,6 +175,9 @@ def _in_full(recipe: str, texts: Mapping[str, str], more: Mapping[str, str]) -> 
 
 def whole_run(run: Run, folder: Path, console: Console, *, dry: bool = False) -> None:
     """Do what `run` says, and tell how it ended; `dry` tells what it would take, and leaves nothing."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise UserError(f"folder is {str(folder)!r}, and {there} is a file. Give another folder=PATH.")
     if dry:
         with tempfile.TemporaryDirectory(prefix="vitnas-dry-") as where:
             with at_work(run, Path(where) / folder.name, console) as context:
@@ -363,17 +366,22 @@ def dashboard_command(words: list[str], console: Console) -> None:
     run_server(open_storage(run.search.storage or folder / "study.db"), host="localhost", port=8080)
 
 
-def tell_fields(console: Console) -> None:
-    """Every group of fields of a run, with their types and meaning."""
+def field_text() -> str:
+    """Every group of fields of a run, with their types and meaning, as rich's markup.
+
+    What `vitnas run --help` shows is a copy of it (fields.txt), since making it imports torch; a test holds them equal.
+    """
+    lines: list[str] = []
     for prefix, word, kind in field_groups():
         title = f"{prefix}kind={word}" if word else prefix.rstrip(".") or "run"
         doc = " ".join((kind.__doc__ or "").partition("Raises:")[0].split())
         hints = get_type_hints(kind)
-        console.print(f"\n[bold]{title}[/bold]: {escape(doc)}")
+        lines.append(f"\n[bold]{title}[/bold]: {escape(doc)}")
         for field in fields(kind):
             if not is_dataclass(hints[field.name]):
                 default = "" if field.default is MISSING else f" = {field.default!r}"
-                console.out(f"  {prefix}{field.name}: {field.type}{default}")
+                lines.append(escape(f"  {prefix}{field.name}: {field.type}{default}"))
+    return "\n".join(lines) + "\n"
 
 
 def one_folder(words: list[str], command: str) -> Path:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from vitnas.cli.options import parsed
 from vitnas.data import AUGMENTS
+from vitnas.data.glance import glance
 from vitnas.errors import UserError, check_word, nearest
-from vitnas.recipes import RECIPES
+from vitnas.recipes import LIKE, RECIPES
 from vitnas.runs import to_json
 from vitnas.stages.claim import read_yaml
 from vitnas.stages.run import KINDS, OPTIONAL, SHORT, Run, field_names, plain
@@ -54,7 +56,17 @@ def make_run(name: str, pairs: Mapping[str, str]) -> Run:
         if short in pairs and field in pairs:
             raise UserError(f"{short} and {field} are both given; the first is short for it. Leave one out.")
     pairs = in_full(pairs, known, "RECIPE")
-    base = _base(name, known)
+    base, values = _base(name, known)
+    run = _resolved(base, pairs, known)
+    if run.recipe in LIKE and not {item.name for item in fields(Run)} <= {*values}:  # that a run folder has
+        seen, given = glance(run.data), "time" in pairs or "time" in values
+        if seen is not None:
+            fitted = LIKE[run.recipe](seen, run, run.seconds if given else None)
+            run = _resolved(_base(name, known, fitted)[0], pairs, known)
+    return run
+
+
+def _resolved(base: dict[str, Any], pairs: Mapping[str, str], known: Mapping[str, set[str]]) -> Run:
     for field in pairs:
         group = field.partition(".")[0]
         if group in OPTIONAL and group != field and base[group] is None:
@@ -141,9 +153,16 @@ def _choose(base: dict[str, Any], group: str, kind: Any) -> None:
         base[group] = {"kind": kind}
 
 
-def _base(name: str, known: Collection[str]) -> dict[str, Any]:
+def _base(
+    name: str, known: Collection[str], fitted: Run | None = None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The fields of a recipe, with those of a YAML file in their places, and what that file says.
+
+    Args:
+        fitted: in place of the recipe.
+    """
     if name in RECIPES:
-        return plain(RECIPES[name]())
+        return plain(fitted or RECIPES[name]()), {}
     path = Path(name)
     if path.suffix not in (".yaml", ".yml"):
         raise UserError(f"{name!r} is no recipe; recipes are {', '.join(RECIPES)}.{nearest(name, RECIPES)}")
@@ -152,7 +171,7 @@ def _base(name: str, known: Collection[str]) -> dict[str, Any]:
     values = read_yaml(path)
     recipe = values.get("recipe", "tour")
     check_word(f"{path}: recipe", recipe, RECIPES)
-    base = plain(RECIPES[recipe]())
+    base = plain(fitted or RECIPES[recipe]())
     for group in KINDS:
         given = values.get(group, {})
         if not isinstance(given, dict):
@@ -163,7 +182,7 @@ def _base(name: str, known: Collection[str]) -> dict[str, Any]:
         if "kind" in given:
             _choose(base, group, given["kind"])
     _merge(base, values, known, path)
-    return base
+    return base, values
 
 
 def _merge(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from vitnas.data.glance import Glance
 from vitnas.recipes.autoformer import autoformer, autoformer_cifar
 from vitnas.recipes.dynamicvit import dynamicvit, dynamicvit_tour
 from vitnas.recipes.focusformer import focusformer, focusformer_tour
-from vitnas.recipes.images import images
+from vitnas.recipes.images import images, images_like
 from vitnas.recipes.manifold import manifold, manifold_tour
 from vitnas.recipes.pretrain import pretrain
 from vitnas.recipes.slim import slim
@@ -42,4 +43,8 @@ RECIPES: dict[str, Callable[[], Run]] = {
     "vitas": vitas,
 }
 
-__all__ = ["RECIPES"]
+# Recipes that go by the images: how many and how large they are, what else is asked, and the seconds that are given
+# (None: nothing said).
+LIKE: dict[str, Callable[[Glance, Run, float | None], Run]] = {"images": images_like}
+
+__all__ = ["LIKE", "RECIPES"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from vitnas.data import Augment, DataConfig
+from vitnas.data import AUGMENTS, DataConfig
 from vitnas.recipes.tour import on_digits
 from vitnas.space import AroundConfig, UnifiedConfig
 from vitnas.stages.run import RetrainConfig, Run, SearchConfig
@@ -28,20 +28,16 @@ def transformer_ls() -> Run:
         monitor_every=10,
         precision="bf16",
     )
-    augment = Augment(
-        hflip=0.5,
-        scale=(0.08, 1.0),
-        auto_augment="rand-m9-mstd0.5-inc1",
-        re_prob=0.25,
-        mixup=0.8,
-        cutmix=1.0,
-        label_smoothing=0.1,
-    )
     return Run(
         recipe="transformer_ls",
         budget="macs<=70%",
         data=DataConfig(
-            dataset="imagenet", image_size=224, batch_size=1024, workers=16, augment=augment, holdout=25_000
+            dataset="imagenet",
+            image_size=224,
+            batch_size=1024,
+            workers=16,
+            augment=AUGMENTS["strong"],
+            holdout=25_000,
         ),
         space=AroundConfig(network="transformer_ls_medium"),
         supernet=replace(train, epochs=120, drop_path=0.1),
