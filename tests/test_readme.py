@@ -104,6 +104,22 @@ def test_the_snippets_of_a_page_run(
         del mixers.MIXERS[word]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "path", sorted((REPO / "docs").glob("notebooks/*.ipynb")), ids=lambda path: path.stem
+)
+def test_a_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its cells, one after the other; what a notebook alone knows (`%`) is not in them."""
+    monkeypatch.chdir(tmp_path)
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    names: dict[str, object] = {"__name__": path.stem}
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            assert cell["outputs"] == [], "what it prints is for who runs it"
+            exec(compile("".join(cell["source"]), path.name, "exec"), names)
+    assert 0.2 < names["score"].accuracy <= 1  # type: ignore[attr-defined]
+
+
 def test_the_site_has_every_page() -> None:
     """Its navigation names all files, and what the reference names exists."""
     nav = re.findall(r": (\w+\.md)", (REPO / "mkdocs.yml").read_text(encoding="utf-8"))

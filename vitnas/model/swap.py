@@ -95,8 +95,8 @@ def swap_attention(
 
     >>> import timm
     >>> model = swap_attention(timm.create_model("vit_tiny_patch16_224"), "nystrom", layers=[0, 1])
-    >>> [row["layer"] for row in model.swapped]
-    ['blocks.0.attn', 'blocks.1.attn']
+    >>> print(*(row["layer"] for row in model.swapped))
+    blocks.0.attn blocks.1.attn
     """
     check_word("mixer", mixer, MIXERS)
     found = known_attention(model)
