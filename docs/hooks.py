@@ -31,7 +31,6 @@ def pages() -> dict[str, tuple[str, str]]:
     found = {}
     for section in re.split(r"^## ", text, flags=re.MULTILINE)[1:]:
         title, _, body = section.partition("\n")
-        body = re.sub(r"\[([^]]+)\]\((benchmarks/[^)]+)\)", r"\1 (`\2`)", body)  # is not part of the site
         name = next((name for name in NAMES if name in title), None)
         findings = [entry.partition("\n") for entry in log if name and re.search(NAMES[name], entry)]
         measured = "".join(
@@ -45,7 +44,10 @@ def pages() -> dict[str, tuple[str, str]]:
             if measured
             else ""
         )
-        found[f"papers/{slug}.md"] = (short, f"# {title}\n{body}{more}")
+        page = re.sub(
+            r"\[([^]]+)\]\((benchmarks/[^)]+)\)", r"\1 (`\2`)", body + more
+        )  # is not part of the site
+        found[f"papers/{slug}.md"] = (short, f"# {title}\n{page}")
     return found
 
 

@@ -7,6 +7,7 @@ import json
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -118,6 +119,26 @@ def test_a_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
             assert cell["outputs"] == [], "what it prints is for who runs it"
             exec(compile("".join(cell["source"]), path.name, "exec"), names)
     assert 0.2 < names["score"].accuracy <= 1  # type: ignore[attr-defined]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("language", "runs"), [("js", "node snippet.js"), ("cpp", "./snippet")])
+def test_other_languages_ask_the_file(language: str, runs: str, finished: Path, tmp_path: Path) -> None:
+    """With onnxruntime-node (NODE_PATH) and a compiler that finds ONNX Runtime (CPATH, LIBRARY_PATH, LD_LIBRARY_PATH);
+    without them it is not checked."""
+    (code,) = re.findall(rf"```{language}\n(.*?)```", PAGES["deploy.md"], re.DOTALL)
+    grey = code.replace("64, 3", "64, 1").replace("64 * 3", "64")
+    assert grey.count("64, 1") == 1, "the run is of grey images"
+    shutil.copytree(finished / "export", tmp_path / "export")
+    (tmp_path / f"snippet.{language}").write_text(grey, encoding="utf-8")
+    needs = {
+        "js": ["node", "-e", "require('onnxruntime-node')"],
+        "cpp": ["g++", "-std=c++17", "snippet.cpp", "-lonnxruntime", "-o", "snippet"],
+    }[language]
+    if shutil.which(needs[0]) is None or subprocess.run(needs, cwd=tmp_path, capture_output=True).returncode:
+        pytest.skip(f"NOT RUN: {needs[0]} with ONNX Runtime is not here")
+    done = subprocess.run(shlex.split(runs), cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert 0 <= int(done.stdout.split()[0]) < 10
 
 
 def test_the_site_has_every_page() -> None:

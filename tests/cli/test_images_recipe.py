@@ -33,7 +33,7 @@ def folder(tmp_path: Path) -> Path:
 def test_a_glance_counts_files_and_reads_a_few_headers(folder: Path, tmp_path: Path) -> None:
     assert glance(DataConfig(dataset=str(folder))) == Glance(10, 30)
     (folder / "dog" / "broken.png").write_bytes(b"nothing")
-    assert glance(DataConfig(dataset=str(folder))) == Glance(11, 20)
+    assert glance(DataConfig(dataset=str(folder))) == Glance(11, 30)
     assert glance(DataConfig(dataset="digits")) == Glance(1797, 8)
     assert glance(DataConfig(dataset=str(tmp_path / "nowhere"))) is None
     assert glance(DataConfig(dataset="torch/nothing")) is None
@@ -79,6 +79,8 @@ def test_what_is_asked_comes_before(folder: Path, tmp_path: Path) -> None:
     run = make_run("images", {"dataset": str(folder), "time": "3h", "image_size": "16", "batch_size": "8"})
     assert (run.data.image_size, run.time, run.data.batch_size) == (16, "3h", 8)
     assert make_run("images", {"dataset": str(folder), "searcher": "halving"}).search.folds == 1
+    begun = images_like(Glance(300, 32), replace(images(), pretrained="runs/pre"), None)
+    assert (begun.space, begun.data.image_size, begun.budget) == (images().space, 64, images().budget)
     (tmp_path / "mine.yaml").write_text(f"recipe: images\ndata: {{dataset: {folder}}}\nseed: 3\n")
     assert make_run(str(tmp_path / "mine.yaml"), {}) == replace(
         make_run("images", {"dataset": str(folder)}), seed=3

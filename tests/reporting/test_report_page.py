@@ -121,7 +121,7 @@ def test_a_search_that_orders_nothing_has_no_green_tick(run: Path) -> None:
     replace(found, trials=alike).write(run)
     page = page_of(run)
     assert '<li class="unsure">search: cannot tell Archs apart</li>' in page
-    assert "no number of images that anyone has would tell them apart" in page
+    assert "were it 1 point, about" in page
     apart = tuple(
         replace(trial, values={**trial.values, "accuracy": place % 2}) if trial.values else trial
         for place, trial in enumerate(alike)
@@ -191,7 +191,7 @@ def test_a_run_that_stopped_after_search_says_not_retrained(run: Path) -> None:
     page = page_of(run)
     assert "with weights inherited from the Supernet; not retrained yet" in page
     assert "retrain: missing" in page
-    assert '<li class="done">search</li>' in page
+    assert "search: missing" not in page
     chosen = SearchRecord.read(run).chosen
     assert chosen is not None
     assert ArchFile.read(run / "front" / chosen).arch.describe() in page

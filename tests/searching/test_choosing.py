@@ -159,13 +159,16 @@ def test_scores_that_vary_by_no_more_than_their_error_order_nothing() -> None:
         return record([0.9 + apart, 0.9 - apart] * 4, n)
 
     said = cannot_order(seen(100))
-    assert "off by 3.1 points (standard error) and the scored Archs differ by 1.5" in said
+    assert (
+        "off by 3.1 points (standard error) and those of the scored Archs differ by 1.5 beyond that" in said
+    )
     assert "about 430 images would tell them apart" in said
     assert cannot_order(seen(380)) != ""
     assert cannot_order(seen(430)) == ""
 
 
 def test_scores_that_are_all_alike_say_nothing_of_any_number() -> None:
-    assert "no number of images" in cannot_order(record([0.9, 0.9, 0.91], 100))
+    assert "differ by 0.0 beyond that" in cannot_order(record([0.9, 0.9, 0.9], 100))
+    assert "were it 1 point, about 970 images would tell" in cannot_order(record([0.9, 0.9, 0.9], 100))
     assert cannot_order(record([0.9], 100)) == ""
     assert cannot_order(record([0.9, 0.9], None)) == "", "of before it was on record"

@@ -128,7 +128,7 @@ def _command(words: list[str], errors: Console, stopper: Stopper) -> int:
     name, names = words[0], list(dict.fromkeys(re.findall(r"^  vitnas ([a-z-]+)", USAGE, re.MULTILINE)))
     try:
         if name not in names:
-            raise UserError(f"{name!r} is no command; commands are {', '.join(names)}.{nearest(name, names)}")
+            raise UserError(_no_command(name, names))
         asks = bool({"-h", "--help"} & {*words[1:]})
         if asks:
             console.print(_usage_of(name))
@@ -177,6 +177,16 @@ def of_the_system(error: OSError | MemoryError | RuntimeError) -> str | None:
     if isinstance(error, OSError) and error.errno in SYSTEM:
         return f"{error.filename or 'a file'}: {error.strerror}. Mend that and run the same command again."
     return None
+
+
+def _no_command(name: str, names: Sequence[str]) -> str:
+    """What a word in a command's place should have been."""
+    if "=" in name:
+        return f"{name!r} is a field, and no command stands before it. Write `vitnas run images {name}`."
+    recipes = {path.stem for path in (Path(__file__).parents[1] / "recipes").glob("[a-z]*.py")}
+    if name.removesuffix("_tour").removesuffix("_cifar") in recipes:
+        return f"{name!r} is a recipe, and no command stands before it. Write `vitnas run {name}`."
+    return f"{name!r} is no command; commands are {', '.join(names)}.{nearest(name, names)}"
 
 
 def _usage_of(name: str) -> str:

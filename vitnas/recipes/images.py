@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from vitnas.data import AUGMENTS, DataConfig
 from vitnas.data.glance import Glance
-from vitnas.space import AutoFormerConfig, SpaceConfig
+from vitnas.space import AutoFormerConfig
 from vitnas.stages.run import RetrainConfig, Run, SearchConfig
 from vitnas.train import TrainConfig
 
@@ -36,7 +36,8 @@ def images_like(seen: Glance, asked: Run, seconds: float | None) -> Run:
 
     Small ones keep their size and patches become smaller, so that a network looks at about 64 patches either way. Few
     images get a smaller space, more epochs, smaller batches and less time; too few to tell Archs apart are held out in
-    three parts in turn. Many get more of all where there are hours for it.
+    three parts in turn. Many get more of all where there are hours for it. A network to start from has a size and a
+    space of its own, which stay the recipe's.
 
     Args:
         asked: the run without regard to the images.
@@ -49,26 +50,25 @@ def images_like(seen: Glance, asked: Run, seconds: float | None) -> Run:
         patch_size = 4 if size > 16 else 2
     else:
         size, patch_size = (96 if many and seen.side >= 128 else 64), 8
-    parts: SpaceConfig
     if few:
         parts, budget = space((64, 96, 128), (3, 4, 5), (2, 3, 4)), "macs<=40M"
     elif many:
         parts, budget = space((128, 160, 192), (5, 6, 7), (4, 5, 6)), "macs<=150M"
     else:
-        parts, budget = run.space, "macs<=80M"
+        parts, budget = space((96, 128, 160), (4, 5, 6), (3, 4, 5)), "macs<=80M"
     carved = not seen.has_holdout and not isinstance(asked.data.holdout, str)
     cross = seen.images < TELLING and carved and not (asked.search.trains or asked.sampler.answers)
     train = replace(run.supernet, epochs=200 if seen.images < 1_000 else 100 if seen.images < MANY else 50)
     return replace(
         run,
         time=None if seconds is not None else "10m" if few else "30m" if seen.images < MANY else "1h",
-        budget=budget,
+        budget=run.budget if asked.pretrained else budget,
         data=replace(
             run.data,
-            image_size=size,
+            image_size=run.data.image_size if asked.pretrained else size,
             batch_size=32 if seen.images < 500 else 64 if seen.images < TELLING else 128,
         ),
-        space=replace(parts, patch_size=patch_size),
+        space=run.space if asked.pretrained else replace(parts, patch_size=patch_size),
         supernet=train,
         search=replace(run.search, num_trials=100 if few else 200, folds=3 if cross else 1),
         retrain=replace(run.retrain, train=train),

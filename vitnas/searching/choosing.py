@@ -22,6 +22,7 @@ from vitnas.searching.trial import SearchRecord, Trial
 Prefer: TypeAlias = Literal["accuracy", "cost"]
 LOSS = "loss"  # as an objective, of what has weights of a supernet
 MOST_IMAGES = 1_000_000  # that someone may have
+POINT = 0.01
 
 
 def cost_objective(objectives: Sequence[Objective], budget: Budget) -> Objective:
@@ -64,15 +65,13 @@ def cannot_order(search: SearchRecord) -> str:
     real = float(np.sqrt(max(0.0, np.var(np.array(scores)) - noise**2)))
     if real >= noise:
         return ""
-    would = (
-        f"about {math.ceil(n * (noise / real) ** 2 / 10) * 10:,} images would tell them apart"
-        if n * noise**2 < MOST_IMAGES * real**2
-        else "no number of images that anyone has would tell them apart"
-    )
+    shows = n * noise**2 < MOST_IMAGES * real**2
+    enough = math.ceil(n * (noise / (real if shows else POINT)) ** 2 / 10) * 10
+    would = f"{'' if shows else 'were it 1 point, '}about {enough:,} images would tell them apart"
     return (
-        f"scores on {n} held-out images are off by {100 * noise:.1f} points (standard error) and the scored Archs "
-        f"differ by {100 * real:.1f}, so which is best is not known; {would}. Hold out more (data.holdout), score on "
-        "several parts of train (search.folds=3), or choose by training (finals.archs=8)"
+        f"accuracies on {n} held-out images are off by {100 * noise:.1f} points (standard error) and those of the "
+        f"scored Archs differ by {100 * real:.1f} beyond that, so which is best they do not say; {would}. Hold out more "
+        "(data.holdout), score on several parts of train (search.folds=3), or choose by training (finals.archs=8)"
     )
 
 
