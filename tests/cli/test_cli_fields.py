@@ -407,7 +407,7 @@ def test_the_options_are_frozen() -> None:
     assert len(names) == NUM_FIELDS, sorted(names)
 
 
-NUM_FIELDS = 240
+NUM_FIELDS = 241
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:

@@ -70,7 +70,8 @@ def test_what_the_recipe_chooses(
     assert (run.search.folds, run.time) == (folds, time)
     space = run.space.build(image_size=size, in_chans=3, num_classes=2)
     limit = float(run.budget.removeprefix("macs<=").removesuffix("M")) * 1e6
-    assert count(space.smallest()).macs < limit < count(space.largest()).macs
+    assert 1.2 * count(space.smallest()).macs < limit
+    assert limit < count(space.largest()).macs or seen.side == 8
 
 
 def test_what_is_asked_comes_before(folder: Path, tmp_path: Path) -> None:

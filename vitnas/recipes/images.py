@@ -53,7 +53,8 @@ def images_like(seen: Glance, asked: Run, seconds: float | None) -> Run:
     if few:
         parts, budget = space((64, 96, 128), (3, 4, 5), (2, 3, 4)), "macs<=40M"
     elif many:
-        parts, budget = space((128, 160, 192), (5, 6, 7), (4, 5, 6)), "macs<=150M"
+        parts = space((128, 160, 192), (5, 6, 7), (4, 5, 6))
+        budget = "macs<=400M" if size == 96 else "macs<=150M"
     else:
         parts, budget = space((96, 128, 160), (4, 5, 6), (3, 4, 5)), "macs<=80M"
     carved = not seen.has_holdout and not isinstance(asked.data.holdout, str)

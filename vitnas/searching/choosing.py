@@ -70,8 +70,8 @@ def cannot_order(search: SearchRecord) -> str:
     would = f"{'' if shows else 'were it 1 point, '}about {enough:,} images would tell them apart"
     return (
         f"accuracies on {n} held-out images are off by {100 * noise:.1f} points (standard error) and those of the "
-        f"scored Archs differ by {100 * real:.1f} beyond that, so which is best they do not say; {would}. Hold out more "
-        "(data.holdout), score on several parts of train (search.folds=3), or choose by training (finals.archs=8)"
+        f"scored Archs differ by {100 * real:.1f} beyond that, so which is best they do not say; {would}. Hold out "
+        "more (data.holdout), score on several parts of train (search.folds=3), or choose by training (finals.archs=8)"
     )
 
 
