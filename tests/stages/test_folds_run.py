@@ -55,8 +55,8 @@ def test_scores_are_of_all_parts(tmp_path: Path, capsys: pytest.CaptureFixture[s
     ("changes", "expected"),
     [
         ({"search__folds": "0"}, "search.folds is 0"),
-        ({"search__folds": "2", "search__searcher": "halving"}, "it trains no supernet"),
-        ({"search__folds": "2", "sampler__kind": "focus"}, "learns from one holdout"),
+        ({"search__folds": "2", "search__searcher": "halving"}, "this search trains no supernet"),
+        ({"search__folds": "2", "sampler__kind": "focus"}, "a sampler learns from one"),
     ],
 )
 def test_folds_that_cannot_be_are_refused(

@@ -96,12 +96,8 @@ class SearchConfig:
             )
         if self.num_trials < 1:
             raise UserError(f"search.num_trials is {self.num_trials}; a search scores at least 1 Arch.")
-        if self.folds < 1 or (self.folds > 1 and self.trains):
-            why = "it trains no supernet" if self.trains else "1 is a single holdout"
-            raise UserError(
-                f"search.folds is {self.folds} and search.searcher {self.searcher!r}; {why}. Leave it out, or use "
-                "folds=3 with searcher=evolution."
-            )
+        if self.folds < 1:
+            raise UserError(f"search.folds is {self.folds}; 1 is a single holdout. Use 1, or 3.")
         if not self.objectives or self.objectives[0] != "accuracy":
             raise UserError(
                 f"search.objectives is {self.objectives}; the first must be accuracy. Put it first."
@@ -336,11 +332,9 @@ class Run:
             )
         if self.search.trains:
             self._check_without_supernet()
-        if self.search.folds > 1 and self.sampler.answers:
-            raise UserError(
-                f"search.folds is {self.search.folds} and sampler.kind is {self.sampler.kind!r}, which learns from one "
-                "holdout. Leave one of them out."
-            )
+        if self.search.folds > 1 and (self.search.trains or self.sampler.answers):
+            why = "this search trains no supernet" if self.search.trains else "a sampler learns from one"
+            raise UserError(f"search.folds is {self.search.folds}, and {why}. Leave it out.")
         if self.retrain.train.precision != self.supernet.precision:
             raise UserError(
                 f"retrain.train.precision is {self.retrain.train.precision!r} and supernet.precision is "
@@ -435,10 +429,8 @@ KINDS: Mapping[str, Mapping[str, type[Any]]] = {
     "task": TASKS,
 }
 
-
 # The parts that only runs of one recipe have, and what they are there.
 OPTIONAL: Mapping[str, type[Any]] = {"slim": SlimConfig, "pretrain": PretrainConfig}
-
 
 # A word that stands for a field: `teacher=NAME` sets `teacher.network`.
 SHORT = {"teacher": "teacher.network"}
