@@ -20,10 +20,13 @@ from vitnas.searching.pareto import (
 )
 
 
-def test_dominance_over_all_pairs() -> None:
-    grid = [np.array(point) for point in itertools.product(range(3), repeat=3)]
-    beaten = is_dominated(np.array(grid))
-    assert beaten.tolist() == [any(all(a >= b) and any(a > b) for a in grid) for b in grid]
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_dominance_over_all_pairs(dims: int) -> None:
+    grid = [np.array(point) for point in itertools.product(range(3), repeat=dims)]
+    some = np.random.default_rng(0).integers(0, 9, (24, dims))  # a few twice
+    for points in (grid, list(some)):
+        beaten = is_dominated(np.array(points))
+        assert beaten.tolist() == [any(all(a >= b) and any(a > b) for a in points) for b in points]
 
 
 def test_ranks_peel_fronts() -> None:
@@ -35,6 +38,8 @@ def test_ranks_peel_fronts() -> None:
     #     0 1 2 3  x
     points = np.array([(0, 3), (0, 2), (1, 2), (1, 1), (3, 1), (0, 0), (3, 0)])
     assert ranks(points).tolist() == [0, 1, 0, 1, 0, 2, 1]
+    assert ranks(points, 4).tolist() == [0, 1, 0, 1, 0, -1, 1]
+    assert best_first(points, 4) == best_first(points)[:4]
     assert front(points) == [0, 2, 4]
     assert front(points[:0]) == []
 

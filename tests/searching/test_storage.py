@@ -14,8 +14,10 @@ from search_help import BUDGET, MICRO, evolution, score
 from sqlalchemy.exc import OperationalError
 
 from vitnas.errors import UserError
-from vitnas.searching import Study, search, storage
-from vitnas.searching.storage import PASSWORD, PatientStorage, _with_password, has_password, shown
+from vitnas.searching import Study, database, search
+from vitnas.searching.database import PatientDatabase
+from vitnas.searching.passwords import PASSWORD, has_password, shown
+from vitnas.searching.storage import _with_password
 from vitnas.stages.run import SearchConfig
 
 URLS = {
@@ -62,7 +64,7 @@ def test_no_error_shows_a_password(url: str) -> None:
     assert "***" in str(refused.value) or "pip install" in str(refused.value)
 
 
-class Flaky(PatientStorage):
+class Flaky(PatientDatabase):
     """An SQLite file that is away for some calls."""
 
     def __init__(self, path: Path, away: int) -> None:
@@ -82,7 +84,7 @@ class Flaky(PatientStorage):
 def test_a_database_that_goes_away_is_waited_for_and_said_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(storage, "_WAIT_S", (0.001, 0.01))
+    monkeypatch.setattr(database, "_WAIT_S", (0.001, 0.01))
     caplog.set_level(logging.WARNING)
     flaky = Flaky(tmp_path / "study.db", away=6)
     with search(Study.open(MICRO, BUDGET, storage=flaky), score, searcher=evolution(), num_trials=8) as study:
@@ -95,8 +97,8 @@ def test_a_database_that_goes_away_is_waited_for_and_said_once(
 def test_a_database_that_stays_away_ends_the_search_with_a_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage, "_WAIT_S", (0.001, 0.01))
-    monkeypatch.setattr(storage, "PATIENCE_S", 0.05)
+    monkeypatch.setattr(database, "_WAIT_S", (0.001, 0.01))
+    monkeypatch.setattr(database, "PATIENCE_S", 0.05)
     flaky = Flaky(tmp_path / "study.db", away=10**9)
     with pytest.raises(UserError, match=r"has been away for 0 s .*nothing that was scored is lost"):
         search(Study.open(MICRO, BUDGET, storage=flaky), score, searcher=evolution(), num_trials=12)

@@ -11,6 +11,7 @@ import pytest
 from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState, create_trial
 from search_help import BUDGET, DOZEN, MICRO, evolution, score, told
+from sqlalchemy import event
 
 from vitnas.errors import UserError
 from vitnas.searching import (
@@ -372,3 +373,24 @@ def test_summary_is_what_the_report_reads(tmp_path: Path) -> None:
     assert summary.chosen == study.best().arch.id
     assert summary.hypervolume[-1][0] == 30
     assert replace(study.best(), state="scored").arch == MICRO.decode(study.best().genes)
+
+
+def test_a_trial_takes_few_statements_and_others_can_read_it(tmp_path: Path) -> None:
+    """Optuna's own mapper of objects took 31; a database of many workers does them one after another."""
+    statements: list[str] = []
+    with open_micro(tmp_path / "study.db") as study:
+        event.listen(
+            study._storage.engine, "before_cursor_execute", lambda *given: statements.append(given[2])
+        )  # type: ignore[attr-defined]
+        run(study, 1)
+        first = len(statements)
+        run(study, 1)
+        assert len(statements) - first <= 12, statements[first:]
+        mine = study.trials()
+    others = optuna.load_study(study_name="search", storage=f"sqlite:///{tmp_path / 'study.db'}").get_trials()
+    assert [each.number for each in others] == [0, 1]
+    assert [each.values for each in others] == [
+        [objective.value(trial.values, trial.cost) for objective in study.goal.objectives] for trial in mine
+    ]
+    assert all(each.constraints for each in others)
+    assert all(each.datetime_start <= each.datetime_complete for each in others)

@@ -11,7 +11,7 @@ from vitnas.searching.search import Evaluator, search
 from vitnas.searching.searchers import SEARCHERS
 from vitnas.searching.study import Study
 from vitnas.searching.tokens import TokenClock, TokenSpeed, TokenSpeeds, token_speeds, withdraw_slower
-from vitnas.searching.trial import NothingLeftError, Searcher, SearchRecord, Trial, TrialRecord
+from vitnas.searching.trial import NothingLeftError, Searcher, SearchRecord, Trial, TrialRecord, tried
 
 __all__ = [
     "DEFAULT_OBJECTIVES",
@@ -45,5 +45,6 @@ __all__ = [
     "rank_correlation",
     "search",
     "token_speeds",
+    "tried",
     "withdraw_slower",
 ]

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Self
 
 from vitnas.errors import UserError
 from vitnas.searching.goal import Goal, oriented
 from vitnas.searching.pareto import best_first
 from vitnas.searching.shrinking import shrunk
-from vitnas.searching.trial import NamedSearcher, Trial
+from vitnas.searching.trial import NamedSearcher, Trial, tried
 from vitnas.space import Genes, Space
 
 GENERATIONS = 8  # of a search whose size is given
@@ -56,6 +56,10 @@ class Evolution(NamedSearcher):
     attempts: int = 10
     first: int | None = None
     shrink: bool = False
+    # The parents of a generation, which saves time: they are found anew where the Trials before it are others.
+    _ranked: list[tuple[Goal, Sequence[Trial], list[Genes]]] = field(
+        default_factory=list, init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         for name in ("population", "parents", "generations", "attempts", "first"):
@@ -101,7 +105,7 @@ class Evolution(NamedSearcher):
 
     def propose(self, goal: Goal, history: Sequence[Trial], index: int, rng: random.Random) -> Genes | None:
         """See `Searcher.propose`."""
-        seen = {trial.genes for trial in history}
+        seen = tried(history)
         slot, generation = (index - self._first) % self.population, self.generation(index)
         start = index - slot if generation else 0  # the generation's first proposal
         earlier = [t for t in history if t.state == "scored" and t.proposal < start]
@@ -118,9 +122,14 @@ class Evolution(NamedSearcher):
         """The genes of the best `parents` Trials, best first."""
         if not scored:
             return []
+        for known, before, parents in self._ranked:
+            if known is goal and before == scored:
+                return parents
         values = [[o.value(trial.values, trial.cost) for o in goal.objectives] for trial in scored]
-        order = best_first(oriented(values, goal.objectives))
-        return [scored[place].genes for place in order[: self.parents]]
+        order = best_first(oriented(values, goal.objectives), self.parents)
+        parents = [scored[place].genes for place in order]
+        self._ranked[:] = [(goal, scored, parents)]
+        return parents
 
     def _child(
         self,

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import bisect
+import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
 from vitnas.errors import UserError
 from vitnas.searching.storage import is_alive, this_host
-from vitnas.searching.trial import Trial
+from vitnas.searching.trial import MADE, History, Trial
 from vitnas.space import Genes
 
 UNFINISHED = (TrialState.RUNNING, TrialState.WAITING)
+LOOK_S = 2.0
 SETTLED = (TrialState.COMPLETE, TrialState.PRUNED)  # a failed one may still be linked to, or dropped
 
 
 def made_of(frozen: FrozenTrial) -> dict[str, Any]:
     """What `Study` wrote into the trial when it was made: proposal, genes, cost, lease and links."""
-    value: dict[str, Any] = frozen.user_attrs["trial"]
+    value: dict[str, Any] = frozen.user_attrs[MADE]
     return value
 
 
@@ -40,20 +42,36 @@ class Leases:
 
     def __init__(self, lease_s: float) -> None:
         self.lease_s = lease_s
+        self._here = this_host()
         self._seen: dict[int, tuple[Any, float]] = {}
+        self._looked: dict[int, float] = {}
 
     def is_dead(self, frozen: FrozenTrial) -> bool:
         """Whether a running trial's worker is gone; to be asked now and then."""
         lease, now = lease_of(frozen), time.monotonic()
         if not lease["until"]:  # given back
             return True
-        if lease["host"] == this_host() and not is_alive(lease["pid"], lease.get("start", "")):
+        if lease["host"] == self._here and not self._is_alive(frozen.number, lease):
             return True
         mark, since = self._seen.get(frozen.number, (None, now))
         if mark != lease["until"]:
             self._seen[frozen.number] = lease["until"], now
             return False
         return now - since >= self.lease_s
+
+    def _is_alive(self, number: int, lease: Mapping[str, Any]) -> bool:
+        """Whether a process of this host lives. Whether its number was used again is looked at now and then only."""
+        try:
+            os.kill(lease["pid"], 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            pass
+        now = time.monotonic()
+        if now - self._looked.get(number, -LOOK_S) < LOOK_S:
+            return True
+        self._looked[number] = now
+        return is_alive(lease["pid"], lease.get("start", ""))
 
 
 class Ledger:
@@ -70,38 +88,70 @@ class Ledger:
 
     def reset(self) -> None:
         """Forget all, as where a finished trial has become another one."""
-        self._settled: set[int] = set()
-        self._first = 0  # all below are settled
+        self.newest = -1  # the id of the newest trial that was seen
+        self.unfinished: dict[int, int] = {}  # number: id
+        self.first = 0  # the lowest number that has not ended
+        self._ended: set[int] = set()  # of those above
         self._done: list[Trial] = []  # settled and not run again, by proposal
         self._num_scored = 0
-        self._genes: dict[Genes, list[int]] = {}
+        self._genes: dict[Genes, list[int]] = {}  # numbers of the trials that count
         self._links: dict[int, int] = {}  # settled trial: the one that it runs again
-        self.open: list[FrozenTrial] = []
+        self._open: dict[int, FrozenTrial] = {}
+        self._running: dict[int, Trial] = {}  # the same ones, as Trials
 
-    def update(self, stored: Sequence[FrozenTrial]) -> None:
-        """Take in what the storage holds now, all of it, by number."""
-        self.open = []
-        for frozen in stored[self._first :]:
-            if frozen.number in self._settled:
-                continue
-            attrs = frozen.user_attrs
-            if "dropped" in attrs or "trial" not in attrs:
-                if frozen.state not in UNFINISHED:
-                    self._settled.add(frozen.number)
-                continue
-            self._check(frozen)
-            if frozen.state in SETTLED:
-                self._settle(frozen)
+    @property
+    def open(self) -> list[FrozenTrial]:
+        """The trials that count and may still be linked to or dropped: what runs, and what failed."""
+        return list(self._open.values())
+
+    def has_ended(self, number: int) -> bool:
+        """Whether a trial was seen that cannot change any more."""
+        return number < self.first or number in self._ended
+
+    def update(self, changed: Iterable[FrozenTrial]) -> None:
+        """Take in trials that are new or may have changed, by number."""
+        for frozen in changed:
+            self._take(frozen)
+            self.newest = max(self.newest, frozen._trial_id)
+            if frozen.state in UNFINISHED:
+                self.unfinished[frozen.number] = frozen._trial_id
             else:
-                self.open.append(frozen)
-        while self._first in self._settled:
-            self._settled.remove(self._first)
-            self._first += 1
+                self.unfinished.pop(frozen.number, None)
+                self._ended.add(frozen.number)
+        while self.first in self._ended:
+            self._ended.remove(self.first)
+            self.first += 1
+
+    def _take(self, frozen: FrozenTrial) -> None:
+        before = self._open.get(frozen.number)
+        if before is not None and MADE not in frozen.user_attrs:  # what was read once is not read again
+            frozen.user_attrs = {**before.user_attrs, **frozen.user_attrs}
+        attrs = frozen.user_attrs
+        if "dropped" in attrs or MADE not in attrs:
+            if before is not None:
+                del self._open[frozen.number], self._running[frozen.number]
+                self._forget(tuple(made_of(before)["genes"]), frozen.number)
+            return
+        if before is None or before.user_attrs != attrs:
+            self._check(frozen)
+        if before is None:
+            self._genes.setdefault(tuple(made_of(frozen)["genes"]), []).append(frozen.number)
+        if frozen.state in SETTLED:
+            self._open.pop(frozen.number, None)
+            self._running.pop(frozen.number, None)
+            self._settle(frozen)
+        else:
+            self._open[frozen.number] = frozen
+            if before is None or before.state != frozen.state:
+                self._running[frozen.number] = self._read(frozen)
+
+    def _forget(self, genes: Genes, number: int) -> None:
+        self._genes[genes].remove(number)
+        if not self._genes[genes]:
+            del self._genes[genes]
 
     def _settle(self, frozen: FrozenTrial) -> None:
         trial = self._read(frozen)
-        self._settled.add(frozen.number)
-        self._genes.setdefault(trial.genes, []).append(frozen.number)
         again = made_of(frozen).get("retry_of")
         if again is not None:
             self._links[frozen.number] = again
@@ -116,22 +166,22 @@ class Ledger:
     def links(self) -> dict[int, int]:
         """By the number of a trial the one that it runs again."""
         found = dict(self._links)
-        for frozen in self.open:
+        for frozen in self._open.values():
             again = made_of(frozen).get("retry_of")
             if again is not None:
                 found[frozen.number] = again
         return found
 
-    def history(self) -> list[Trial]:
+    def history(self) -> History:
         """All Trials by proposal; one that was run again stands there once, as its latest run."""
         again = set(self.links().values())
         trials = list(self._done)
         if again:
             trials = [trial for trial in trials if trial.number not in again]
-        for frozen in self.open:
-            if frozen.number not in again:
-                bisect.insort(trials, self._read(frozen), key=_order)
-        return trials
+        for number, trial in self._running.items():
+            if number not in again:
+                bisect.insort(trials, trial, key=_order)
+        return History(trials, self._genes.keys())
 
     def num_taken(self, before: int | None = None) -> int:
         """Places of a limited search that are taken: scored or running Archs, a run again counting once.
@@ -140,7 +190,7 @@ class Ledger:
             before: only trials of lower numbers.
         """
         again = set(self.links().values())
-        ours = [f for f in self.open if f.state in UNFINISHED and f.number not in again]
+        ours = [f for f in self._open.values() if f.state in UNFINISHED and f.number not in again]
         if before is None:
             lost = sum(t.number in again and t.state == "scored" for t in self._done) if again else 0
             return self._num_scored - lost + len(ours)
@@ -149,8 +199,7 @@ class Ledger:
 
     def numbers(self, genes: Genes) -> list[int]:
         """The numbers of all trials with these genes."""
-        found = list(self._genes.get(genes, ()))
-        return found + [f.number for f in self.open if tuple(made_of(f)["genes"]) == genes]
+        return self._genes.get(genes, [])
 
     def ancestors(self, number: int) -> set[int]:
         """The numbers of the trials that this one runs again."""
@@ -163,7 +212,7 @@ class Ledger:
 
     def _check(self, frozen: FrozenTrial) -> None:
         """Raise UserError where a trial is not as a Study writes one, as in a study of another program."""
-        made = frozen.user_attrs["trial"]
+        made = frozen.user_attrs[MADE]
         kinds: Mapping[str, type] = {"proposal": int, "attempt": int, "arch": str, "token": str, "cost": dict}
         whole = (
             isinstance(made, dict)

@@ -21,7 +21,7 @@ from optuna.trial import TrialState, create_trial
 
 from vitnas.searching.goal import Goal
 from vitnas.searching.storage import quiet
-from vitnas.searching.trial import NamedSearcher, Trial
+from vitnas.searching.trial import NamedSearcher, Trial, tried
 from vitnas.space import Genes, Space
 
 
@@ -43,7 +43,7 @@ class OptunaSearch(NamedSearcher):
 
     def propose(self, goal: Goal, history: Sequence[Trial], index: int, rng: random.Random) -> Genes | None:
         """See `Searcher.propose`."""
-        seen = {trial.genes for trial in history}
+        seen = tried(history)
         distributions = _distributions(goal.space)
         with quiet():
             sampler = self._make(rng.getrandbits(31))

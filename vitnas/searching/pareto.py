@@ -15,10 +15,29 @@ from vitnas.errors import UserError
 
 
 def is_dominated(points: np.ndarray) -> np.ndarray:
-    """bool (num_points,): which points some other point dominates: it is nowhere worse and somewhere better."""
-    no_worse = (points[:, None, :] >= points[None, :, :]).all(axis=2)
-    better = (points[:, None, :] > points[None, :, :]).any(axis=2)
-    return np.asarray((no_worse & better).any(axis=0))
+    """bool (num_points,): which points some other point dominates: it is nowhere worse and somewhere better.
+
+    From the largest in the first objective down, only what came before can dominate. With two objectives one sweep
+    does; with more each point is held against the front so far.
+    """
+    order = np.lexsort(-points.T[::-1])
+    beaten = np.zeros(len(points), dtype=bool)
+    if points.shape[1] == 2 and len(points):
+        x, y = points[order].T
+        highest = np.maximum.accumulate(y)
+        leads = np.append(True, highest[1:] > highest[:-1])
+        leader = np.maximum.accumulate(np.where(leads, np.arange(len(y)), 0))  # the first that is so high
+        beaten[order] = (highest > y) | (x[leader] > x)
+        return beaten
+    kept = np.empty_like(points)
+    count = 0
+    for place in order:
+        as_good = kept[:count][(kept[:count] >= points[place]).all(axis=1)]
+        if (as_good > points[place]).any():
+            beaten[place] = True
+        else:
+            kept[count], count = points[place], count + 1
+    return beaten
 
 
 def front(points: np.ndarray) -> list[int]:
@@ -28,12 +47,15 @@ def front(points: np.ndarray) -> list[int]:
     return [int(index) for index in np.flatnonzero(~is_dominated(points))]
 
 
-def ranks(points: np.ndarray) -> np.ndarray:
-    """int (num_points,): 0 for the front, 1 for the front of what remains, and so on."""
+def ranks(points: np.ndarray, count: int | None = None) -> np.ndarray:
+    """int (num_points,): 0 for the front, 1 for the front of what remains, and so on.
+
+    With `count` no further front is looked for when so many points have a rank; the others' is -1.
+    """
     result = np.full(len(points), -1)
     left = np.arange(len(points))
-    rank = 0
-    while len(left):
+    rank, wanted = 0, len(points) if count is None else min(count, len(points))
+    while len(points) - len(left) < wanted:
         beaten = is_dominated(points[left])
         result[left[~beaten]] = rank
         left, rank = left[beaten], rank + 1
@@ -52,14 +74,15 @@ def crowding(points: np.ndarray) -> np.ndarray:
     return distance
 
 
-def best_first(points: np.ndarray) -> list[int]:
-    """All indices, best first: by rank, then the less crowded, then as given (NSGA-II's order)."""
-    rank = ranks(points)
+def best_first(points: np.ndarray, count: int | None = None) -> list[int]:
+    """Indices of the `count` best points (None for all), by rank, the less crowded first, then as given (NSGA-II)."""
+    rank = ranks(points, count)
     distance = np.zeros(len(points))
-    for value in set(rank.tolist()):
+    for value in range(int(rank.max(initial=-1)) + 1):
         members = np.flatnonzero(rank == value)
         distance[members] = crowding(points[members])
-    return sorted(range(len(points)), key=lambda index: (int(rank[index]), -float(distance[index]), index))
+    found = np.flatnonzero(rank >= 0).tolist()
+    return sorted(found, key=lambda index: (int(rank[index]), -float(distance[index]), index))[:count]
 
 
 def hypervolume(points: np.ndarray, reference: np.ndarray) -> float:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from vitnas.errors import UserError
 from vitnas.searching.goal import Goal
-from vitnas.searching.trial import NamedSearcher, Trial
+from vitnas.searching.trial import NamedSearcher, Trial, tried
 from vitnas.space import Genes
 
 
@@ -36,6 +36,6 @@ class PolicySearch(NamedSearcher):
 
     def propose(self, goal: Goal, history: Sequence[Trial], index: int, rng: random.Random) -> Genes | None:
         """See `Searcher.propose`."""
-        tried = {trial.genes for trial in history}
-        left = (genes for genes in self.ranked if genes not in tried and bool(goal.meets([genes])[0]))
+        seen = tried(history)
+        left = (genes for genes in self.ranked if genes not in seen and bool(goal.meets([genes])[0]))
         return next(left, None)

@@ -9,7 +9,7 @@ the counted limits.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -17,7 +17,7 @@ import numpy as np
 
 from vitnas.searching.goal import Goal
 from vitnas.searching.predictor import Features, Predictor
-from vitnas.searching.trial import NamedSearcher, Trial
+from vitnas.searching.trial import NamedSearcher, Trial, tried
 from vitnas.space import Genes, Matrix
 
 FIRST_SHARE = 0.15  # of the search is drawn at random, for the predictor to begin with
@@ -49,7 +49,7 @@ class PredictorSearch(NamedSearcher):
 
     def propose(self, goal: Goal, history: Sequence[Trial], index: int, rng: random.Random) -> Genes | None:
         """See `Searcher.propose`."""
-        seen = {trial.genes for trial in history}
+        seen = tried(history)
         scored = [trial for trial in history if trial.state == "scored"]
         if len(scored) < self.first:
             return goal.draw(rng, seen)
@@ -69,7 +69,7 @@ class PredictorSearch(NamedSearcher):
         goal: Goal,
         predictor: Predictor,
         parents_PG: Matrix,
-        seen: set[Genes],
+        seen: Collection[Genes],
         generator: np.random.Generator,
     ) -> Genes | None:
         """The best new Arch within the counted limits that was met on the way."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vitnas.searching.goal import Goal
-from vitnas.searching.trial import NamedSearcher, Trial
+from vitnas.searching.trial import NamedSearcher, Trial, tried
 from vitnas.space import Genes
 
 
@@ -23,4 +23,4 @@ class RandomSearch(NamedSearcher):
 
     def propose(self, goal: Goal, history: Sequence[Trial], index: int, rng: random.Random) -> Genes | None:
         """See `Searcher.propose`."""
-        return goal.draw(rng, {trial.genes for trial in history})
+        return goal.draw(rng, tried(history))

@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import logging
 import os
-import random
-import re
 import socket
 import sqlite3
-import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial, wraps
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
 
-from vitnas.errors import MissingExtra, UserError, first_line
-from vitnas.searching.goal import Objective
-
-logger = logging.getLogger(__name__)
+from vitnas.errors import MissingExtra, UserError
+from vitnas.searching.goal import Goal, Objective
+from vitnas.searching.passwords import PASSWORD, reason, shown
 
 # What databases say when another process makes the same tables or the same Study at the same moment.
 _RACE_WORDS = ("locked", "already exists", "unique constraint", "duplicate")
@@ -46,20 +44,6 @@ class _WalConnection(sqlite3.Connection):
         self.execute("PRAGMA synchronous=NORMAL")
 
 
-PASSWORD = "VITNAS_STORAGE_PASSWORD"
-_SECRET = re.compile(r"(://[^:/@?#]*):[^?#]*@|([?&](?:password|passwd|sslpassword)=)[^&#]*", re.IGNORECASE)
-
-
-def shown(where: object) -> str:
-    """A storage as people may see it: without its password."""
-    return _SECRET.sub(lambda found: f"{found[1]}:***@" if found[1] else f"{found[2]}***", str(where))
-
-
-def has_password(where: str) -> bool:
-    """Whether a storage's URL holds a password."""
-    return shown(where) != where
-
-
 def open_storage(where: str | Path | BaseStorage) -> BaseStorage:
     """The storage behind a path, a URL or a `journal:` path; an Optuna storage object is taken as it is.
 
@@ -76,17 +60,19 @@ def open_storage(where: str | Path | BaseStorage) -> BaseStorage:
         return where
     text = str(where)
     try:
+        from vitnas.searching.database import Database, PatientDatabase  # here, as SQLAlchemy takes a while
+
         if text.startswith("journal:"):
             path = Path(text.removeprefix("journal:"))
             path.parent.mkdir(parents=True, exist_ok=True)
             return JournalStorage(JournalFileBackend(str(path)))
         if "://" in text and not text.startswith("sqlite:"):
-            return PatientStorage(_with_password(text), shown(text))
+            return PatientDatabase(_with_password(text), shown(text))
         path = Path(text.removeprefix("sqlite:///"))
         path.parent.mkdir(parents=True, exist_ok=True)
         _check_is_ours(path)
         options = {"connect_args": {"timeout": 60, "factory": _WalConnection}}
-        return RDBStorage(f"sqlite:///{path}", engine_kwargs=options)
+        return Database(f"sqlite:///{path}", engine_kwargs=options)
     except ImportError as error:
         if "postgres" in text:
             raise MissingExtra(f"storage {text.partition(':')[0]}", "postgres") from error
@@ -103,7 +89,7 @@ def open_storage(where: str | Path | BaseStorage) -> BaseStorage:
 def _with_password(text: str) -> str:
     """A database's URL, with the password of the environment where it has none."""
     # SQLAlchemy takes a bare postgresql:// for psycopg2; the extra `postgres` brings psycopg 3.
-    from sqlalchemy import make_url  # here, as importing it takes a while
+    from sqlalchemy import make_url  # here, too
 
     url = make_url(text.replace("postgresql://", "postgresql+psycopg://", 1))
     if url.password is None and PASSWORD in os.environ:
@@ -126,105 +112,37 @@ def _check_is_ours(path: Path) -> None:
         )
 
 
-def reason(error: BaseException) -> str:
-    """What is behind a storage's error, in a line and without a password."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return shown(first_line(getattr(error, "orig", None) or error))
+@runtime_checkable
+class Lean(Protocol):
+    """A storage that reads and ends trials in fewer steps than Optuna's interface asks for."""
+
+    def changed(self, study_id: int, after: int, unfinished: Collection[int]) -> list[FrozenTrial]:
+        """The trials made after the one of id `after`, and those of the ids `unfinished`, without `MADE`, by number."""
+
+    def finish(
+        self, trial_id: int, state: TrialState, values: Sequence[float] | None, attrs: Mapping[str, Any]
+    ) -> None:
+        """End an unfinished trial, all or nothing."""
 
 
-PATIENCE_S = 600.0
-_WAIT_S = (0.5, 15.0)  # the first and the longest
-
-
-class PatientStorage(RDBStorage):
-    """A database that may go away for a while, as one that is restarted does: calls wait for it, longer and longer.
-
-    What was written before the answer was lost is written once more. That changes nothing but for a new trial, of
-    which there may be two with one token; `Study` drops the second.
+def finish(
+    storage: BaseStorage,
+    trial_id: int,
+    state: TrialState,
+    values: Sequence[float] | None,
+    attrs: Mapping[str, Any],
+) -> None:
+    """End a trial of any storage.
 
     Raises:
-        UserError: it did not come back within `PATIENCE_S`.
+        UpdateFinishedTrialError: it has ended.
     """
-
-    def __init__(self, url: str, name: str) -> None:
-        self._name, self._outage = name, threading.Lock()
-        self._said = False
-        logging.getLogger("optuna.storages._rdb").setLevel(logging.ERROR)  # it would tell of each call
-        # One connection a worker, and one for the thread that renews its lease now and then.
-        super().__init__(url, engine_kwargs={"pool_size": 1, "max_overflow": 1, "pool_pre_ping": True})
-
-    def wait_for(self, call: Callable[[], Any]) -> Any:
-        """What `call` gives, when the database is there."""
-        begun, pause = time.monotonic(), _WAIT_S[0]
-        while True:
-            try:
-                result = call()
-            except Exception as error:
-                if not is_outage(error):
-                    raise
-                if time.monotonic() - begun > PATIENCE_S:
-                    raise UserError(
-                        f"the database {self._name} has been away for {PATIENCE_S:.0f} s ({reason(error)}); a search "
-                        "needs it. Start it, and run the same command again: nothing that was scored is lost."
-                    ) from None
-                with self._outage:
-                    if not self._said:
-                        logger.warning(
-                            "the database %s is away (%s); waiting for it", self._name, reason(error)
-                        )
-                    self._said = True
-                self.remove_session()  # its transaction is lost
-                time.sleep(pause * random.uniform(0.5, 1.0))  # not all workers at once
-                pause = min(2 * pause, _WAIT_S[1])
-                continue
-            if self._said:
-                with self._outage:
-                    self._said = False
-                logger.warning("the database %s is back", self._name)
-            return result
-
-
-def _waiting(name: str) -> Callable[..., Any]:
-    method = getattr(RDBStorage, name)
-
-    @wraps(method)
-    def call(self: PatientStorage, *args: Any, **options: Any) -> Any:
-        return self.wait_for(partial(method, self, *args, **options))
-
-    return call
-
-
-for _name in (
-    "_create_new_trial",
-    "_get_trials",
-    "create_new_study",
-    "get_all_studies",
-    "get_study_directions",
-    "get_study_id_from_name",
-    "get_study_name_from_id",
-    "get_study_system_attrs",
-    "get_study_user_attrs",
-    "get_trial",
-    "get_trial_id_from_study_id_trial_number",
-    "set_study_system_attr",
-    "set_study_user_attr",
-    "set_trial_state_values",
-    "set_trial_system_attr",
-    "set_trial_user_attr",
-):
-    setattr(PatientStorage, _name, _waiting(_name))
-
-
-def is_outage(error: BaseException | None) -> bool:
-    """Whether a database was not there, or gave up a transaction that may be tried again."""
-    from sqlalchemy.exc import InterfaceError, OperationalError, PendingRollbackError
-
-    while error is not None:
-        if isinstance(error, OperationalError | InterfaceError | PendingRollbackError):
-            return True
-        error = error.__cause__
-    return False
+    if isinstance(storage, Lean):
+        storage.finish(trial_id, state, values, attrs)
+        return
+    for name, value in attrs.items():
+        storage.set_trial_user_attr(trial_id, name, value)
+    storage.set_trial_state_values(trial_id, state, values)
 
 
 def open_study(
@@ -265,6 +183,32 @@ def open_study(
                 "wrote. Mend that, or give another storage."
             ) from None
     raise AssertionError("not reached")
+
+
+def check_identity(study: optuna.Study, goal: Goal, seed: int) -> None:
+    """Write down what a new Study searches; refuse to go on with an old one that searched something else."""
+    space_json = json.dumps(goal.space.to_json(), sort_keys=True)
+    mine = {
+        "space": f"{goal.space.name}-{hashlib.sha256(space_json.encode()).hexdigest()[:12]}",
+        "budget": goal.budget.text,
+        "objectives": ", ".join(f"{o.name} ({o.direction})" for o in goal.objectives),
+        "seed": seed,
+    }
+    stored = study.user_attrs.get("vitnas")
+    if stored is None and not study.get_trials(deepcopy=False):
+        study.set_user_attr("vitnas", mine)
+        return
+    if not isinstance(stored, dict):
+        raise UserError(
+            f"study {study.study_name!r} was made by another program; vitnas searches in its own. Give another storage "
+            "or study name."
+        )
+    for name, value in mine.items():
+        if stored.get(name) != value:
+            raise UserError(
+                f"{name} is {value!r}; study {study.study_name!r} was made with {stored.get(name)!r}. "
+                "Give the same, or another study name."
+            )
 
 
 @contextlib.contextmanager

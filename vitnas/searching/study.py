@@ -11,8 +11,6 @@ to an Arch are Optuna parameters too (`vitnas.searching.parameters`), written in
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
 import random
@@ -34,8 +32,8 @@ from vitnas.searching.goal import DEFAULT_OBJECTIVES, Goal, Objective, oriented
 from vitnas.searching.ledger import SETTLED, UNFINISHED, Leases, Ledger, made_of
 from vitnas.searching.parameters import Parameters
 from vitnas.searching.pareto import front, hypervolume_history
-from vitnas.searching.storage import open_study, started, this_host
-from vitnas.searching.trial import NothingLeftError, Searcher, SearchRecord, State, Trial
+from vitnas.searching.storage import Lean, check_identity, finish, open_study, started, this_host
+from vitnas.searching.trial import MADE, NothingLeftError, Searcher, SearchRecord, State, Trial
 from vitnas.space import Genes, Space
 
 logger = logging.getLogger(__name__)
@@ -283,8 +281,17 @@ class Study:
         self.close()
 
     def _stored(self) -> list[FrozenTrial]:
-        """Every Optuna trial of the Study, by number."""
+        """Every Optuna trial of the Study, by number, with what a Study writes."""
+        if isinstance(self._storage, Lean):
+            return self._storage.changed(self._study_id, -1, [])
         return self._study.get_trials(deepcopy=False)
+
+    def _changed(self) -> list[FrozenTrial]:
+        """What the ledger has not seen, or not yet as it ended."""
+        ledger = self._ledger
+        if isinstance(self._storage, Lean):
+            return self._storage.changed(self._study_id, ledger.newest, ledger.unfinished.values())
+        return [each for each in self._stored()[ledger.first :] if not ledger.has_ended(each.number)]
 
     def _look(self) -> None:
         """Take into the ledger what the storage holds now.
@@ -293,8 +300,8 @@ class Study:
             UserError: trials that are not as a Study writes them.
         """
         try:
-            self._ledger.update(self._stored())
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            self._ledger.update(self._changed())
+        except (LookupError, TypeError, AttributeError, ValueError) as error:
             if isinstance(error, UserError):
                 raise
             raise UserError(
@@ -335,7 +342,7 @@ class Study:
                 distributions=distributions,
                 # One attribute, not ten: each is a statement of its own in the database.
                 user_attrs={
-                    "trial": {
+                    MADE: {
                         **attrs,
                         "arch": self.goal.space.decode(genes).id,
                         "genes": list(genes),
@@ -411,14 +418,13 @@ class Study:
         outcome = {**result, "cost": {**counted(cost), "latency_ms": dict(cost.latency_ms)}}
         trial_id = self._id(trial.number)
         try:
-            self._storage.set_trial_user_attr(trial_id, "result", outcome)
             if cost.latency_ms and self.goal.budget.latency_targets:
                 handle = optuna.Trial(self._study, trial_id)
                 for limit in self.goal.budget.limits:
                     if limit.quantity == "latency":
                         value = cost.value(limit.quantity, limit.target)
                         handle.set_constraint(str(limit), limit.violation(value))
-            self._storage.set_trial_state_values(trial_id, state, numbers)
+            finish(self._storage, trial_id, state, numbers, {"result": outcome})
         except UpdateFinishedTrialError:
             logger.warning("trial %d lost its lease to another worker; its result is dropped", trial.number)
             return False
@@ -439,13 +445,14 @@ class Study:
     def _close_failed(self, number: int, key: str = "", value: Any = None) -> None:
         """Close a running trial, with an attribute that says why; another worker may do the same at the same moment."""
         try:
-            if key:
-                self._storage.set_trial_user_attr(self._id(number), key, value)
-            self._storage.set_trial_state_values(self._id(number), TrialState.FAIL, None)
+            finish(self._storage, self._id(number), TrialState.FAIL, None, {key: value} if key else {})
         except UpdateFinishedTrialError:
             logger.debug("trial %d was closed by another worker", number)
 
     def _id(self, number: int) -> int:
+        """The storage's own name of a trial."""
+        if number in self._ledger.unfinished:
+            return self._ledger.unfinished[number]
         return self._storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
 
 
@@ -472,29 +479,3 @@ def _share(limit: Limit, cost: Cost) -> float:
     if limit.quantity == "latency" and limit.target not in cost.latency_ms:
         return 0.0
     return limit.violation(cost.value(limit.quantity, limit.target))
-
-
-def check_identity(study: optuna.Study, goal: Goal, seed: int) -> None:
-    """Write down what a new Study searches; refuse to go on with an old one that searched something else."""
-    space_json = json.dumps(goal.space.to_json(), sort_keys=True)
-    mine = {
-        "space": f"{goal.space.name}-{hashlib.sha256(space_json.encode()).hexdigest()[:12]}",
-        "budget": goal.budget.text,
-        "objectives": ", ".join(f"{o.name} ({o.direction})" for o in goal.objectives),
-        "seed": seed,
-    }
-    stored = study.user_attrs.get("vitnas")
-    if stored is None and not study.get_trials(deepcopy=False):
-        study.set_user_attr("vitnas", mine)
-        return
-    if not isinstance(stored, dict):
-        raise UserError(
-            f"study {study.study_name!r} was made by another program; vitnas searches in its own. Give another storage "
-            "or study name."
-        )
-    for name, value in mine.items():
-        if stored.get(name) != value:
-            raise UserError(
-                f"{name} is {value!r}; study {study.study_name!r} was made with {stored.get(name)!r}. "
-                "Give the same, or another study name."
-            )

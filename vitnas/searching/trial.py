@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar, Literal, Protocol, Self
@@ -16,6 +16,7 @@ from vitnas.runs import RunFile
 from vitnas.searching.goal import Goal, Objective
 from vitnas.space import Genes, Space
 
+MADE = "trial"  # the attribute of a trial that is written with it and never again
 State = Literal["running", "scored", "rejected", "failed"]
 
 
@@ -65,6 +66,24 @@ class Trial:
             reasons=self.reasons,
             generation=self.generation,
         )
+
+
+class History(list[Trial]):
+    """All Trials so far, by proposal, with the genes of them all, which a Study keeps: `tried` is what asks for them.
+
+    Args:
+        trials: the Trials.
+        genes: of them all, as of now.
+    """
+
+    def __init__(self, trials: Iterable[Trial], genes: Collection[Genes]) -> None:
+        super().__init__(trials)
+        self.genes = genes
+
+
+def tried(history: Sequence[Trial]) -> Collection[Genes]:
+    """The genes of all Trials of a history; making the set anew would cost more than the rest of a proposal."""
+    return history.genes if isinstance(history, History) else {trial.genes for trial in history}
 
 
 @dataclass(frozen=True, kw_only=True)

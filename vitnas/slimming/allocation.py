@@ -19,7 +19,7 @@ import numpy as np
 from vitnas.arch import Arch
 from vitnas.budget import Budget
 from vitnas.model import build
-from vitnas.searching import Evolution, Goal, LatencyMeter, Objective, Searcher, Study, Trial, search
+from vitnas.searching import Evolution, Goal, LatencyMeter, Objective, Searcher, Study, Trial, search, tried
 from vitnas.slimming.sensitivity import Sensitivity
 from vitnas.space import Genes, Matrix, Space
 from vitnas.space.keeps import FIELD as KEEP
@@ -102,7 +102,7 @@ class Starting:
 
     def propose(self, goal: Goal, history: Sequence[Trial], index: int, rng: random.Random) -> Genes | None:
         """See `Searcher.propose`."""
-        seen = {trial.genes for trial in history}
+        seen = tried(history)
         for genes in self.first if index < len(self.first) else ():
             if genes not in seen and bool(goal.meets([genes])[0]):
                 return genes

@@ -20,7 +20,7 @@ from vitnas.records import Effort
 from vitnas.runs import to_json, write_atomic
 from vitnas.sample import SAMPLERS, SamplerConfig, UniformConfig
 from vitnas.searching import SEARCHERS
-from vitnas.searching.storage import PASSWORD, has_password, shown
+from vitnas.searching.passwords import PASSWORD, has_password, shown
 from vitnas.slimming import IMPORTANCE
 from vitnas.space import SPACES, AutoFormerConfig, SpaceConfig
 from vitnas.supernet import Coupled

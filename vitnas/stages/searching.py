@@ -38,7 +38,7 @@ from vitnas.searching import (
 )
 from vitnas.searching.choosing import cannot_order, choose
 from vitnas.searching.halving import GuidedHalving
-from vitnas.searching.storage import reason, shown
+from vitnas.searching.passwords import reason, shown
 from vitnas.space import Genes, Space
 from vitnas.stages.lock import one_at_a_time
 from vitnas.stages.run import FinalsConfig, SearchConfig
