@@ -77,6 +77,13 @@ class Stopper:
         for number in SIGNALS:
             if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
                 signal.signal(number, self)
+        tell = sys.unraisablehook
+
+        def unraisable(what: sys.UnraisableHookArgs) -> None:
+            if what.exc_type is not Stopped:  # a finaliser lost it, which Python would tell with a traceback
+                tell(what)
+
+        sys.unraisablehook = unraisable
 
     def watch(self) -> None:
         """Hear of a signal in a thread, too."""
@@ -177,12 +184,14 @@ def working() -> Iterator[Stopper]:
         yield stopper
         return
     stopper, before = Stopper(), [signal.getsignal(number) for number in SIGNALS]
+    tell = sys.unraisablehook
     is_main = threading.current_thread() is threading.main_thread()
     if is_main:
         stopper.install()
     try:
         yield stopper
     finally:
+        sys.unraisablehook = tell
         for number, handler in zip(SIGNALS, before, strict=True):
             if is_main and signal.getsignal(number) is stopper:
                 signal.signal(number, handler)

@@ -146,8 +146,13 @@ with stopping.working() as stopper:
             "import ctypes; ctypes.PyDLL(None).usleep(100); ctypes.CDLL(None).sleep(9) or ctypes.CDLL(None).sleep(60)",
             1,
         ),
+        (
+            "\n        class Slow:\n            __del__ = lambda self: time.sleep(60)\n"
+            "        Slow()\n        time.sleep(60)",
+            20,
+        ),
     ],
-    ids=["a library swallows it", "compiled code does not come back"],
+    ids=["a library swallows it", "compiled code does not come back", "a finaliser cannot raise"],
 )
 def test_nothing_swallows_it(body: str, grace: float) -> None:
     """Code that catches all; and C that goes on sleeping, as a signal only ends its first sleep."""
