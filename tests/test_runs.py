@@ -21,7 +21,7 @@ from vitnas.model import build
 from vitnas.model.named import ArchFile, Chosen
 from vitnas.predicting.examine import Evaluation
 from vitnas.records.finals import Rung
-from vitnas.runs import STALE_S, RunFile, from_json, read_json, to_json, write_json
+from vitnas.runs import STALE_S, RunFile, from_json, read_json, remove_stale, to_json, write_json
 from vitnas.searching import Feasibility, SearchRecord
 from vitnas.slimming import Sensitivity
 from vitnas.space import autoformer
@@ -50,6 +50,11 @@ def test_what_a_killed_writer_left_goes_with_the_next_write(tmp_path: Path) -> N
     write_json(tmp_path / "a.json", [1])
     assert read_json(tmp_path / "a.json") == [1]
     assert [path.exists() for path in (old, young, other)] == [False, True, True]
+    folder = tmp_path / ".chosen.abcdefgh"
+    (folder / "new").mkdir(parents=True)
+    os.utime(folder, (then, then))
+    remove_stale(tmp_path / "chosen")
+    assert not folder.exists()
 
 
 @pytest.fixture(scope="module")
@@ -195,3 +200,12 @@ def test_what_is_flushed_was_opened_for_writing(tmp_path: Path, monkeypatch: pyt
     )
     assert len(flushed) > 1
     assert {*flushed} == {os.O_RDWR}
+
+
+def test_json_that_nests_too_deep_is_damage(tmp_path: Path) -> None:
+    path = tmp_path / "space.json"
+    path.write_text("[" * 100_000)
+    with pytest.raises(UserError, match=r"space\.json cannot be read \(it nests too deep\)"):
+        read_json(path)
+    with pytest.raises(UserError, match="it nests too deep"):
+        SearchRecord.load(path)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import glob
 import json
 import os
+import shutil
 import tempfile
 import time
 import zlib
@@ -61,7 +62,7 @@ def write_with(path: Path, write: Callable[[Path], object]) -> None:
     try:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            _remove_stale(path)
+            remove_stale(path)
             handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
             os.close(handle)
             write(Path(temporary))
@@ -74,12 +75,12 @@ def write_with(path: Path, write: Callable[[Path], object]) -> None:
             Path(temporary).unlink(missing_ok=True)
 
 
-def _remove_stale(path: Path) -> None:
-    """Delete what killed writers of `path` left beside it; nobody takes an hour to write one file."""
+def remove_stale(path: Path) -> None:
+    """Delete what killed writers of a file or folder left beside it; nobody takes an hour to write one."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.????????"):
         with suppress(OSError):
             if time.time() - left.stat().st_mtime > STALE_S:
-                left.unlink()
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 SUM = "crc32"  # in the header of a file of tensors: of all names and bytes, in the order of the names
@@ -131,6 +132,14 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
+def parse_json(text: str | bytes) -> Any:
+    """A text as JSON; ValueError for what is none, also where it nests deeper than Python goes."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it nests too deep") from None
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file.
 
@@ -138,12 +147,12 @@ def read_json(path: Path) -> Any:
         UserError: the file is missing or is not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(
             f"{path} does not exist; an earlier stage writes it. Run that stage first."
         ) from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(
             f"{path} cannot be read ({error}); it must be JSON. Delete it to make it anew."
         ) from error
@@ -190,7 +199,7 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
         for line in stream:
             if not line.endswith(b"\n"):
                 return
-            yield json.loads(line)
+            yield parse_json(line)
 
 
 class RunFile:
@@ -226,7 +235,7 @@ class RunFile:
             UserError: it is missing, or damaged, or something else (saying what is wrong).
         """
         try:
-            return from_json(cls, json.loads(path.read_text(encoding="utf-8")))
+            return from_json(cls, parse_json(path.read_text(encoding="utf-8")))
         except FileNotFoundError as error:
             raise UserError(f"{path} does not exist; `{cls.COMMAND}` writes it. Run that first.") from error
         except (OSError, ValueError) as error:  # json's and Unicode's errors, and UserError, are ValueErrors

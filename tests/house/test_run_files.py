@@ -6,19 +6,22 @@ import ast
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[2]
-BARE = {"read_json", "write_json", "read_jsonl", "append_jsonl", "loads", "load"}
+BARE = {"read_json", "write_json", "read_jsonl", "append_jsonl", "parse_json", "loads", "load"}
 
 # What reads or writes JSON by hand, and why, as (file, what).
 ALLOWED = {
     ("runs.py", "write_json"),  # where the dataclasses are read and written
     ("runs.py", "json.loads"),
+    ("runs.py", "parse_json"),
     ("stages/table.py", "read_json"),  # whether a result that is there is damaged
     ("train/metrics.py", "read_jsonl"),  # the lines of metrics.jsonl, each as a dataclass
     ("train/metrics.py", "append_jsonl"),
-    ("train/checkpoint.py", "json.loads"),  # a safetensors header, which is text
-    ("stages/lock.py", "json.loads"),  # of the open file, as closing it anywhere lets go of its lock
+    ("train/checkpoint.py", "parse_json"),  # a safetensors header, which is text
+    ("train/checkpoint.py", "json.loads"),  # of what was written a line before
+    ("searching/database.py", "parse_json"),  # attributes of trials, as Optuna writes them
+    ("stages/lock.py", "parse_json"),  # of the open file, as closing it anywhere lets go of its lock
     ("exporting/timm_dir.py", "read_json"),  # timm's config.json
-    ("predicting/networks.py", "json.loads"),  # metadata of an ONNX file
+    ("predicting/networks.py", "parse_json"),  # metadata of an ONNX file
     ("testing/space.py", "json.loads"),  # the contract of what a Space writes
     ("cli/swap.py", "write_json"),  # swap.json is for people; nothing reads it
     ("cli/tokens.py", "write_json"),  # tokens.json likewise

@@ -73,18 +73,17 @@ def batches(data: Data, batch_size: int = 16) -> TrainBatches:
     return TrainBatches(data.train, Augment(shift=0.1), batch_size=batch_size, seed=3)
 
 
-@pytest.mark.parametrize("ema", [None, 0.9])
+@pytest.mark.parametrize(("ema", "log_every"), [(None, 1), (0.9, 2)])
 def test_a_resumed_run_equals_an_uninterrupted_one(
-    data: Data, space: AutoFormerSpace, tmp_path: Path, ema: float | None
+    data: Data, space: AutoFormerSpace, tmp_path: Path, ema: float | None, log_every: int
 ) -> None:
-    config = replace(CONFIG, ema=ema)
+    config = replace(CONFIG, ema=ema, log_every=log_every)
     augment = Augment(mixup=0.5, label_smoothing=0.1)
     whole = make(space)
-    want = fit(
-        whole, Classification(), Uniform(space), batches(data), config=config, augment=augment, num_classes=4
-    )
+    common: dict[str, Any] = {"config": config, "augment": augment, "num_classes": 4}
+    want = fit(whole, Classification(), Uniform(space), batches(data), **common, folder=tmp_path / "whole")
     first = make(space)
-    common = {"config": config, "augment": augment, "num_classes": 4, "folder": tmp_path}
+    common["folder"] = tmp_path / "killed"
     with pytest.raises(Killed):
         fit(first, Classification(), Uniform(space), batches(data), **common, hooks=[Kill(at=5)])
     torch.manual_seed(99)  # whatever happened to the global generator must not matter
@@ -94,8 +93,19 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert got.images == want.images == 16 * want.steps, "images before the kill count too"
     for name, value in want.network.state_dict().items():
         torch.testing.assert_close(got.network.state_dict()[name], value, rtol=0, atol=0, msg=name)
-    steps = [line.step for line in metrics.read_lines(tmp_path)]
-    assert steps == list(range(1, want.steps + 1)), "lines of the killed part must not stay"
+    told = [
+        [
+            replace(line, images_per_s=0)
+            for line in metrics.read_lines(tmp_path / name)
+            if isinstance(line, metrics.Step)
+        ]
+        for name in ("whole", "killed")
+    ]
+    steps = [line.step for line in told[1]]
+    assert steps == list(range(log_every, want.steps + 1, log_every)), (
+        "lines of the killed part must not stay"
+    )
+    assert told[0] == told[1], "means over steps before the kill and after it"
 
 
 def test_a_checkpoint_of_another_run_is_refused(data: Data, space: AutoFormerSpace, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from vitnas.exporting.verify import ExportError, example_images
 from vitnas.measure.convert import model_device, quiet
 from vitnas.model.modes import evaluating
 from vitnas.model.timm_cfg import IMAGES_KNOWN, OWN_KEYS, SEVERAL
-from vitnas.runs import load_tensors, read_json, save_tensors, write_with
+from vitnas.runs import load_tensors, read_json, remove_stale, save_tensors, write_with
 from vitnas.version import VERSION
 
 ENTRY_POINT = "vitnas_arch"  # timm's name for "the Model of whatever Arch the config holds"
@@ -68,6 +68,7 @@ def save_timm(
         raise UserError(f"{folder} is a file; the folder for timm needs its own name. Choose another.")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        remove_stale(folder)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as beside:
             new = Path(beside) / "new"
             _write(model, new, names, data_config or {})

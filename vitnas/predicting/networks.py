@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from vitnas.exporting.onnx import onnx_session
 from vitnas.exporting.pixels import choice_of, pixels_of
 from vitnas.measure.convert import input_shape
 from vitnas.model.timm_cfg import DATA_KEYS, SEVERAL
+from vitnas.runs import parse_json
 
 
 class OnnxNetwork(nn.Module):
@@ -74,7 +74,7 @@ class OnnxNetwork(nn.Module):
 
 def _value(text: str) -> Any:
     try:
-        return json.loads(text)
+        return parse_json(text)
     except ValueError:
         return text
 

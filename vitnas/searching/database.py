@@ -24,7 +24,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from vitnas.errors import UserError
-from vitnas.runs import parsed
+from vitnas.runs import parse_json
 from vitnas.searching.passwords import reason
 from vitnas.searching.trial import MADE
 
@@ -102,7 +102,7 @@ class Database(RDBStorage):
                     trial_id=trial_id,
                 )  # fmt: skip
             if key is not None:
-                found[trial_id].user_attrs[key] = parsed(text)
+                found[trial_id].user_attrs[key] = parse_json(text)
         return list(found.values())
 
     def finish(

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vitnas.errors import UserError
-from vitnas.runs import RunFile, check_there, from_json, to_json, writing
+from vitnas.runs import RunFile, check_there, from_json, parse_json, to_json, writing
 from vitnas.searching.storage import is_alive, started, this_host
 
 try:
@@ -142,7 +142,7 @@ def _is_at(handle: int, path: Path) -> bool:
 def _said(handle: int) -> Holder | None:
     """What the file says; None where that is nothing."""
     with suppress(OSError, ValueError):
-        return from_json(Holder, json.loads(os.pread(handle, 4096, 0)))
+        return from_json(Holder, parse_json(os.pread(handle, 4096, 0)))
     return None
 
 

@@ -144,9 +144,9 @@ def _make_table(models: Models) -> None:
         )
         batches, device = models.images.batches(test), models.work.engine.device
         found = {role: evaluate_each(models.load(role).to(device), batches) for role in names}
-        FinalScores.of(found, several=test.several).write(folder)
         chosen, dataset = models.load("chosen").to(device), models.images.config.dataset
         examine(chosen, test, model="models/chosen", dataset=dataset, batches=batches).write(folder)
+        FinalScores.of(found, several=test.several).write(folder)  # last: with it nothing is read again
     read = FinalScores.read(folder)
     scores = read.scores  # a model that was trained after that reading has no row
     rows = tuple(_row(folder, role, scores[role]) for role in names if role in scores)

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from vitnas.errors import UserError
-from vitnas.runs import load_tensors, save_tensors
+from vitnas.runs import load_tensors, parse_json, save_tensors
 
 # Fields of a TrainConfig that may change between a run and its resumption: what is learned is the same.
 FREE = {"checkpoint_minutes", "log_every", "monitor_every"}
@@ -36,8 +36,8 @@ def load_checkpoint(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str,
     parts: dict[str, dict[str, Tensor]] = {}
     try:
         tensors, header = load_tensors(path)
-        meta = json.loads(header["vitnas"])
-    except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+        meta = parse_json(header["vitnas"])
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path} cannot be read ({error}); it must be a checkpoint that vitnas wrote. Delete it to start that "
             "stage anew."

@@ -442,7 +442,7 @@ class _Training:
         scaler = self.engine.scaler_state()
         spent = {"images": self.images, "seconds": self.seconds}
         here = {"step": step, "done": self.feed.done(step * self.config.accumulate)}
-        also = {"optimizer": meta, "scaler": scaler, "spent": spent}
+        also = {"optimizer": meta, "scaler": scaler, "spent": spent, "sums": self.log.sums}
         save_checkpoint(self.checkpoint, parts, {**self.identity, **here, **also})
 
     def resume(self) -> int:
@@ -483,6 +483,7 @@ class _Training:
         for i, hook in enumerate(self.hooks):
             hook.restore(parts.get(f"hook{i}", {}))
         self.engine.restore_scaler(meta["scaler"])
+        self.log.restore(meta.get("sums", {}) if is_same_world else {})
         spent = meta.get("spent", {"images": 0, "seconds": 0.0})  # older checkpoints do not say
         self.images, self.began = spent["images"], self.began - spent["seconds"]
         return int(meta["step"]) if is_same_world else self.go_on_from(meta["done"], meta["world"])

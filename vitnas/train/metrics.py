@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -153,6 +153,16 @@ class Metrics:
         self._engine.track({f"{self._stage}/{name}": value for name, value in tracked.items()}, step)
         self.text = f"loss {means['loss']:.3f}, {speed:,.0f} images/s"
         self._sums, self._counts, self._images, self._since = {}, {}, 0, now
+
+    @property
+    def sums(self) -> dict[str, list[float]]:
+        """Of each loss its sum and its count since the last line of means, for a checkpoint."""
+        return {name: [total, self._counts[name]] for name, total in self._sums.items()}
+
+    def restore(self, sums: Mapping[str, Sequence[float]]) -> None:
+        """Go on with the means of a training that ended between two lines of them."""
+        self._sums = {name: total for name, (total, _) in sums.items()}
+        self._counts = {name: int(count) for name, (_, count) in sums.items()}
 
     def write(self, kind: type[Line], **values: Any) -> None:
         """Add a line, in one write."""
