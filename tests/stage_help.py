@@ -128,6 +128,8 @@ class Warm:
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
         assert self._line() == "ready"
+        self.files: int | None = None  # how many files a command may have open
+        self.environment: dict[str, str | None] = {}  # what a command finds otherwise; None: not at all
 
     def _line(self) -> str:
         assert self.server.stdout is not None
@@ -136,15 +138,20 @@ class Warm:
     def start(self, argv: Sequence[str]) -> int:
         """Start a command; returns the process's id."""
         assert self.server.stdin is not None
-        self.server.stdin.write(json.dumps({"argv": list(argv), "log": str(self.log)}) + "\n")
+        job = {"argv": list(argv), "log": str(self.log), "files": self.files, "environment": self.environment}
+        self.server.stdin.write(json.dumps(job) + "\n")
         self.server.stdin.flush()
         return int(self._line())
 
     def run(self, argv: Sequence[str]) -> None:
         """Run a command to its end."""
-        self.start(argv)
-        status = int(self._line())
+        status = self.status(argv)
         assert status == 0, self.log.read_text()
+
+    def status(self, argv: Sequence[str]) -> int:
+        """Run a command to its end; returns its exit status."""
+        self.start(argv)
+        return int(self._line())
 
     def end_when(
         self, argv: Sequence[str], ready: Callable[[], bool], number: int, seconds: float = 90

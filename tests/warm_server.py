@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import sys
 import traceback
+from typing import Any
 
 import sklearn.datasets
 
@@ -15,7 +17,13 @@ from vitnas.cli import commands, main
 PRELOADED = (commands, vitnas.stages, sklearn.datasets)  # what a run imports at some time
 
 
-def child(job: dict[str, str]) -> None:
+def child(job: dict[str, Any]) -> None:
+    if job["files"] is not None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (job["files"], job["files"]))
+    for name, value in job["environment"].items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
     log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1)
     os.dup2(log, 2)

@@ -85,10 +85,15 @@ class Stage:
         return [index if block.slot is None else block.slot for index, block in enumerate(self.blocks)]
 
 
+MOST = 1 << 24  # of any size: beyond it no machine holds a weight, and numbers of the counting would overflow
+
+
 def at_least(least: Literal[0, 1], value: object, *names: str) -> None:
-    """Raise UserError where a field of these names is no whole number, or a lower one."""
+    """Raise UserError where a field of these names is no whole number, a lower one, or beyond all machines."""
     for name in names:
         number = getattr(value, name)
         if not isinstance(number, int) or isinstance(number, bool) or number < least:
             rule = " of at least 1" if least else ", and 0 means none"
             raise UserError(f"{name} is {number!r}; it must be a whole number{rule}.")
+        if number > MOST:
+            raise UserError(f"{name} is {number}; it must be at most {MOST}. Correct it.")

@@ -15,11 +15,14 @@ ImageSize = int | tuple[int, int]
 NO_GRID: Grid = (0, 0)
 
 
+MOST_PIXELS = 1 << 15
+
+
 def as_image_size(name: str, size: int | Sequence[int]) -> ImageSize:
     """A size as it is kept: one number where both sides are equal, so that equal sizes are equal values.
 
     Raises:
-        UserError: neither one nor two whole numbers of at least 1.
+        UserError: neither one nor two whole numbers of at least 1, or one beyond all images.
     """
     sides = [size] if isinstance(size, int) else list(size) if isinstance(size, Sequence) else []
     if len(sides) not in (1, 2) or any(
@@ -29,6 +32,8 @@ def as_image_size(name: str, size: int | Sequence[int]) -> ImageSize:
             f"{name} is {size!r}; it must be a whole number of at least 1, or two of them, height and width. "
             "Correct it."
         )
+    if max(sides) > MOST_PIXELS:
+        raise UserError(f"{name} is {size!r}; a side must be at most {MOST_PIXELS} pixels. Correct it.")
     height, width = int(sides[0]), int(sides[-1])  # plain ones, whatever kind of number was given
     return height if height == width else (height, width)
 

@@ -7,16 +7,20 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
-from stage_help import refused, words
+from stage_help import Warm, refused, words
 
 from vitnas.cli import main
 from vitnas.records import Manifest, Results
 from vitnas.runs import append_jsonl, write_atomic
 from vitnas.searching import SearchRecord
+from vitnas.stages import results
+from vitnas.supernet import Supernet
 from vitnas.train import loop
 from vitnas.train.checkpoint import load_checkpoint
 
@@ -109,6 +113,116 @@ def test_a_read_only_disk_is_one_sentence(
     subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
     assert "Read-only file system" in refused(words(disk / "run"), capsys)
     assert "Read-only file system" in refused(words(disk / "other"), capsys)
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"data__image_size": "100000"}, "image_size is 100000; a side must be at most 32768 pixels."),
+        ({"data__batch_size": "1000000000"}, "batch_size is 1000000000; it must be at most 1048576."),
+        ({"space__num_heads": f"[{'9' * 30}]"}, "it must be at most 16777216. Correct it."),
+        ({"space__embed_dims": "[800000]", "budget": ""}, "GiB at the least, and cpu has"),
+    ],
+)
+def test_what_no_machine_holds_is_refused_before_it_begins(
+    fields: dict[str, str], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sentence in refused(words(tmp_path / "run", **fields), capsys)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 15 GiB"
+        ),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"
+        ),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_out_of_memory_names_what_to_lower_and_keeps_the_last_checkpoint(
+    error: Exception, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, forward, calls = tmp_path / "run", Supernet.forward, []
+
+    def fails_late(*args: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) > 4:
+            raise error
+        return forward(*args, **options)
+
+    monkeypatch.setattr(Supernet, "forward", fails_late)
+    argv = words(folder, **SHORT, supernet__monitor_every="0")
+    said = refused(argv, capsys)
+    assert "too little memory" in said
+    assert "Lower data.batch_size (supernet.accumulate and retrain.train.accumulate make up for it)" in said
+    assert ("the accelerator" in said) == isinstance(error, torch.OutOfMemoryError)
+    _, meta = load_checkpoint(folder / "checkpoints" / "supernet.safetensors")
+    assert meta["step"] >= 3
+    assert not (folder / "run.lock").exists()
+    monkeypatch.setattr(Supernet, "forward", forward)
+    assert main(["train", str(folder)]) == 0
+
+
+@pytest.fixture
+def own_warm(tmp_path: Path) -> Iterator[Warm]:
+    """A server of commands whose surroundings a test may change."""
+    server = Warm(tmp_path / "log.txt")
+    yield server
+    server.close()
+
+
+NOWHERE = "/proc/nowhere"  # not even root can make a folder there
+HOMES: dict[str, str | None] = {"HOME": NOWHERE, "XDG_CACHE_HOME": NOWHERE, "XDG_CONFIG_HOME": NOWHERE, "TMPDIR": None,
+         "TORCH_HOME": NOWHERE, "HF_HOME": NOWHERE, "TORCHINDUCTOR_CACHE_DIR": NOWHERE, "MPLCONFIGDIR": NOWHERE,
+         "SCIKIT_LEARN_DATA": NOWHERE}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("home", [NOWHERE, None])
+def test_a_user_without_a_home_or_caches_can_run_all(
+    home: str | None, own_warm: Warm, tmp_path: Path
+) -> None:
+    own_warm.environment = {**HOMES, "HOME": home}
+    argv = words(
+        tmp_path / "run", **{**SHORT, "export__formats": "[onnx]", "export__latency": "[onnxruntime]"}
+    )
+    own_warm.run(argv)
+    assert "Traceback" not in own_warm.log.read_text()
+    assert Results.read(tmp_path / "run").rows
+
+
+@pytest.mark.slow
+def test_too_few_open_files_are_one_sentence(own_warm: Warm, tmp_path: Path) -> None:
+    """As many as are open, and a few more each time, until a run goes through; the same folder goes on."""
+    told = []
+    for files in (8, 10, 12, 14, 18, 24, 64):
+        own_warm.files = files
+        status = own_warm.status(words(tmp_path / "run", **SHORT, data__workers="2"))
+        said = " ".join(own_warm.log.read_text().split())
+        assert "Traceback" not in said, (files, said)
+        assert status == 0 or (status == 2 and said.count("vitnas: ") == 1), (files, said)
+        told.append("may open no more files" in said)
+    assert status == 0
+    assert any(told)
+
+
+@pytest.mark.slow
+def test_what_ends_between_the_two_records_of_a_test_leaves_both_to_be_made(
+    copy: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("results.json", "test_scores.json", "evaluation.json"):
+        (copy / name).unlink()
+    with monkeypatch.context() as patched:
+        patched.setattr(results, "examine", lambda *given, **more: (_ for _ in ()).throw(MemoryError))
+        assert "too little memory" in refused(["evaluate", str(copy)], capsys)
+    assert main(["evaluate", str(copy)]) == 0
+    assert (copy / "evaluation.json").exists()
 
 
 def test_a_file_where_the_folder_should_be_is_named(

@@ -253,6 +253,24 @@ def test_a_killed_rank_ends_the_others_with_a_sentence(dying: int, tmp_path: Pat
     assert told[-1] > meta["done"][0]
 
 
+@pytest.mark.slow
+def test_weights_are_equal_bit_for_bit_in_whatever_order_processes_come(tmp_path: Path) -> None:
+    """Which starts first, and which is late at which step."""
+    found: list[str] = []
+    for number, order in enumerate([(0, 1, 2), (2, 1, 0), (1, 2, 0)]):
+        world = {**environment(), "WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+        command = [sys.executable, str(HERE / "killed_rank.py"), str(tmp_path / str(number)), "8"]
+        ranks = []
+        for rank in order:
+            own = {**world, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            ranks.append(subprocess.Popen(command, env=own, stdout=subprocess.PIPE, text=True))
+            time.sleep(0.5)
+        found += [rank.communicate(timeout=200)[0].strip().splitlines()[-1] for rank in ranks]
+    assert len(found[0]) == 64
+    assert len(found) == 9
+    assert len(set(found)) == 1
+
+
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (4, 3), (3, 4)])
 @pytest.mark.parametrize("steps", [0, 1, 5, 17])
 def test_another_number_of_processes_sees_the_rest_of_the_epoch(before: int, after: int, steps: int) -> None:

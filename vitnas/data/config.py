@@ -14,6 +14,7 @@ VALIDATION_NAMES = ("validation", "val", "valid", "eval", "evaluation")
 TEST_NAMES = ("test", "testing", *VALIDATION_NAMES)
 TRAIN_NAMES = ("train", "training")
 
+MOST_BATCH = 1 << 20
 MOST_WORKERS = 512
 AUTO_AUGMENTS = ("rand", "augmix", "original", "originalr", "v0", "v0r", "3a")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
@@ -168,6 +169,11 @@ class DataConfig:
         if self.batch_size < 2:
             raise UserError(
                 f"batch_size is {self.batch_size}; it must be at least 2. Lower learning rate instead."
+            )
+        if self.batch_size > MOST_BATCH:
+            raise UserError(
+                f"batch_size is {self.batch_size}; it must be at most {MOST_BATCH}. Use supernet.accumulate and "
+                "retrain.train.accumulate to add batches up."
             )
         if self.workers < 0:
             raise UserError(

@@ -7,10 +7,15 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
+import psutil
+import torch
+
+from vitnas.counting import count
 from vitnas.data import require_labels
 from vitnas.data.augment import seeded_globals
 from vitnas.data.folds import fold
 from vitnas.errors import UserError
+from vitnas.grids import size_text
 from vitnas.measure.environment import environment, git_commit
 from vitnas.records import GeneRecord, Manifest, SpaceRecord
 from vitnas.runs import RunFile
@@ -48,6 +53,7 @@ def prepare(context: Context) -> Feasibility:
     if run.search.folds > 1:
         fold(data, run.search.folds - 1)  # says whether there are so many
     space, budget = context.space, context.budget
+    check_memory(context)
     supernet = context.new_supernet()
     for name, config in (("supernet", run.supernet), ("retrain.train", run.retrain.train)):
         if config.warmup_epochs >= config.epochs:
@@ -87,6 +93,31 @@ def prepare(context: Context) -> Feasibility:
 
     context.engine.from_first(write)
     return table
+
+
+def check_memory(context: Context) -> None:
+    """Refuse what this machine cannot hold, by the least that a training of the largest Arch needs: weights and their
+    gradients, and what one look at a batch keeps at its peak. (Training keeps several times that; what misses by less
+    ends with the allocator's error.)
+
+    Raises:
+        UserError: it is more than the whole memory.
+    """
+    arch, data, device = context.space.largest(), context.data, context.engine.device
+    cost = count(arch)
+    batch = min(context.run.data.batch_size, len(data.train))
+    width = 4 if context.run.supernet.precision == "fp32" else 2
+    least = 2 * 4 * cost.params + batch * cost.memory_bytes * width // 4
+    if device.type not in ("cpu", "cuda"):
+        return
+    there = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else psutil.virtual_memory().total
+    if least > there:
+        raise UserError(
+            f"training the largest Arch ({cost.params:,} weights, {size_text(arch.seen_size)} pixels, batches of "
+            f"{batch}) "
+            f"needs {least / 2**30:,.0f} GiB at the least, and {device.type} has {there / 2**30:,.0f} GiB. Lower "
+            "data.batch_size (supernet.accumulate makes up for it), data.image_size or the space's widths and depths."
+        )
 
 
 def manifest(context: Context) -> Manifest:

@@ -13,6 +13,7 @@ from vitnas.data.augment import seed_from
 from vitnas.errors import UserError
 from vitnas.probing import PretrainForecast, features
 from vitnas.stages.forecast import Clock, few_steps
+from vitnas.stages.prepare import check_memory
 from vitnas.stages.pretrain.context import PretrainContext
 from vitnas.stages.pretrain.watch import ASKED, BATCH, CHECKED, KNOWN
 from vitnas.train import EsViTConfig, TrainConfig, fit
@@ -49,6 +50,8 @@ def look_ahead(context: PretrainContext) -> PretrainForecast:
     """
     run, config, data = context.run, context.pretrain, context.images.data
     size, images = batch_size(context), len(data.train)
+    if context.named is None:
+        check_memory(context)
     step_s, forward_s = _timed(context, size)
     per_epoch = max(1, images // context.engine.world // size // run.supernet.accumulate)
     seen = min(KNOWN, images) + min(ASKED, len(data.holdout)) if context.images.has_labels else 0
