@@ -53,10 +53,8 @@ torture: $(READY) ## kills, signals, odd words, damaged files, hostile images, d
 	wait $$kills && exit $$others
 
 audit: $(READY) ## known advisories against what is installed, and a bill of materials in build/
-	$(BIN)/uv pip install --quiet --python $(BIN)/python pip-audit
-	mkdir -p build
-	$(BIN)/pip-audit --local --format cyclonedx-json --output build/sbom.json || true
-	$(BIN)/pip-audit --local --skip-editable
+	$(BIN)/uv pip install --quiet --python $(BIN)/python pip-audit cyclonedx-bom
+	$(BIN)/python .ci/audit
 
 check: lint types test ## what CI runs
 

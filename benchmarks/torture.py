@@ -2,14 +2,17 @@
 
     python benchmarks/torture.py                        all of it
     python benchmarks/torture.py parts=kills,lines kills=40 lines=100 files=100 images=20 seed=7
+    python benchmarks/torture.py parts=lines seed=7 only=31     one case again
 
 What must hold: a command ends with status 0, or with 2 and one sentence, or as its signal says; never with a traceback.
-A run that was killed, as often as you like, ends with the bits of one that was not. Every part prints its seed, and
-every failure what brings it back. Full disks need a disk of their own, which tests/stages/test_faults.py mounts.
+A run that was killed, as often as you like, ends with the bits of one that was not, in every file but for times. Every
+part prints its seed, and every failure what brings it back. Full disks need a disk of their own, which
+tests/stages/test_faults.py mounts.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -29,15 +32,39 @@ sys.path.insert(0, str(HERE.parent / "tests"))
 
 import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
-from stage_help import FIELDS, FOCUS, Warm, outcome, words  # noqa: E402
+from pretrain_help import pretrain_words  # noqa: E402
+from slim_help import save, slim_words, trained  # noqa: E402
+from stage_help import FIELDS, FOCUS, Warm, words  # noqa: E402
 
-KINDS: dict[str, dict[str, str | None]] = {
-    "search": {},
-    "a sampler that learns": dict(FOCUS),
-    "mixers": {"space__kind": "mixers", "space__head_dim": None, "space__embed_dims": None, "space__num_heads": None,
-               "space__depths": None, "budget": "", "retrain__baselines": "[]"},
-}  # fmt: skip
 FAST: dict[str, str | None] = {"retrain__rank_archs": "0", "export__formats": "[]", "export__latency": "[]"}
+MIXERS: dict[str, str | None] = {"space__kind": "mixers", "space__head_dim": None, "space__embed_dims": None,
+          "space__num_heads": None, "space__depths": None, "budget": "", "retrain__baselines": "[]"}  # fmt: skip
+SLIM = {
+    "effort": "search",
+    "supernet__epochs": "1",
+    "retrain__train__epochs": "2",
+    "retrain__train__lr": "1e-3",
+}
+# By the kind of a run its command, given its folder and that of a trained network.
+KINDS: dict[str, Callable[[Path, Path], list[str]]] = {
+    "search": lambda run, model: words(run, **FAST),
+    "a sampler that learns": lambda run, model: words(run, **{**FAST, **FOCUS}),
+    "mixers": lambda run, model: words(run, **{**FAST, **MIXERS}),
+    "slim, folded": lambda run, model: slim_words(model, run),
+    "slim, with a supernet": lambda run, model: slim_words(model, run, **SLIM),
+    "pretrain": lambda run, model: pretrain_words(run),
+    "pretrain a supernet": lambda run, model: pretrain_words(run, pretrain__model="supernet"),
+}
+# What a run says of the time and of itself. A trial that is run again has another number.
+TIMES = {"seconds", "images_per_s", "latency_ms", "number", "ms"}
+TIMED = {
+    "manifest.json",
+    "report.html",
+    "test_reads.json",
+    "forecast.json",
+    "pretrain_forecast.json",
+    "run.lock",
+}
 LONG_S = 60.0
 
 
@@ -47,13 +74,27 @@ class Tally:
     def __init__(self, name: str, seed: int) -> None:
         self.name, self.seed, self.tried, self.wrong = name, seed, 0, list[str]()
         self.begun = time.monotonic()
-        self.rng = random.Random(f"{name}/{seed}")
+        self.case, self.rng = -1, random.Random()
+        self.only: int | None = None
         print(f"{name}: seed {seed}", flush=True)
+
+    def next(self, count: int) -> bool:
+        """Whether there is a further case; it has random numbers of its own, so that it can be had again alone."""
+        if self.only is not None:
+            self.case, is_one = self.only, self.case < 0
+        else:
+            self.case, is_one = self.case + 1, self.tried < count
+        self.rng = random.Random(f"{self.name}/{self.seed}/{self.case}")
+        return is_one
+
+    def fail(self, text: str) -> None:
+        """Note what went wrong, and tell it at once."""
+        self.wrong.append(text)
+        again = f"parts={self.name} seed={self.seed} only={self.case}"
+        print(f"  WRONG ({again}): {text}", flush=True)
 
     def end(self) -> dict[str, object]:
         """One line of the result."""
-        for text in self.wrong:
-            print(f"  WRONG: {text}", flush=True)
         row = {"part": self.name, "seed": self.seed, "tried": self.tried, "wrong": len(self.wrong)}
         print(json.dumps({**row, "seconds": round(time.monotonic() - self.begun)}), flush=True)
         return row
@@ -69,10 +110,15 @@ def ended(warm: Warm, argv: list[str], number: int, wait_s: float) -> int:
     return warm.end_when(argv, lambda: time.monotonic() > end, number)
 
 
+def kill(process: int) -> None:
+    with contextlib.suppress(ProcessLookupError):  # it has just ended
+        os.kill(process, signal.SIGKILL)
+
+
 def status_of(warm: Warm, argv: list[str]) -> int | None:
     """A command's status; None where it still ran after `LONG_S`, and was killed."""
     process = warm.start(argv)
-    timer = threading.Timer(LONG_S, lambda: os.kill(process, signal.SIGKILL))
+    timer = threading.Timer(LONG_S, kill, (process,))
     timer.start()
     status = int(warm._line())
     timer.cancel()
@@ -85,35 +131,70 @@ def is_right(warm: Warm, status: int | None) -> bool:
     return status in (0, None) or (status == 2 and "Traceback" not in text and text.count("vitnas: ") == 1)
 
 
+def without_times(value: object) -> object:
+    """JSON without what differs between two runs that do the same."""
+    if isinstance(value, dict):
+        return {key: without_times(each) for key, each in value.items() if key not in TIMES}
+    return [without_times(each) for each in value] if isinstance(value, list) else value
+
+
+def left_by(run: Path) -> dict[str, object]:
+    """All that a finished run leaves and a kill must not change, by file; what a killed write left beside is not."""
+    found: dict[str, object] = {}
+    for path in sorted(run.rglob("*")):
+        name = str(path.relative_to(run))
+        if (
+            path.is_dir()
+            or path.name in TIMED
+            or "/." in f"/{name}"
+            or name.startswith(("checkpoints/", "study.db"))
+        ):
+            continue
+        found[name] = path.read_bytes()
+        if path.suffix in (".json", ".jsonl", ".yaml"):
+            text = path.read_text().replace(str(run), "")
+            lines = [text] if path.suffix == ".json" else text.splitlines()
+            found[name] = (
+                lines if path.suffix == ".yaml" else [without_times(json.loads(line)) for line in lines]
+            )
+    return found
+
+
 def kills(warm: Warm, folder: Path, tally: Tally, count: int) -> None:
     """Runs of every kind, killed or asked to stop at random instants until they are done."""
-    wholes: dict[str, dict[str, object]] = {}
-    while tally.tried < count:
-        kind = tally.rng.choice(list(KINDS))
-        changes = {**FAST, **KINDS[kind]}
+    model = save(trained(epochs=3), folder / "model")
+    wholes: dict[str, tuple[dict[str, object], float]] = {}
+    while tally.next(count):
+        kind = list(KINDS)[tally.case % len(KINDS)]
         if kind not in wholes:
-            whole = folder / f"whole {kind}"
-            begun = time.monotonic()
-            warm.run(words(whole, **changes))
-            wholes[kind] = {**outcome(whole), "seconds": time.monotonic() - begun}
-        run = Path(tempfile.mkdtemp(dir=folder)) / "run"
-        status, ends = 1, 0
-        while status != 0 and ends < 25:
+            whole, begun = folder / f"whole {kind}", time.monotonic()
+            warm.run(KINDS[kind](whole, model))
+            wholes[kind] = left_by(whole), time.monotonic() - begun
+        run = folder / f"run {tally.case}"
+        want, length_s = wholes[kind]
+        status, ends = 1, list[str]()
+        while status != 0 and len(ends) < 25:
             number = tally.rng.choice([signal.SIGKILL] * 3 + [signal.SIGTERM, signal.SIGINT])
-            wait = tally.rng.uniform(0.05, float(str(wholes[kind]["seconds"])) / 2)
-            status = ended(warm, words(run, **changes), number, wait)
-            tally.tried, ends = tally.tried + 1, ends + 1
+            wait_s = tally.rng.uniform(0.05, length_s / 2)
+            status = ended(warm, KINDS[kind](run, model), number, wait_s)
+            ends.append(f"{number.name} after {wait_s:.3f} s")
+            tally.tried += status != 0
             if status not in (0, -number, 128 + number) or "Traceback" in said(warm):
-                tally.wrong.append(
-                    f"{kind}, {number.name} after {wait:.3f} s: status {status}: {said(warm)[-300:]}"
-                )
+                tally.fail(f"{kind}, {ends}: status {status}: {said(warm)[-300:]}")
                 break
-        warm.run(words(run, **changes))
-        got = outcome(run)
-        for name in got:
-            if got[name] != wholes[kind][name]:
-                tally.wrong.append(f"{kind}: {name} is another after {ends} kills")
-        shutil.rmtree(run.parent)
+        try:
+            warm.run(KINDS[kind](run, model))
+        except AssertionError as error:
+            tally.fail(f"{kind}, {ends}: it does not go on: {str(error)[-300:]}")
+            continue
+        got = left_by(run)
+        others = [name for name in sorted(got.keys() | want.keys()) if got.get(name) != want.get(name)]
+        if others:
+            kept = Path(tempfile.gettempdir()) / f"torture-kept-{tally.seed}-{tally.case}"
+            shutil.copytree(run, kept / "killed", dirs_exist_ok=True)
+            shutil.copytree(folder / f"whole {kind}", kept / "whole", dirs_exist_ok=True)
+            tally.fail(f"{kind}, {ends}: {others} differ; both are in {kept}")
+        shutil.rmtree(run)
 
 
 ODD = ["", "-1", "0", "nan", ".inf", "-.inf", "1e999", "²", "１", "null", "true", "[]", "[[]]", "{}", "{a: [}",
@@ -126,7 +207,7 @@ def lines(warm: Warm, folder: Path, tally: Tally, count: int) -> None:
     """Command lines with one or two odd words."""
     commands = ["run", "train", "search", "retrain", "export", "bench", "evaluate", "specialize", "report", "count",
                 "show", "finetune", "slim", "pretrain", "swap", "tokens", "probe", "list", "doctor"]  # fmt: skip
-    while tally.tried < count:
+    while tally.next(count):
         rng = tally.rng
         if rng.random() < 0.7:
             fields = dict(FIELDS)
@@ -141,7 +222,7 @@ def lines(warm: Warm, folder: Path, tally: Tally, count: int) -> None:
         status = status_of(warm, argv)
         tally.tried += 1
         if not is_right(warm, status):
-            tally.wrong.append(f"{argv}: status {status}: {said(warm)[-300:]}")
+            tally.fail(f"{argv}: status {status}: {said(warm)[-300:]}")
         shutil.rmtree(folder / "fuzzed", ignore_errors=True)
 
 
@@ -168,7 +249,7 @@ def files(warm: Warm, folder: Path, tally: Tally, count: int) -> None:
     whole = folder / "whole"
     warm.run(words(whole, **FAST))
     names = [path.relative_to(whole) for path in sorted(whole.rglob("*")) if path.is_file()]
-    while tally.tried < count:
+    while tally.next(count):
         run = folder / "damaged"
         shutil.copytree(whole, run)
         name = tally.rng.choice(names)
@@ -185,7 +266,7 @@ def files(warm: Warm, folder: Path, tally: Tally, count: int) -> None:
         status = status_of(warm, argv)
         tally.tried += 1
         if not is_right(warm, status):
-            tally.wrong.append(f"{name} damaged, {argv[0]}: status {status}: {said(warm)[-300:]}")
+            tally.fail(f"{name} damaged, {argv[0]}: status {status}: {said(warm)[-300:]}")
         shutil.rmtree(run)
 
 
@@ -223,8 +304,8 @@ def hostile(root: Path, rng: random.Random) -> str:
 
 def images(warm: Warm, folder: Path, tally: Tally, count: int) -> None:
     """Folders of images to which one to three things were done."""
-    while tally.tried < count:
-        root, generator = folder / "pictures", np.random.default_rng(tally.tried)
+    while tally.next(count):
+        root, generator = folder / "pictures", np.random.default_rng(tally.case)
         for split, many in (("train", 20), ("test", 6)):
             for shade, name in ((0, "dark"), (180, "light")):
                 for number in range(many):
@@ -234,7 +315,7 @@ def images(warm: Warm, folder: Path, tally: Tally, count: int) -> None:
         status = status_of(warm, words(folder / "run", **changes, search__num_trials="2"))
         tally.tried += 1
         if status is None or not is_right(warm, status):
-            tally.wrong.append(f"{done}: status {status}: {said(warm)[-300:]}")
+            tally.fail(f"{done}: status {status}: {said(warm)[-300:]}")
         shutil.rmtree(root)
         shutil.rmtree(folder / "run", ignore_errors=True)
 
@@ -256,7 +337,7 @@ def workers(warm: Warm, folder: Path, tally: Tally, seconds: int) -> None:
     tally.tried = seconds - 1
     print(done.stdout.strip())
     if done.returncode:
-        tally.wrong.append(done.stderr[-500:])
+        tally.fail(done.stderr[-500:])
 
 
 PARTS: dict[str, tuple[Callable[[Warm, Path, Tally, int], None], int]] = {
@@ -284,6 +365,7 @@ def main(given: dict[str, str]) -> int:
         with a_folder() as folder:
             warm = Warm(folder / "log.txt")
             tally = Tally(part, seed)
+            tally.only = int(given["only"]) if "only" in given else None
             try:
                 do(warm, folder, tally, int(given.get(part, str(count))))
             finally:
