@@ -11,7 +11,7 @@ shortlist is trained, what is chosen and how it is compared are the run's own st
     halving     successive halving over random Archs of the unified Space, without a supernet
     rank        Archs of the unified Space, drawn at random within 10 % of the budget and trained from new weights;
                 Kendall's tau of that with what each seed's supernet gave them
-    mixers, vit_resnas, autoformer, vitas    as `unified`, in one paper's Space, made for the same budget
+    mixers, vit_resnas, autoformer, vitas    as `halving`, in one paper's Space, made for the same budget
 
 All searches take the same: the supernet's epochs and the Archs that halving begins with follow from `Size.total`, the
 images that an Arch of the budget's cost would learn from in the same MACs (a step counts three passes, a look one).
@@ -229,8 +229,8 @@ class Evidence:
 
     def run(self, arm: str, seed: int) -> Run:
         """The run of an arm; every search takes `total`."""
-        size, trains = self.size, arm == "halving"
-        space = size.spaces["unified" if trains else arm]
+        size, trains = self.size, arm != "unified"
+        space = size.spaces.get(arm, size.spaces["unified"])
         finals = FinalsConfig(archs=0 if trains else size.archs, epochs=size.finals)
         train = replace(size.train, precision=self.precision)
         run = Run(
@@ -274,7 +274,7 @@ class Evidence:
 
     @staticmethod
     def baselines(arm: str) -> tuple[str, ...]:
-        return {"unified": ("hand_scaled", "random_search"), "halving": ()}.get(arm, ())
+        return ("hand_scaled", "random_search") if arm == "unified" else ()
 
     @contextmanager
     def opened(self, arm: str, seed: int) -> Iterator[Context]:
@@ -413,13 +413,11 @@ def table(path: Path) -> str:
         ]
         accuracies = [100 * by_seed[seed]["accuracy"] for seed in sorted(by_seed)]
         lines.append(f"{name:<15} {costs[0]:7.2f} {costs[1]:6.2f} {mean_text(accuracies)}")
-    for name in found:
-        both = sorted(set(found[name]) & set(found.get("unified", {})))
-        if name != "unified" and both:
-            ahead = [
-                100 * (found["unified"][seed]["accuracy"] - found[name][seed]["accuracy"]) for seed in both
-            ]
-            lines.append(f"unified - {name:<13} {mean_text(ahead)}")
+    for ours, name in ((ours, name) for ours in ("unified", "halving") for name in found if name != ours):
+        both = sorted(set(found[name]) & set(found.get(ours, {})))
+        if both:
+            pairs = [(found[ours][seed]["accuracy"], found[name][seed]["accuracy"]) for seed in both]
+            lines.append(f"{ours} - {name:<13} {mean_text([100 * (a - b) for a, b in pairs])}")
     for row in rows:
         if row["what"] == "rank":
             told = ", ".join(f"{name} {tau:.2f}" for name, tau in row["taus"].items())
