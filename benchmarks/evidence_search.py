@@ -8,6 +8,8 @@ shortlist is trained, what is chosen and how it is compared are the run's own st
 
     unified     supernet of the unified Space, evolution, finals; beside its winner the run trains the best of as many
                 random Archs by the same scores and finals (`random_search`), and the best of three hand-scaled ViTs
+    by_loss     the supernet of `unified`, searched, and its shortlist made, by held-out loss instead of accuracy;
+                `random_by_loss` is random search by the same
     halving     successive halving over random Archs of the unified Space, without a supernet
     rank        Archs of the unified Space, drawn at random within 10 % of the budget and trained from new weights;
                 Kendall's tau of that with what each seed's supernet gave them
@@ -27,6 +29,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import shutil
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -58,12 +61,13 @@ from vitnas.stages.claim import alone, begin
 from vitnas.stages.context import Context
 from vitnas.stages.finals import epochs_in_all
 from vitnas.stages.run import FinalsConfig, RetrainConfig, Run, SearchConfig
+from vitnas.stages.searching import WEIGHTS
 from vitnas.stages.table import STAGES
 from vitnas.train import TrainConfig, evaluate
 
 PARTS = ("train", "search", "finals", "retrain", "evaluate")
 STEP = 3  # passes that a step of training costs: forward, and backward twice that
-ARMS = ("unified", "halving", "rank", "mixers", "vit_resnas", "autoformer", "vitas")
+ARMS = ("unified", "by_loss", "halving", "rank", "mixers", "vit_resnas", "autoformer", "vitas")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,7 +233,7 @@ class Evidence:
 
     def run(self, arm: str, seed: int) -> Run:
         """The run of an arm; every search takes `total`."""
-        size, trains = self.size, arm != "unified"
+        size, trains = self.size, arm not in ("unified", "by_loss")
         space = size.spaces.get(arm, size.spaces["unified"])
         finals = FinalsConfig(archs=0 if trains else size.archs, epochs=size.finals)
         train = replace(size.train, precision=self.precision)
@@ -250,7 +254,9 @@ class Evidence:
             space=space,
             supernet=train,
             search=SearchConfig(
-                searcher="halving" if trains else self.options.searcher, num_trials=size.trials
+                searcher="halving" if trains else self.options.searcher,
+                num_trials=size.trials,
+                score="loss" if arm == "by_loss" else "accuracy",
             ),
             finals=finals,
             retrain=RetrainConfig(train=train, baselines=self.baselines(arm), rank_archs=0),
@@ -274,7 +280,7 @@ class Evidence:
 
     @staticmethod
     def baselines(arm: str) -> tuple[str, ...]:
-        return ("hand_scaled", "random_search") if arm == "unified" else ()
+        return {"unified": ("hand_scaled", "random_search"), "by_loss": ("random_search",)}.get(arm, ())
 
     @contextmanager
     def opened(self, arm: str, seed: int) -> Iterator[Context]:
@@ -288,6 +294,9 @@ class Evidence:
             return
         with self.opened(arm, seed) as context:
             begin(context)
+            if arm == "by_loss":
+                for file in (WEIGHTS, TrainedSupernet.FILE):
+                    shutil.copy(self.options.out / f"unified-{seed}" / file, context.folder)
             for name in PARTS:
                 start = time.process_time(), time.monotonic()
                 STAGES[name](context)
@@ -404,7 +413,8 @@ def table(path: Path) -> str:
     models = [row for row in rows if row["what"] == "model"]
     found: dict[str, dict[int, dict[str, Any]]] = {}
     for row in models:
-        name = row["arm"] if row["role"] == "chosen" else row["role"]
+        by_loss = row["arm"] == "by_loss" and row["role"] == "random_search"
+        name = "random_by_loss" if by_loss else row["arm"] if row["role"] == "chosen" else row["role"]
         found.setdefault(name, {})[row["seed"]] = row
     lines = [f"{'':<15} {'search':>7} {'train':>6}  accuracy on test, %: mean (s.d.), by seed; 1e12 MACs"]
     for name, by_seed in found.items():
@@ -413,7 +423,9 @@ def table(path: Path) -> str:
         ]
         accuracies = [100 * by_seed[seed]["accuracy"] for seed in sorted(by_seed)]
         lines.append(f"{name:<15} {costs[0]:7.2f} {costs[1]:6.2f} {mean_text(accuracies)}")
-    for ours, name in ((ours, name) for ours in ("unified", "halving") for name in found if name != ours):
+    for ours, name in (
+        (ours, name) for ours in ("unified", "by_loss", "halving") for name in found if name != ours
+    ):
         both = sorted(set(found[name]) & set(found.get(ours, {})))
         if both:
             pairs = [(found[ours][seed]["accuracy"], found[name][seed]["accuracy"]) for seed in both]
