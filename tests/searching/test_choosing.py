@@ -172,3 +172,17 @@ def test_scores_that_are_all_alike_say_nothing_of_any_number() -> None:
     assert "were it 1 point, about 970 images would tell" in cannot_order(record([0.9, 0.9, 0.9], 100))
     assert cannot_order(record([0.9], 100)) == ""
     assert cannot_order(record([0.9, 0.9], None)) == "", "of before it was on record"
+
+
+def test_a_shortlist_by_loss_is_not_of_lucky_accuracies() -> None:
+    """Accuracies that have nothing to do with the loss, as those of a supernet that has hardly learned."""
+    accuracies = (0.26, 0.22, 0.25, 0.22, 0.26, 0.22)
+    losses = (2.05, 1.95, 2.04, 1.96, 2.06, 1.97)
+    found = [
+        replace(trial, values={"accuracy": accuracy, "loss": loss})
+        for trial, accuracy, loss in zip(RISING, accuracies, losses, strict=True)
+    ]
+    by_loss = Goal(MICRO, GOAL.budget, (Objective("loss", "minimize"), Objective("macs", "minimize")))
+    best = [trial.values["loss"] for trial in shortlist(found, by_loss, 1000, 5)]
+    assert best == sorted(best)
+    assert best[:3] == [1.95, 1.96, 1.97]

@@ -90,8 +90,11 @@ def shortlist(trials: Sequence[Trial], goal: Goal, num_images: int, n: int) -> l
     """`n` scored Trials to be trained, or all where there are not so many: one half the best to be expected, the other
     spread over the front from its cheapest to its costliest, filled up with the next best. No two have one structure
     (widths, depths, stem) while there are others: a search ends among the kin of what scored best, and what training
-    is to tell apart must differ by more than that."""
+    is to tell apart must differ by more than that. Where the search is by loss, so is this: accuracies that are noise
+    would outweigh it, and what luck was is found by training."""
     expected_N, cost_N = estimates(trials, goal, num_images), _costs(trials, goal)
+    if goal.objectives[0].name == LOSS:
+        expected_N = -np.array([trial.values[LOSS] for trial in trials])
     ranked = _ranked(expected_N, cost_N)
     cost = cost_objective(goal.objectives, goal.budget)
     points = oriented(np.stack([expected_N, cost_N], axis=1).tolist(), (Objective("accuracy"), cost))
