@@ -12,11 +12,14 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 
 from vitnas.arch import Arch
 from vitnas.errors import UserError
@@ -49,6 +52,13 @@ def expressivity(arch: Arch) -> float:
     return float(torch.exp(-(share * share.log()).sum()))
 
 
+def process(features_NF: np.ndarray, scores_N: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """A Gaussian process over structure, with noise, whose lengths are those of the largest likelihood."""
+    kernel = ConstantKernel() * RBF(3.0, (0.5, 30.0)) + WhiteKernel(0.5, (1e-2, 2.0))
+    fitted = GaussianProcessRegressor(kernel).fit(features_NF, normal_scores(scores_N))
+    return lambda asked_NF: np.asarray(fitted.predict(asked_NF))
+
+
 def tau(one: np.ndarray, other: np.ndarray) -> float:
     """Kendall's tau-b; 0 where one side has no order."""
     try:
@@ -75,7 +85,8 @@ def main() -> None:
         "width": np.array([float(row["embed_dim"]) for row in rows]),
         "expressivity at initialisation": np.array([expressivity(space.decode(each)) for each in genes]),
     }
-    features, quartile = Features(space), np.argsort(np.argsort(macs)) * QUARTILES // len(rows)
+    features = Features(space)
+    structure, quartile = features.of(genes)[0], np.argsort(np.argsort(macs)) * QUARTILES // len(rows)
     found: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for name, column in SETS.items():
         trained = np.array([row[column] for row in rows])
@@ -84,6 +95,7 @@ def main() -> None:
             order = rng.permutation(len(rows))
             seen, new = order[: args.fitted], order[args.fitted :]
             rankers = {**known, "predictor": Predictor.fit(features, genes[seen], trained[seen])(genes)}
+            rankers["Gaussian process"] = process(structure[seen], trained[seen])(structure)
             rankers["mean of all"] = sum(normal_scores(score) for score in rankers.values())
             rankers["mean of predictor and MACs"] = normal_scores(rankers["predictor"]) + normal_scores(macs)
             for ranker, score in rankers.items():

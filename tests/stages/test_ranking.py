@@ -93,6 +93,12 @@ def test_a_supernet_that_ranks_is_relied_on_and_one_that_does_not_is_not(finishe
         "The supernet scores all 6 Archs of about equal cost alike; so the search trains"
     )
     assert ranking(context, trained, [0.5] * 6).otherwise == "", "there is nothing to order"
+    close = ranking(context, [0.6, 0.5, 0.4, 0.3, 0.2, 0.1], [0.90, 0.902, 0.905, 0.91, 0.912, 0.915])
+    assert (close.otherwise, close.told_apart) == ("", 0), "what training orders by chance says nothing of it"
+    assert close.says == (
+        "Whether the supernet ranks Archs of about equal cost is not known, as brief trainings tell 0 of 15 pairs "
+        "apart on 1000 images; so the search relies on its scores."
+    )
     few = ranking(context, [0.3, 0.2], [0.2, 0.3])
     assert few.otherwise == ""
     assert few.says.startswith("2 Archs of about equal cost are too few to tell")

@@ -25,6 +25,7 @@ from vitnas.stages.outlook import LEAST_RANKED, Otherwise
 from vitnas.stages.searching import RANKING, Inherited, Searches
 
 CROWD = 16  # Archs that are looked at per Arch that is taken
+LEAST_APART = 5  # pairs; with fewer that training tells apart its order is chance
 COSTLY = 0.75  # of the Archs within the budget that share is cheaper than those that are taken
 Z = 1.959964
 
@@ -84,20 +85,21 @@ def judged(
     looked = Spent(looked=n * searches.num_images())
     score_N, trained_N = [_score(p, searches) for p in points], [p.trained_accuracy for p in points]
     tau, rho, note = None, None, ""
-    if n < LEAST_RANKED:
-        note = f"{n} Archs of about equal cost are too few to tell whether the supernet ranks them right"
-    elif len(set(trained_N)) < 2:
-        note = (
-            f"Training makes all {n} Archs of about equal cost equally good, so there is no order to compare"
-        )
-    elif len(set(score_N)) < 2:
-        note = f"The supernet scores all {n} Archs of about equal cost alike"
-    else:
+    alike, told_apart = _pairs(score_N, rungs)
+    if len(set(score_N)) > 1 and len(set(trained_N)) > 1:
         found = rank_correlation(score_N, trained_N)
         tau, rho = found["kendall_tau"], found["spearman"]
-    has_order = n >= LEAST_RANKED and len(set(trained_N)) > 1
-    relies = not has_order or least == -1 or (tau or 0.0) >= least
-    alike, told_apart = _pairs(score_N, rungs)
+    is_clear = n >= LEAST_RANKED and told_apart >= LEAST_APART
+    relies = least == -1 or (tau or 0.0) >= least or (not is_clear and least < 1)
+    if n < LEAST_RANKED:
+        note = f"{n} Archs of about equal cost are too few to tell whether the supernet ranks them right"
+    elif not is_clear and relies:
+        note = (
+            f"Whether the supernet ranks Archs of about equal cost is not known, as brief trainings tell {told_apart} "
+            f"of {n * (n - 1) // 2} pairs apart on {rungs[0].n} images"
+        )
+    elif tau is None:
+        note = f"The supernet scores all {n} Archs of about equal cost alike"
     return Ranking(
         kendall_tau=tau,
         spearman=rho,

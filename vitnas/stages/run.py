@@ -71,7 +71,8 @@ class SearchConfig:
     cheapest, and with `folds` (cross-validation) so many supernets are trained, each with another part of train held
     out: an Arch's score is of all these images, which takes so many times as long. Where the supernet orders
     retrain.rank_archs trained Archs with a Kendall's tau below `least_tau`, the run does not rely on it: it goes on as
-    with `guided_halving`, or with finals where its weights are inherited (-1 relies on it in any case)."""
+    with `guided_halving`, or with finals where its weights are inherited (-1 relies on it in any case, 1 only on a
+    perfect order)."""
 
     searcher: str = "evolution"
     num_trials: int = 200
