@@ -18,7 +18,7 @@ from vitnas.data.config import DataConfig
 from vitnas.data.folders import open_folder
 from vitnas.data.hfds import open_hfds
 from vitnas.data.sources import ArraySource, TorchSource, without_labels
-from vitnas.data.splits import Opened, carve
+from vitnas.data.splits import Opened, carve, carve_test
 from vitnas.data.wds import open_wds
 from vitnas.errors import UserError, first_line, nearest
 
@@ -26,8 +26,11 @@ TORCH_NAMES = ("cifar10", "cifar100", "mnist", "kmnist", "fashion_mnist", "image
 NUM_DIGITS_TEST = 360
 
 
-def open_sources(config: DataConfig) -> Opened:
+def open_sources(config: DataConfig, *, whole: bool = False) -> Opened:
     """Open the train and test sources of `config.dataset`; no image is decoded, and classes are not compared.
+
+    Args:
+        whole: of a dataset without a test split carve none: train and test are then one and the same source.
 
     Raises:
         UserError: the dataset is unknown, missing or empty.
@@ -43,13 +46,17 @@ def open_sources(config: DataConfig) -> Opened:
             "Leave labels out."
         )
     opened = opener(config)
+    undivided = opened.test is opened.train
+    if undivided and not whole:
+        carved = carve_test(opened.train, config, opened.notes, opened.holdout)
+        opened, undivided = replace(carved, corrupt=opened.corrupt), False
     if config.class_map and config.labels:
         opened = mapped(opened, Path(config.class_map).expanduser())
     if not config.labels:
         holdout = opened.holdout and without_labels(opened.holdout)
         train, test = without_labels(opened.train), without_labels(opened.test)
         opened = replace(opened, train=train, test=test, holdout=holdout)
-    return opened
+    return replace(opened, test=opened.train) if undivided else opened
 
 
 def _open_digits(config: DataConfig) -> Opened:

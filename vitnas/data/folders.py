@@ -17,7 +17,7 @@ from timm.utils.misc import natural_key
 
 from vitnas.data.config import TEST_NAMES, TRAIN_NAMES, DataConfig
 from vitnas.data.sources import NO_LABEL, Target, numbers_in
-from vitnas.data.splits import Opened, carve_test, find_holdout, find_test, note_test_name, said
+from vitnas.data.splits import Opened, find_holdout, find_test, note_test_name, said
 from vitnas.data.tables import read_table
 from vitnas.errors import UserError
 
@@ -99,7 +99,7 @@ def open_folder(config: DataConfig, text: str) -> Opened:
     notes += _copies({name: each for name, each in found.items() if each is not None})
     said(notes)
     if test is None or test_name is None:
-        return carve_test(train, config, notes, holdout)
+        return Opened(train=train, test=train, holdout=holdout, notes=tuple(notes))
     return Opened(train=train, test=test, holdout=holdout, notes=(*note_test_name(config, test_name), *notes))
 
 

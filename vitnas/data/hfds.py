@@ -15,7 +15,7 @@ from timm.utils.misc import natural_key
 
 from vitnas.data.config import DataConfig
 from vitnas.data.sources import NO_LABEL, Target
-from vitnas.data.splits import Opened, carve_test, find_holdout, find_test, note_test_name, said
+from vitnas.data.splits import Opened, find_holdout, find_test, note_test_name, said
 from vitnas.errors import MissingExtra, UserError, first_line, nearest
 
 
@@ -64,7 +64,7 @@ def open_hfds(config: DataConfig) -> Opened:
             ) from error
     said(notes)
     if test is None or test_name is None:
-        return carve_test(train, config, notes, holdout)
+        return Opened(train=train, test=train, holdout=holdout, notes=tuple(notes))
     return Opened(train=train, test=test, holdout=holdout, notes=(*note_test_name(config, test_name), *notes))
 
 

@@ -23,7 +23,10 @@ TEST_SHARE = 0.2  # of a dataset that has no test split of its own
 
 @dataclass(frozen=True, kw_only=True)
 class Opened:
-    """The sources of a dataset, remarks a person should read, and samples left out while opening."""
+    """The sources of a dataset, remarks a person should read, and samples left out while opening.
+
+    Train and test are the same one where a dataset has no test split and none is carved.
+    """
 
     train: Source
     test: Source

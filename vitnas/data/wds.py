@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import logging
-from dataclasses import replace
 from pathlib import Path
 
 from timm.data import create_dataset
 
 from vitnas.data.config import TEST_NAMES, DataConfig
 from vitnas.data.sources import ListSource, shrink
-from vitnas.data.splits import Opened, carve_test, note_test_name
+from vitnas.data.splits import Opened, note_test_name
 from vitnas.errors import MissingExtra, UserError, first_line
 from vitnas.grids import sides_of
 
@@ -39,7 +38,7 @@ def open_wds(config: DataConfig) -> Opened:
             return Opened(
                 train=train, test=test, notes=note_test_name(config, name), corrupt=(*corrupt, *more)
             )
-    return replace(carve_test(train, config), corrupt=corrupt)
+    return Opened(train=train, test=train, corrupt=corrupt)
 
 
 def _stream(config: DataConfig, root: str, split: str) -> tuple[ListSource, tuple[str, ...]]:

@@ -42,8 +42,8 @@ def labelled(
     """
     if split is not None:
         check_word("split", split, SPLITS)
-    opened = match_classes(open_sources(config), config)
-    whole = _whole(opened.train, opened.test)
+    opened = match_classes(open_sources(config, whole=split in (None, "all")), config)
+    whole = opened.train if opened.train is opened.test else None
     if split == "holdout" and opened.holdout is None:
         raise UserError(
             f"split is 'holdout', and {config.dataset} has no validation split. Use test, train or all."
@@ -74,10 +74,3 @@ def labelled(
         now = datetime.now(UTC).isoformat(timespec="seconds")
         Readings((*earlier, Reading(now, len(images), what))).save(log)
     return images, told
-
-
-def _whole(train: Source, test: Source) -> Source | None:
-    """What train and test were both carved out of, if they were."""
-    if isinstance(train, Subset) and isinstance(test, Subset) and train.source is test.source:
-        return train.source
-    return None
