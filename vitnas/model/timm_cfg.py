@@ -11,6 +11,7 @@ from vitnas.layers.stem import STEMS
 DATA_KEYS = ("mean", "std", "interpolation", "crop_pct", "crop_mode")  # how images are prepared
 IMAGES_KNOWN = "images_known"  # false: those are placeholders
 SEVERAL = "several_classes"  # true: an image may be of several classes, each of which is yes or no
+OWN_ARCH = "vitnas_arch"  # the Arch, in the config of a folder that names a function of timm's
 OWN_KEYS = (IMAGES_KNOWN, SEVERAL)  # which timm does not know
 
 

@@ -143,14 +143,14 @@ def to_timm(model: Model) -> Any:
         UserError: the Arch has what timm's class cannot say; all reasons are given.
     """
     arch = model.arch
-    reasons = list(_not_timm(arch))
+    reasons = list(not_timm(arch))
     if reasons:
         raise UserError(
             f"{arch.id} is not a timm VisionTransformer: {'; '.join(reasons)}. Keep it as a Model, which timm loads "
             "by the name vitnas_arch."
         )
     made = _made(arch).to(model.head_like)
-    said, plain = arch_of_timm(made), _plain(arch)
+    said, plain = arch_of_timm(made), as_timm_says(arch)
     if other := [
         field.name for field in fields(Arch) if getattr(said, field.name) != getattr(plain, field.name)
     ]:
@@ -165,7 +165,7 @@ def to_timm(model: Model) -> Any:
     return made.train(model.training)
 
 
-def _plain(arch: Arch) -> Arch:
+def as_timm_says(arch: Arch) -> Arch:
     """`arch` as `arch_of_timm` would say the same network."""
     scaled = any(arch.embed_dim // block.num_heads != block.head_dim for block in arch.blocks)
     return replace(
@@ -202,20 +202,28 @@ def _common(arch: Arch) -> dict[str, Any]:
     }
 
 
+def words_of_vit(arch: Arch) -> dict[str, Any]:
+    """What timm's plain classes are told of `arch` by words that JSON holds."""
+    return {
+        **{key: value for key, value in _common(arch).items() if key != "norm_layer"},
+        "class_token": arch.class_token,
+        "no_embed_class": arch.no_embed_class,
+        "qk_norm": arch.qk_norm,
+        "scale_mlp_norm": arch.scale_mlp_norm,
+        "reg_tokens": arch.reg_tokens,
+        "pre_norm": arch.pre_norm,
+        "pos_embed": "learn" if arch.has_positions else "none",
+        "fc_norm": arch.fc_norm,
+    }
+
+
 def _vision_transformer(arch: Arch) -> Any:
     hidden = arch.blocks[0].mlp_hidden
     wide = 2 * hidden if arch.act == "swiglu_packed" else hidden
     kind = VisionTransformerDistilled if arch.distill_token else VisionTransformer
     return kind(
-        **{**_common(arch), "mlp_ratio": mlp_ratio(arch.embed_dim, wide)},
-        class_token=arch.class_token,
-        no_embed_class=arch.no_embed_class,
-        qk_norm=arch.qk_norm,
-        scale_mlp_norm=arch.scale_mlp_norm,
-        reg_tokens=arch.reg_tokens,
-        pre_norm=arch.pre_norm,
-        pos_embed="learn" if arch.has_positions else "none",
-        fc_norm=arch.fc_norm,
+        **{**words_of_vit(arch), "mlp_ratio": mlp_ratio(arch.embed_dim, wide)},
+        norm_layer=partial(nn.LayerNorm, eps=arch.norm_eps),
         act_layer=ACTS.get(arch.act, nn.SiLU),
         mlp_layer={"swiglu": SwiGLU, "swiglu_packed": SwiGLUPacked}.get(arch.act, Mlp),
     )
@@ -422,7 +430,7 @@ def _not_uniform(model: Any) -> Iterator[str]:
             yield f"its blocks differ in {name}"
 
 
-def _not_timm(arch: Arch) -> Iterator[str]:
+def not_timm(arch: Arch) -> Iterator[str]:
     """Why none of timm's classes has the structure of `arch`; fields alone are compared when a network is made."""
     first = arch.blocks[0]
     if len({(block.num_heads, block.head_dim, block.mlp_hidden, block.mixer) for block in arch.blocks}) > 1:
