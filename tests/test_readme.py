@@ -17,7 +17,7 @@ import onnx
 import pytest
 
 from vitnas import mixers
-from vitnas.cli import bench, commands, main, predict, probe, show_tokens, swap, tokens
+from vitnas.cli import bench, commands, export, main, predict, probe, push, show_tokens, swap, tokens
 from vitnas.stages.run import field_names
 
 REPO = Path(__file__).resolve().parents[1]
@@ -55,7 +55,7 @@ def test_every_command_is_read(
         (commands, "open_run"), (commands, "whole_run"), (commands, "report"), (swap, "_load"),
         (tokens, "load_network"), (probe, "load_network"),
         (show_tokens, "image_files"), (predict, "open_network"), (predict, "image_files"),
-        (bench, "bench_mixers"), (bench, "bench_tokens"),
+        (export, "load_network"), (push, "push"), (bench, "bench_mixers"), (bench, "bench_tokens"),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, read)
     try:

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from vitnas.recipes.pretrain import pretrain_network as pretrain
     from vitnas.recipes.slim import slim_network as slim
     from vitnas.reporting import report
+    from vitnas.reporting.hub import push
     from vitnas.sample import Fixed, Sandwich, Several, Spread, Uniform
     from vitnas.searching import Study, search
     from vitnas.stages.searching import SupernetEvaluator
@@ -74,6 +75,7 @@ _HOME = {
     "slim": "recipes.slim",
     "extract": "extraction",
     "probe": "probing",
+    "push": "reporting.hub",
     "read_outputs": "model.outputs",
     "report": "reporting",
     "swap_attention": "model.swap",

@@ -24,7 +24,7 @@ from vitnas.exporting import ExportError, export_model, export_onnx, load_timm, 
 from vitnas.exporting.describe import describe
 from vitnas.exporting.opset import lower
 from vitnas.exporting.pixels import Prepare, Ready
-from vitnas.exporting.script import script
+from vitnas.exporting.script import script_of
 from vitnas.extraction import extract
 from vitnas.model import build
 from vitnas.model.timm_cfg import knows_images
@@ -137,7 +137,7 @@ def test_the_script_beside_a_file_names_the_class(tmp_path: Path) -> None:
         data_config=CONFIG,
         exporter="legacy",
     )
-    (tmp_path / "predict.py").write_text(script("model.onnx", 3))
+    (tmp_path / "predict.py").write_text(script_of(tmp_path / "model.onnx"))
     pixels = photo(30, 21)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     with torch.no_grad():

@@ -18,7 +18,16 @@ FLOW = """stopping version errors grids kinds layers mixers block arch budget ru
           reporting stages recipes testing cli""".split()
 
 # What brings which optional module; these are hidden when the core is tried.
-OPTIONAL = ("datasets", "webdataset", "optuna_dashboard", "psycopg", "tensorboard", "wandb", "pytest")
+OPTIONAL = (
+    "datasets",
+    "webdataset",
+    "optuna_dashboard",
+    "openvino",
+    "psycopg",
+    "tensorboard",
+    "wandb",
+    "pytest",
+)
 
 
 def modules() -> Iterator[tuple[str, Path]]:

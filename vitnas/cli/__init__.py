@@ -61,6 +61,10 @@ USAGE = """\
       out=csv|json|parquet|FILE top=5     into a file; the likeliest classes of each
   vitnas evaluate MODEL data.dataset=PATH accuracy, also by class, and what is taken for what
       split=test|holdout|train|all        of a dataset with splits; folder=PATH gets evaluation.json, confusion.csv
+  vitnas export MODEL                     as files, into RUN/export/ROLE or folder=PATH; data.dataset=IMAGES
+      formats=[onnx,onnx_fp16,onnx_int8]  8 bits where that is faster and as good; opset=17 for old runtimes
+  vitnas push MODEL OWNER/NAME            onto the Hugging Face Hub, with its card and exported files
+      license=apache-2.0 private=true     into the card; of a new repository
   vitnas swap MODEL mixer=WORD            another mixer in a trained timm model, its projections kept
       dataset=PATH                        and it learns from what it was
   vitnas tokens MODEL dataset=IMAGES      a trained ViT learns which patches it can do without (DynamicViT),

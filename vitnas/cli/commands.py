@@ -16,11 +16,13 @@ from rich.markup import escape
 from vitnas.budget import Budget, format_quantity
 from vitnas.cli.bench import bench_mixers_command, bench_tokens_command
 from vitnas.cli.doctor import doctor_command
+from vitnas.cli.export import export_one
 from vitnas.cli.fields import in_full, make_run, open_run, split_budgets
 from vitnas.cli.lookup import count_command, list_command, show_command
 from vitnas.cli.options import options, split
 from vitnas.cli.predict import EVALUATE_USAGE, evaluate_network, predict_command
 from vitnas.cli.probe import probe_command
+from vitnas.cli.push import push_command
 from vitnas.cli.show_tokens import show_tokens_command
 from vitnas.cli.swap import swap_command
 from vitnas.cli.tokens import tokens_command
@@ -276,6 +278,14 @@ def evaluate_command(words: list[str], console: Console) -> None:
         evaluate_network(words, console)
 
 
+def export_command(words: list[str], console: Console) -> None:
+    """The files of a run's chosen model, or of any one model."""
+    if len(words) == 1 and (Path(words[0]) / "run.yaml").exists():
+        stage_command("export")(words, console)
+    else:
+        export_one(words, console)
+
+
 def specialize_command(words: list[str], console: Console) -> None:
     """The best Arch for other budgets: from the learned sampler, or else from the finished search."""
     usage = (
@@ -421,10 +431,11 @@ COMMANDS: dict[str, Command] = {
     "specialize": specialize_command,
     "retrain": retrain_command,
     "finetune": finetune_command,
-    "export": stage_command("export"),
+    "export": export_command,
     "bench": bench_command,
     "evaluate": evaluate_command,
     "predict": predict_command,
+    "push": push_command,
     "report": report_command,
     "dashboard": dashboard_command,
     "swap": swap_command,

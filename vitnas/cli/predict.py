@@ -16,10 +16,10 @@ from rich.console import Console
 from vitnas.cli.fields import open_run
 from vitnas.cli.options import options, parsed, split
 from vitnas.cli.show_tokens import image_files
-from vitnas.data import DataConfig
+from vitnas.data import DataConfig, EvalBatches
 from vitnas.errors import MissingExtra, UserError, nearest
 from vitnas.predicting import Prediction, Predictor, open_network
-from vitnas.predicting.examine import Evaluation, examine
+from vitnas.predicting.examine import Evaluation, answers, examine
 from vitnas.predicting.images import labelled
 from vitnas.predicting.networks import form_and_names
 from vitnas.reporting.mistakes import by_class, left_out
@@ -153,11 +153,12 @@ def evaluate_network(words: list[str], console: Console) -> None:
         form,
         own=names,
         num_classes=classes,
-        split=asked.split,
+        split=asked.split or ("test" if is_own else None),  # a run's model has seen the rest
         log=(run if is_own else folder) / "test_reads.json",
         what=f"evaluation of {asked.model}",
     )
-    found = replace(examine(network, images, model=asked.model, dataset=config.dataset), split=told)
+    answered = answers(network, EvalBatches(images, batch_size=256))
+    found = replace(examine(answered, images, model=asked.model, dataset=config.dataset), split=told)
     found.write(folder)
     write_atomic(folder / "confusion.csv", _confusion(found))
     tell(found, folder, console)

@@ -18,6 +18,7 @@ from vitnas.exporting.networks import load_network, untrained
 from vitnas.mixers import MIXERS
 from vitnas.model.swap import known_attention, swap_attention
 from vitnas.model.trained import find_trained
+from vitnas.reporting.cards import write_file_card
 from vitnas.runs import write_json
 from vitnas.stages.work import save_weights
 from vitnas.train import ConsoleProgress
@@ -72,6 +73,10 @@ def swap_command(words: list[str], console: Console) -> None:
     save_weights(model, folder / "model.safetensors")
     record["onnx"] = export_onnx(model.eval(), folder / "model.onnx")
     write_json(folder / "swap.json", record)
+    made = f"attention of {len(model.swapped)} layers became {asked.mixer}"
+    if asked.dataset is not None:
+        made += f"; it then learned from what it was, with which it agrees on {record['agreement_after']:.1%} of images"
+    write_file_card(folder, model, f"{Path(asked.model).name} with {asked.mixer}", made)
     console.out(f"  {folder / 'model.onnx'}\n  {folder / 'model.safetensors'}\n  {folder / 'swap.json'}")
 
 

@@ -26,6 +26,7 @@ from vitnas.layers.selectors import SELECTIONS
 from vitnas.model import Model, from_timm
 from vitnas.model.selections import keeps_of, selecting, with_selections
 from vitnas.model.timm_keys import arch_in
+from vitnas.reporting.cards import write_file_card
 from vitnas.runs import write_json
 from vitnas.slimming import BlockTuning, slim_patches
 from vitnas.slimming.patch_scores import Blocks
@@ -160,8 +161,11 @@ def tokens_command(words: list[str], console: Console) -> None:
     names = data.class_names if labels else None
     saved = save_timm(made, folder / "model", class_names=names or None)
     record |= {"model": asked.model, "selector": asked.selector, "timm": saved}
-    record["onnx"] = export_onnx(made, folder / "model.onnx")
+    record["onnx"] = export_onnx(made, folder / "model.onnx", class_names=names or None)
     write_json(folder / "tokens.json", record)
+    learned = ", and learned from what it was" if asked.epochs else ""
+    did = f"it keeps fewer patches, chosen by {asked.selector}{learned}"
+    write_file_card(folder, made, f"{Path(asked.model).name} with fewer tokens", did)
     console.out(f"  {folder / 'model'}\n  {folder / 'model.onnx'}\n  {folder / 'tokens.json'}")
 
 

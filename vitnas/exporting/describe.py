@@ -40,6 +40,8 @@ def describe(
     arch = getattr(model, "arch", None)
     if arch is not None and hasattr(arch, "to_json"):
         values["arch"], values["arch_id"] = arch.to_json(), arch.id
+    if (classes := getattr(model, "num_classes", None)) is not None:
+        values["num_classes"] = int(classes)
     if (getattr(model, "pretrained_cfg", None) or {}).get(SEVERAL):
         values[SEVERAL] = True
     if names := names_of(model, class_names):

@@ -3,8 +3,8 @@
     import timm, vitnas
     model = timm.create_model("local-dir:FOLDER", pretrained=True)
 
-The import makes vitnas's models known to timm. Models of timm's own need no vitnas to load. Weights are
-safetensors; nothing is pickled.
+The import makes vitnas's models known to timm. What timm has itself needs no vitnas to load: models of timm's own, and
+Models of Archs that one of timm's functions makes. Weights are safetensors; nothing is pickled.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,13 @@ from torch import nn
 
 from vitnas.arch import Arch
 from vitnas.errors import UserError, first_line
+from vitnas.exporting.card import CARD, UNKNOWN, card_of, licence_in, with_licence, write_card
 from vitnas.exporting.describe import images_of, names_of
 from vitnas.exporting.verify import ExportError, example_images
 from vitnas.measure.convert import model_device, quiet
 from vitnas.model.modes import evaluating
-from vitnas.model.timm_cfg import IMAGES_KNOWN, OWN_KEYS, SEVERAL
+from vitnas.model.timm_cfg import IMAGES_KNOWN, OWN_ARCH, OWN_KEYS, SEVERAL
+from vitnas.model.timm_plain import plain_timm
 from vitnas.runs import load_tensors, read_json, remove_stale, save_tensors, write_with
 from vitnas.version import VERSION
 
@@ -71,22 +73,22 @@ def save_timm(
         remove_stale(folder)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as beside:
             new = Path(beside) / "new"
-            _write(model, new, names, data_config or {})
-            _check(model, new)
+            _write_checked(model, new, names, data_config or {})
             size = sum(file.stat().st_size for file in new.iterdir())
             _move(new, folder)
     except OSError as error:
         raise UserError(
             f"{folder} cannot be written ({error.strerror or error}); it needs free space. Mend that."
         ) from error
+    said = read_json(folder / "config.json")["architecture"]
     return {
         "path": str(folder),
-        "architecture": read_json(folder / "config.json")["architecture"],
+        "architecture": said,
         "params": sum(parameter.numel() for parameter in model.parameters()),
         "tensors": len(model.state_dict()),
         "bytes": size,
         "bit_exact": True,
-        "needs_import": "vitnas" if _arch_of(model) is not None else None,
+        "needs_import": "vitnas" if said == ENTRY_POINT else None,
         "versions": {"timm": timm.__version__, "torch": str(torch.__version__), "vitnas": VERSION},
     }
 
@@ -109,22 +111,65 @@ def load_timm(folder: Path | str) -> nn.Module:
     name = config.get("architecture")
     if not isinstance(name, str) or not timm.is_model(name):
         raise UserError(f"{folder / 'config.json'} names the architecture {name!r}; timm does not know it.")
+    own_arch = config.get(OWN_ARCH)
+
+    def make() -> Any:
+        if own_arch is None:
+            return timm.create_model(f"local-dir:{folder}", pretrained=True)
+        told = {key: config[key] for key in ("num_classes", "label_names") if key in config}
+        place = {"architecture": ENTRY_POINT, "file": str(folder), "source": "local-dir"}
+        cfg = {**config["pretrained_cfg"], **told, **place}
+        return timm.create_model(ENTRY_POINT, pretrained=True, pretrained_cfg=cfg, arch=own_arch)
+
+    model = _by_timm(folder, make)
+    own = {key: config[key] for key in OWN_KEYS if key in config}
+    model.pretrained_cfg = model.default_cfg = {**model.pretrained_cfg, **own}
+    return model.eval()
+
+
+def _by_timm(folder: Path, make: Callable[[], Any]) -> Any:
+    """What `make` makes of a folder's files."""
     try:
         load_tensors(folder / WEIGHTS)  # for its checksum, which timm does not know
         with quiet():
-            model = timm.create_model(f"local-dir:{folder}", pretrained=True)
+            return make()
     except UserError:
         raise
     except Exception as error:
         raise UserError(
             f"{folder} cannot be loaded by timm ({first_line(error)}); save the model again."
         ) from error
-    own = {key: config[key] for key in OWN_KEYS if key in config}
-    model.pretrained_cfg = model.default_cfg = {**model.pretrained_cfg, **own}
-    return model.eval()
 
 
-def _write(model: nn.Module, folder: Path, names: Sequence[str], data_config: Mapping[str, Any]) -> None:
+def _write_checked(
+    model: nn.Module, folder: Path, names: Sequence[str], data_config: Mapping[str, Any]
+) -> None:
+    """Write it, as timm's own network where that gives back the same, bit for bit, and look."""
+    arch = _arch_of(model)
+    said = plain_timm(arch) if arch is not None else None
+    if said is not None:
+        try:
+            _write(model, folder, names, data_config, said)
+            _check(model, folder)
+            return
+        except ExportError:
+            shutil.rmtree(folder)
+    _write(model, folder, names, data_config, None)
+    _check(model, folder)
+
+
+def _write(
+    model: nn.Module,
+    folder: Path,
+    names: Sequence[str],
+    data_config: Mapping[str, Any],
+    said: tuple[str, Any] | None,
+) -> None:
+    """Write the three files.
+
+    Args:
+        said: by which name and arguments timm makes the network of the Model's Arch, if it does.
+    """
     arch = _arch_of(model)
     config = getattr(model, "pretrained_cfg", None)
     if not config or (arch is None and "architecture" not in config):
@@ -136,7 +181,7 @@ def _write(model: nn.Module, folder: Path, names: Sequence[str], data_config: Ma
     shown: Any = copy.copy(model)  # shares the weights; only its pretrained_cfg is another
     shown.pretrained_cfg = {key: value for key, value in config.items() if key not in OWN_KEYS} | known
     if arch is not None:
-        shown.pretrained_cfg["architecture"] = ENTRY_POINT
+        shown.pretrained_cfg["architecture"] = said[0] if said else ENTRY_POINT
     about: dict[str, Any] = {"label_names": list(names)} if names else {}
     if not {"mean", "std"} <= set(known):  # what timm writes in their place are placeholders
         about[IMAGES_KNOWN] = False
@@ -147,19 +192,27 @@ def _write(model: nn.Module, folder: Path, names: Sequence[str], data_config: Ma
     save_tensors(folder / WEIGHTS, *load_tensors(folder / WEIGHTS))  # with a checksum
     if arch is not None:
         # timm adds what it finds on the model (image size, classes); the Arch says all of that, once.
+        own = {"arch": arch.to_json()}
         path = folder / "config.json"
-        path.write_text(
-            json.dumps({**read_json(path), "model_args": {"arch": arch.to_json()}}, indent=1) + "\n",
-            encoding="utf-8",
-        )
-    (folder / "README.md").write_text(_card(model, names), encoding="utf-8")
+        changed = {"model_args": said[1], OWN_ARCH: own["arch"]} if said else {"model_args": own}
+        path.write_text(json.dumps({**read_json(path), **changed}, indent=1) + "\n", encoding="utf-8")
+    write_card(folder, card_of(folder))
 
 
 def _check(model: nn.Module, folder: Path) -> None:
     try:
-        rebuilt = load_timm(folder)
+        rebuilt = [load_timm(folder)]
+        if OWN_ARCH in read_json(folder / "config.json"):  # what those get who have no vitnas
+            rebuilt.append(
+                _by_timm(folder, lambda: timm.create_model(f"local-dir:{folder}", pretrained=True))
+            )
     except UserError as error:
         raise ExportError(f"timm cannot rebuild this {type(model).__name__}: {error}") from error
+    for each in rebuilt:
+        _compare(model, each)
+
+
+def _compare(model: nn.Module, rebuilt: nn.Module) -> None:
     want, loaded = model.state_dict(), rebuilt.state_dict()
     wrong = sorted(set(want) ^ set(loaded))
     wrong += [
@@ -173,7 +226,7 @@ def _check(model: nn.Module, folder: Path) -> None:
     if model_device(model).type == "cpu":  # another device rounds differently; the tensors were compared
         images, _ = example_images(model, None)
         with evaluating(model), torch.no_grad():
-            same = torch.equal(model(images), rebuilt(images))
+            same = torch.equal(model(images), rebuilt.eval()(images))
         if not same:
             raise ExportError(
                 f"timm rebuilds this {type(model).__name__} so that it computes something else with the same weights; "
@@ -189,27 +242,13 @@ def _move(new: Path, folder: Path) -> None:
                 os.fsync(stream.fileno())
         os.replace(new, folder)
         return
-    for name in (WEIGHTS, "README.md", "config.json"):
+    if (kept := licence_in(folder / CARD)) != UNKNOWN:  # somebody chose it
+        card = new / CARD
+        card.write_text(with_licence(card.read_text(encoding="utf-8"), kept), encoding="utf-8")
+    for name in (WEIGHTS, CARD, "config.json"):
         write_with(folder / name, partial(shutil.copyfile, new / name))
 
 
 def _arch_of(model: nn.Module) -> Arch | None:
     arch = getattr(model, "arch", None)
     return arch if isinstance(arch, Arch) else None
-
-
-def _card(model: nn.Module, class_names: Sequence[str]) -> str:
-    arch = _arch_of(model)
-    title = arch.id if arch is not None else str(getattr(model, "pretrained_cfg", {}).get("architecture"))
-    what = f"A vision transformer: {arch.describe()}.\n\n" if arch is not None else ""
-    imports = (
-        "import timm\nimport vitnas  # makes the architecture known to timm; without it: 'Unknown model'"
-    )
-    classes = f"\nClasses, in order: {', '.join(map(str, class_names))}.\n" if class_names else ""
-    return (
-        f"---\nlibrary_name: timm\ntags: [image-classification, timm]\n---\n# {title}\n\n{what}"
-        f"```python\n{imports if arch is not None else 'import timm'}\n\n"
-        'model = timm.create_model("local-dir:PATH_OF_THIS_FOLDER", pretrained=True).eval()\n'
-        "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))\n```\n"
-        f"{classes}\nSaved by vitnas {VERSION}.\n"
-    )

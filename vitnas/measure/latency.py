@@ -26,7 +26,7 @@ from vitnas.measure.convert import convert, input_shape, model_device, model_dty
 from vitnas.measure.environment import environment
 from vitnas.measure.runtimes import (
     Call,
-    onnx_call,
+    file_call,
     onnx_session,
     reference_call,
     require_device,
@@ -34,7 +34,7 @@ from vitnas.measure.runtimes import (
     torch_call,
     torch_threads,
 )
-from vitnas.measure.target import LatencyTarget, parse_target
+from vitnas.measure.target import RUNS_ONNX, LatencyTarget, parse_target
 
 TRUSTED_SPREAD = 0.10
 FASTER = 0.99  # of the time of what stands beside it: a smaller gain cannot be told from noise
@@ -278,24 +278,30 @@ class LatencyMeter:
             return self._measure(calls, next(iter(sizes.values()), 0), reference)
 
     def measure_onnx(self, path: Path | str) -> Latency:
-        """Latency of an ONNX file with one input BCHW, for a target in ONNX Runtime.
+        """Latency of an ONNX file with one input BCHW, for a target that runs such files.
 
         Raises:
-            UserError: the target is not ONNX Runtime, or there is no such file.
+            UserError: the target does not, or there is no such file.
         """
-        if self.target.runtime != "onnxruntime":
+        return self.compare_onnx({"file": path})["file"]
+
+    def compare_onnx(self, paths: Mapping[str, Path | str]) -> dict[str, Latency]:
+        """The same of several files for images of one size, in the same rounds."""
+        if self.target.runtime not in RUNS_ONNX:
             raise UserError(
-                f"latency target is {str(self.target)!r}; an ONNX file runs in onnxruntime. Change it."
+                f"latency target is {str(self.target)!r}; an ONNX file runs in {' or '.join(RUNS_ONNX)}. Change it."
             )
-        if not Path(path).is_file():
-            raise UserError(f"{path} does not exist; it should be an ONNX file. Export it first.")
-        shape = tuple(onnx_session(path, self.target).get_inputs()[0].shape[1:])
-        size = as_image_size("size", shape[1:])
-        return self._measure({"file": onnx_call(path, self.target, shape)}, size, None)["file"]
+        calls, size = {}, as_image_size("size", (1, 1))
+        for name, path in paths.items():
+            if not Path(path).is_file():
+                raise UserError(f"{path} does not exist; it should be an ONNX file. Export it first.")
+            shape = tuple(onnx_session(path, LatencyTarget()).get_inputs()[0].shape[1:])
+            size, calls[name] = as_image_size("size", shape[1:]), file_call(path, self.target, shape)
+        return self._measure(calls, size, None)
 
     def _call(self, model: nn.Module, path: Path) -> Call:
         shape = input_shape(model)
-        if self.target.runtime == "torch":
+        if self.target.runtime not in RUNS_ONNX:
             return torch_call(model, self.target, shape)
         source = model
         if self.target.dtype != str(model_dtype(model)).removeprefix("torch."):
@@ -303,10 +309,10 @@ class LatencyMeter:
         images = random_images((self.target.batch, *shape)).to(model_device(source), model_dtype(source))
         try:
             convert(source, path, images, exporter="legacy", dynamic_batch=False)
-            return onnx_call(path, self.target, shape)
+            return file_call(path, self.target, shape)
         except Exception:  # what tracing cannot take (FFT), or gets wrong, the slower exporter often can
             convert(source, path, images, exporter="dynamo", dynamic_batch=False)
-            return onnx_call(path, self.target, shape)
+            return file_call(path, self.target, shape)
 
     def _measure(
         self, calls: Mapping[str, Call], image_size: ImageSize, reference: Call | None

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import os
+import shutil
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vitnas.errors import UserError
+from vitnas.errors import UserError, first_line
 from vitnas.measure.convert import BATCH_NAME, random_images
-from vitnas.measure.target import LatencyTarget
+from vitnas.measure.target import RUNS_ONNX, LatencyTarget
 
 Call: TypeAlias = Callable[[], object]
 
@@ -31,6 +34,18 @@ def require_device(target: LatencyTarget) -> None:
     Raises:
         UserError: the device or the runtime's support for it is missing.
     """
+    if target.runtime == "openvino" and find_spec("openvino") is None:
+        raise UserError(
+            f"latency target is {str(target)!r}; OpenVINO is not installed. Run: pip install 'vitnas[openvino]'."
+        )
+    if target.runtime == "torch_compile" and not (
+        target.device.startswith("cuda")
+        or any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++", "cl")))
+    ):
+        raise UserError(
+            f"latency target is {str(target)!r}; torch.compile needs a C++ compiler, and there is none. Install "
+            "g++, or use torch."
+        )
     if not target.device.startswith("cuda"):
         return
     if not torch.cuda.is_available():
@@ -82,6 +97,30 @@ def onnx_call(onnx_file: Path | str | bytes, target: LatencyTarget, shape_CHW: t
     return _bound_call(session, node.name, images, target)
 
 
+def openvino_call(onnx_file: Path | str | bytes, target: LatencyTarget, shape_CHW: tuple[int, ...]) -> Call:
+    """A call that runs the file in OpenVINO on `target.batch` fixed images, in the precision of the file."""
+    import openvino
+
+    core = openvino.Core()
+    network = core.read_model(onnx_file if isinstance(onnx_file, bytes) else str(onnx_file))
+    network.reshape([target.batch, *shape_CHW])
+    options = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": target.threads,
+        "INFERENCE_PRECISION_HINT": "f16" if target.dtype == "float16" else "f32",
+    }
+    request = core.compile_model(network, "CPU", options).create_infer_request()
+    images = random_images((target.batch, *shape_CHW)).numpy()  # type: ignore[arg-type]  # three sizes
+    images = images.astype(np.float16 if "f16" in str(network.input(0).element_type) else np.float32)
+    return lambda: request.infer([images], share_inputs=True, share_outputs=True)
+
+
+def file_call(onnx_file: Path | str | bytes, target: LatencyTarget, shape_CHW: tuple[int, ...]) -> Call:
+    """A call that runs an ONNX file on the target."""
+    made = openvino_call if target.runtime == "openvino" else onnx_call
+    return made(onnx_file, target, shape_CHW)
+
+
 def _bound_call(session: Any, input_name: str, images: np.ndarray[Any, Any], target: LatencyTarget) -> Call:
     import onnxruntime
 
@@ -99,9 +138,15 @@ def _bound_call(session: Any, input_name: str, images: np.ndarray[Any, Any], tar
 
 
 def torch_call(model: nn.Module, target: LatencyTarget, shape_CHW: tuple[int, ...]) -> Call:
-    """A call that runs a copy of `model`, evaluating, in the target's dtype, on `target.batch` images."""
+    """A call that runs a copy of `model`, evaluating, in the target's dtype, on `target.batch` images.
+
+    Raises:
+        UserError: torch.compile cannot take the model, or cannot work here.
+    """
     dtype = getattr(torch, target.dtype)
     ready = copy.deepcopy(model).to(target.device, dtype).eval()
+    if target.runtime == "torch_compile":
+        ready = cast(nn.Module, torch.compile(ready))
     images = random_images((target.batch, *shape_CHW)).to(target.device, dtype)  # type: ignore[arg-type]
 
     def call() -> Tensor:
@@ -109,6 +154,15 @@ def torch_call(model: nn.Module, target: LatencyTarget, shape_CHW: tuple[int, ..
             output: Tensor = ready(images)
         return output
 
+    if target.runtime == "torch_compile":
+        try:
+            with torch_threads(target.threads):
+                call()
+        except Exception as error:  # its compilers raise many kinds
+            raise UserError(
+                f"latency target is {str(target)!r}; torch.compile fails on this {type(model).__name__} "
+                f"({first_line(error)}). Use torch, or install a C++ compiler that works."
+            ) from error
     return call
 
 
@@ -133,10 +187,10 @@ def torch_threads(threads: int) -> Iterator[None]:
 
 def reference_call(target: LatencyTarget) -> Call:
     """The fixed workload on the target's runtime and device; one image, and float32 in ONNX Runtime."""
-    if target.runtime == "torch":
+    if target.runtime not in RUNS_ONNX:
         return _torch_reference(target)
     single = LatencyTarget(runtime=target.runtime, threads=target.threads, device=target.device)
-    return onnx_call(_reference_file(), single, (_CHANNELS, _SIDE, _SIDE))
+    return file_call(_reference_file(), single, (_CHANNELS, _SIDE, _SIDE))
 
 
 def _torch_reference(target: LatencyTarget) -> Call:

@@ -6,8 +6,15 @@ from dataclasses import dataclass, fields
 
 from vitnas.errors import UserError, check_word, nearest
 
-RUNTIMES = ("onnxruntime", "torch")
-DTYPES = {"onnxruntime": ("float32", "float16"), "torch": ("float32", "float16", "bfloat16")}
+RUNTIMES = ("onnxruntime", "torch", "torch_compile", "openvino")
+RUNS_ONNX = ("onnxruntime", "openvino")  # the others run the network itself
+_TORCH = ("float32", "float16", "bfloat16")
+DTYPES = {
+    "onnxruntime": ("float32", "float16"),
+    "torch": _TORCH,
+    "torch_compile": _TORCH,
+    "openvino": ("float32", "float16"),
+}
 EXAMPLE = "onnxruntime,batch=1,threads=1"
 
 
@@ -16,7 +23,7 @@ class LatencyTarget:
     """One way of running a Model.
 
     Args:
-        runtime: `onnxruntime` or `torch` (eager).
+        runtime: `onnxruntime`, `torch` (eager), `torch_compile` (as `torch.compile` makes it) or `openvino`.
         batch: images per call.
         threads: CPU threads of the runtime.
         device: `cpu`, `cuda` or `cuda:N`.
@@ -44,6 +51,10 @@ class LatencyTarget:
         if kind not in ("cpu", "cuda") or (":" in self.device and (kind == "cpu" or not index.isdigit())):
             raise UserError(
                 f"latency target's device is {self.device!r}; it must be cpu, cuda or cuda:N. Mend it."
+            )
+        if self.runtime == "openvino" and kind != "cpu":
+            raise UserError(
+                f"latency target's device is {self.device!r}; openvino runs on cpu here. Use device=cpu."
             )
         if self.dtype not in DTYPES[self.runtime]:
             allowed = DTYPES[self.runtime]

@@ -9,6 +9,7 @@ import base64
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import torch
 from PIL import Image
@@ -86,27 +87,28 @@ class Evaluation(RunFile):
     notes: tuple[str, ...] = ()
 
 
-def examine(
-    network: nn.Module, images: Images, *, model: str, dataset: str, batches: EvalBatches | None = None
-) -> Evaluation:
-    """Hold `network` against the labels of `images`, whose classes are its own, in its order.
+Answered: TypeAlias = list[tuple[Tensor, Tensor]]
 
-    Args:
-        batches: of the images, where they are there already.
+
+def answers(network: nn.Module, batches: EvalBatches) -> Answered:
+    """(B, Y) float32 logits of `network` for every batch, with its targets, on the CPU.
 
     Raises:
         UserError: images without labels.
     """
-    batches = batches or EvalBatches(images, batch_size=256)
     device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
-    require_labels(images.targets, "accuracy")
+    require_labels(batches.images.targets, "accuracy")
     with evaluating(network), torch.no_grad():
-        pairs = [(network(some.to(device)).float().cpu(), targets) for some, targets in batches]
-    score = evaluate(nn.Identity(), pairs, device="cpu")  # of answers that are there
+        return [(network(some.to(device)).float().cpu(), targets) for some, targets in batches]
+
+
+def examine(answered: Answered, images: Images, *, model: str, dataset: str) -> Evaluation:
+    """Hold answers against the labels of `images`, whose classes are those of the network, in its order."""
+    score = evaluate(nn.Identity(), answered, device="cpu")
     found = Evaluation(model=model, dataset=dataset, split=images.split, score=score)
     if images.several:
         return found
-    logits_NY, target_N = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+    logits_NY, target_N = (torch.cat(parts) for parts in zip(*answered, strict=True))
     sure_N, said_N = logits_NY.softmax(1).max(1)
     counts_YY = torch.zeros(len(images.class_names), logits_NY.shape[1], dtype=torch.int64)
     counts_YY.index_put_((target_N, said_N), torch.ones_like(target_N), accumulate=True)

@@ -46,7 +46,8 @@ class OnnxNetwork(nn.Module):
             )
         self.takes_pixels, self.input_name = node.type == "tensor(uint8)", node.name
         self.is_half, self.fixed_batch = "float16" in node.type, isinstance(node.shape[0], int)
-        self.num_classes = 0 if answer.name == "features" else answer.shape[-1]
+        said = about.get("num_classes", answer.shape[-1])  # a float file's logits may be features
+        self.num_classes = 0 if answer.name == "features" else int(said)
         self.pretrained_cfg = {
             **{key: given[key] for key in DATA_KEYS if key in given},
             "input_size": tuple(given["input_size"]),

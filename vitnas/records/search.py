@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vitnas.budget import Cost
 from vitnas.data import Fingerprint
+from vitnas.exporting.precision import Beside
 from vitnas.measure.latency import Latency
 from vitnas.records.finals import Spent
 from vitnas.runs import RunFile
@@ -238,7 +239,10 @@ class Ranking(Correlation):
 
 @dataclass(frozen=True, kw_only=True)
 class ExportedFile:
-    """A file and how it compares with the Model; `input` is `uint8` (pixels of any size) or `float`."""
+    """A file and how it compares with the Model; `input` is `uint8` (pixels of any size) or `float`.
+
+    One of another precision was compared with the Model in that precision, and stands `beside` the float32 one.
+    """
 
     path: str
     params: int
@@ -250,16 +254,18 @@ class ExportedFile:
     exporter: str | None = None
     input: str = "float"
     problems: tuple[str, ...] = ()
+    beside: Beside | None = None
 
 
 @dataclass(frozen=True)
 class ExportRecord(RunFile):
-    """What was exported, by format."""
+    """What was exported, by format, and why what else was asked for was not."""
 
     FILE = "export.json"
     COMMAND = "vitnas export"
 
     files: Mapping[str, ExportedFile]
+    refused: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

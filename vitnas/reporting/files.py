@@ -123,6 +123,13 @@ class RunFiles:
         return self.finals.chosen if self.finals else (self.search and self.search.chosen) or ""
 
     @property
+    def budget(self) -> str:
+        """The budget of the run, or "" where none is on record."""
+        if self.slim.results:
+            return self.slim.results.budget
+        return self.search.budget if self.search else ""
+
+    @property
     def has_supernet(self) -> bool:
         """Scores are of inherited weights; a search without a supernet trains each Arch briefly."""
         trains = any((self.folder / "finals" / group).is_dir() for group in ("search", "ranking"))

@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 from vitnas.arch import Arch
 from vitnas.budget import Budget, Cost, Limit, format_quantity
+from vitnas.exporting.card import card_of
 from vitnas.exporting.script import SCRIPT
 from vitnas.reporting.files import RunFiles
 from vitnas.reporting.tables import MISSING, Table, accuracy_text, number, percent, size
@@ -21,8 +22,13 @@ FILES = {
     "models/chosen/config.json": "timm config",
     "models/chosen/arch.json": "the Arch",
     "export/model.onnx": "ONNX",
+    "export/model_int8.onnx": "ONNX in 8 bits",
+    "export/model_fp16.onnx": "ONNX in 16 bits",
+    "export/model_float.onnx": "ONNX that takes prepared images",
     "export/model.pt2": "torch.export",
+    "export/model_float.pt2": "torch.export that takes prepared images",
     "export/predict.py": "a script that uses the ONNX file",
+    "export/README.md": "the model card",
     "front": "every Arch of the front: config and inherited weights",
     "supernet.safetensors": "the Supernet's weights",
     "study.db": "the Study (Optuna, SQLite)",
@@ -205,8 +211,9 @@ def snippets(run: RunFiles) -> list[Snippet]:
     )
     found = []
     if (folder / "model.safetensors").exists():
+        is_plain = (folder / "config.json").exists() and not card_of(folder).needs
         lines = (
-            "import timm, vitnas",
+            "import timm" if is_plain else "import timm, vitnas",
             f"model = timm.create_model({'local-dir:' + folder.as_posix()!r}, pretrained=True).eval()",
             "logits = model(images)",
         )
@@ -220,8 +227,9 @@ def snippets(run: RunFiles) -> list[Snippet]:
     if onnx.exists():
         is_ready = "onnx" in record and record["onnx"].input == "uint8"
         path = run.folder / "export" / SCRIPT
-        if is_ready and path.exists():
-            code, takes = path.read_text(encoding="utf-8").rstrip(), f"{pixels} This is export/{SCRIPT}."
+        if path.exists():
+            code = path.read_text(encoding="utf-8").rstrip()
+            takes = f"{pixels if is_ready else tensors} This is export/{SCRIPT}."
         else:
             lines = (
                 "import onnxruntime",

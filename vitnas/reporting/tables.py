@@ -14,7 +14,7 @@ import rich.box
 import rich.table
 from rich.markup import escape
 
-from vitnas.budget import format_quantity
+from vitnas.budget import Budget, Cost, format_quantity
 from vitnas.measure.latency import Latency
 from vitnas.records import ExportRecord, Finals, LatencyRecord, Result, Results, Spent
 from vitnas.reporting.files import RunFiles, role_name
@@ -23,6 +23,7 @@ from vitnas.searching import Feasibility, SearchRecord
 from vitnas.train.evaluate import wilson
 
 MISSING = "not measured"
+NAME = 24  # letters of a first column that is kept in one line
 MAX_LISTED = 20  # longer lists of the manifest are cut there, and say so
 UNEQUAL = 0.01  # by which balanced accuracy is another, so that it is shown
 WAYS = {2: "two", 3: "three", 4: "four", 5: "five"}
@@ -89,6 +90,23 @@ def _range(latency: Latency) -> str:
     return f"p5 {significant(latency.p05_ms)}, p95 {significant(latency.p95_ms)}"
 
 
+def over_budget(run: RunFiles, result: Result) -> list[str]:
+    """Why a model misses the run's budget, as far as its costs are known."""
+    timed = {target: each.median_ms for target, each in run.latencies.get(result.role, {}).items()}
+    cost = Cost(result.macs, result.params, result.memory_bytes, timed)
+    return misses(run.budget, cost) if run.budget else []
+
+
+def misses(text: str, cost: Cost) -> list[str]:
+    """Why something is outside a budget, as far as its costs are known."""
+    return [
+        reason
+        for limit in Budget.parse(text).limits
+        if not limit.is_share and (limit.quantity != "latency" or limit.target in cost.latency_ms)
+        for reason in limit.misses(cost.value(limit.quantity, limit.target))
+    ]
+
+
 def comparison(run: RunFiles) -> Table:
     """Chosen Arch against the hand-scaled ViT, random search and whatever else was trained; latency is the median."""
     rows, timed = [], run.latencies
@@ -99,7 +117,8 @@ def comparison(run: RunFiles) -> Table:
         beside = (percent(result.test_balanced),) if balanced else ()
         cells = (accuracy, *beside, between, str(result.n_test or MISSING), *cost, size(result.memory_bytes))
         medians = _medians(timed.get(role, {}), targets)
-        rows.append((role_name(role), *cells, *medians, *spent_cells(result.spent), result.arch_id))
+        name = role_name(role) + (" (over the budget)" if over_budget(run, result) else "")
+        rows.append((name, *cells, *medians, *spent_cells(result.spent), result.arch_id))
     strong = list(run.models).index("chosen") if "chosen" in run.models else -1
     measures = ("Test accuracy", "Balanced") if balanced else ("Test accuracy",)
     costs = (*measures, "95 % CI", "n", "Params", "MACs", "Peak memory")
@@ -241,7 +260,8 @@ def to_rich(table: Table, title: str = "") -> rich.table.Table:
     drawn = rich.table.Table(title=title or None, title_justify="left", box=rich.box.SIMPLE)
     for i in shown:
         side: Literal["left", "right"] = "right" if i in table.numeric else "left"
-        drawn.add_column(table.headers[i], justify=side, no_wrap=i == 0)
+        longest = max((len(row[i]) for row in table.rows), default=0)
+        drawn.add_column(table.headers[i], justify=side, no_wrap=i == 0 and longest <= NAME, overflow="fold")
     for row in table.rows:
         drawn.add_row(*(escape(row[i]) for i in shown))
     return drawn
@@ -304,11 +324,13 @@ def export(record: ExportRecord) -> Table:
                 number(file.params),
                 number(file.exported_params),
                 str(file.opset or ""),
-                " ".join(file.problems),
+                " ".join((*file.problems, f"Beside float32: {file.beside}." if file.beside else "")).strip(),
             )
         )
+    for name, reason in record.refused.items():
+        rows.append((name, "not written", "", "", "", "", "", "", f"{reason}."))
     headers = (
         "Format", "File", "Largest difference of logits", "Same top-1", "n images", "Params of Model", "of file",
-        "Opset", "Problems",
+        "Opset", "To know",
     )  # fmt: skip
     return Table(headers, tuple(rows), numeric=(2, 3, 4, 5, 6, 7))

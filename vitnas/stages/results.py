@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vitnas.data import Readings
-from vitnas.errors import UserError
+from vitnas.errors import UserError, nearest
 from vitnas.exporting import export_model
-from vitnas.exporting.script import SCRIPT, script
+from vitnas.exporting.precision import Judged, Precision, export_precise, onnx_target
+from vitnas.exporting.script import SCRIPT, script_of
 from vitnas.measure.latency import LatencyMeter
 from vitnas.model import Model, build
 from vitnas.model.named import ArchFile
-from vitnas.predicting.examine import examine
+from vitnas.predicting.examine import answers, examine
 from vitnas.records import (
     ExportedFile,
     ExportRecord,
@@ -29,11 +30,11 @@ from vitnas.records import (
     Results,
     Versus,
 )
-from vitnas.reporting import report
+from vitnas.reporting import tell, write_cards
 from vitnas.runs import write_atomic
 from vitnas.stages.models import Models
 from vitnas.stages.run import ExportConfig
-from vitnas.stages.work import RunImages, Work, load_weights
+from vitnas.stages.work import Work, load_weights
 from vitnas.train import Score
 from vitnas.train.evaluate import evaluate_each, paired, wilson
 
@@ -42,7 +43,12 @@ FILES = {
     "torch_export": "model.pt2",
     "onnx_float": "model_float.onnx",
     "torch_export_float": "model_float.pt2",
+    "onnx_fp16": "model_fp16.onnx",
+    "onnx_int8": "model_int8.onnx",
 }
+# The first of them that is there has the script.
+SCRIPTED = ("onnx", "onnx_int8", "onnx_fp16", "onnx_float")
+PRECISIONS: Mapping[str, Precision] = {"onnx_fp16": "fp16", "onnx_int8": "int8"}
 
 
 def export_chosen(models: Models, config: ExportConfig) -> None:
@@ -51,7 +57,7 @@ def export_chosen(models: Models, config: ExportConfig) -> None:
 
     def make() -> None:
         model, folder, images = models.load("chosen"), models.folder("chosen"), models.images.some()
-        files = export_files(models.images, model, target, config)
+        made = export_files(models.images, model, target, config)
         own = build(ArchFile.read(folder).arch).eval()  # what timm makes of the folder is held against it
         load_weights(own, folder / "model.safetensors", "vitnas retrain")
         with torch.no_grad():
@@ -61,42 +67,102 @@ def export_chosen(models: Models, config: ExportConfig) -> None:
             raise UserError(
                 f"the exported model has {params} parameters; {reported} were reported. Delete {folder}."
             )
-        files["timm"] = ExportedFile(
+        timm = ExportedFile(
             path="models/chosen",
             params=reported,
             exported_params=params,
             max_abs_diff=difference,
             n_images=len(images),
         )
-        ExportRecord(files).write(target)
+        replace(made, files={**made.files, "timm": timm}).write(target)
+        write_cards(models.work.folder)
 
     models.work.once(ExportRecord.path(target), make)
 
 
+class ExportImages(Protocol):
+    """What files are held against; `root` is what their paths are told from."""
+
+    @property
+    def root(self) -> Path: ...
+
+    def some(self) -> Tensor:
+        """A few images, as the network takes them."""
+        ...
+
+    @property
+    def judged(self) -> Judged:
+        """Images by which files of another precision are made and judged."""
+        ...
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """`class_names` and `data_config` for the files."""
+        ...
+
+
+def export_role(models: Models, role: str, config: ExportConfig) -> ExportRecord:
+    """A model of a run as files, each held against it on the holdout, beside a card (export/<role>/, export.json).
+
+    Raises:
+        UserError: there is no such model.
+    """
+    folder = models.work.folder
+    if not Result.exists(models.folder(role)):
+        have = sorted(path.parent.name for path in folder.glob(f"models/*/{Result.FILE}"))
+        raise UserError(
+            f"{folder} has no trained model {role!r} (it has: {', '.join(have) or 'none yet'}). Name one of these, or "
+            f"let the run make it.{nearest(role, have)}"
+        )
+    model, images, target = models.load(role), models.images, folder / "export" / role
+    if model.arch.image_size != images.data.image_size:  # a finetuned one
+        images = images.resized(model.arch.image_size)
+    made = export_files(images, model, target, config)
+    made.write(target)
+    write_cards(folder)
+    return made
+
+
 def export_files(
-    images: RunImages,
+    images: ExportImages,
     model: nn.Module,
     folder: Path,
     config: ExportConfig,
     export: Callable[..., dict[str, Any]] = export_model,
-) -> dict[str, ExportedFile]:
+) -> ExportRecord:
     """`model` in every format, in a folder of the run, verified on held-out images, and a script that uses it.
 
     Args:
         export: what writes a file: `export_model`, or what takes the same.
     """
     files: dict[str, ExportedFile] = {}
+    refused: dict[str, str] = {}
     for kind in config.formats:
         file = folder / FILES[kind]
-        more = {"opset": config.opset} if file.suffix == ".onnx" else {}
-        pixels = not kind.endswith("_float")
-        found = export(model, file, images.some(), **images.about, pixels=pixels, **more)
+        if kind in PRECISIONS:
+            found, beside, reason = export_precise(
+                model,
+                file,
+                images.judged,
+                PRECISIONS[kind],
+                target=onnx_target(config.latency),
+                opset=config.opset,
+                **images.about,
+            )
+            if reason:
+                refused[kind] = reason
+                continue
+            found["beside"] = beside
+        else:
+            more = {"opset": config.opset} if file.suffix == ".onnx" else {}
+            pixels = not kind.endswith("_float")
+            found = export(model, file, images.some(), **images.about, pixels=pixels, **more)
         kept = {item.name: found[item.name] for item in fields(ExportedFile) if item.name in found}
-        path = str(file.relative_to(images.work.folder))
+        path = str(file.relative_to(images.root))
         files[kind] = ExportedFile(**{**kept, "path": path, "problems": tuple(found["problems"])})
-    if "onnx" in files and getattr(model, "num_classes", True):
-        write_atomic(folder / SCRIPT, script(FILES["onnx"], images.data.in_chans))
-    return files
+    if written := next((FILES[kind] for kind in SCRIPTED if kind in files), ""):
+        write_atomic(folder / SCRIPT, script_of(folder / written))
+    return ExportRecord(files, refused)
 
 
 def measure(models: Models, config: ExportConfig) -> None:
@@ -125,7 +191,7 @@ def final_table(models: Models) -> None:
     folder = models.work.folder
     models.work.once(Results.path(folder), lambda: _make_table(models))
     models.show_tokens()
-    models.work.engine.from_first(lambda: report(folder))  # also over one from before the end
+    models.work.engine.from_first(lambda: tell(folder))  # also over one from before the end
 
 
 def _make_table(models: Models) -> None:
@@ -143,13 +209,16 @@ def _make_table(models: Models) -> None:
             Readings.path(folder), purpose=f"final table of {', '.join(names)}"
         )
         batches, device = models.images.batches(test), models.work.engine.device
-        found = {role: evaluate_each(models.load(role).to(device), batches) for role in names}
-        chosen, dataset = models.load("chosen").to(device), models.images.config.dataset
-        examine(chosen, test, model="models/chosen", dataset=dataset, batches=batches).write(folder)
-        FinalScores.of(found, several=test.several).write(folder)  # last: with it nothing is read again
+        answered = answers(models.load("chosen").to(device), batches)
+        scores = {"chosen": evaluate_each(nn.Identity(), answered, device="cpu")}
+        others = [role for role in names if role != "chosen"]
+        scores |= {role: evaluate_each(models.load(role).to(device), batches) for role in others}
+        dataset = models.images.config.dataset
+        examine(answered, test, model="models/chosen", dataset=dataset).write(folder)
+        FinalScores.of(scores, several=test.several).write(folder)  # last: with it nothing is read again
     read = FinalScores.read(folder)
-    scores = read.scores  # a model that was trained after that reading has no row
-    rows = tuple(_row(folder, role, scores[role]) for role in names if role in scores)
+    known = read.scores  # a model that was trained after that reading has no row
+    rows = tuple(_row(folder, role, known[role]) for role in names if role in known)
     verdict = tuple(versus(read, role) for role in models.config.baselines if role in read.right)
     Results(rows, rows[0].arch_id, files(folder), verdict).write(folder)
 

@@ -39,7 +39,9 @@ FREE = {"threads", "workers", "trackers", "device", "log_every", "checkpoint_min
 GROWS = {"search.num_trials": "search"}
 BASELINES = ("hand_scaled", "random_search")
 OWN = "pretrained"  # as teacher.network: the network that the run starts from, as it was
-Format: TypeAlias = Literal["onnx", "torch_export", "onnx_float", "torch_export_float"]
+Format: TypeAlias = Literal[
+    "onnx", "torch_export", "onnx_float", "torch_export_float", "onnx_fp16", "onnx_int8"
+]
 MUST_LEARN = ("predictor", *(word for word, kind in SELECTIONS.items() if kind.keeps_keys))
 Axis: TypeAlias = Literal["heads", "hidden", "embed_dim", "blocks"]
 
@@ -178,8 +180,10 @@ class ExportConfig:
     """What to write and where to measure: latency targets as in a budget.
 
     Files of `onnx` and `torch_export` (.pt2) take pixels of images of any size and give probabilities; those of
-    `onnx_float` and `torch_export_float` take what the network takes and give its logits. `opset` is of ONNX files: 17
-    for ONNX Runtime before 1.17 and many devices.
+    `onnx_float` and `torch_export_float` take what the network takes and give its logits. `onnx_fp16` and `onnx_int8`
+    are as `onnx` in half and 8-bit precision, held against that on held-out images; they are written where they lose at
+    most half a point, and in 8 bits where that is faster here. `opset` is of ONNX files: 17 for ONNX Runtime before
+    1.17 and many devices.
     """
 
     formats: tuple[Format, ...] = ("onnx", "torch_export")

@@ -51,7 +51,7 @@ def specialize(
     for arch, _ in found:  # only now, so that a budget that cannot be met leaves nothing behind
         where = inherited.save(arch)
         if not ExportRecord.exists(where):
-            ExportRecord(export_files(inherited.images, load_timm(where), where, files)).write(where)
+            export_files(inherited.images, load_timm(where), where, files).write(where)
     kept = [answer for answer in known if answer.budget not in parsed]
     Family((*kept, *(answer for _, answer in found))).write(folder)
     return found

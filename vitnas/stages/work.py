@@ -16,6 +16,7 @@ from vitnas.data import Data, DataConfig, EvalBatches, TrainBatches, open_data
 from vitnas.data.augment import seed_from
 from vitnas.data.folds import fold
 from vitnas.errors import UserError
+from vitnas.exporting.precision import Judged
 from vitnas.grids import ImageSize
 from vitnas.measure.latency import LatencyMeter
 from vitnas.records import Manifest
@@ -113,6 +114,21 @@ class RunImages:
         """A few held-out images, as the models take them: of the first batch, which has enough."""
         images_BCHW, _ = next(iter(self.holdout))
         return images_BCHW[:VERIFY_IMAGES]
+
+    @property
+    def root(self) -> Path:
+        """The run's folder."""
+        return self.work.folder
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether the images have the network's classes."""
+        return bool(self.data.class_names)
+
+    @cached_property
+    def judged(self) -> Judged:
+        """The held-out images, by which files of another precision are made and judged."""
+        return Judged(list(self.holdout), self.has_labels)
 
     @property
     def about(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from vitnas.model import Model
 from vitnas.model.named import ArchFile
 from vitnas.probing import Look, Pretrained, PretrainForecast, Probed, looks_of, probe
 from vitnas.records import ExportRecord
-from vitnas.reporting import report
+from vitnas.reporting import tell
 from vitnas.runs import writing
 from vitnas.stages.pretrain.context import PretrainContext
 from vitnas.stages.pretrain.forecast import settled, views
@@ -128,7 +128,7 @@ def export(context: PretrainContext) -> None:
 
     def make() -> None:
         made = export_files(context.images, context.result(), target, context.run.export)
-        ExportRecord(made).write(target)
+        made.write(target)
 
     context.work.once(ExportRecord.path(target), make)
 
@@ -138,7 +138,7 @@ def judge(context: PretrainContext) -> None:
     folder = context.folder
     if context.images.has_labels:
         context.work.once(Probed.path(folder), lambda: _probe(context).write(folder))
-    context.engine.from_first(lambda: report(folder))  # also over one from before the end
+    context.engine.from_first(lambda: tell(folder))  # also over one from before the end
 
 
 def is_judged(folder: Path) -> bool:

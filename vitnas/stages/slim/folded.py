@@ -19,7 +19,7 @@ from vitnas.exporting.quick import export_quickly
 from vitnas.layers.axes import named_axes, named_tensors
 from vitnas.model import Model
 from vitnas.model.named import ArchFile
-from vitnas.records import Candidate, ExportRecord, Forecast, Member, Order
+from vitnas.records import Candidate, Forecast, Member, Order
 from vitnas.runs import writing
 from vitnas.slimming import Agreement, Standing, fold, standings
 from vitnas.slimming.folding import Compensation
@@ -145,7 +145,7 @@ class Folded(Inherited):
         with writing(folder):
             save_timm(model, folder, **self.images.about)
         ArchFile(model.arch).write(folder)
-        ExportRecord(export_files(self.images, model, folder, files, export_quickly)).write(folder)
+        export_files(self.images, model, folder, files, export_quickly).write(folder)
         member = Member(
             folder=str(folder.relative_to(self.work.folder)),
             arch_id=model.arch.id,

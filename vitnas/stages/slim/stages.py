@@ -27,7 +27,7 @@ from vitnas.records import (
     SlimRow,
     Tables,
 )
-from vitnas.reporting import report
+from vitnas.reporting import tell
 from vitnas.reporting.slimming import cosine
 from vitnas.searching import TokenClock, TokenSpeeds
 from vitnas.slimming import IMPORTANCE, PredictedDamage, Sensitivity, ordered, sensitivity
@@ -204,7 +204,7 @@ def evaluate_front(context: SlimContext) -> None:
     folder = context.folder
     context.work.once(SlimResults.path(folder), lambda: _final(context).write(folder))
     context.models.show_tokens()
-    context.engine.from_first(lambda: report(folder))  # also over one from before the end
+    context.engine.from_first(lambda: tell(folder))  # also over one from before the end
 
 
 def _final(context: SlimContext) -> SlimResults:
