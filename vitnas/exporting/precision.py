@@ -129,6 +129,9 @@ def export_precise(
                 record = export_quickly(copy.deepcopy(model).half(), core, images_NCHW, **about)
             else:
                 left_out, layers = quantise(base, core, judged.calibration_NCHW)
+                want_NY, got_NY = _answers(base, images_NCHW), _answers(core, images_NCHW)
+                record["max_abs_diff"] = float((got_NY - want_NY).abs().max())
+                record["top1_agreement"] = float((got_NY.argmax(1) == want_NY.argmax(1)).float().mean())
             form = prepared_inside(form_of(model, list(images_NCHW.shape[1:]), data_config))
             _join(core, whole, form, choice, base)
             beside = _beside(base, core, whole, judged, form, precision, target, several)
