@@ -30,7 +30,7 @@ def test_text_reads_back(text: str) -> None:
     [
         (
             "onnxruntme",
-            r"runtime is 'onnxruntme'; it must be one of onnxruntime, torch. Nearest: 'onnxruntime'",
+            r"is 'onnxruntme'; it must be one of onnxruntime, torch, torch_compile, openvino\. Nearest: 'onnxruntime'",
         ),
         ("", r"runtime is ''"),
         ("torch,8", r"has the part '8'; after the runtime, each part is field=value. Write for example"),
