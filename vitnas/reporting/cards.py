@@ -66,14 +66,15 @@ def files_card(run: RunFiles) -> Card:
 
 
 def write_file_card(folder: Path, model: nn.Module, title: str, made: str) -> None:
-    """Write predict.py and README.md beside a network's model.onnx, which is no run's.
+    """Write README.md, and predict.py beside model.onnx, for a network that is no run's.
 
     Args:
         made: how, in words.
     """
     about: list[tuple[str, str]] = []
     try:
-        write_atomic(folder / SCRIPT, script_of(folder / "model.onnx"))
+        if (folder / "model.onnx").exists():
+            write_atomic(folder / SCRIPT, script_of(folder / "model.onnx"))
     except UserError as error:  # of a network whose images nobody described
         about.append(("What is not known", str(error)))
     classes, cfg = getattr(model, "num_classes", None), getattr(model, "pretrained_cfg", None) or {}
