@@ -21,6 +21,8 @@ ALLOWED = {
     ("searching/database.py", "parse_json"),  # attributes of trials, as Optuna writes them
     ("stages/lock.py", "parse_json"),  # of the open file, as closing it anywhere lets go of its lock
     ("exporting/timm_dir.py", "read_json"),  # timm's config.json
+    ("exporting/card.py", "read_json"),  # the same
+    ("exporting/script.py", "parse_json"),  # metadata of an ONNX file
     ("predicting/networks.py", "parse_json"),  # metadata of an ONNX file
     ("testing/space.py", "json.loads"),  # the contract of what a Space writes
     ("cli/swap.py", "write_json"),  # swap.json is for people; nothing reads it

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from vitnas.errors import UserError
 from vitnas.model.timm_cfg import SEVERAL
+from vitnas.runs import parse_json
 
 SCRIPT = "predict.py"
 _TEXT = """# python {script} photo.jpg ...   needs: pip install onnxruntime pillow
@@ -52,7 +52,7 @@ def script_of(file: Path, name: str = SCRIPT) -> str:
     proto = onnx.load(str(file), load_external_data=False)
     about = {item.key: item.value for item in proto.metadata_props}
     taken, given = proto.graph.input[0], proto.graph.output[0]
-    channels, height, width = json.loads(about["input_size"])
+    channels, height, width = parse_json(about["input_size"])
     mode, grey = ("L", "[:, :, None]") if channels == 1 else ("RGB", "")
     if is_ready := taken.type.tensor_type.elem_type == onnx.TensorProto.UINT8:
         prepare = _PIXELS.format(mode=mode, grey=grey, channels=channels)
