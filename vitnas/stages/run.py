@@ -181,9 +181,8 @@ class ExportConfig:
 
     Files of `onnx` and `torch_export` (.pt2) take pixels of images of any size and give probabilities; those of
     `onnx_float` and `torch_export_float` take what the network takes and give its logits. `onnx_fp16` and `onnx_int8`
-    are as `onnx` in half and 8-bit precision, held against that on held-out images; they are written where they lose at
-    most half a point, and in 8 bits where that is faster here. `opset` is of ONNX files: 17 for ONNX Runtime before
-    1.17 and many devices.
+    are written where they lose at most half a point on held-out images, the second where it is faster here. `opset`
+    is of ONNX files: 17 for ONNX Runtime before 1.17 and many devices.
     """
 
     formats: tuple[Format, ...] = ("onnx", "torch_export")
