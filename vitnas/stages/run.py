@@ -39,9 +39,8 @@ FREE = {"threads", "workers", "trackers", "device", "log_every", "checkpoint_min
 GROWS = {"search.num_trials": "search"}
 BASELINES = ("hand_scaled", "random_search")
 OWN = "pretrained"  # as teacher.network: the network that the run starts from, as it was
-Format: TypeAlias = Literal[
-    "onnx", "torch_export", "onnx_float", "torch_export_float", "onnx_fp16", "onnx_int8"
-]
+_Pixels: TypeAlias = Literal["onnx", "torch_export", "onnx_fp16", "onnx_int8"]
+Format: TypeAlias = _Pixels | Literal["onnx_float", "torch_export_float"]
 MUST_LEARN = ("predictor", *(word for word, kind in SELECTIONS.items() if kind.keeps_keys))
 Axis: TypeAlias = Literal["heads", "hidden", "embed_dim", "blocks"]
 
