@@ -18,14 +18,14 @@ from vitnas.data import DataConfig, EvalBatches, Images
 from vitnas.errors import UserError, nearest
 from vitnas.exporting.describe import form_of, names_of
 from vitnas.exporting.networks import load_network
-from vitnas.exporting.precision import Judged
+from vitnas.exporting.precision import Format, Judged
 from vitnas.measure.convert import input_shape, random_images
 from vitnas.predicting.images import labelled
 from vitnas.records import ExportRecord
 from vitnas.reporting.cards import write_file_card
 from vitnas.stages.claim import opened
 from vitnas.stages.results import export_files, export_role
-from vitnas.stages.run import ExportConfig, Format
+from vitnas.stages.run import ExportConfig
 from vitnas.train.progress import Silent
 
 USAGE = (

@@ -32,6 +32,9 @@ from vitnas.measure.target import LatencyTarget
 from vitnas.runs import write_with
 
 Precision: TypeAlias = Literal["fp16", "int8"]
+Format: TypeAlias = Literal[
+    "onnx", "torch_export", "onnx_float", "torch_export_float", "onnx_fp16", "onnx_int8"
+]
 LOST = 0.005  # of accuracy, at most
 CALIBRATED = 256  # images that ranges are taken from, at most, and half of those there are
 TRIED = 64  # images by which layers are told apart

@@ -14,6 +14,7 @@ from vitnas.budget import QUANTITIES, Budget, split_target
 from vitnas.data import DataConfig
 from vitnas.errors import UserError, check_word, check_words
 from vitnas.exporting.opset import MIN_OPSET, OPSET
+from vitnas.exporting.precision import Format
 from vitnas.layers.selectors import SELECTIONS
 from vitnas.measure.target import parse_target
 from vitnas.records import Effort
@@ -39,8 +40,6 @@ FREE = {"threads", "workers", "trackers", "device", "log_every", "checkpoint_min
 GROWS = {"search.num_trials": "search"}
 BASELINES = ("hand_scaled", "random_search")
 OWN = "pretrained"  # as teacher.network: the network that the run starts from, as it was
-_Pixels: TypeAlias = Literal["onnx", "torch_export", "onnx_fp16", "onnx_int8"]
-Format: TypeAlias = _Pixels | Literal["onnx_float", "torch_export_float"]
 MUST_LEARN = ("predictor", *(word for word, kind in SELECTIONS.items() if kind.keeps_keys))
 Axis: TypeAlias = Literal["heads", "hidden", "embed_dim", "blocks"]
 
