@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 import pytest
+import torch
 
 import vitnas.records
 from vitnas.data import Readings
@@ -21,7 +22,17 @@ from vitnas.model import build
 from vitnas.model.named import ArchFile, Chosen
 from vitnas.predicting.examine import Evaluation
 from vitnas.records.finals import Rung
-from vitnas.runs import STALE_S, RunFile, from_json, read_json, remove_stale, to_json, write_json
+from vitnas.runs import (
+    STALE_S,
+    RunFile,
+    from_json,
+    load_tensors,
+    read_json,
+    remove_stale,
+    save_tensors,
+    to_json,
+    write_json,
+)
 from vitnas.searching import Feasibility, SearchRecord
 from vitnas.slimming import Sensitivity
 from vitnas.space import autoformer
@@ -209,3 +220,17 @@ def test_json_that_nests_too_deep_is_damage(tmp_path: Path) -> None:
         read_json(path)
     with pytest.raises(UserError, match="it nests too deep"):
         SearchRecord.load(path)
+
+
+def test_equal_tensors_are_equal_files(tmp_path: Path) -> None:
+    """The order of a header's texts was chance."""
+    meta = {"vitnas": '{"is": "\u00e9\\n\\"so\\""}', "a": "b", "z": "y"}
+    found = set()
+    for number in range(12):
+        path = tmp_path / f"{number}.safetensors"
+        save_tensors(path, {"x": torch.arange(3.0), "y.z": torch.zeros(2, 2)}, meta)
+        found.add(path.read_bytes())
+    assert len(found) == 1
+    tensors, texts = load_tensors(path)
+    assert {name: texts[name] for name in meta} == meta
+    assert tensors["x"].tolist() == [0, 1, 2]

@@ -94,7 +94,25 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, s
     """
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     header = {**(meta or {}), SUM: sum_of(whole)}
-    write_with(path, lambda file: save_file(whole, file, metadata=header))
+
+    def write(file: Path) -> None:
+        save_file(whole, file, metadata=header)
+        if len(header) > 1:
+            _sort_header(file)
+
+    write_with(path, write)
+
+
+def _sort_header(file: Path) -> None:
+    """Put the texts of a safetensors header in order: the library's is another each time, and so were the bytes."""
+    with open(file, "r+b") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        found = json.loads(stream.read(size))
+        found["__metadata__"] = dict(sorted(found["__metadata__"].items()))
+        text = json.dumps(found, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= size:  # as long as it was, since only the order is another
+            stream.seek(8)
+            stream.write(text.ljust(size))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
