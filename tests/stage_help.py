@@ -128,7 +128,6 @@ class Warm:
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
         assert self._line() == "ready"
-        self.files: int | None = None  # how many files a command may have open
         self.environment: dict[str, str | None] = {}  # what a command finds otherwise; None: not at all
 
     def _line(self) -> str:
@@ -138,7 +137,7 @@ class Warm:
     def start(self, argv: Sequence[str]) -> int:
         """Start a command; returns the process's id."""
         assert self.server.stdin is not None
-        job = {"argv": list(argv), "log": str(self.log), "files": self.files, "environment": self.environment}
+        job = {"argv": list(argv), "log": str(self.log), "environment": self.environment}
         self.server.stdin.write(json.dumps(job) + "\n")
         self.server.stdin.flush()
         return int(self._line())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
 import traceback
 from typing import Any
@@ -18,8 +17,6 @@ PRELOADED = (commands, vitnas.stages, sklearn.datasets)  # what a run imports at
 
 
 def child(job: dict[str, Any]) -> None:
-    if job["files"] is not None:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (job["files"], job["files"]))
     for name, value in job["environment"].items():
         os.environ.pop(name, None)
         if value is not None:

@@ -80,7 +80,10 @@ class Stopper:
         tell = sys.unraisablehook
 
         def unraisable(what: sys.UnraisableHookArgs) -> None:
-            if what.exc_type is not Stopped:  # a finaliser lost it, which Python would tell with a traceback
+            # A finaliser lost the signal, or is that of a loader whose workers could not be started: the one is told by
+            # `tell` and the other by the error that stopped it, where Python would print tracebacks.
+            is_half_made = what.exc_type is AttributeError and "DataLoader" in str(what.exc_value)
+            if what.exc_type is not Stopped and not is_half_made:
                 tell(what)
 
         sys.unraisablehook = unraisable
