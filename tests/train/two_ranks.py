@@ -355,7 +355,7 @@ def faults(engine: Engine, folder: Path) -> dict[str, list[object]]:
             time.sleep(0.3)  # over a minute for all of them
             if engine.rank == 1 and len(scored) == 3:
                 raise UserError("the third Arch of rank 1 cannot be scored")
-            return {"accuracy": 0.5}
+            return {"accuracy": 0.5, "loss": 0.7}
 
         config = SearchConfig(num_trials=150)
         searches = Searches(
