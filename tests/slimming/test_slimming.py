@@ -16,9 +16,10 @@ from timm.models.vision_transformer import VisionTransformer
 from timm.models.vision_transformer_relpos import VisionTransformerRelPos
 from torch import Tensor, nn
 
-from vitnas.arch import Arch
+from vitnas.arch import Arch, Block, Stage
 from vitnas.errors import UserError
 from vitnas.extraction import extract
+from vitnas.model import build
 from vitnas.model.timm_keys import from_timm
 from vitnas.slimming import (
     IMPORTANCE,
@@ -194,6 +195,39 @@ def test_folding_brings_every_kind_of_network_nearer(kind: str) -> None:
             assert folded.tokens > bare.tokens + 0.01, arch
     largest = fold(supernet, space.largest(), images())
     torch.testing.assert_close(largest(images()[0]), whole(images()[0]), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("word", IMPORTANCE)
+def test_a_network_of_stages_with_a_stem_of_convolutions_and_single_heads(word: str) -> None:
+    """As a run makes them: a reduction reads the stream of the stage before it, one head is a head, and what follows
+    the stem's convolutions reads their channels, not the image's."""
+    block = Block(num_heads=1, head_dim=8, mlp_hidden=32)
+    arch = Arch(
+        image_size=8,
+        patch_size=2,
+        in_chans=1,
+        num_classes=5,
+        stem="conv",
+        stem_width=12,
+        reduction="residual",
+        stages=(
+            Stage(embed_dim=16, blocks=(block,)),
+            Stage(embed_dim=32, blocks=(replace(block, num_heads=2, mlp_hidden=64),) * 2),
+        ),
+    )
+    given = build(arch)
+    randomize_(given, torch.Generator().manual_seed(0))
+    pixels = [each[:, :1] for each in images()]
+    space = everything(given.eval(), embed_dim=(0.75, 1.0))
+    scores = IMPORTANCE[word](given, pixels, torch.Generator().manual_seed(0))
+    supernet = ordered(given, space, scores)
+    whole = extract(supernet, space.largest())
+    torch.testing.assert_close(whole(pixels[0]), given(pixels[0]), rtol=1e-4, atol=1e-4)
+    bare, folded = (
+        agreement(fold(supernet, space.smallest(), pixels, compensation=how), whole, pixels)
+        for how in ("none", "ridge")
+    )
+    assert folded.kl < bare.kl
 
 
 def test_folding_is_safe_with_fewer_tokens_than_units() -> None:

@@ -15,6 +15,7 @@ from slim_help import ARCH, digits, slim_words
 from stage_help import refused
 
 import vitnas
+from vitnas.arch import Arch, Block, Stage
 from vitnas.budget import Budget
 from vitnas.cli import main
 from vitnas.cli.fields import open_run
@@ -321,6 +322,15 @@ def test_a_budget_may_be_another_one_until_networks_are_searched_for(
     assert Feasibility.read(folder).rows[0].requested == "macs<=150K"
     assert not Tables.exists(folder)
     assert [path.stat().st_mtime_ns for path in kept] == before
+
+
+def test_where_each_block_has_one_head_no_heads_are_chosen() -> None:
+    block = Block(num_heads=1, head_dim=8, mlp_hidden=32)
+    arch = Arch(image_size=8, patch_size=2, stages=(Stage(embed_dim=16, blocks=(block,) * 2),))
+    genes = space_around(arch, AroundConfig(), ("heads", "hidden"), "net").genes
+    assert {gene.name.split(".")[0] for gene in genes if len(gene.options) > 1} == {"mlp_hidden"}
+    with pytest.raises(UserError, match="leaves nothing to choose"):
+        space_around(arch, AroundConfig(heads=(0.5, 1.0)), ("heads", "hidden"), "net")
 
 
 @pytest.mark.parametrize("budget", ["macs<=85%", "macs<=92%"])

@@ -44,11 +44,20 @@ def named_axes(model: nn.Module, *, without: str | None = None) -> dict[str, Axe
 
 
 def inputs_of(axes: Axes, inputs: int) -> Axes:
-    """Those axes of a linear layer's weight that its `inputs` run over, the last ones."""
+    """Those axes of a linear layer's weight that its `inputs` run over, the last ones.
+
+    >>> inputs_of((("dim", 8), ("heads", 1), ("head_dim", 4)), 4)
+    (('heads', 1), ('head_dim', 4))
+    """
     size, place = 1, len(axes)
     while size < inputs:
         place -= 1
         size *= axes[place][1]
+    if [name for name, _ in axes[place - 1 : place + 1]] == [
+        "heads",
+        "head_dim",
+    ]:  # a single head adds no factor
+        place -= 1
     return axes[place:]
 
 

@@ -80,8 +80,12 @@ def readers_of(model: Model) -> list[Reader]:
         if not inside or inside[0][0] not in UNITS:
             continue
         axis, size = inside[0]
-        block = int(name.split(".")[1]) if name.startswith("blocks.") else model.arch.depth - 1
-        stage = sum(start <= block for start in starts) - 1
+        part, _, rest = name.partition(".")
+        block = int(rest.split(".")[0]) if part == "blocks" else model.arch.depth - 1
+        # A reduction reads the stream of the stage before it.
+        stage = (
+            int(rest.split(".")[0]) if part == "reductions" else sum(start <= block for start in starts) - 1
+        )
         found.append(Reader(module, (axis, stage if axis == "dim" else block), size))
     return found
 

@@ -118,6 +118,10 @@ def space_around(arch: Arch, config: AroundConfig, axes: tuple[str, ...], name: 
     for axis, numbers, unit in zip(("heads", "hidden"), there, (1, multiple), strict=True):
         least = min(numbers)
         options[axis] = tuple(share for share in options[axis] if 2 * share * least >= unit)
+        if getattr(config, axis) is None and all(
+            len(options_of(options[axis], n, unit)) == 1 for n in numbers
+        ):
+            options[axis] = (1.0,)  # such as blocks of one head
     if "blocks" not in axes:
         options["blocks"] = ()
     elif config.blocks is not None:
