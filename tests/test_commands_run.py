@@ -48,6 +48,8 @@ ITS_SPACE |= {"space.patch_size": "4", "data.image_size": "16", "budget": "macs<
 STAND_IN = {
     "deit_small_patch16_224": "net",
     "MODEL": "net",
+    "path/to/folder": "net",
+    "budget=macs<=50%": "budget=macs<=80%",  # half of a toy is less than its smallest
     "dataset=IMAGES": "dataset=path/to/images",
     "data.dataset=PATH": "data.dataset=path/to/images",
     "model=swin_tiny_patch4_window7_224": "model=test_vit",
