@@ -92,7 +92,7 @@ def test_names_of_classes_may_be_anything(place: Path, monkeypatch: pytest.Monke
     save_timm(model, place / "named", class_names=names)
     assert json.loads((place / "named" / "config.json").read_text())["label_names"] == names
     card = huggingface_hub.ModelCard.load(place / "named" / "README.md")
-    assert card.data.library_name == "timm"
+    assert card.data.to_dict()["library_name"] == "timm"
     assert all(name in card.text for name in ("a,b", "it's", "x y"))
     assert "<script>" not in card.text
     again = load_timm(place / "named")

@@ -42,7 +42,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Hub:
 def test_a_run_has_cards_beside_its_models_and_files(finished: Path) -> None:
     card = huggingface_hub.ModelCard.load(finished / "models" / "chosen" / "README.md")
     result = Result.read(finished / "models" / "chosen")
-    assert (card.data.license, card.data.library_name, card.data.pipeline_tag) == (
+    assert (card.data.license, card.data.to_dict()["library_name"], card.data.pipeline_tag) == (
         "unknown",
         "timm",
         "image-classification",
@@ -62,7 +62,7 @@ def test_a_run_has_cards_beside_its_models_and_files(finished: Path) -> None:
     other = (finished / "models" / "hand_scaled" / "README.md").read_text()
     assert "hand-scaled ViT" in other
     files = huggingface_hub.ModelCard.load(finished / "export" / "README.md")
-    assert files.data.library_name == "onnx"
+    assert files.data.to_dict()["library_name"] == "onnx"
     assert "onnxruntime.InferenceSession" in files.text
 
 

@@ -40,7 +40,7 @@ class Card:
         facts: what is known, by what it is.
         loads: code by what runs it.
         needs: why vitnas is needed to load it, or "".
-        library: Hugging Face's word for what loads it.
+        loads_with: Hugging Face's word for what loads it.
         task: Hugging Face's word for what it does.
     """
 
@@ -51,7 +51,7 @@ class Card:
     needs: str = ""
     class_names: tuple[str, ...] = ()
     scored: tuple[Scored, ...] = ()
-    library: str = "timm"
+    loads_with: str = "timm"
     task: str = "image-classification"
     licence: str = UNKNOWN
 
@@ -150,7 +150,7 @@ def _yaml(card: Card) -> str:
     """What machines read of it."""
     from huggingface_hub import EvalResult, ModelCardData
 
-    tags = list(dict.fromkeys([card.task, card.library, "vitnas"]))
+    tags = list(dict.fromkeys([card.task, card.loads_with, "vitnas"]))
     results: list[Any] = [
         EvalResult(
             task_type=card.task,
@@ -164,6 +164,6 @@ def _yaml(card: Card) -> str:
     ]
     more: dict[str, Any] = {"model_name": card.title, "eval_results": results} if results else {}
     data = ModelCardData(
-        license=card.licence, library_name=card.library, pipeline_tag=card.task, tags=tags, **more
+        license=card.licence, library_name=card.loads_with, pipeline_tag=card.task, tags=tags, **more
     )
     return data.to_yaml().strip()

@@ -42,7 +42,7 @@ def write_cards(folder: Path) -> None:
         write_card(folder / "export", files_card(run))
     for where in sorted(path.parent for path in folder.glob(f"export/*/{ExportRecord.FILE}")):
         card = _model_card(run, folder / "models" / where.name, run.models[where.name])
-        write_card(where, replace(card, needs="", loads=loads(where), library="onnx"))
+        write_card(where, replace(card, needs="", loads=loads(where), loads_with="onnx"))
     if run.pretrain.made:
         where = folder / "models" / "chosen"
         write_card(where, _pretrained_card(run, where))
@@ -62,7 +62,7 @@ def files_card(run: RunFiles) -> Card:
         card = _model_card(run, chosen, run.models["chosen"])
     elif run.pretrain.made:
         card = _pretrained_card(run, chosen)
-    return replace(card, needs="", loads=loads(run.folder / "export"), library="onnx")
+    return replace(card, needs="", loads=loads(run.folder / "export"), loads_with="onnx")
 
 
 def write_file_card(folder: Path, model: nn.Module, title: str, made: str) -> None:
@@ -89,7 +89,7 @@ def write_file_card(folder: Path, model: nn.Module, title: str, made: str) -> No
         ),
         loads=loads(folder),
         class_names=tuple(names_of(model)),
-        library="onnx",
+        loads_with="onnx",
         licence=str(cfg.get("license") or UNKNOWN),
         task="image-classification" if classes else "image-feature-extraction",
     )
