@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from vitnas.errors import UserError
+from vitnas.train.evaluate import Z95
 
 
 def is_dominated(points: np.ndarray) -> np.ndarray:
@@ -172,7 +173,7 @@ def rank_correlation(a: Sequence[float], b: Sequence[float]) -> dict[str, float 
     return {"kendall_tau": float(tau), "spearman": float(spearman), "n": len(a)}
 
 
-def kendall_interval(tau: float, n: int, z: float = 1.959964) -> tuple[float, float]:
+def kendall_interval(tau: float, n: int) -> tuple[float, float]:
     """A 95 % interval of Kendall's tau of `n` Archs drawn at random, if anything too wide.
 
     By the largest variance that tau can have, 2 (1 - tau^2) / n (Kendall, "Rank Correlation Methods", chapter 4),
@@ -181,6 +182,6 @@ def kendall_interval(tau: float, n: int, z: float = 1.959964) -> tuple[float, fl
     >>> [round(end, 2) for end in kendall_interval(0.6, 12)]
     [-0.01, 0.88]
     """
-    c = 2 * z**2 / n
+    c = 2 * Z95**2 / n
     half = np.sqrt(c * (1 + c - tau**2))
     return float((tau - half) / (1 + c)), float((tau + half) / (1 + c))

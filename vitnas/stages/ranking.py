@@ -23,11 +23,11 @@ from vitnas.stages.finals import begin, first_rung
 from vitnas.stages.models import Models
 from vitnas.stages.outlook import LEAST_RANKED, Otherwise
 from vitnas.stages.searching import RANKING, Inherited, Searches
+from vitnas.train.evaluate import Z95
 
 CROWD = 16  # Archs that are looked at per Arch that is taken
 LEAST_APART = 5  # pairs; with fewer that training tells apart its order is chance
 COSTLY = 0.75  # of the Archs within the budget that share is cheaper than those that are taken
-Z = 1.959964
 
 
 def of_equal_cost(searches: Searches, n: int) -> list[Genes]:
@@ -132,7 +132,7 @@ def _pairs(score_N: list[float], rungs: list[Rung]) -> tuple[int, int]:
     alike, told_apart = 0, 0
     for (one, first), (two, second) in combinations(zip(score_N, rungs, strict=True), 2):
         ahead = first.accuracy - second.accuracy
-        if abs(ahead) > Z * np.hypot(error(first.accuracy, first.n), error(second.accuracy, second.n)):
+        if abs(ahead) > Z95 * np.hypot(error(first.accuracy, first.n), error(second.accuracy, second.n)):
             told_apart += 1
             alike += ahead * (one - two) > 0
     return alike, told_apart

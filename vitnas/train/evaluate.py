@@ -134,7 +134,11 @@ def _mean_average_precision(logits_NY: Tensor, has_NY: Tensor) -> float:
     return float(average_precision_score(has_NY[:, occurs_Y].numpy(), logits_NY[:, occurs_Y].numpy()))
 
 
-def wilson(correct: int, n: int, z: float = 1.959964) -> tuple[float, float]:
+Z95 = 1.959964
+"""Standard errors to either side of a 95 % interval."""
+
+
+def wilson(correct: int, n: int) -> tuple[float, float]:
     """Return the 95 % Wilson score interval of the share `correct / n`, as fractions.
 
     Raises:
@@ -144,13 +148,13 @@ def wilson(correct: int, n: int, z: float = 1.959964) -> tuple[float, float]:
         raise ValueError(
             f"correct is {correct} of n = {n}; an interval needs 0 <= correct <= n and n >= 1. Count again."
         )
-    share, z2 = correct / n, z * z
+    share, z2 = correct / n, Z95**2
     middle = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = z / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
+    half = Z95 / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def paired(only_first: int, only_second: int, n: int, z: float = 1.959964) -> tuple[float, float]:
+def paired(only_first: int, only_second: int, n: int) -> tuple[float, float]:
     """Return the 95 % interval of the difference of two networks' accuracies on the same `n` images, as fractions.
 
     Only images count that one of the two gets right and the other does not. The interval is Bonett and Price's (Journal
@@ -166,7 +170,7 @@ def paired(only_first: int, only_second: int, n: int, z: float = 1.959964) -> tu
         )
     first, second = (only_first + 1) / (n + 2), (only_second + 1) / (n + 2)
     middle = first - second
-    half = z * math.sqrt((first + second - middle**2) / (n + 2))
+    half = Z95 * math.sqrt((first + second - middle**2) / (n + 2))
     return max(-1.0, middle - half), min(1.0, middle + half)
 
 
