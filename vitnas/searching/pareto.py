@@ -180,7 +180,7 @@ def kendall_interval(tau: float, n: int) -> tuple[float, float]:
     solved for the true tau as Wilson's interval is for a share.
 
     >>> [round(end, 2) for end in kendall_interval(0.6, 12)]
-    [-0.01, 0.88]
+    [-0.19, 0.92]
     """
     c = 2 * Z95**2 / n
     half = np.sqrt(c * (1 + c - tau**2))

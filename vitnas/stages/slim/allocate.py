@@ -259,7 +259,7 @@ def ladder(macs: int, least: int, most: int, number: int) -> list[int]:
     """`number` limits of MACs, largest first, `macs` among them: as many above as below where there is room.
 
     >>> ladder(50, 10, 100, 5)
-    [83, 67, 50, 37, 25]
+    [83, 67, 50, 38, 25]
     """
     low, high = max(1.5 * least, macs / 2), most  # the very smallest are of no use to anyone
     room_below, room_above = (macs - low) / macs > 2 * CLOSE, (high - macs) / macs > 2 * CLOSE
