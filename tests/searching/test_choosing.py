@@ -10,7 +10,15 @@ from search_help import MICRO
 
 from vitnas.budget import Budget, Cost
 from vitnas.searching import Goal, Objective, SearchRecord, Trial
-from vitnas.searching.choosing import cannot_order, choose, cost_objective, error, estimates, shortlist
+from vitnas.searching.choosing import (
+    cannot_order,
+    choose,
+    cost_objective,
+    error,
+    estimates,
+    loss_error,
+    shortlist,
+)
 
 
 def trials(*points: tuple[float, float]) -> list[Trial]:
@@ -57,13 +65,15 @@ def test_what_is_clearly_better_is_taken_whatever_it_costs() -> None:
 
 def test_estimates_are_nearer_to_the_line_than_scores() -> None:
     score = np.array([trial.values["accuracy"] for trial in RISING])
-    few, many = estimates(RISING, GOAL, 200), estimates(RISING, GOAL, 1_000_000)
+    (few, off), (many, little) = estimates(RISING, GOAL, 200), estimates(RISING, GOAL, 1_000_000)
+    assert off == pytest.approx(error(few.max(), 200))
+    assert little < 0.001
     np.testing.assert_allclose(many, score, atol=1e-4)
     log = np.log([trial.cost.macs for trial in RISING])
     line = np.polyval(np.polyfit(log, score, 1), log)
     assert (np.abs(few - line) < np.abs(score - line)).all()
     assert np.abs(few - score).max() > 0.003
-    assert estimates(RISING[:1], GOAL, 200) == pytest.approx([0.80])
+    assert estimates(RISING[:1], GOAL, 200)[0] == pytest.approx([0.80])
 
 
 def test_the_error_of_a_perfect_score_is_not_0() -> None:
@@ -121,16 +131,50 @@ def test_a_shortlist_has_no_two_of_one_structure_while_there_are_others() -> Non
     assert [trial.number for trial in alike] == [0, 1, 2, 3], "of kin alone the best are taken"
 
 
-def test_where_archs_are_searched_by_loss_it_says_which_accuracy_was_luck() -> None:
-    """Of few images the accuracies are noise, the losses are not: the most accurate has a middling loss."""
-    lucky = (0.24, 0.30, 0.26, 0.25, 0.27, 0.28)
-    found = [
-        replace(trial, values={"accuracy": accuracy, "loss": 2.1 - 0.05 * i})
-        for i, (trial, accuracy) in enumerate(zip(RISING, lucky, strict=True))
+BY_LOSS = Goal(MICRO, GOAL.budget, (Objective("loss", "minimize"), Objective("macs", "minimize")))
+
+
+def lossy(losses: tuple[float, ...], odd: tuple[float, ...] = ()) -> list[Trial]:
+    """RISING by losses, whose accuracies are noise; `odd` is what the losses on every second image are off by."""
+    accuracies = (0.26, 0.30, 0.25, 0.22, 0.26, 0.22)
+    halves = [{"loss_odd": loss + off} for loss, off in zip(losses, odd, strict=False)] or [{}] * 6
+    return [
+        replace(trial, values={"accuracy": accuracy, "loss": loss, **half})
+        for trial, accuracy, loss, half in zip(RISING, accuracies, losses, halves, strict=True)
     ]
-    by_loss = Goal(MICRO, GOAL.budget, (Objective("loss", "minimize"), Objective("macs", "minimize")))
-    assert choose(found, by_loss, 200) is found[-1]
-    assert choose(found, by_loss, 1_000_000) is found[1], "so many images can tell"
+
+
+@pytest.mark.parametrize("prefer", ["accuracy", "cost"])
+def test_a_search_by_loss_is_answered_by_loss(prefer: str) -> None:
+    """Whatever accuracies, which are noise, and however little is known of the losses' error."""
+    found = lossy((2.05, 2.04, 1.95, 1.96, 2.06, 1.97))
+    for num_images in (200, 1_000_000):
+        assert choose(found, BY_LOSS, num_images, prefer) is found[2]  # type: ignore[arg-type]
+
+
+def test_losses_that_are_luck_are_drawn_to_what_archs_of_such_cost_have() -> None:
+    """One of 1.3 M MACs has the lowest, and the largest is next to it; halves of the images do not agree on either."""
+    losses, odd = (2.10, 2.06, 2.03, 2.00, 1.965, 1.97), (0.01, -0.01, 0.02, 0.0, -0.03, 0.01)
+    clear, dim = lossy(losses, tuple(0.01 * off for off in odd)), lossy(losses, odd)
+    assert choose(clear, BY_LOSS, 200) is clear[4]
+    assert choose(clear, BY_LOSS, 200, "cost") is clear[4]
+    assert choose(dim, BY_LOSS, 200) is dim[5]
+    flat = lossy((1.97, 1.96, 1.97, 1.975, 1.965, 1.955), odd)
+    assert choose(flat, BY_LOSS, 200, "cost") is flat[0]
+    assert choose(lossy((2.2, *losses[1:]), odd), BY_LOSS, 200, "cost") is not flat[0]
+
+
+def test_the_error_of_losses_is_what_they_are_off_by_beyond_what_all_share() -> None:
+    """Of Archs whose losses on the same images have much in common: how hard each image is."""
+    rng = np.random.default_rng(0)
+    hard_N, own_AN = rng.exponential(2.0, 500), rng.normal(0, 0.4, (300, 500))
+    loss_AN = hard_N + own_AN
+    values = [{"loss": each.mean(), "loss_odd": each[1::2].mean()} for each in loss_AN]
+    assert loss_error(values) == pytest.approx(0.4 / np.sqrt(500), rel=0.1)
+    assert loss_error(values) < 0.3 * loss_AN[0].std() / np.sqrt(500), (
+        "which is what one loss alone is off by"
+    )
+    assert loss_error([{"loss": 1.0}, {"loss": 2.0}]) == 0
 
 
 def record(scores: list[float], num_images: int | None) -> SearchRecord:
@@ -176,13 +220,21 @@ def test_scores_that_are_all_alike_say_nothing_of_any_number() -> None:
 
 def test_a_shortlist_by_loss_is_not_of_lucky_accuracies() -> None:
     """Accuracies that have nothing to do with the loss, as those of a supernet that has hardly learned."""
-    accuracies = (0.26, 0.22, 0.25, 0.22, 0.26, 0.22)
-    losses = (2.05, 1.95, 2.04, 1.96, 2.06, 1.97)
-    found = [
-        replace(trial, values={"accuracy": accuracy, "loss": loss})
-        for trial, accuracy, loss in zip(RISING, accuracies, losses, strict=True)
-    ]
-    by_loss = Goal(MICRO, GOAL.budget, (Objective("loss", "minimize"), Objective("macs", "minimize")))
-    best = [trial.values["loss"] for trial in shortlist(found, by_loss, 1000, 5)]
+    found = lossy((2.05, 1.95, 2.04, 1.96, 2.06, 1.97))
+    best = [trial.values["loss"] for trial in shortlist(found, BY_LOSS, 1000, 5)]
     assert best == sorted(best)
     assert best[:3] == [1.95, 1.96, 1.97]
+
+
+def test_losses_that_halves_of_the_images_do_not_agree_on_order_nothing() -> None:
+    losses, odd = (2.01, 1.99, 2.01, 1.99, 2.01, 1.99), np.array([1, 1, -1, -1, 1, -1])
+    search = replace(record([], 400), objectives=BY_LOSS.objectives)
+
+    def seen(off: float) -> str:
+        trials = lossy(losses, tuple(off * odd))
+        return cannot_order(replace(search, trials=tuple(trial.record() for trial in trials)))
+
+    assert seen(0.001) == ""
+    assert "losses on 400 held-out images are off by 0.0088 (standard error)" in seen(0.008)
+    assert "differ by 0.0048 beyond that" in seen(0.008)
+    assert "were it 0.01, about" in seen(0.05)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from stage_help import refused, words
 
 from vitnas.cli import main
+from vitnas.cli.fields import make_run, open_run
 from vitnas.data import Readings
 from vitnas.model.named import ArchFile, Chosen
 from vitnas.records import Correlation, ExportRecord, LatencyRecord, Result, Results
@@ -71,6 +73,23 @@ def test_a_model_whose_arch_changed_is_made_anew_with_all_that_came_of_it(
     assert Results.read(run).rows[0].arch_id == search.chosen
     assert len(Readings.read(run).readings) == 2
     assert "2 times" in (run / "report.html").read_text()
+
+
+def test_a_run_of_before_there_was_a_field_means_what_it_meant(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Archs were scored by accuracy, and there were no folds; whoever repeats the command knows of neither."""
+    path = run / "run.yaml"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if line.strip() not in ("score: loss", "folds: 1")))
+    assert len(path.read_text().splitlines()) == len(lines) - 2
+    assert open_run(run).search == replace(open_run(run).search, score="accuracy", folds=1)
+    assert main(words(run)) == 0
+    assert "search.score: 'accuracy' then, 'loss' now" in refused(words(run, search__score="loss"), capsys)
+    assert "search.folds: 1 then, 2 now" in refused(words(run, search__folds="2"), capsys)
+    mine = run / "mine.yaml"
+    mine.write_text("search:\n  num_trials: 3\n")
+    assert make_run(str(mine), {}).search.score == "loss", "a person's file has what there is by default"
 
 
 def test_what_cannot_grow_is_refused_and_told_how(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -150,6 +150,8 @@ def test_an_arch_is_scored_by_the_mean_of_its_sides() -> None:
         ]
     assert not torch.equal(each[0], each[1])
     assert found.loss == pytest.approx(float(torch.cat(each).mean()), rel=1e-6)
+    second = torch.cat([loss_N[1::2] for loss_N in each])
+    assert found.loss_odd == pytest.approx(float(second.mean()), rel=1e-6)
     assert found.accuracy == float(torch.cat(right).double().mean())
     assert found.n == 8, "images, not passes"
     left = evaluate(extract(supernet, arch), batches)

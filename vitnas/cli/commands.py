@@ -30,6 +30,7 @@ from vitnas.data.plan import plan
 from vitnas.errors import MissingExtra, UserError
 from vitnas.grids import size_text
 from vitnas.probing import Pretrained, PretrainForecast, Probed
+from vitnas.recipes import RECIPES
 from vitnas.records import FinalScores, Forecast, Original, Result, Results, SlimResults
 from vitnas.reporting import front_table, pretraining, report
 from vitnas.reporting.slimming import comparison, cost_text, forecast, reach
@@ -38,7 +39,7 @@ from vitnas.reporting.verdict import sentence, took
 from vitnas.searching import Feasibility
 from vitnas.searching.storage import open_storage
 from vitnas.stages import plan_of
-from vitnas.stages.claim import begin, opened
+from vitnas.stages.claim import begin, meant, opened
 from vitnas.stages.forecast import outlook, to_halve
 from vitnas.stages.forecast import table as outlook_table
 from vitnas.stages.outlook import Outlook
@@ -133,9 +134,12 @@ def run_command(words: list[str], console: Console) -> None:
         own,
         "`vitnas run` takes one recipe or YAML file, then field=value. `vitnas list` names the recipes.",
     )
-    run = make_run(asked.recipe, texts)
-    name = asked.recipe if asked.recipe == run.recipe else Path(asked.recipe).stem
-    whole_run(run, asked.folder or Path("runs") / name, console, dry=asked.dry)
+    folder = asked.folder or Path("runs") / (
+        asked.recipe if asked.recipe in RECIPES else Path(asked.recipe).stem
+    )
+    given = {name.rpartition(".")[2] for name in texts}
+    then = {name: text for name, text in meant(folder).items() if name.rpartition(".")[2] not in given}
+    whole_run(make_run(asked.recipe, {**then, **texts}), folder, console, dry=asked.dry)
 
 
 def slim_command(words: list[str], console: Console) -> None:

@@ -15,7 +15,7 @@ from vitnas.data.glance import glance
 from vitnas.errors import UserError, check_word, nearest
 from vitnas.recipes import LIKE, RECIPES
 from vitnas.runs import to_json
-from vitnas.stages.claim import read_yaml
+from vitnas.stages.claim import read_run
 from vitnas.stages.run import KINDS, OPTIONAL, SHORT, Run, field_names, plain
 
 
@@ -168,7 +168,7 @@ def _base(
         raise UserError(f"{name!r} is no recipe; recipes are {', '.join(RECIPES)}.{nearest(name, RECIPES)}")
     if not path.exists():
         raise UserError(f"{path} does not exist; give a recipe ({', '.join(RECIPES)}) or a YAML file.")
-    values = read_yaml(path)
+    values = read_run(path)
     recipe = values.get("recipe", "tour")
     check_word(f"{path}: recipe", recipe, RECIPES)
     base = plain(fitted or RECIPES[recipe]())

@@ -2,14 +2,14 @@
 
 A score of n images has a standard error: 1.3 points at 96 % of 216. The best of two hundred such scores is the
 luckiest of the good ones, and by chance often one that leaves much of the budget unused. So a score is drawn
-towards what Archs of its cost have on average, or of its loss, which has less noise, the more so the less scores differ
-beyond their own error (James and Stein's shrinkage towards a line, with the variances read off the scores themselves).
+towards what Archs of its cost have on average, the more so the less scores differ beyond their own error (James and
+Stein's shrinkage towards a line, with the variances read off the scores themselves).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -31,19 +31,32 @@ def cost_objective(objectives: Sequence[Objective], budget: Budget) -> Objective
     return (costs or [Objective(budget.quantity, "minimize")])[0]
 
 
-def estimates(trials: Sequence[Trial], goal: Goal, num_images: int) -> np.ndarray:
-    """float (n,): accuracies as they are to be expected, given that each was measured on `num_images` images; where the
-    search is by loss, they are drawn to what Archs of such loss have in place of such cost."""
-    by_loss = goal.objectives[0].name == LOSS
-    score_N = np.array([trial.values["accuracy"] for trial in trials])
-    told_N = np.array([trial.values[LOSS] for trial in trials]) if by_loss else np.log(_costs(trials, goal))
-    centred_N, mean = told_N - told_N.mean(), score_N.mean()
+def estimates(trials: Sequence[Trial], goal: Goal, num_images: int) -> tuple[np.ndarray, float]:
+    """Scores as they are to be expected, given that each was measured on `num_images` images, and a standard error.
+
+    Returns:
+        float (n,): accuracies or, where the search is by loss, losses with a minus; and the error of the best of them.
+    """
+    by_loss, log_N = goal.objectives[0].name == LOSS, np.log(_costs(trials, goal))
+    score_N = np.array([-trial.values[LOSS] if by_loss else trial.values["accuracy"] for trial in trials])
+    centred_N, mean = log_N - log_N.mean(), score_N.mean()
     spread = float(centred_N @ centred_N)
     slope = float(centred_N @ (score_N - mean)) / spread if spread > 0 else 0.0
     line_N = mean + slope * centred_N
-    noise = error(float(mean), num_images) ** 2
-    real = max(0.0, float(np.mean((score_N - line_N) ** 2)) - noise)
-    return np.asarray(line_N + real / (real + noise) * (score_N - line_N))
+    noise = loss_error([trial.values for trial in trials]) if by_loss else error(float(mean), num_images)
+    real = max(0.0, float(np.mean((score_N - line_N) ** 2)) - noise**2)
+    expected_N = line_N + (real / (real + noise**2) if noise else 1.0) * (score_N - line_N)
+    return np.asarray(expected_N), noise if by_loss else error(float(expected_N.max()), num_images)
+
+
+def loss_error(values: Sequence[Mapping[str, float]]) -> float:
+    """The standard error of a loss beside others on the same images; 0 where it is not on record.
+
+    How hard the images are is common to all, and most of what the losses of single images vary by. What is left is
+    what the loss on half of the images is off by from that on all, here more and there less.
+    """
+    off_N = np.array([each["loss_odd"] - each[LOSS] for each in values if "loss_odd" in each])
+    return float(off_N.std(ddof=1)) if len(off_N) > 1 else 0.0
 
 
 def error(accuracy: float, num_images: int) -> float:
@@ -56,45 +69,46 @@ def cannot_order(search: SearchRecord) -> str:
     """Why the scores of a search do not say which of its Archs is best, and how many images would; "" where they do.
 
     They do where Archs differ by more than a score of so many images is off by. What Archs differ by is what their
-    scores vary by beyond that. All were scored on the same images, whose luck they partly share: so fewer may do.
+    scores vary by beyond that. All were scored on the same images, whose luck accuracies partly share: so fewer may do.
     """
-    scores = [trial.values["accuracy"] for trial in search.trials if "accuracy" in trial.values]
-    if len(scores) < 2 or not search.num_images:
+    by_loss = search.objectives[0].name == LOSS
+    values = [trial.values for trial in search.trials if (LOSS if by_loss else "accuracy") in trial.values]
+    if len(values) < 2 or not search.num_images:
         return ""
-    n, noise = search.num_images, error(float(np.mean(scores)), search.num_images)
-    real = float(np.sqrt(max(0.0, np.var(np.array(scores)) - noise**2)))
+    scores, n = np.array([each[LOSS if by_loss else "accuracy"] for each in values]), search.num_images
+    noise = loss_error(values) if by_loss else error(float(scores.mean()), n)
+    real = float(np.sqrt(max(0.0, scores.var() - noise**2)))
     if real >= noise:
         return ""
     shows = n * noise**2 < MOST_IMAGES * real**2
     enough = math.ceil(n * (noise / (real if shows else POINT)) ** 2 / 10) * 10
-    would = f"{'' if shows else 'were it 1 point, '}about {enough:,} images would tell them apart"
+    what, unit = ("losses", "") if by_loss else ("accuracies", " points")
+    off, differ = (f"{each:.4f}" if by_loss else f"{100 * each:.1f}" for each in (noise, real))
+    were = "" if shows else f"were it {POINT:g}, " if by_loss else "were it 1 point, "
     return (
-        f"accuracies on {n} held-out images are off by {100 * noise:.1f} points (standard error) and those of the "
-        f"scored Archs differ by {100 * real:.1f} beyond that, so which is best they do not say; {would}. Hold out "
-        "more (data.holdout), score on several parts of train (search.folds=3), or choose by training (finals.archs=8)"
+        f"{what} on {n} held-out images are off by {off}{unit} (standard error) and those of the scored Archs differ "
+        f"by {differ} beyond that, so which is best they do not say; {were}about {enough:,} images would tell them "
+        "apart. Hold out more (data.holdout), score on several parts of train (search.folds=3), or choose by training "
+        "(finals.archs=8)"
     )
 
 
 def choose(trials: Sequence[Trial], goal: Goal, num_images: int, prefer: Prefer = "accuracy") -> Trial:
-    """The answer of a search: of `accuracy` the Arch that is expected to be the best, of `cost` the cheapest whose
-    expected accuracy lies within a standard error of that."""
-    expected_N, cost_N = estimates(trials, goal, num_images), _costs(trials, goal)
+    """The answer of a search: of `accuracy` the Arch whose score is expected to be the best, of `cost` the cheapest
+    whose expected score lies within a standard error of that."""
+    (expected_N, near), cost_N = estimates(trials, goal, num_images), _costs(trials, goal)
     if prefer == "accuracy":
         return trials[_ranked(expected_N, cost_N)[0]]
-    best = float(expected_N.max())
-    near = np.flatnonzero(expected_N >= best - error(best, num_images))
-    return trials[min(near.tolist(), key=lambda place: (cost_N[place], -expected_N[place], place))]
+    among = np.flatnonzero(expected_N >= expected_N.max() - near)
+    return trials[min(among.tolist(), key=lambda place: (cost_N[place], -expected_N[place], place))]
 
 
 def shortlist(trials: Sequence[Trial], goal: Goal, num_images: int, n: int) -> list[Trial]:
     """`n` scored Trials to be trained, or all where there are not so many: one half the best to be expected, the other
     spread over the front from its cheapest to its costliest, filled up with the next best. No two have one structure
     (widths, depths, stem) while there are others: a search ends among the kin of what scored best, and what training
-    is to tell apart must differ by more than that. Where the search is by loss, so is this: accuracies that are noise
-    would outweigh it, and what luck was is found by training."""
-    expected_N, cost_N = estimates(trials, goal, num_images), _costs(trials, goal)
-    if goal.objectives[0].name == LOSS:
-        expected_N = -np.array([trial.values[LOSS] for trial in trials])
+    is to tell apart must differ by more than that."""
+    expected_N, cost_N = estimates(trials, goal, num_images)[0], _costs(trials, goal)
     ranked = _ranked(expected_N, cost_N)
     cost = cost_objective(goal.objectives, goal.budget)
     points = oriented(np.stack([expected_N, cost_N], axis=1).tolist(), (Objective("accuracy"), cost))

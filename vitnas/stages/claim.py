@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,10 @@ import yaml
 
 from vitnas.errors import UserError, unread
 from vitnas.records import Allocation
-from vitnas.runs import check_there
+from vitnas.runs import check_there, to_json
 from vitnas.stages.context import Context
 from vitnas.stages.lock import one_writer
-from vitnas.stages.run import GROWS, Run, changes, in_words, plain, save_run
+from vitnas.stages.run import GROWS, KINDS, OPTIONAL, RESOLVED, Run, changes, in_words, plain, save_run
 from vitnas.stages.slim.prepare import forget_budget
 from vitnas.stages.table import go_on, plan_of
 from vitnas.train import Progress
@@ -90,7 +90,7 @@ def claim_folder(run: Run, folder: Path) -> None:
         UserError: the folder holds another run (each differing field is named), or cannot be written.
     """
     path, alone = folder / "run.yaml", bool(run.slim or run.pretrain)
-    changed = changes(read_yaml(path), plain(run)) if path.exists() else {}
+    changed = changes(_filled(read_run(path), _usual(run)), plain(run)) if path.exists() else {}
     other = {name: pair for name, pair in changed.items() if not _may_change(run, folder, name, *pair)}
     if other:
         grow = ", ".join(GROWS)
@@ -105,6 +105,44 @@ def claim_folder(run: Run, folder: Path) -> None:
             go_on(run, folder, GROWS[name])
     if changed or not path.exists():
         save_run(run, path)
+
+
+# What a run meant that was begun before there was a field, where that is not the field's default.
+BEFORE = {"search": {"score": "accuracy"}}
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """A YAML file of fields; one that a run wrote, which has every field that there was, says what later ones meant.
+
+    Raises:
+        UserError: as `read_yaml`.
+    """
+    values = read_yaml(path)
+    return _filled(values, BEFORE) if path.read_text(encoding="utf-8").startswith(RESOLVED) else values
+
+
+def meant(folder: Path) -> dict[str, str]:
+    """What a run in `folder` meant where there is a field now, by the field's name."""
+    path = folder / "run.yaml"
+    old, now = (read(path) if path.exists() else {} for read in (read_yaml, read_run))
+    return {name: then for name, (_, then) in changes(old, now).items()}
+
+
+def _usual(run: Run) -> dict[str, Any]:
+    """Every field as it is by default, of such kinds."""
+    usual = to_json(Run())
+    for name in (*KINDS, *OPTIONAL):
+        part, kind = getattr(run, name), {"kind": plain(run)[name]["kind"]} if name in KINDS else {}
+        usual[name] = part and {**kind, **to_json(type(part)())}
+    return dict(usual)
+
+
+def _filled(old: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
+    """`old` with what it lacks of `usual`."""
+    both = {
+        name for name in old.keys() & usual if isinstance(old[name], dict) and isinstance(usual[name], dict)
+    }
+    return {**usual, **old, **{name: _filled(old[name], usual[name]) for name in both}}
 
 
 def _may_change(run: Run, folder: Path, name: str, old: Any, new: Any) -> bool:

@@ -434,6 +434,8 @@ KINDS: Mapping[str, Mapping[str, type[Any]]] = {
 # The parts that only runs of one recipe have, and what they are there.
 OPTIONAL: Mapping[str, type[Any]] = {"slim": SlimConfig, "pretrain": PretrainConfig}
 
+RESOLVED = "# The resolved run: every field, defaults included.\n"
+
 # A word that stands for a field: `teacher=NAME` sets `teacher.network`.
 SHORT = {"teacher": "teacher.network"}
 
@@ -462,10 +464,7 @@ def field_names() -> dict[str, set[str]]:
 
 def save_run(run: Run, path: Path) -> None:
     """Write run.yaml."""
-    write_atomic(
-        path,
-        "# The resolved run: every field, defaults included.\n" + yaml.safe_dump(plain(run), sort_keys=False),
-    )
+    write_atomic(path, RESOLVED + yaml.safe_dump(plain(run), sort_keys=False))
 
 
 def plain(run: Run) -> dict[str, Any]:

@@ -46,6 +46,8 @@ from vitnas.stages.work import RunImages, Work, load_weights, quick_meter
 from vitnas.supernet import Supernet
 from vitnas.train import Score, evaluate
 
+SCORES = ("accuracy", "loss", "loss_odd")  # of an Arch, for the record
+
 
 class SupernetEvaluator:
     """Scores an Arch on held-out train images with inherited weights. The test split is refused.
@@ -67,7 +69,7 @@ class SupernetEvaluator:
 
     def __call__(self, arch: Arch) -> Mapping[str, float]:
         score = self.score(arch)
-        return {"accuracy": score.accuracy, "loss": score.loss}
+        return {name: getattr(score, name) for name in SCORES}
 
 
 class FoldsEvaluator:
@@ -79,9 +81,7 @@ class FoldsEvaluator:
     def __call__(self, arch: Arch) -> Mapping[str, float]:
         scores = [fold.score(arch) for fold in self.folds]
         counts = [score.n for score in scores]
-        return {
-            name: fmean((getattr(score, name) for score in scores), counts) for name in ("accuracy", "loss")
-        }
+        return {name: fmean((getattr(score, name) for score in scores), counts) for name in SCORES}
 
 
 WEIGHTS = "supernet.safetensors"

@@ -13,6 +13,7 @@ from vitnas.errors import UserError
 from vitnas.exporting import load_timm
 from vitnas.records import Answer, ExportRecord, Family
 from vitnas.searching import SEARCHERS, SearchRecord
+from vitnas.searching.choosing import LOSS
 from vitnas.searching.goal import Goal
 from vitnas.searching.latency import measure_ms
 from vitnas.stages.results import export_files
@@ -120,7 +121,8 @@ def _by_sampler(searches: Searches, sampler: RunSampler, inherited: Inherited, b
             f"none of the {NUM_DRAWS} Archs that the sampler drew meets {budget.text!r}, and none near them was found. "
             "Widen the budget, or ask the finished search."
         )
-    values, arch, cost = max(scored, key=lambda found: (found[0]["accuracy"], -found[0]["loss"]))
+    by_loss = searches.config.score == LOSS
+    values, arch, cost = max(scored, key=lambda found: -found[0][LOSS] if by_loss else found[0]["accuracy"])
     return arch, values["accuracy"], cost, len(scored)
 
 

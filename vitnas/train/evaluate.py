@@ -18,13 +18,15 @@ from vitnas.model.modes import evaluating
 @dataclass(frozen=True, kw_only=True)
 class Score:
     """Top-1 and top-5 accuracy in [0, 1], mean cross-entropy, and the number of images they are of; `balanced` is the
-    mean over classes of the accuracy on each one's images, which guessing the largest class does not raise."""
+    mean over classes of the accuracy on each one's images, which guessing the largest class does not raise, `loss_odd`
+    the loss on every second image, by which losses on the same images can be told from luck."""
 
     accuracy: float
     top5: float
     loss: float
     n: int
     balanced: float | None = None
+    loss_odd: float | None = None
 
 
 def evaluate(
@@ -77,7 +79,7 @@ def evaluate_each(
     scores = [tally.score() for tally in tallies]
     means = {
         name: sum(float(getattr(score, name)) for score in scores) / sides
-        for name in ("accuracy", "top5", "loss", "balanced")
+        for name in ("accuracy", "top5", "loss", "balanced", "loss_odd")
     }
     return Score(**means, n=scores[0].n), tallies[0].right_N
 
@@ -86,23 +88,26 @@ class _Tally:
     """What is counted while batches come, on the CPU: not every device has float64."""
 
     def __init__(self) -> None:
-        self.totals = torch.zeros(4, dtype=torch.float64)
+        self.totals = torch.zeros(5, dtype=torch.float64)
         self.by_class_2Y: Tensor | None = None  # images, and those that were right
         self.several: list[tuple[Tensor, Tensor]] = []
         self.right: list[Tensor] = []
 
     def add(self, logits_BY: Tensor, targets: Tensor) -> None:
+        odd = slice(1 - int(self.totals[3]) % 2, None, 2)
         if not has_one_class(targets):
             loss = functional.binary_cross_entropy_with_logits(logits_BY, targets.float(), reduction="none")
+            loss = loss.mean(1)
             best = targets.gather(1, logits_BY.topk(min(5, logits_BY.shape[1]), dim=1).indices).any(1)
             right = best.sum()
-            sums = torch.stack([right, right, loss.mean(1).sum(), loss.new_tensor(len(targets))])
+            sums = torch.stack([right, right, loss.sum(), loss.new_tensor(len(targets)), loss[odd].sum()])
             self.several.append((logits_BY.cpu(), targets.cpu()))
             self.right.append(targets.gather(1, logits_BY.argmax(1, keepdim=True))[:, 0].cpu())
         else:
             best = logits_BY.topk(min(5, logits_BY.shape[1]), dim=1).indices == targets[:, None]
             loss = functional.cross_entropy(logits_BY, targets, reduction="sum")
-            sums = torch.stack([best[:, 0].sum(), best.sum(), loss, loss.new_tensor(len(targets))])
+            loss_odd = functional.cross_entropy(logits_BY[odd], targets[odd], reduction="sum")
+            sums = torch.stack([best[:, 0].sum(), best.sum(), loss, loss.new_tensor(len(targets)), loss_odd])
             classes = logits_BY.shape[1]
             found = [torch.bincount(t, minlength=classes) for t in (targets, targets[best[:, 0]])]
             by_class_2Y = torch.stack(found).cpu()
@@ -116,14 +121,21 @@ class _Tally:
         return torch.cat(self.right)
 
     def score(self) -> Score:
-        top1, top5, loss, n = self.totals.tolist()
+        top1, top5, loss, n, loss_odd = self.totals.tolist()
         if self.several:
             accuracy = balanced = _mean_average_precision(*map(torch.cat, zip(*self.several, strict=True)))
         else:
             assert self.by_class_2Y is not None, "no batch came"
             recalls = [right / seen for seen, right in self.by_class_2Y.T.tolist() if seen]
             accuracy, balanced = top1 / n, sum(recalls) / len(recalls)
-        return Score(accuracy=accuracy, top5=top5 / n, loss=loss / n, n=int(n), balanced=balanced)
+        return Score(
+            accuracy=accuracy,
+            top5=top5 / n,
+            loss=loss / n,
+            n=int(n),
+            balanced=balanced,
+            loss_odd=loss_odd / max(1, n // 2),
+        )
 
 
 def _mean_average_precision(logits_NY: Tensor, has_NY: Tensor) -> float:
