@@ -407,7 +407,15 @@ def _join(a: Limit, b: Limit) -> Limit:
 
 def _clauses(text: str) -> Iterator[str]:
     """Split the text into limits. A comma splits only before another limit: targets hold commas too."""
-    for part in re.split(r"[&;\n]|\band\b", text):
+    parts = [
+        part for line in re.split(r"[;\n]", text) if line.strip() for part in re.split(r"&|\band\b", line)
+    ]
+    if not all(part.strip() for part in parts):
+        raise UserError(
+            f"budget is {text!r}, and beside an 'and' there is no limit; 'and' joins two. Write the other, or leave "
+            "'and' out."
+        )
+    for part in parts:
         pieces: list[str] = []
         for piece in part.split(","):
             if pieces and not re.search(r"[<>≤≥]|\bin\b", piece):

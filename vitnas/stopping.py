@@ -35,11 +35,12 @@ class Stopper:
     Args:
         asked: the signal that came, or None.
         works: whether a command works, so that there is something to put away.
+        keeps: whether it works in a folder that the same command goes on in.
     """
 
     def __init__(self) -> None:
         self.asked: int | None = None
-        self.works = False
+        self.works = self.keeps = False
         self._waiting = 0
         self._told = False
 
@@ -59,7 +60,9 @@ class Stopper:
             show = "\x1b[?25h" if os.isatty(2) else ""  # bars of progress hide the cursor
             rank = os.environ.get("RANK", "0")
             which = "" if rank == "0" else f" (process {rank})"
-            text = f"{show}vitnas{which}: stopped{by}; the same command continues from the last checkpoint.\n"
+            anew = "nothing of it is kept, and the same command begins anew"
+            then = "the same command continues from the last checkpoint" if self.keeps else anew
+            text = f"{show}vitnas{which}: stopped{by}; {then if self.works else 'it had not begun'}.\n"
             with suppress(OSError):
                 os.write(2, text.encode())
         self.works = False

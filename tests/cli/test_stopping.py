@@ -10,11 +10,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from stage_help import Warm, has_step, has_trials, words
 
 from vitnas import stopping
+from vitnas.cli import commands, main
 from vitnas.stopping import Stopped, Stopper, deferred, working
 from vitnas.train.checkpoint import load_checkpoint
 
@@ -36,7 +38,7 @@ def test_while_importing(number: signal.Signals) -> None:
     process.send_signal(number)
     out, said = process.communicate(timeout=60)
     assert (process.returncode, out) == (128 + number, "")
-    assert said == f"vitnas: {SIGNALS[number]} the same command continues from the last checkpoint.\n"
+    assert said == f"vitnas: {SIGNALS[number]} it had not begun.\n"
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -111,6 +113,28 @@ def test_what_is_deferred_raises_at_the_end_and_a_second_signal_at_once(stopper:
     with pytest.raises(Stopped):
         work(signal.SIGINT)
     assert seen == [signal.SIGTERM]
+
+
+@pytest.mark.parametrize(
+    ("words", "kept"),
+    [
+        (["list"], "nothing of it is kept, and the same command begins anew"),
+        (["run", "tour", "dry=true"], "nothing of it is kept, and the same command begins anew"),
+        (["run", "tour"], "the same command continues from the last checkpoint"),
+    ],
+    ids=" ".join,
+)
+def test_what_is_kept_is_told(
+    words: list[str], kept: str, tmp_path: Path, monkeypatch: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def stops(*_: object, **__: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(commands.COMMANDS, "list", stops)
+    monkeypatch.setattr(commands, "tell_ahead", stops)
+    assert main(words) == 128 + signal.SIGINT
+    assert capfd.readouterr().err == f"vitnas: stopped; {kept}.\n"
 
 
 def test_handlers_are_given_back() -> None:

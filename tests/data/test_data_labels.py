@@ -324,6 +324,10 @@ def test_what_was_read_is_told_in_lines(tmp_path: Path) -> None:
         "classes  2; the smallest, 'cats', has 7 train images, the largest, 'dogs', 10",
         "skipped  1 that cannot be read, such as cats/00.png",
     )
+    even = Data.from_arrays(
+        train=(np.zeros((40, 8, 8), np.uint8), [0, 1] * 20), config=DataConfig(dataset="", holdout=0.5)
+    )
+    assert plan(even)[2] == "classes  2, of 8 train images each"
     lines = plan(Data.from_arrays(train=(np.zeros((40, 8, 8), np.uint8), None)))
     assert lines == (
         "images   arrays: 40, in grey, which become 8 x 8 pixels",

@@ -333,6 +333,19 @@ def test_where_each_block_has_one_head_no_heads_are_chosen() -> None:
         space_around(arch, AroundConfig(heads=(0.5, 1.0)), ("heads", "hidden"), "net")
 
 
+@pytest.mark.parametrize("selector", ["attention", "merge"])
+def test_a_block_of_the_last_stage_stays_where_tokens_leave(selector: str) -> None:
+    blocks = (Block(num_heads=2, head_dim=8, mlp_hidden=32),) * 2
+    stages = (Stage(embed_dim=16, blocks=blocks), Stage(embed_dim=16, blocks=(*blocks, *blocks)))
+    arch = Arch(image_size=32, patch_size=2, stages=stages)
+    space = space_around(arch, AroundConfig(selector=selector), ("blocks", "tokens"), "net")
+    assert {gene.name for gene in space.genes if gene.field == "exists"} == {
+        "exists.0.1",
+        *(f"exists.1.{n}" for n in (1, 2, 3)),
+    }
+    assert space.keep_places == (1, 2, 3)
+
+
 @pytest.mark.parametrize("budget", ["macs<=85%", "macs<=92%"])
 def test_a_front_has_five_different_networks(budget: str, original: Path, slimmed: Path) -> None:
     """In a Space of seven sizes too, where the best within one limit is often that within the next."""

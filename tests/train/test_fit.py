@@ -332,6 +332,7 @@ def test_monitoring_refuses_the_test_split(data: Data, space: AutoFormerSpace, t
         ([[0.1, 0.1]], "has not learned"),
         ([[0.3, 0.3], [0.4, 0.4], [0.5, 0.5], [0.6, 0.6]], "has not converged"),
         ([[0.9, 0.5]], "unbalanced"),
+        ([[0.9, 0.7]], None),  # of ten images
         ([[0.9, 0.9], [0.9, 0.9], [0.9, 0.9], [0.9, 0.91]], None),
     ],
 )

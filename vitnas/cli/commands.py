@@ -45,6 +45,7 @@ from vitnas.stages.forecast import table as outlook_table
 from vitnas.stages.outlook import Outlook
 from vitnas.stages.results import files
 from vitnas.stages.run import OPTIONAL, Run, field_groups, field_names
+from vitnas.stopping import current
 from vitnas.train import ConsoleProgress, EsViTConfig
 from vitnas.train.evaluate import cannot_tell
 
@@ -120,8 +121,17 @@ class FinetuneOptions:
 
 
 @contextmanager
-def at_work(run: Run, folder: Path, console: Console, *, joins: bool = False) -> Iterator[Any]:
-    """The parts of a run for a command, which tells on the console how it goes; `joins` as in `opened`."""
+def at_work(
+    run: Run, folder: Path, console: Console, *, joins: bool = False, keeps: bool = True
+) -> Iterator[Any]:
+    """The parts of a run for a command, which tells on the console how it goes.
+
+    Args:
+        joins: as in `opened`.
+        keeps: whether the folder stays.
+    """
+    if stopper := current():
+        stopper.keeps = keeps
     with ConsoleProgress(console) as progress, opened(run, folder, progress, joins=joins) as context:
         yield context
 
@@ -186,7 +196,7 @@ def whole_run(run: Run, folder: Path, console: Console, *, dry: bool = False) ->
         raise UserError(f"folder is {str(folder)!r}, and {there} is a file. Give another folder=PATH.")
     if dry:
         with tempfile.TemporaryDirectory(prefix="vitnas-dry-") as where:
-            with at_work(run, Path(where) / folder.name, console) as context:
+            with at_work(run, Path(where) / folder.name, console, keeps=False) as context:
                 tell_ahead(context, folder, console, whole=True)
         return
     with at_work(run, folder, console) as context:
@@ -213,8 +223,10 @@ def tell_ahead(context: Any, folder: Path, console: Console, *, whole: bool = Fa
     elif run.slim:
         tell_slim(context.folder, table, console)
     else:
-        if little := cannot_tell(len(context.images.data.holdout)):
-            console.out(f"  holdout  {little}")
+        folds = run.search.folds
+        if little := cannot_tell(folds * len(context.images.data.holdout)):
+            parts = f"{folds} parts of train in turn; " if folds > 1 else ""
+            console.out(f"  holdout  {parts}{little}")
         console.print(to_rich(feasibility(table), "Feasibility"))
         if Outlook.exists(context.folder):
             found = Outlook.read(context.folder)

@@ -35,6 +35,8 @@ def _classes(data: Data) -> str:
     least, most = int(counts_Y.argmin()), int(counts_Y.argmax())
     names = data.class_names
     several = ", several to an image" if targets.dim() == 2 else ""
+    if counts_Y[least] == counts_Y[most]:
+        return f"classes  {data.num_classes}{several}, of {int(counts_Y[most])} train images each"
     return (
         f"classes  {data.num_classes}{several}; the smallest, {names[least]!r}, has {int(counts_Y[least])} train "
         f"images, the largest, {names[most]!r}, {int(counts_Y[most])}"

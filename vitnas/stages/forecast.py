@@ -94,20 +94,21 @@ def look_ahead(context: Context) -> Outlook:
     costs = partial(_costs, context, step_s=step_s, model_step_s=model_step_s, image_s=image_s)
     share = 1.0
     if run.time is not None:
-        whole, half = (sum(costs(shortened(run, part)).values()) for part in (1.0, 0.5))
+        whole, half = (sum(costs(shortened(run, part))[1].values()) for part in (1.0, 0.5))
         varies = 2 * (whole - half)
         share = min(1.0, max(0.0, (run.seconds - (whole - varies)) / max(varies, 1e-9)))
         least = min(1.0, LEAST_EPOCHS / min(run.supernet.epochs, run.retrain.train.epochs))
         if share < least:
             raise UserError(
                 f"time is {run.time}; the least that is worth it, {LEAST_EPOCHS:g} epochs, takes about "
-                f"{duration(sum(costs(shortened(run, least)).values()))} here. Give more time, fewer images "
+                f"{duration(sum(costs(shortened(run, least))[1].values()))} here. Give more time, fewer images "
                 "(data.max_images), or leave baselines out (retrain.baselines=[] retrain.rank_archs=0)."
             )
+    distrusts, stages = costs(shortened(run, share))
     models = len(roles_of(run.retrain, context.teacher))
     bytes_of_model = 4 * sum(p.numel() for p in model.parameters())
     return Outlook(
-        stages=costs(shortened(run, share)),
+        stages=stages,
         share=share,
         step_s=step_s,
         model_step_s=model_step_s,
@@ -116,6 +117,7 @@ def look_ahead(context: Context) -> Outlook:
         # A checkpoint has the weights, two moments of each, and an average.
         disk_bytes=4 * params * 5 + bytes_of_model * (FRONT + models + len(run.export.formats)),
         time_s=run.seconds if run.time is not None else None,
+        distrusts=distrusts,
     )
 
 
@@ -145,14 +147,15 @@ def _step(context: Context, network: nn.Module, sampler: Sampler, config: TrainC
 
 def _costs(
     context: Context, run: Run, *, step_s: float, model_step_s: float, image_s: float
-) -> dict[str, float]:
-    """Seconds by stage; the longer way where it is open whether the supernet ranks."""
+) -> tuple[bool, dict[str, float]]:
+    """Whether the longer way is that of a run whose supernet does not rank, where that is open, and its seconds by
+    stage."""
     planned = _planned(context, run, step_s=step_s, model_step_s=model_step_s, image_s=image_s)
     if not run.ranks or run.retrain.rank_archs < LEAST_RANKED or run.search.least_tau == -1:
-        return planned
+        return False, planned
     other = _planned(context, distrusting(run), step_s=step_s, model_step_s=model_step_s, image_s=image_s)
     other |= {"train": planned["train"]}
-    return max(planned, other, key=lambda costs: sum(costs.values()))
+    return max((False, planned), (True, other), key=lambda way: sum(way[1].values()))
 
 
 def _planned(
@@ -197,12 +200,14 @@ def _peak(device: torch.device) -> int:
 
 def table(run: Run, found: Outlook) -> Table:
     """Stages with their time, then all of it."""
+    done, where = (distrusting(run), ", if it does not") if found.distrusts and run.ranks else (run, "")
     how = {
         "train": f"{run.supernet.epochs:.3g} epochs, {1000 * found.step_s:.3g} ms a step"
         + (f"; {run.retrain.rank_archs} Archs to see whether it ranks" if run.ranks else ""),
-        "search": f"{run.search.num_trials} Archs, "
-        + ("trained briefly" if run.search.trains else f"{1000 * found.image_s:.2g} ms an image"),
-        "finals": f"{run.entrants} Archs",
+        "search": f"{done.search.num_trials} Archs"
+        + (", trained briefly" if done.search.trains else f", {1000 * found.image_s:.2g} ms an image")
+        + where,
+        "finals": ("the better ones train on" if done.search.trains else f"{done.entrants} Archs") + where,
         "retrain": f"{run.retrain.train.epochs:.3g} epochs each, {1000 * found.model_step_s:.3g} ms a step",
     }
     rows = [

@@ -32,6 +32,7 @@ class Outlook(RunFile):
         step_s, model_step_s, image_s: of training the Supernet and a Model, and of one image through the Supernet.
         memory_bytes: that the steps took at most; disk_bytes: that the run folder will take.
         time_s: that was given; None where it takes what it takes.
+        distrusts: whether `stages` are those of a run whose supernet turns out not to rank, which take longer.
     """
 
     FILE = "outlook.json"
@@ -45,6 +46,7 @@ class Outlook(RunFile):
     memory_bytes: int
     disk_bytes: int
     time_s: float | None = None
+    distrusts: bool = False
 
     @property
     def seconds(self) -> float:

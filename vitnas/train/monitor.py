@@ -5,6 +5,7 @@ A Supernet that has not converged ranks Archs badly; `convergence_warning` says 
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from vitnas.arch import Arch
 from vitnas.counting import count
 from vitnas.data import EvalBatches, require_not_test
 from vitnas.space import Space
-from vitnas.train.evaluate import evaluate
+from vitnas.train.evaluate import Z95, evaluate
 from vitnas.train.metrics import MonitoredArch
 
 STILL_RISING = 0.01  # mean accuracy gained over the last third of the record that counts as not converged
@@ -72,7 +73,6 @@ def convergence_warning(history: Sequence[Sequence[MonitoredArch]], num_classes:
     if not history:
         return None
     means = [sum(arch.accuracy for arch in archs) / len(archs) for archs in history]
-    last = {arch.role: arch.accuracy for arch in history[-1]}
     if means[-1] < 1.5 / num_classes:
         return (
             f"The supernet has not learned: its Archs reach {means[-1]:.1%} on average, guessing gives "
@@ -85,9 +85,16 @@ def convergence_warning(history: Sequence[Sequence[MonitoredArch]], num_classes:
                 f"The supernet has not converged: mean accuracy still rose by {gained:.1%} over the last third of the "
                 "evaluations. Its ranking of Archs may change with more epochs."
             )
-    if {"largest", "smallest"} <= {*last} and last["largest"] < last["smallest"] - 0.01:
+    last = {arch.role: arch for arch in history[-1]}
+    if {"largest", "smallest"} <= {*last} and _is_worse(last["largest"], last["smallest"]):
         return (
-            f"The supernet is unbalanced: the largest Arch reaches {last['largest']:.1%}, the smallest "
-            f"{last['smallest']:.1%}. Train longer, or use the sandwich sampler."
+            f"The supernet is unbalanced: the largest Arch reaches {last['largest'].accuracy:.1%}, the smallest "
+            f"{last['smallest'].accuracy:.1%}. Train longer, or use the sandwich sampler."
         )
     return None
+
+
+def _is_worse(large: MonitoredArch, small: MonitoredArch) -> bool:
+    """Whether `large` is behind by a point, and by more than so few images make by chance."""
+    noise = Z95 * math.sqrt(sum(each.accuracy * (1 - each.accuracy) / each.n for each in (large, small)))
+    return large.accuracy < small.accuracy - max(0.01, noise)

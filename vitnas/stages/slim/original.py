@@ -127,7 +127,9 @@ def space_around(arch: Arch, config: AroundConfig, axes: tuple[str, ...], name: 
     elif config.blocks is not None:
         options["blocks"] = config.blocks
     else:
-        options["blocks"] = tuple(range(1, arch.depth)) if arch.depth > 1 else ()
+        # Tokens leave behind a block of the last stage, which needs one that stays.
+        stays = {0, arch.depth - len(arch.stages[-1].blocks)} if "tokens" in axes else {0}
+        options["blocks"] = tuple(n for n in range(arch.depth) if n not in stays)
     if "tokens" in axes:
         options |= {
             "keep": config.keep or KEEP,
