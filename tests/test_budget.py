@@ -229,9 +229,9 @@ def test_mask_agrees_with_misses() -> None:
         ("1M<=macs<=50%", r"has a share and a number; give both bounds in one way"),
         ("macs>=1M and macs<=50%", r"macs has a share and a number \(macs>=1M and macs<=50%\); give both"),
         ("latency<=50", r"latency takes us, ms, s, or a share as 50% or 0\.5x"),
-        ("macs<=1M and", "beside an 'and' there is no limit"),
-        ("and macs<=1M", "beside an 'and' there is no limit"),
-        ("macs<=1M & & params<=1M", "beside an 'and' there is no limit"),
+        ("macs<=1M and", "budget part '' cannot be read; .* join several with ' and '"),
+        ("and macs<=1M", "budget part '' cannot be read; .* join several with ' and '"),
+        ("macs<=1M & & params<=1M", "budget part '' cannot be read; .* join several with ' and '"),
     ],
 )
 def test_refused(text: str, message: str) -> None:

@@ -407,22 +407,15 @@ def _join(a: Limit, b: Limit) -> Limit:
 
 def _clauses(text: str) -> Iterator[str]:
     """Split the text into limits. A comma splits only before another limit: targets hold commas too."""
-    parts = [
-        part for line in re.split(r"[;\n]", text) if line.strip() for part in re.split(r"&|\band\b", line)
-    ]
-    if not all(part.strip() for part in parts):
-        raise UserError(
-            f"budget is {text!r}, and beside an 'and' there is no limit; 'and' joins two. Write the other, or leave "
-            "'and' out."
-        )
-    for part in parts:
+    text = re.sub(r"(\s*(\band)?\s*[;\n])+\s*(and\b)?", ";", text).strip("; ")
+    for part in re.split(r"[&;]|\band\b", text) if text else ():
         pieces: list[str] = []
         for piece in part.split(","):
             if pieces and not re.search(r"[<>≤≥]|\bin\b", piece):
                 pieces[-1] += "," + piece
             else:
                 pieces.append(piece)
-        yield from (piece.strip() for piece in pieces if piece.strip())
+        yield from (piece.strip() for piece in pieces if piece.strip() or len(pieces) == 1)
 
 
 _NUMBER = r"(?P<{0}>[+-]?[\d_.]+(?:[eE][+-]?\d+)?)\s*(?P<{0}_unit>[A-Za-zµ]*|%)"
