@@ -174,7 +174,7 @@ SMALL = Size(
     finals=4,
     archs=8,
     trials=80,
-    ranked=12,
+    ranked=16,
     rank_epochs=8,
 )
 LARGE = replace(  # for a GPU
@@ -367,11 +367,11 @@ class Evidence:
                     params=cost.params, describe=arch.describe(), arch=arch.to_json(),
                     genes=[int(gene) for gene in context.space.encode(arch)],
                 )  # fmt: skip
-        known = {(row["seed"], row["epochs"]) for row in self.rows("rank")}
+        known = {(row["seed"], row["epochs"], row["n"]) for row in self.rows("rank")}
         trained = [row["accuracy"] for row in sorted(self.rows("trained"), key=lambda row: row["number"])]
         for seed in seeds:
             folder = self.options.out / f"unified-{seed}"
-            if (seed, size.rank_epochs) in known or not TrainedSupernet.exists(folder):
+            if (seed, size.rank_epochs, len(archs)) in known or not TrainedSupernet.exists(folder):
                 continue
             with self.opened("unified", seed) as context:
                 scored = [context.inherited.evaluator(arch) for arch in archs]

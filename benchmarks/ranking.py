@@ -1,135 +1,156 @@
 """What makes a Supernet's scores order trained networks, at equal cost of training the Supernet.
 
-    python benchmarks/ranking.py --dataset hfds/FOLDER --out FILE.jsonl [--seeds 0 1] [--archs 12] [--epochs 12]
+    python benchmarks/ranking.py --dataset hfds/FOLDER --out FOLDER [--seeds 0 1 2] [--only plain near ...]
 
-`--archs` random Archs of a small unified Space, within a tenth of 3 M multiply-accumulates, are trained by themselves
-on 5,000 images. Each way trains a Supernet until it has multiplied as much as `--budget` epochs of the Space's mean
-Arch do, then scores them by accuracy and by loss, on the held-out images that the trained ones are judged by. Kendall's
-tau-b. Rows are written as they come, and what the file holds is not done again; `--only` the ways that are named.
+Goes on where `evidence_search.py --arms unified rank` ended in the same folder: the Archs that it drew within 10 % of
+the budget and trained by themselves, its Space, images and costs. Each way trains a Supernet until it has multiplied as
+much as that script's supernet, then scores the Archs on the held-out images that the trained ones were judged by.
+Kendall's tau-b of inherited accuracy and loss with trained accuracy. Rows go to ranking.jsonl; what is there is not
+done again.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from evidence_search import SIZES, Evidence, mean_text, parsed
 
 from vitnas.arch import Arch
 from vitnas.counting import count
-from vitnas.data import Augment, Data, DataConfig, EvalBatches, TrainBatches, open_data
-from vitnas.model import build
-from vitnas.sample import Draw, Fixed, Sampler, Sandwich, Several, Uniform
+from vitnas.data import TrainBatches
+from vitnas.runs import append_jsonl, read_jsonl
+from vitnas.sample import Draw, Fixed, Moment, Sampler, Sandwich, Several, Uniform
 from vitnas.searching import rank_correlation
-from vitnas.space import Space, unified
-from vitnas.supernet import Supernet
+from vitnas.space import Space
+from vitnas.stages.context import Context
 from vitnas.train import Classification, TrainConfig, evaluate, fit
-
-MACS, NEAR, BATCH, LR = 3e6, 0.1, 64, 2e-3
-AUGMENT = Augment(hflip=0.5, shift=0.125)
-
-
-def space() -> Space:
-    """Stems, patches, stages and mixers as genes, small enough for one core."""
-    return unified(
-        "micro", image_size=32, patch_sizes=(4, 8), stems=("linear", "conv"), positions=("learned",),
-        reductions=("patch",), depths=(3, 2), embed_dims=((32, 48, 64), (64, 96, 128)),
-        mixers=("softmax", "token_mlp", "fourier", "linformer"),
-    )  # fmt: skip
-
-
-def near(over: Space, rng: random.Random, low: float = 1 - NEAR, high: float = 1 + NEAR) -> Arch:
-    """A random Arch of about the MACs."""
-    while not low * MACS <= count(arch := over.sample(rng)).macs <= high * MACS:
-        pass
-    return arch
 
 
 @dataclass(frozen=True)
 class Near:
-    """One random Arch per step, of half to one and a quarter of the MACs that are looked at later."""
+    """`num_archs` random Archs per step, each on a slice of the batch, of `low` to `high` times the MACs looked for."""
 
     space: Space
+    macs: float
+    low: float = 0.5
+    high: float = 1.25
+    num_archs: int = 1
 
     def draw(self, rng: random.Random) -> list[Draw]:
-        return [Draw(arch=near(self.space, rng, 0.5, 1.25))]
+        n = self.num_archs
+        return [Draw(arch=self.sample(rng), part=(i, n), weight=1 / n) for i in range(n)]
+
+    def sample(self, rng: random.Random) -> Arch:
+        while not self.low * self.macs <= count(arch := self.space.sample(rng)).macs <= self.high * self.macs:
+            pass
+        return arch
 
 
 @dataclass(frozen=True)
 class Way:
     """How a Supernet trains. `first`: the share of the cost that its largest Arch trains for alone, before."""
 
-    sampler: Callable[[Space], Sampler]
+    sampler: Callable[[Space, float], Sampler]
     first: float = 0.0
     ema: float | None = None
+    lr: float = 1.0
+    batch: int | None = None
+    structure_first: float = 0.0
+
+
+def uniform(space: Space, _: float) -> Sampler:
+    return Uniform(space)
+
+
+@dataclass(frozen=True)
+class StructureFirst:
+    """In the first `share` of the steps only stems, widths and blocks vary; other genes keep their last option, mixers
+    softmax. A Hook, so that it knows the epoch."""
+
+    near: Near
+    epochs: float
+    share: float = 0.5
+    epoch: list[float] = field(default_factory=lambda: [0.0])
+
+    def draw(self, rng: random.Random) -> list[Draw]:
+        if self.epoch[0] >= self.share * self.epochs:
+            return self.near.draw(rng)
+        return [Draw(arch=self.sample(rng))]
+
+    def sample(self, rng: random.Random) -> Arch:
+        space, near = self.near.space, self.near
+        while True:
+            genes = list(space.encode(space.sample(rng)))
+            for i, gene in enumerate(space.genes):
+                if gene.name.startswith("mixer."):
+                    genes[i] = list(gene.options).index("softmax")
+                elif not gene.name.startswith(("stem", "embed_dim", "exists", "num_stages", "reduction")):
+                    genes[i] = len(gene.options) - 1
+            arch = space.decode(genes)
+            if near.low * near.macs <= count(arch).macs <= near.high * near.macs:
+                return arch
+
+    def before(self, moment: Moment) -> None:
+        self.epoch[0] = moment.epoch
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return {}
+
+    def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        pass
 
 
 WAYS = {
-    "plain": Way(Uniform),
-    "average": Way(Uniform, ema=0.99),
+    "plain": Way(uniform),
     "near": Way(Near),
-    "several": Way(lambda over: Several(over, num_archs=4)),
-    "sandwich": Way(lambda over: Sandwich(over, num_random=2, distill=True)),
-    "sandwich, labels": Way(lambda over: Sandwich(over, num_random=2, distill=False)),
-    "largest first": Way(Uniform, first=0.3),
+    "near, faster": Way(Near, lr=2.0),
+    "near, small batches": Way(Near, batch=32),
+    "near, structure first": Way(Near, structure_first=0.5),
+    "sandwich": Way(lambda space, _: Sandwich(space, num_random=2, distill=True)),
+    "largest first": Way(uniform, first=0.3),
     "near, average": Way(Near, ema=0.99),
+    "several": Way(lambda space, _: Several(space, num_archs=4)),
+    "near, several": Way(lambda space, macs: Near(space, macs, num_archs=4)),
+    "within": Way(lambda space, macs: Near(space, macs, 0.9, 1.0)),
 }
-
-
-def train(
-    network: nn.Module, data: Data, sampler: Sampler, epochs: float, seed: int, ema: float | None = None
-) -> float:
-    """Train in place; returns the processor's seconds."""
-    config = TrainConfig(epochs=epochs, lr=LR, warmup_epochs=min(2, epochs / 5), ema=ema, monitor_every=0)
-    began = time.process_time()
-    batches = TrainBatches(data.train, AUGMENT, batch_size=BATCH, seed=seed)
-    fit(network, Classification(), sampler, batches, config=config, seed=seed)
-    return time.process_time() - began
 
 
 def mean_macs(sampler: Sampler) -> float:
     """Multiply-accumulates per image of a step."""
     rng = random.Random(0)
-    steps = [sampler.draw(rng) for _ in range(200)]
+    steps = [sampler.draw(rng) for _ in range(400)]
     return statistics.mean(sum(count(d.arch).macs / d.part[1] for d in draws if d.arch) for draws in steps)
 
 
-def alone(arch: Arch, data: Data, scored: EvalBatches, epochs: float, seed: int) -> dict[str, Any]:
-    model = build(arch, generator=torch.Generator().manual_seed(seed))
-    seconds = train(model, data, Fixed(), epochs, seed)
-    score = evaluate(model.eval(), scored)
-    return {
-        "arch": arch.to_json(),
-        "macs": count(arch).macs,
-        "accuracy": score.accuracy,
-        "loss": score.loss,
-        "s": seconds,
-    }
-
-
-def supernet(
-    way: Way, archs: list[Arch], data: Data, scored: EvalBatches, epochs: float, seed: int
-) -> dict[str, Any]:
-    over = space()
-    network = Supernet(over, generator=torch.Generator().manual_seed(seed))
-    total, seconds = epochs * mean_macs(Uniform(over)), 0.0
-    if way.first:
-        seconds += train(
-            network, data, Fixed(over.largest()), way.first * total / count(over.largest()).macs, seed
+def supernet(way: Way, context: Context, macs: float, seed: int) -> tuple[Any, dict[str, Any]]:
+    """One trained by `way` at the cost of the run's."""
+    space, run = context.space, context.run
+    network: Any = context.new_supernet()
+    total = run.supernet.epochs * mean_macs(Uniform(space))
+    sampler, began = way.sampler(space, macs), time.process_time()
+    parts = [(way.first * total, Fixed(space.largest()))] if way.first else []
+    for cost, each in [*parts, ((1 - way.first) * total, sampler)]:
+        epochs = cost / mean_macs(each)
+        config = TrainConfig(
+            epochs=epochs, lr=way.lr * run.supernet.lr, warmup_epochs=epochs / 10, clip_grad=1.0, ema=way.ema,
+            monitor_every=0,
+        )  # fmt: skip
+        if way.structure_first and isinstance(each, Near):
+            each = StructureFirst(each, epochs, way.structure_first)
+        data = context.images.data
+        batches = TrainBatches(
+            data.train, data.augment, batch_size=way.batch or context.run.data.batch_size, seed=seed
         )
-    sampler = way.sampler(over)
-    seconds += train(network, data, sampler, (1 - way.first) * total / mean_macs(sampler), seed, way.ema)
-    scores = [evaluate(network.eval(), scored, arch) for arch in archs]
-    return {"accuracy": [s.accuracy for s in scores], "loss": [s.loss for s in scores], "s": seconds}
+        network = fit(network, Classification(), each, batches, config=config, seed=seed).network
+    return network, {"epochs": epochs, "cpu_s": round(time.process_time() - began, 1)}
 
 
 def main() -> None:
@@ -138,42 +159,43 @@ def main() -> None:
     )
     parser.add_argument("--dataset", required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--archs", type=int, default=12)
-    parser.add_argument("--epochs", type=float, default=12)
-    parser.add_argument("--budget", type=float, default=60)
-    parser.add_argument("--only", nargs="+", default=list(WAYS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--only", nargs="+", choices=WAYS, default=list(WAYS))
     args = parser.parse_args()
     torch.set_num_threads(1)
-    rows = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
-    known = {(row["what"], row["seed"]): row for row in rows}
-    rng, over = random.Random(0), space()
-    archs = [near(over, rng) for _ in range(args.archs)]
-    data = open_data(DataConfig(dataset=args.dataset, max_images=7_000, holdout=2_000, seed=0))
-    scored = EvalBatches(data.holdout, batch_size=500)
-
-    def do(what: str, seed: int, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        if (what, seed) not in known:
-            known[what, seed] = {"what": what, "seed": seed, **make()}
-            with args.out.open("a") as file:
-                file.write(json.dumps(known[what, seed]) + "\n")
-        return known[what, seed]
-
-    for seed in args.seeds:
-        each = [
-            do(f"arch {i}", seed, partial(alone, arch, data, scored, args.epochs, seed))
-            for i, arch in enumerate(archs)
-        ]
-        trained = {"accuracy": [row["accuracy"] for row in each], "loss": [-row["loss"] for row in each]}
-        for name in args.only:
-            row = do(name, seed, partial(supernet, WAYS[name], archs, data, scored, args.budget, seed))
-            scores = {"accuracy": row["accuracy"], "loss": [-loss for loss in row["loss"]]}
-            taus = {
-                f"{one} / {other}": round(rank_correlation(scores[one], trained[other])["kendall_tau"], 2)
-                for one in scores
-                for other in trained
+    size = SIZES["small"]
+    argv = ["--dataset", args.dataset, "--out", str(args.out)]
+    evidence = Evidence(parsed(argv), size)
+    trained = [row["accuracy"] for row in sorted(evidence.rows("trained"), key=lambda row: row["number"])]
+    path = args.out / "ranking.jsonl"
+    known = {(row["way"], row["seed"]) for row in read_jsonl(path)} if path.exists() else set()
+    for name in args.only:
+        for seed in args.seeds:
+            if (name, seed) in known:
+                continue
+            with evidence.opened("unified", seed) as context:
+                archs = list(evidence.drawn(context.space, len(trained)))
+                network, cost = supernet(WAYS[name], context, size.macs, seed)
+                scores = [evaluate(network.eval(), context.images.holdout, arch) for arch in archs]
+            row = {
+                "way": name,
+                "seed": seed,
+                **cost,
+                "accuracy": [score.accuracy for score in scores],
+                "loss": [score.loss for score in scores],
             }
-            print(seed, name, taus, f"best {max(row['accuracy']):.3f}, {row['s']:.0f} s", flush=True)
+            row["taus"] = {
+                "accuracy": rank_correlation(row["accuracy"], trained)["kendall_tau"],
+                "loss": rank_correlation([-loss for loss in row["loss"]], trained)["kendall_tau"],
+            }
+            append_jsonl(path, row)
+            print(seed, name, row["taus"], f"mean {statistics.mean(row['accuracy']):.3f}, {cost}", flush=True)
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in read_jsonl(path):
+        found.setdefault(row["way"], []).append(row)
+    for name, rows in found.items():
+        for score in ("loss", "accuracy"):
+            print(f"{name:<18} {score:<9} {mean_text([row['taus'][score] for row in rows])}")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ from vitnas.sample.identity import Found as Found
 from vitnas.sample.identity import Identity as Identity
 from vitnas.sample.identity import IdentityConfig as IdentityConfig
 from vitnas.sample.identity import identity_probability as identity_probability
+from vitnas.sample.near import NearBudget as NearBudget
+from vitnas.sample.near import use_of as use_of
 from vitnas.sample.sampler import Draw as Draw
 from vitnas.sample.sampler import Fixed as Fixed
 from vitnas.sample.sampler import Given as Given

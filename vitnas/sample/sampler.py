@@ -75,12 +75,14 @@ class Given:
         images: held-out batches, for one that learns; None where it is only to be asked.
         cost_of: the cost of Archs on a latency target, as a function of their genes.
         settled: what `settle` found.
+        budget: what the answer may cost, shares resolved.
         seed: of the run.
     """
 
     images: Any = None
     cost_of: Callable[[str], Any] | None = None
     settled: RunFile | None = None
+    budget: Budget | None = None
     seed: int = 0
 
 

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from vitnas.errors import UserError
-from vitnas.sample.sampler import Draw, Given, SamplerConfig
+from vitnas.sample.near import RandomConfig, Source
+from vitnas.sample.sampler import Draw, Given
 from vitnas.space import Space
 
 
 @dataclass(frozen=True)
 class Sandwich:
-    """Largest, `num_random` random Archs, smallest.
+    """Largest, `num_random` random Archs (of `source`, else of the Space), smallest.
 
     Losses are averaged over the Archs (the paper sums them; with AdamW only the clipping threshold and the decay's
     share notice), so that a learning rate keeps its meaning when `num_random` changes.
@@ -26,9 +27,11 @@ class Sandwich:
     space: Space
     num_random: int = 2
     distill: bool = True
+    source: Source | None = None
 
     def draw(self, rng: random.Random) -> list[Draw]:
-        others = [*(self.space.sample(rng) for _ in range(self.num_random)), self.space.smallest()]
+        source = self.source or self.space
+        others = [*(source.sample(rng) for _ in range(self.num_random)), self.space.smallest()]
         weight = 1 / (1 + len(others))
         return [
             Draw(arch=self.space.largest(), weight=weight),
@@ -37,7 +40,7 @@ class Sandwich:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SandwichConfig(SamplerConfig):
+class SandwichConfig(RandomConfig):
     """The largest, the smallest and `num_random` random Archs on the same batch; with `distill` the others learn from
     the largest, too."""
 
@@ -51,7 +54,7 @@ class SandwichConfig(SamplerConfig):
             raise UserError(f"sampler.num_random is {self.num_random}; it must be at least 0. Use 2.")
 
     def build(self, space: Space, given: Given) -> Sandwich:
-        return Sandwich(space, num_random=self.num_random, distill=self.distill)
+        return Sandwich(space, self.num_random, self.distill, self.source(space, given))
 
     def check(self, run: Any) -> None:
         if self.distill and run.teacher.network:

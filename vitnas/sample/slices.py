@@ -10,6 +10,7 @@ import random
 from dataclasses import dataclass
 
 from vitnas.errors import UserError
+from vitnas.sample.near import RandomConfig, Source
 from vitnas.sample.sampler import Draw, Given, SlicesConfig
 from vitnas.space import Space
 
@@ -18,7 +19,7 @@ from vitnas.space import Space
 class Several:
     """`num_archs` random Archs, each on an equal slice of the batch; the loss is the mean over the batch."""
 
-    space: Space
+    source: Source
     num_archs: int = 2
 
     def __post_init__(self) -> None:
@@ -27,14 +28,14 @@ class Several:
 
     def draw(self, rng: random.Random) -> list[Draw]:
         n = self.num_archs
-        return [Draw(arch=self.space.sample(rng), part=(i, n), weight=1 / n) for i in range(n)]
+        return [Draw(arch=self.source.sample(rng), part=(i, n), weight=1 / n) for i in range(n)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SeveralConfig(SlicesConfig):
+class SeveralConfig(SlicesConfig, RandomConfig):
     """`num_archs` random Archs per step, each on a slice of the batch."""
 
     kind = "several"
 
     def build(self, space: Space, given: Given) -> Several:
-        return Several(space, num_archs=self.num_archs)
+        return Several(self.source(space, given), num_archs=self.num_archs)

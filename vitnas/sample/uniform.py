@@ -5,25 +5,26 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from vitnas.sample.sampler import Draw, Given, SamplerConfig
+from vitnas.sample.near import RandomConfig, Source
+from vitnas.sample.sampler import Draw, Given
 from vitnas.space import Space
 
 
 @dataclass(frozen=True)
 class Uniform:
-    """Every gene uniform; one Arch for the whole batch."""
+    """One random Arch for the whole batch; from a Space, every gene uniform."""
 
-    space: Space
+    source: Source
 
     def draw(self, rng: random.Random) -> list[Draw]:
-        return [Draw(arch=self.space.sample(rng))]
+        return [Draw(arch=self.source.sample(rng))]
 
 
 @dataclass(frozen=True, kw_only=True)
-class UniformConfig(SamplerConfig):
+class UniformConfig(RandomConfig):
     """One random Arch per step."""
 
     kind = "uniform"
 
     def build(self, space: Space, given: Given) -> Uniform:
-        return Uniform(space)
+        return Uniform(self.source(space, given))

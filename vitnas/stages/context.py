@@ -129,7 +129,7 @@ class Context:
 
     @cached_property
     def sampler(self) -> RunSampler:
-        return RunSampler(self.work, self.run.sampler, self.space, self.images)
+        return RunSampler(self.work, self.run.sampler, self.space, self.images, self.budget)
 
     @cached_property
     def searches(self) -> Searches:

@@ -41,6 +41,7 @@ class RunSampler:
     config: SamplerConfig
     space: Space
     images: RunImages
+    budget: Budget
 
     @property
     def path(self) -> Path:
@@ -65,6 +66,7 @@ class RunSampler:
                 images=self.images.holdout if learns else None,
                 cost_of=lambda target: self._latency(target).cost_of(self.space),
                 settled=settles.read(self.work.folder) if settles else None,
+                budget=self.budget,
                 seed=self.work.seed,
             ),
         )
