@@ -8,8 +8,8 @@ shortlist is trained, what is chosen and how it is compared are the run's own st
 
     unified     supernet of the unified Space, evolution, finals; beside its winner the run trains the best of as many
                 random Archs by the same scores and finals (`random_search`), and the best of three hand-scaled ViTs
-    by_loss     the supernet of `unified`, searched, and its shortlist made, by held-out loss instead of accuracy;
-                `random_by_loss` is random search by the same
+    near        a supernet that draws near the budget, searched by loss, and a shortlist by loss and parameters
+    guided      halving over Archs that the predictor proposes
     halving     successive halving over random Archs of the unified Space, without a supernet
     rank        Archs of the unified Space, drawn at random within 10 % of the budget and trained from new weights;
                 Kendall's tau of that with what each seed's supernet gave them
@@ -29,12 +29,12 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import shutil
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,7 +47,9 @@ from vitnas.data import Augment, DataConfig
 from vitnas.model.named import ArchFile
 from vitnas.records import Result, Results, TrainedSupernet
 from vitnas.runs import append_jsonl, read_jsonl
+from vitnas.sample import Given, SamplerConfig, UniformConfig
 from vitnas.searching import rank_correlation
+from vitnas.searching.choosing import standing
 from vitnas.space import (
     AutoFormerConfig,
     MixerConfig,
@@ -61,13 +63,23 @@ from vitnas.stages.claim import alone, begin
 from vitnas.stages.context import Context
 from vitnas.stages.finals import epochs_in_all
 from vitnas.stages.run import FinalsConfig, RetrainConfig, Run, SearchConfig
-from vitnas.stages.searching import WEIGHTS
 from vitnas.stages.table import STAGES
 from vitnas.train import TrainConfig, evaluate
 
 PARTS = ("train", "search", "finals", "retrain", "evaluate")
 STEP = 3  # passes that a step of training costs: forward, and backward twice that
-ARMS = ("unified", "by_loss", "halving", "rank", "mixers", "vit_resnas", "autoformer", "vitas")
+SUPERNETS = ("unified", "near")
+ARMS = (
+    "unified",
+    "near",
+    "halving",
+    "guided",
+    "rank",
+    "mixers",
+    "vit_resnas",
+    "autoformer",
+    "vitas",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,17 +215,22 @@ LARGE = replace(  # for a GPU
     ranked=16,
     rank_epochs=60,
 )
+MEDIUM = replace(  # the same budget in a CPU's hours
+    LARGE, total=36, train_images=2000, holdout=1000, batch=32, epochs=12, finals=3, trials=50, rank_epochs=6
+)
 TINY = replace(  # to rehearse
     SMALL, total=8, train_images=128, holdout=64, batch=32, epochs=1, finals=1, archs=2, trials=6, ranked=3,
     rank_epochs=0.5,
 )  # fmt: skip
-SIZES = {"small": SMALL, "large": LARGE, "tiny": TINY}
+SIZES = {"small": SMALL, "medium": MEDIUM, "large": LARGE, "tiny": TINY}
 
 
-def mean_macs(space: Space) -> float:
-    """Of the Archs that a uniform sampler draws."""
-    drawn = space.random_matrix(20_000, np.random.default_rng(0))
-    return float(space.cost_table().costs(drawn)["macs"].mean())
+def mean_macs(sampler: SamplerConfig, space: Space, budget: str) -> float:
+    """Of the Archs that a supernet's steps take."""
+    built, rng = sampler.build(space, Given(budget=Budget.parse(budget))), random.Random(0)
+    return statistics.mean(
+        count(draw.arch).macs for _ in range(1000) for draw in built.draw(rng) if draw.arch
+    )
 
 
 class Evidence:
@@ -233,7 +250,7 @@ class Evidence:
 
     def run(self, arm: str, seed: int) -> Run:
         """The run of an arm; every search takes `total`."""
-        size, trains = self.size, arm not in ("unified", "by_loss")
+        size, trains = self.size, arm not in SUPERNETS
         space = size.spaces.get(arm, size.spaces["unified"])
         finals = FinalsConfig(archs=0 if trains else size.archs, epochs=size.finals)
         train = replace(size.train, precision=self.precision)
@@ -253,13 +270,16 @@ class Evidence:
             ),
             space=space,
             supernet=train,
+            sampler=UniformConfig(near_budget=arm == "near"),
             search=SearchConfig(
-                searcher="halving" if trains else self.options.searcher,
+                searcher={"guided": "guided_halving"}.get(arm, "halving")
+                if trains
+                else self.options.searcher,
                 num_trials=size.trials,
-                score="loss" if arm == "by_loss" else "accuracy",
+                score="accuracy" if arm == "unified" else "loss",
             ),
             finals=finals,
-            retrain=RetrainConfig(train=train, baselines=self.baselines(arm), rank_archs=0),
+            retrain=RetrainConfig(train=train, baselines=self.baselines(arm, seed), rank_archs=0),
             device="auto" if self.options.device == "cuda" else "cpu",
             threads=self.options.threads,
         )
@@ -275,12 +295,16 @@ class Evidence:
             return replace(run, search=replace(run.search, num_trials=archs))
         left = size.total - size.trials * look - epochs_in_all(finals, train, size.archs)
         made = space.build(image_size=32, in_chans=3, num_classes=10)
-        epochs = max(0.5, left * size.macs / mean_macs(made))
+        epochs = max(0.5, left * size.macs / mean_macs(run.sampler, made, run.budget))
         return replace(run, supernet=replace(train, epochs=epochs, warmup_epochs=epochs / 10))
 
-    @staticmethod
-    def baselines(arm: str) -> tuple[str, ...]:
-        return {"unified": ("hand_scaled", "random_search"), "by_loss": ("random_search",)}.get(arm, ())
+    def baselines(self, arm: str, seed: int) -> tuple[str, ...]:
+        """Random search beside every supernet, hand-scaled nets beside the first of a seed."""
+        if arm not in SUPERNETS:
+            return ()
+        others = [row for row in self.rows("model") if row["seed"] == seed and row["arm"] != arm]
+        known = any(row["role"] == "hand_scaled" for row in others)
+        return ("random_search",) if known else ("hand_scaled", "random_search")
 
     @contextmanager
     def opened(self, arm: str, seed: int) -> Iterator[Context]:
@@ -294,9 +318,6 @@ class Evidence:
             return
         with self.opened(arm, seed) as context:
             begin(context)
-            if arm == "by_loss":
-                for file in (WEIGHTS, TrainedSupernet.FILE):
-                    shutil.copy(self.options.out / f"unified-{seed}" / file, context.folder)
             for name in PARTS:
                 start = time.process_time(), time.monotonic()
                 STAGES[name](context)
@@ -338,7 +359,10 @@ class Evidence:
         learned, supernet = row.spent.learned, 0.0
         if row.supernet_accuracy is not None:
             before = TrainedSupernet.read(context.folder).spent.learned
-            learned, supernet = learned - before, STEP * before * mean_macs(context.space)
+            learned, supernet = (
+                learned - before,
+                STEP * before * mean_macs(context.run.sampler, context.space, context.run.budget),
+            )
         own = STEP * row.epochs * len(context.data.train) * row.macs
         rest = (STEP * learned + row.spent.looked) * row.macs - own
         return {
@@ -350,7 +374,12 @@ class Evidence:
     def rank(self, seeds: list[int]) -> None:
         """Archs within 10 % of the budget: trained once, by the first seed; scored by the supernet of each."""
         size, done = self.size, {row["number"]: row for row in self.rows("trained")}
-        with self.opened("unified", seeds[0]) as context:
+        arms = [
+            arm
+            for arm in ("unified", "near")
+            if all(TrainedSupernet.exists(self.options.out / f"{arm}-{seed}") for seed in seeds)
+        ]
+        with self.opened(arms[0], seeds[0]) as context:
             archs = list(self.drawn(context.space, size.ranked))
             config = replace(
                 context.models.config.train, epochs=size.rank_epochs, warmup_epochs=size.rank_epochs / 10
@@ -367,27 +396,33 @@ class Evidence:
                     params=cost.params, describe=arch.describe(), arch=arch.to_json(),
                     genes=[int(gene) for gene in context.space.encode(arch)],
                 )  # fmt: skip
-        known = {(row["seed"], row["epochs"], row["n"]) for row in self.rows("rank")}
+        known = {
+            (row.get("arm", "unified"), row["seed"], row["epochs"], row["n"]) for row in self.rows("rank")
+        }
         trained = [row["accuracy"] for row in sorted(self.rows("trained"), key=lambda row: row["number"])]
-        for seed in seeds:
-            folder = self.options.out / f"unified-{seed}"
-            if (seed, size.rank_epochs, len(archs)) in known or not TrainedSupernet.exists(folder):
+        for arm, seed in product(arms, seeds):
+            if (arm, seed, size.rank_epochs, len(archs)) in known:
                 continue
-            with self.opened("unified", seed) as context:
+            with self.opened(arm, seed) as context:
                 scored = [context.inherited.evaluator(arch) for arch in archs]
                 rulers = {
                     "accuracy": [each["accuracy"] for each in scored],
                     "loss": [-each["loss"] for each in scored],
                     "macs": [float(count(arch).macs) for arch in archs],
                     "params": [float(count(arch).params) for arch in archs],
+                    "loss and size": standing(
+                        -np.array([each["loss"] for each in scored]),
+                        np.array([count(arch).macs for arch in archs]),
+                        [(count(arch).params, arch.depth) for arch in archs],
+                    ).tolist(),
                 }
                 taus = {}
                 for name, values in rulers.items():
                     if len(set(values)) > 1 and len(set(trained)) > 1:
                         taus[name] = rank_correlation(values, trained)["kendall_tau"]
                 self.write(
-                    "rank", seed=seed, epochs=size.rank_epochs, n=len(archs), taus=taus, inherited=rulers["accuracy"],
-                    inherited_loss=[each["loss"] for each in scored], trained=trained,
+                    "rank", arm=arm, seed=seed, epochs=size.rank_epochs, n=len(archs), taus=taus,
+                    inherited=rulers["accuracy"], inherited_loss=[each["loss"] for each in scored], trained=trained,
                 )  # fmt: skip
 
     def drawn(self, space: Space, n: int) -> Iterator[Any]:
@@ -413,8 +448,8 @@ def table(path: Path) -> str:
     models = [row for row in rows if row["what"] == "model"]
     found: dict[str, dict[int, dict[str, Any]]] = {}
     for row in models:
-        by_loss = row["arm"] == "by_loss" and row["role"] == "random_search"
-        name = "random_by_loss" if by_loss else row["arm"] if row["role"] == "chosen" else row["role"]
+        random_by = row["role"] == "random_search" and row["arm"] != "unified"
+        name = f"random_{row['arm']}" if random_by else row["arm"] if row["role"] == "chosen" else row["role"]
         found.setdefault(name, {})[row["seed"]] = row
     lines = [f"{'':<15} {'search':>7} {'train':>6}  accuracy on test, %: mean (s.d.), by seed; 1e12 MACs"]
     for name, by_seed in found.items():
@@ -424,7 +459,7 @@ def table(path: Path) -> str:
         accuracies = [100 * by_seed[seed]["accuracy"] for seed in sorted(by_seed)]
         lines.append(f"{name:<15} {costs[0]:7.2f} {costs[1]:6.2f} {mean_text(accuracies)}")
     for ours, name in (
-        (ours, name) for ours in ("unified", "by_loss", "halving") for name in found if name != ours
+        (ours, name) for ours in ("unified", "near", "halving", "guided") for name in found if name != ours
     ):
         both = sorted(set(found[name]) & set(found.get(ours, {})))
         if both:
@@ -433,7 +468,9 @@ def table(path: Path) -> str:
     for row in rows:
         if row["what"] == "rank":
             told = ", ".join(f"{name} {tau:.2f}" for name, tau in row["taus"].items())
-            lines.append(f"Kendall with trained accuracy, seed {row['seed']}, n={row['n']}: {told}")
+            lines.append(
+                f"Kendall with trained accuracy, {row.get('arm', 'unified')}, seed {row['seed']}, n={row['n']}: {told}"
+            )
     return "\n".join(lines)
 
 

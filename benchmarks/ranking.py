@@ -5,8 +5,8 @@
 Goes on where `evidence_search.py --arms unified rank` ended in the same folder: the Archs that it drew within 10 % of
 the budget and trained by themselves, its Space, images and costs. Each way trains a Supernet until it has multiplied as
 much as that script's supernet, then scores the Archs on the held-out images that the trained ones were judged by.
-Kendall's tau-b of inherited accuracy and loss with trained accuracy. Rows go to ranking.jsonl; what is there is not
-done again.
+Kendall's tau-b of inherited accuracy, loss, and loss beside size, with trained accuracy. Rows go to ranking.jsonl; what
+is there is not done again.
 """
 
 from __future__ import annotations
@@ -16,42 +16,31 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from evidence_search import SIZES, Evidence, mean_text, parsed
 
-from vitnas.arch import Arch
+from vitnas.budget import Budget
 from vitnas.counting import count
 from vitnas.data import TrainBatches
 from vitnas.runs import append_jsonl, read_jsonl
-from vitnas.sample import Draw, Fixed, Moment, Sampler, Sandwich, Several, Uniform
+from vitnas.sample import Draw, Fixed, Moment, NearBudget, Sampler, Sandwich, Several, Uniform, use_of
 from vitnas.searching import rank_correlation
+from vitnas.searching.choosing import standing
 from vitnas.space import Space
 from vitnas.stages.context import Context
 from vitnas.train import Classification, TrainConfig, evaluate, fit
 
 
-@dataclass(frozen=True)
-class Near:
-    """`num_archs` random Archs per step, each on a slice of the batch, of `low` to `high` times the MACs looked for."""
-
-    space: Space
-    macs: float
-    low: float = 0.5
-    high: float = 1.25
-    num_archs: int = 1
-
-    def draw(self, rng: random.Random) -> list[Draw]:
-        n = self.num_archs
-        return [Draw(arch=self.sample(rng), part=(i, n), weight=1 / n) for i in range(n)]
-
-    def sample(self, rng: random.Random) -> Arch:
-        while not self.low * self.macs <= count(arch := self.space.sample(rng)).macs <= self.high * self.macs:
-            pass
-        return arch
+def near(space: Space, macs: float, low: float = 0.5, high: float = 1.25) -> NearBudget:
+    """Random Archs of `low` to `high` times the MACs that are looked for."""
+    use = use_of(space, Budget(macs=macs))
+    assert use
+    return NearBudget(space, use, low, high)
 
 
 @dataclass(frozen=True)
@@ -63,43 +52,35 @@ class Way:
     ema: float | None = None
     lr: float = 1.0
     batch: int | None = None
-    structure_first: float = 0.0
 
 
-def uniform(space: Space, _: float) -> Sampler:
-    return Uniform(space)
-
-
-@dataclass(frozen=True)
+@dataclass
 class StructureFirst:
-    """In the first `share` of the steps only stems, widths and blocks vary; other genes keep their last option, mixers
-    softmax. A Hook, so that it knows the epoch."""
+    """In the first half only stems, widths and blocks vary: other genes keep their last option, mixers softmax. A Hook,
+    so that it knows the step."""
 
-    near: Near
-    epochs: float
-    share: float = 0.5
-    epoch: list[float] = field(default_factory=lambda: [0.0])
+    space: Space
+    macs: float
+    is_late: bool = False
 
     def draw(self, rng: random.Random) -> list[Draw]:
-        if self.epoch[0] >= self.share * self.epochs:
-            return self.near.draw(rng)
-        return [Draw(arch=self.sample(rng))]
-
-    def sample(self, rng: random.Random) -> Arch:
-        space, near = self.near.space, self.near
+        source = near(self.space, self.macs)
         while True:
-            genes = list(space.encode(space.sample(rng)))
-            for i, gene in enumerate(space.genes):
+            arch = source.sample(rng)
+            if self.is_late:
+                return [Draw(arch=arch)]
+            genes = list(self.space.encode(arch))
+            for i, gene in enumerate(self.space.genes):
                 if gene.name.startswith("mixer."):
                     genes[i] = list(gene.options).index("softmax")
                 elif not gene.name.startswith(("stem", "embed_dim", "exists", "num_stages", "reduction")):
                     genes[i] = len(gene.options) - 1
-            arch = space.decode(genes)
-            if near.low * near.macs <= count(arch).macs <= near.high * near.macs:
-                return arch
+            arch = self.space.decode(genes)
+            if 0.5 * self.macs <= count(arch).macs <= 1.25 * self.macs:
+                return [Draw(arch=arch)]
 
     def before(self, moment: Moment) -> None:
-        self.epoch[0] = moment.epoch
+        self.is_late = moment.step * 2 >= moment.steps
 
     def tensors(self) -> dict[str, torch.Tensor]:
         return {}
@@ -109,17 +90,17 @@ class StructureFirst:
 
 
 WAYS = {
-    "plain": Way(uniform),
-    "near": Way(Near),
-    "near, faster": Way(Near, lr=2.0),
-    "near, small batches": Way(Near, batch=32),
-    "near, structure first": Way(Near, structure_first=0.5),
+    "plain": Way(lambda space, _: Uniform(space)),
+    "near": Way(lambda space, macs: Uniform(near(space, macs))),
+    "within": Way(lambda space, macs: Uniform(near(space, macs, 0.9, 1.0))),
+    "near, faster": Way(lambda space, macs: Uniform(near(space, macs)), lr=2.0),
+    "near, small batches": Way(lambda space, macs: Uniform(near(space, macs)), batch=32),
+    "near, average": Way(lambda space, macs: Uniform(near(space, macs)), ema=0.99),
+    "near, several": Way(lambda space, macs: Several(near(space, macs), num_archs=4)),
+    "near, structure first": Way(StructureFirst),
     "sandwich": Way(lambda space, _: Sandwich(space, num_random=2, distill=True)),
-    "largest first": Way(uniform, first=0.3),
-    "near, average": Way(Near, ema=0.99),
-    "several": Way(lambda space, _: Several(space, num_archs=4)),
-    "near, several": Way(lambda space, macs: Near(space, macs, num_archs=4)),
-    "within": Way(lambda space, macs: Near(space, macs, 0.9, 1.0)),
+    "near, sandwich": Way(lambda space, macs: Sandwich(space, num_random=2, source=near(space, macs))),
+    "largest first": Way(lambda space, _: Uniform(space), first=0.3),
 }
 
 
@@ -143,8 +124,6 @@ def supernet(way: Way, context: Context, macs: float, seed: int) -> tuple[Any, d
             epochs=epochs, lr=way.lr * run.supernet.lr, warmup_epochs=epochs / 10, clip_grad=1.0, ema=way.ema,
             monitor_every=0,
         )  # fmt: skip
-        if way.structure_first and isinstance(each, Near):
-            each = StructureFirst(each, epochs, way.structure_first)
         data = context.images.data
         batches = TrainBatches(
             data.train, data.augment, batch_size=way.batch or context.run.data.batch_size, seed=seed
@@ -169,12 +148,13 @@ def main() -> None:
     trained = [row["accuracy"] for row in sorted(evidence.rows("trained"), key=lambda row: row["number"])]
     path = args.out / "ranking.jsonl"
     known = {(row["way"], row["seed"]) for row in read_jsonl(path)} if path.exists() else set()
+    with evidence.opened("unified", args.seeds[0]) as context:
+        archs = list(evidence.drawn(context.space, len(trained)))
     for name in args.only:
         for seed in args.seeds:
             if (name, seed) in known:
                 continue
             with evidence.opened("unified", seed) as context:
-                archs = list(evidence.drawn(context.space, len(trained)))
                 network, cost = supernet(WAYS[name], context, size.macs, seed)
                 scores = [evaluate(network.eval(), context.images.holdout, arch) for arch in archs]
             row = {
@@ -184,18 +164,23 @@ def main() -> None:
                 "accuracy": [score.accuracy for score in scores],
                 "loss": [score.loss for score in scores],
             }
-            row["taus"] = {
-                "accuracy": rank_correlation(row["accuracy"], trained)["kendall_tau"],
-                "loss": rank_correlation([-loss for loss in row["loss"]], trained)["kendall_tau"],
-            }
             append_jsonl(path, row)
-            print(seed, name, row["taus"], f"mean {statistics.mean(row['accuracy']):.3f}, {cost}", flush=True)
-    found: dict[str, list[dict[str, Any]]] = {}
+            print(seed, name, f"mean {statistics.mean(row['accuracy']):.3f}, {cost}", flush=True)
+    costs = [count(arch) for arch in archs]
+    sizes = [(cost.params, arch.depth) for cost, arch in zip(costs, archs, strict=True)]
+    taus: dict[tuple[str, str], list[float]] = {}
     for row in read_jsonl(path):
-        found.setdefault(row["way"], []).append(row)
-    for name, rows in found.items():
-        for score in ("loss", "accuracy"):
-            print(f"{name:<18} {score:<9} {mean_text([row['taus'][score] for row in rows])}")
+        loss = -np.array(row["loss"])
+        orders = {
+            "loss": loss,
+            "accuracy": np.array(row["accuracy"]),
+            "loss and size": standing(loss, np.array([cost.macs for cost in costs]), sizes),
+        }
+        for order, values in orders.items():
+            tau = rank_correlation(values.tolist(), trained)["kendall_tau"]
+            taus.setdefault((row["way"], order), []).append(tau)
+    for (way, order), each in taus.items():
+        print(f"{way:<22} {order:<14} {mean_text(each)}")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from vitnas.searching.choosing import (
     estimates,
     loss_error,
     shortlist,
+    standing,
 )
 
 
@@ -221,7 +222,15 @@ def test_scores_that_are_all_alike_say_nothing_of_any_number() -> None:
 def test_a_shortlist_by_loss_is_not_of_lucky_accuracies() -> None:
     """Accuracies that have nothing to do with the loss, as those of a supernet that has hardly learned."""
     found = lossy((2.05, 1.95, 2.04, 1.96, 2.06, 1.97))
-    best = [trial.values["loss"] for trial in shortlist(found, BY_LOSS, 1000, 5)]
+    turned = [
+        replace(trial, values={**trial.values, "accuracy": 1 - trial.values["accuracy"]}) for trial in found
+    ]
+    first, second = (
+        [trial.number for trial in shortlist(these, BY_LOSS, 1000, 5)] for these in (found, turned)
+    )
+    assert first == second
+    alike = [replace(trial, genes=found[0].genes) for trial in found]  # size tells nothing of these
+    best = [trial.values["loss"] for trial in shortlist(alike, BY_LOSS, 1000, 5)]
     assert best == sorted(best)
     assert best[:3] == [1.95, 1.96, 1.97]
 
@@ -238,3 +247,38 @@ def test_losses_that_halves_of_the_images_do_not_agree_on_order_nothing() -> Non
     assert "losses on 400 held-out images are off by 0.0088 (standard error)" in seen(0.008)
     assert "differ by 0.0048 beyond that" in seen(0.008)
     assert "were it 0.01, about" in seen(0.05)
+
+
+ALIKE = np.full(4, 3e6)  # multiply-accumulates
+
+
+def test_of_what_costs_alike_size_counts_beside_an_inherited_loss() -> None:
+    losses = np.array([1.80, 1.84, 1.95, 2.10])
+    same = [(10_000, 2)] * 4
+    assert standing(-losses, ALIKE, same).argsort().tolist() == [3, 2, 1, 0], "nothing but the loss tells"
+    sizes = [(2_000, 1), (30_000, 4), (20_000, 3), (2_000, 1)]
+    assert standing(-losses, ALIKE, sizes).argmax() == 1, "the shallow one is a little ahead and much smaller"
+    assert standing(-losses, ALIKE, sizes).argmin() == 3
+
+
+def test_size_that_cost_tells_already_does_not_count() -> None:
+    costs, losses = np.array([1e6, 2e6, 4e6, 8e6]), np.array([1.9, 1.8, 1.85, 1.95])
+    grown = [(round(cost / 100) - 1, 2) for cost in costs]  # parameters in proportion
+    assert standing(-losses, costs, grown).argsort().tolist() == [3, 0, 2, 1]
+
+
+def test_a_search_by_loss_takes_the_deeper_of_two_that_score_about_alike() -> None:
+    by_loss = Goal(MICRO, GOAL.budget, (Objective("loss", "minimize"), Objective("macs", "minimize")))
+    given = sorted(trials((0.3, 1.0), (0.3, 1.0), (0.3, 1.0)), key=lambda trial: trial.arch.depth)
+    assert given[0].arch.depth < given[-1].arch.depth
+    losses = (1.80, 1.90, 1.81)
+    scored = [
+        replace(
+            trial,
+            values={"loss": loss, "accuracy": 0.3},
+            cost=replace(trial.cost, params=1000 * trial.arch.depth),
+        )
+        for trial, loss in zip(given, losses, strict=True)
+    ]
+    assert choose(scored, by_loss, 200) is scored[-1]
+    assert shortlist(scored, by_loss, 200, 1) == [scored[-1]]

@@ -169,13 +169,15 @@ class Result(RunFile):
 
 @dataclass(frozen=True)
 class RankedArch:
-    """One Arch, trained briefly, and what the supernet said of it."""
+    """One Arch, trained briefly, and what the supernet said of it; `standing` is what a search by loss orders it by,
+    among these Archs."""
 
     arch_id: str
     macs: int
     supernet_accuracy: float
     trained_accuracy: float
     supernet_loss: float | None = None
+    standing: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,11 +39,12 @@ def estimates(trials: Sequence[Trial], goal: Goal, num_images: int) -> tuple[np.
     """
     by_loss, log_N = goal.objectives[0].name == LOSS, np.log(_costs(trials, goal))
     score_N = np.array([-trial.values[LOSS] if by_loss else trial.values["accuracy"] for trial in trials])
-    centred_N, mean = log_N - log_N.mean(), score_N.mean()
-    spread = float(centred_N @ centred_N)
-    slope = float(centred_N @ (score_N - mean)) / spread if spread > 0 else 0.0
-    line_N = mean + slope * centred_N
-    noise = loss_error([trial.values for trial in trials]) if by_loss else error(float(mean), num_images)
+    line_N = score_N - beyond(log_N, score_N)
+    noise = (
+        loss_error([trial.values for trial in trials])
+        if by_loss
+        else error(float(score_N.mean()), num_images)
+    )
     real = max(0.0, float(np.mean((score_N - line_N) ** 2)) - noise**2)
     expected_N = line_N + (real / (real + noise**2) if noise else 1.0) * (score_N - line_N)
     return np.asarray(expected_N), noise if by_loss else error(float(expected_N.max()), num_images)
@@ -97,9 +98,10 @@ def choose(trials: Sequence[Trial], goal: Goal, num_images: int, prefer: Prefer 
     """The answer of a search: of `accuracy` the Arch whose score is expected to be the best, of `cost` the cheapest
     whose expected score lies within a standard error of that."""
     (expected_N, near), cost_N = estimates(trials, goal, num_images), _costs(trials, goal)
+    best = _ranked(_standing(trials, goal, expected_N), cost_N)[0]
     if prefer == "accuracy":
-        return trials[_ranked(expected_N, cost_N)[0]]
-    among = np.flatnonzero(expected_N >= expected_N.max() - near)
+        return trials[best]
+    among = np.flatnonzero(expected_N >= expected_N[best] - near)
     return trials[min(among.tolist(), key=lambda place: (cost_N[place], -expected_N[place], place))]
 
 
@@ -108,10 +110,11 @@ def shortlist(trials: Sequence[Trial], goal: Goal, num_images: int, n: int) -> l
     spread over the front from its cheapest to its costliest, filled up with the next best. No two have one structure
     (widths, depths, stem) while there are others: a search ends among the kin of what scored best, and what training
     is to tell apart must differ by more than that."""
-    expected_N, cost_N = estimates(trials, goal, num_images)[0], _costs(trials, goal)
-    ranked = _ranked(expected_N, cost_N)
+    standing_N = _standing(trials, goal, estimates(trials, goal, num_images)[0])
+    cost_N = _costs(trials, goal)
+    ranked = _ranked(standing_N, cost_N)
     cost = cost_objective(goal.objectives, goal.budget)
-    points = oriented(np.stack([expected_N, cost_N], axis=1).tolist(), (Objective("accuracy"), cost))
+    points = oriented(np.stack([standing_N, cost_N], axis=1).tolist(), (Objective("accuracy"), cost))
     edge = sorted(front(points), key=lambda place: (cost_N[place], place))
     half = n - n // 2
     spread = [edge[round(i * (len(edge) - 1) / max(1, n // 2 - 1))] for i in range(n // 2)]
@@ -126,6 +129,49 @@ def shortlist(trials: Sequence[Trial], goal: Goal, num_images: int, n: int) -> l
     queue = [*unlike(ranked)[:half], *spread, *unlike(ranked), *ranked]
     places = list(dict.fromkeys((*unlike(queue), *queue)))[:n]
     return [trials[place] for place in sorted(places, key=ranked.index)]
+
+
+def _standing(trials: Sequence[Trial], goal: Goal, expected_N: np.ndarray) -> np.ndarray:
+    """float (n,): how Trials are ordered, larger is better: by accuracy what is expected of it, by loss `standing`."""
+    if goal.objectives[0].name != LOSS:
+        return expected_N
+    return standing(
+        expected_N, _costs(trials, goal), [(each.cost.params, each.arch.depth) for each in trials]
+    )
+
+
+def standing(
+    expected_N: np.ndarray, cost_N: np.ndarray, params_and_depth_N: Sequence[tuple[int, int]]
+) -> np.ndarray:
+    """float (n,): where Archs stand among each other by what a Supernet and their size say; larger is better.
+
+    An inherited loss flatters what is shallow: of a Supernet that has learned little few parts are good, and a shallow
+    Arch needs few. Of what costs alike, more blocks and more parameters learn more in the end. So this is the mean of
+    the ranks by loss and by these two, one half each, as far as cost does not tell them already. It orders trained
+    Archs better than any of the three (LOG.md).
+
+    Args:
+        expected_N: losses as they are to be expected, with a minus.
+        cost_N: the cost that counts, in its unit.
+    """
+    log_N = np.log(np.asarray(cost_N, dtype=np.float64))
+    params_N, depth_N = np.log1p(np.asarray(params_and_depth_N, dtype=np.float64)).T
+    return ranks(expected_N) + (ranks(beyond(log_N, params_N)) + ranks(beyond(log_N, depth_N))) / 2
+
+
+def beyond(told_N: np.ndarray, values_N: np.ndarray) -> np.ndarray:
+    """Values less a line over what tells them in part; float (n,)."""
+    centred_N, off_N = told_N - told_N.mean(), values_N - values_N.mean()
+    spread = float(centred_N @ centred_N)
+    return np.asarray(off_N - (float(centred_N @ off_N) / spread if spread > 0 else 0.0) * centred_N)
+
+
+def ranks(values_N: np.ndarray) -> np.ndarray:
+    """float (n,): how many values are below each, equal ones counted half."""
+    rounded_N = np.round(values_N, 12)  # a line through equal values leaves some last bits
+    in_order = np.sort(rounded_N)
+    below, upto = (np.searchsorted(in_order, rounded_N, side) for side in ("left", "right"))
+    return np.asarray((below + upto) / 2, dtype=np.float64)
 
 
 def _structure(trial: Trial) -> tuple[int, ...]:

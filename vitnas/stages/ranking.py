@@ -9,15 +9,18 @@ training, the run does not rely on the supernet: the search trains Archs instead
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from itertools import combinations
 
 import numpy as np
 
+from vitnas.arch import Arch
+from vitnas.budget import Cost
 from vitnas.data.augment import seed_from
 from vitnas.records import RankedArch, Ranking, Rung, Spent
 from vitnas.reporting.tables import number
 from vitnas.searching import Goal, SearchRecord, kendall_interval, rank_correlation
-from vitnas.searching.choosing import LOSS, error
+from vitnas.searching.choosing import LOSS, error, standing
 from vitnas.space import Genes
 from vitnas.stages.finals import begin, first_rung
 from vitnas.stages.models import Models
@@ -26,6 +29,7 @@ from vitnas.stages.searching import RANKING, Inherited, Searches
 from vitnas.train.evaluate import Z95
 
 CROWD = 16  # Archs that are looked at per Arch that is taken
+ORDERS = {"accuracy": "accuracy", LOSS: "loss, beside blocks and parameters"}  # what a search goes by
 LEAST_APART = 5  # pairs; with fewer that training tells apart its order is chance
 COSTLY = 0.75  # of the Archs within the budget that share is cheaper than those that are taken
 
@@ -56,15 +60,22 @@ def measure_ranking(models: Models, searches: Searches, inherited: Inherited, ot
         found = _unknown(searches, "The search is older than this measurement")
     else:
         start = begin(models, inherited, config.start)
-        rungs, points = list[Rung](), list[RankedArch]()
+        rungs, costs, scores, archs = list[Rung](), list[Cost](), list[Mapping[str, float]](), list[Arch]()
         for place, genes in enumerate(of_equal_cost(searches, config.rank_archs)):
             work.progress.note(f"ranking: Arch {place + 1} of {config.rank_archs}")
-            arch, cost = searches.space.arch_of(genes), Goal(searches.space, searches.budget).cost(genes)
-            score = inherited.evaluator(arch)
-            rungs.append(first_rung(models, arch, config.rank_epochs, RANKING, start))
-            points.append(
-                RankedArch(arch.id, cost.macs, score["accuracy"], rungs[-1].accuracy, score["loss"])
-            )
+            archs.append(searches.space.arch_of(genes))
+            costs.append(Goal(searches.space, searches.budget).cost(genes))
+            scores.append(inherited.evaluator(archs[-1]))
+            rungs.append(first_rung(models, archs[-1], config.rank_epochs, RANKING, start))
+        places = standing(
+            -np.array([score["loss"] for score in scores]),
+            np.array([cost.value(searches.budget.counted.quantity) for cost in costs]),
+            [(cost.params, arch.depth) for cost, arch in zip(costs, archs, strict=True)],
+        )
+        points = [
+            RankedArch(arch.id, cost.macs, score["accuracy"], rung.accuracy, score["loss"], float(place))
+            for arch, cost, score, rung, place in zip(archs, costs, scores, rungs, places, strict=True)
+        ]
         found = judged(points, rungs, models, searches, otherwise)
     work.once(Ranking.path(work.folder), lambda: found.write(work.folder))
     work.progress.note(Ranking.read(work.folder).says)
@@ -108,7 +119,7 @@ def judged(
             f"{n} random Archs of about equal cost ({number(min(macs))} to {number(max(macs))} MACs), each "
             f"trained from {'new' if models.config.start == 'scratch' else 'inherited'} weights for "
             f"{models.config.rank_epochs:g} epochs (seed {models.work.seed}), before the search, and the supernet's "
-            f"{searches.config.score}; both on the {rungs[0].n} images of the holdout split"
+            f"{ORDERS[searches.config.score]}; both on the {rungs[0].n} images of the holdout split"
         ),
         points=tuple(points),
         note=note,
@@ -123,8 +134,9 @@ def judged(
 
 def _score(point: RankedArch, searches: Searches) -> float:
     """What the search would order the Arch by; larger is better."""
-    by_loss, loss = searches.config.score == LOSS, point.supernet_loss
-    return -loss if by_loss and loss is not None else point.supernet_accuracy
+    if searches.config.score == LOSS and point.standing is not None:
+        return point.standing
+    return point.supernet_accuracy
 
 
 def _pairs(score_N: list[float], rungs: list[Rung]) -> tuple[int, int]:
