@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from vitnas.cli import main
 from vitnas.cli.fields import make_run, open_run
 from vitnas.errors import UserError
 from vitnas.recipes import RECIPES
+from vitnas.searching import Feasibility
+from vitnas.searching.feasibility import FeasibilityRow
 from vitnas.stages import forecast
 from vitnas.stages.claim import begin
 from vitnas.stages.context import Context
@@ -58,6 +61,28 @@ def test_what_is_trained_to_choose_by_is_told(tmp_path: Path, monkeypatch: pytes
         )
         took = [found.stages[name] for name in ("train", "search", "finals", "retrain")]
         assert took == [0, 3 * epoch_s, 2 * epoch_s, epochs * epoch_s]
+
+
+def test_archs_that_are_timed_are_told_those_that_are_too_slow_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On two targets; of four Archs one is fast enough, so four are timed for each that is scored."""
+    plant(monkeypatch, 0.0)
+    monkeypatch.setattr(forecast, "quick_meter", str)
+    monkeypatch.setattr(forecast, "measure_ms", lambda *_: time.sleep(0.01))
+    argv = words(tmp_path / "run", search__num_trials="40", retrain__baselines="[random_search]")
+    run = make_run("tour", dict(word.partition("=")[::2] for word in argv[3:]))
+    found = []
+    for budget in ("macs<=1M", "latency<=3ms@torch and latency<=3ms@onnxruntime"):
+        row = FeasibilityRow("latency on torch", "ms", 1.0, 9.0, "", 0.25, 4)
+        Feasibility((row,)).write(tmp_path)
+        found.append(forecast.look_ahead(Context(replace(run, budget=budget), tmp_path)))
+    assert found[0].clock_s == 0
+    assert found[1].clock_s >= 4 * 2 * 0.01
+    for stage in ("search", "retrain"):
+        assert found[1].stages[stage] >= 40 * found[1].clock_s
+    assert "to time each and those that are too slow" in str(forecast.table(run, found[1]).rows)
+    assert "too slow" not in str(forecast.table(run, found[0]).rows)
 
 
 def test_a_run_is_shortened_once_to_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,8 @@ from vitnas.errors import UserError
 from vitnas.model import build
 from vitnas.reporting.tables import Table, size
 from vitnas.sample import Fixed, Sampler
+from vitnas.searching import Feasibility
+from vitnas.searching.latency import measure_ms
 from vitnas.stages.context import Context
 from vitnas.stages.finals import epochs_in_all, lengths
 from vitnas.stages.hand_scaled import patch_sizes
@@ -25,6 +27,7 @@ from vitnas.stages.models import roles_of
 from vitnas.stages.outlook import LEAST_RANKED, Outlook, distrusting, shortened
 from vitnas.stages.run import Run
 from vitnas.stages.training import make_task
+from vitnas.stages.work import quick_meter
 from vitnas.train import CombinedSides, Silent, TrainConfig, evaluate, fit
 from vitnas.train.progress import duration
 
@@ -33,6 +36,7 @@ LOOKED_AT = 128  # images
 FILE_S, TIMING_S = 8.0, 2.0  # an exported file with its check, a network's latency on one target
 FRONT = 10  # Archs that a front has, about
 MONITORED = 6
+RARE = 0.05  # Archs that meet a limit of latency are taken to be no rarer: a search finds more of them than chance
 SHAPES = 3  # hand-scaled ViTs per patch size of which one is taken
 SHORT_MACS = 1e11  # some ten seconds of a core
 LEAST_EPOCHS = 2.0  # a supernet of fewer ranks nothing
@@ -91,7 +95,10 @@ def look_ahead(context: Context) -> Outlook:
     image_s = (time.perf_counter() - began) / max(1, looked)
     model = build(middle, generator=context.work.generator("forecast"))
     model_step_s = _step(context, model, Fixed(), run.retrain.train)
-    costs = partial(_costs, context, step_s=step_s, model_step_s=model_step_s, image_s=image_s)
+    clock_s = _clock(context)
+    costs = partial(
+        _costs, context, step_s=step_s, model_step_s=model_step_s, image_s=image_s, clock_s=clock_s
+    )
     share = 1.0
     if run.time is not None:
         whole, half = (sum(costs(shortened(run, part))[1].values()) for part in (1.0, 0.5))
@@ -118,7 +125,21 @@ def look_ahead(context: Context) -> Outlook:
         disk_bytes=4 * params * 5 + bytes_of_model * (FRONT + models + len(run.export.formats)),
         time_s=run.seconds if run.time is not None else None,
         distrusts=distrusts,
+        clock_s=clock_s,
     )
+
+
+def _clock(context: Context) -> float:
+    """Seconds of timing an Arch on all targets of the budget, by how many are timed for one that meets it."""
+    if not context.meters:
+        return 0.0
+    arch, began = context.space.middle(), time.perf_counter()
+    for target in context.meters:
+        measure_ms(quick_meter(target), arch)
+    took, folder = time.perf_counter() - began, context.folder
+    rows = Feasibility.read(folder).rows if Feasibility.exists(folder) else ()
+    met = min((row.share_feasible for row in rows if row.quantity.startswith("latency")), default=1.0)
+    return took / max(met, RARE)
 
 
 def _step(context: Context, network: nn.Module, sampler: Sampler, config: TrainConfig) -> float:
@@ -146,20 +167,22 @@ def _step(context: Context, network: nn.Module, sampler: Sampler, config: TrainC
 
 
 def _costs(
-    context: Context, run: Run, *, step_s: float, model_step_s: float, image_s: float
+    context: Context, run: Run, *, step_s: float, model_step_s: float, image_s: float, clock_s: float
 ) -> tuple[bool, dict[str, float]]:
     """Whether the longer way is that of a run whose supernet does not rank, where that is open, and its seconds by
     stage."""
-    planned = _planned(context, run, step_s=step_s, model_step_s=model_step_s, image_s=image_s)
+    plan = partial(
+        _planned, context, step_s=step_s, model_step_s=model_step_s, image_s=image_s, clock_s=clock_s
+    )
+    planned = plan(run)
     if not run.ranks or run.retrain.rank_archs < LEAST_RANKED or run.search.least_tau == -1:
         return False, planned
-    other = _planned(context, distrusting(run), step_s=step_s, model_step_s=model_step_s, image_s=image_s)
-    other |= {"train": planned["train"]}
+    other = plan(distrusting(run)) | {"train": planned["train"]}
     return max((False, planned), (True, other), key=lambda way: sum(way[1].values()))
 
 
 def _planned(
-    context: Context, run: Run, *, step_s: float, model_step_s: float, image_s: float
+    context: Context, run: Run, *, step_s: float, model_step_s: float, image_s: float, clock_s: float
 ) -> dict[str, float]:
     """Seconds by stage, whether the supernet ranks or not."""
     data, world = context.data, context.engine.world
@@ -170,11 +193,12 @@ def _planned(
     epoch_s = per_epoch * model_step_s
     trials, trains = run.search.num_trials, run.search.trains
     folds = run.search.folds
-    searching = trials * folds * held * image_s / world
+    timing, searching = trials * clock_s, trials * folds * held * image_s / world
     finals = epochs_in_all(run.finals, last, run.entrants) * epoch_s
     if trains:  # each Arch for the first rung; the finals are what is behind it
         searching = trials * lengths(run.finals, last, trials)[0] * epoch_s
         finals -= searching
+    searching += timing
     baseline = searching + finals if "random_search" in run.retrain.baselines else 0.0
     trained, ranking = models * last.epochs, run.retrain.rank_archs * run.retrain.rank_epochs * epoch_s
     if "hand_scaled" in run.retrain.baselines:
@@ -202,13 +226,14 @@ def table(run: Run, found: Outlook) -> Table:
     """Stages with their time, then all of it."""
     done, where = (distrusting(run), ", if it does not") if found.distrusts and run.ranks else (run, "")
     how = {
-        "train": f"{run.supernet.epochs:.3g} epochs, {1000 * found.step_s:.3g} ms a step"
+        "train": f"{run.supernet.epochs:.3g} epochs, {_each(found.step_s)} a step"
         + (f"; {run.retrain.rank_archs} Archs to see whether it ranks" if run.ranks else ""),
         "search": f"{done.search.num_trials} Archs"
-        + (", trained briefly" if done.search.trains else f", {1000 * found.image_s:.2g} ms an image")
+        + (", trained briefly" if done.search.trains else f", {_each(found.image_s)} an image")
+        + (f", {_each(found.clock_s)} to time each and those that are too slow" if found.clock_s else "")
         + where,
         "finals": ("the better ones train on" if done.search.trains else f"{done.entrants} Archs") + where,
-        "retrain": f"{run.retrain.train.epochs:.3g} epochs each, {1000 * found.model_step_s:.3g} ms a step",
+        "retrain": f"{run.retrain.train.epochs:.3g} epochs each, {_each(found.model_step_s)} a step",
     }
     rows = [
         (stage, duration(seconds), how.get(stage, "")) for stage, seconds in found.stages.items() if seconds
@@ -221,6 +246,11 @@ def table(run: Run, found: Outlook) -> Table:
     sizes = f"disk {size(found.disk_bytes)}, memory {size(found.memory_bytes)} or more"
     rows += [("all", duration(found.seconds), given), ("", "", sizes)]
     return Table(("Stage", "Takes about", "Here"), tuple(rows), numeric=(1,))
+
+
+def _each(seconds: float) -> str:
+    """What one of many takes, to three digits."""
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
 
 
 def to_halve(run: Run, found: Outlook) -> str:

@@ -30,6 +30,7 @@ class Outlook(RunFile):
         stages: seconds by stage, of as much as is done.
         share: how much of the epochs and trials asked for is done.
         step_s, model_step_s, image_s: of training the Supernet and a Model, and of one image through the Supernet.
+        clock_s: of holding an Arch against limits of latency, those that miss them included, per Arch that is scored.
         memory_bytes: that the steps took at most; disk_bytes: that the run folder will take.
         time_s: that was given; None where it takes what it takes.
         distrusts: whether `stages` are those of a run whose supernet turns out not to rank, which take longer.
@@ -47,6 +48,7 @@ class Outlook(RunFile):
     disk_bytes: int
     time_s: float | None = None
     distrusts: bool = False
+    clock_s: float = 0.0
 
     @property
     def seconds(self) -> float:
