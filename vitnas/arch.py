@@ -443,9 +443,8 @@ class Arch:
         """
         if not isinstance(value, Mapping) or value.get("schema") != SCHEMA:
             schema = value.get("schema") if isinstance(value, Mapping) else None
-            raise UserError(
-                f"the Arch's schema is {schema!r}; this version reads schema {SCHEMA}. Update vitnas."
-            )
+            why = "Update vitnas" if schema else "It holds no Arch"
+            raise UserError(f"the Arch's schema is {schema!r}; this version reads schema {SCHEMA}. {why}.")
         plain = {key: item for key, item in value.items() if key != "schema"}
         try:
             stages = tuple(

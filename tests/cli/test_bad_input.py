@@ -27,6 +27,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pictures("flat", 12)
     for file in (root / "zero" / "b").iterdir():
         file.write_bytes(b"")
+    (root / "bare").mkdir()
+    for name in ("none.json", "bare/config.json"):
+        (root / name).write_text("{}")
     (root / "images.zip").write_bytes(b"PK\x03\x04")
     names = [f"{n}.png" for n in range(12)]
     for table, text in {
@@ -80,7 +83,10 @@ GOOD = "run images dataset=good "
             "utf16.csv cannot be read (it is no text in UTF-8); it must be a text file in UTF-8",
         ),
         (FLAT + "empty.csv", "empty.csv has 0 rows and 0 columns; a table of labels has"),
-        (FLAT + "header.csv", "header.csv has 1 rows and 2 columns; a table of labels has"),
+        (
+            FLAT + "header.csv",
+            "header.csv has one row; below the names of its columns stands a row per image",
+        ),
         (FLAT + "quote.csv", "Line 2 of quote.csv has 1 cells and its first line 2"),
         (FLAT + "twice.csv", "twice.csv has two columns 'file'; each needs a name of its own. Rename one."),
         (FLAT + "ids.csv", "each of the 12 classes needs an image on both sides"),
@@ -98,6 +104,13 @@ GOOD = "run images dataset=good "
         ("run tour folder=images.zip/x", "images.zip is a file. Give another folder=PATH."),
         ("tour", "'tour' is a recipe, and no command stands before it. Write `vitnas run tour`."),
         ("dataset=good", "Write `vitnas run images dataset=good`."),
+        ("run images good", "a recipe comes first. Write `vitnas run images dataset=good`."),
+        ("run good images", "'good' is a folder and stands where no folder does"),
+        ("vitnas run tour", "'vitnas' stands twice; a command comes behind it. Leave one out."),
+        ("bench mixer", "run folder, mixers or tokens, and 'mixer' is none. Correct it. Nearest: 'mixers'."),
+        ("show none.json", "It holds no Arch); it must be as `vitnas retrain` wrote it. Give another"),
+        ("count bare", "'bare' cannot be made (its config.json has no 'architecture'); it must be"),
+        ("count images.zip", "'images.zip' is no model, recipe or arch.json; `vitnas list` names them."),
     ],
 )
 def test_it_is_told_in_one_sentence(

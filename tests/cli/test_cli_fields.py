@@ -75,6 +75,7 @@ def test_overrides_are_typed_and_nested() -> None:
         (["show", "autoformer_tini"], r"Nearest: 'autoformer_tiny'"),
         (["specialize", "x"], "takes a run folder and budget=TEXT"),
         (["list", "x"], "takes nothing"),
+        (["show", ""], "takes one name"),
         (
             ["count", "vit_tiny_patch16_224.none"],
             r"the model 'vit_tiny_patch16_224.none' cannot be made \(Inv.*tag",

@@ -88,7 +88,7 @@ def test_names_follow_the_images_and_files_do_not(tmp_path: Path) -> None:
         (
             "vitas_d",
             None,
-            r"'vitas_d' is no model, arch\.json or ViTAS code; known are .* Nearest: 'vitas_",
+            r"'vitas_d' is no model, arch\.json or ViTAS code; `vitnas list` names them. Nearest: 'vitas_",
         ),
         ("1 2 3", None, r"the net_id has 3 numbers; it must have"),
         ("vitas:1 2 x", None, r"position 2 is 'x'"),

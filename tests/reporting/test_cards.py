@@ -93,7 +93,7 @@ def test_what_cannot_be_pushed_is_refused(finished: Path, tmp_path: Path, monkey
     shutil.copytree(finished / "models" / "chosen", copy)
     card = copy / "README.md"
     card.write_text(card.read_text().replace("license: unknown", "license: mit"))
-    with pytest.raises(UserError, match=r"licence is 'apache-2.0', and .* names 'mit'; one of them is wrong"):
+    with pytest.raises(UserError, match=r"license is 'apache-2.0', and .* names 'mit'; one of them is wrong"):
         vitnas.push(copy, "me/digits", licence="apache-2.0")
     card.unlink()
     with pytest.raises(UserError, match=r"chosen has no README.md; a model that is pushed has config.json"):

@@ -190,6 +190,8 @@ def _no_command(name: str, names: Sequence[str]) -> str:
     recipes = {path.stem for path in (Path(__file__).parents[1] / "recipes").glob("[a-z]*.py")}
     if name.removesuffix("_tour").removesuffix("_cifar") in recipes:
         return f"{name!r} is a recipe, and no command stands before it. Write `vitnas run {name}`."
+    if name == "vitnas":
+        return "'vitnas' stands twice; a command comes behind it. Leave one out."
     return f"{name!r} is no command; commands are {', '.join(names)}.{nearest(name, names)}"
 
 

@@ -27,7 +27,7 @@ from vitnas.cli.show_tokens import show_tokens_command
 from vitnas.cli.swap import swap_command
 from vitnas.cli.tokens import tokens_command
 from vitnas.data.plan import plan
-from vitnas.errors import MissingExtra, UserError
+from vitnas.errors import MissingExtra, UserError, nearest
 from vitnas.grids import size_text
 from vitnas.probing import Pretrained, PretrainForecast, Probed
 from vitnas.recipes import RECIPES
@@ -139,6 +139,13 @@ def at_work(
 def run_command(words: list[str], console: Console) -> None:
     """All stages of a recipe into one run folder."""
     own, texts = split(RunOptions, words)
+    for number, word in enumerate(own):
+        if Path(word).is_dir() and (number or word not in RECIPES):
+            is_run = (Path(word) / "run.yaml").exists()
+            write = f"run {word}/run.yaml folder={word}" if is_run else f"run images dataset={word}"
+            raise UserError(
+                f"{word!r} is a folder and stands where no folder does; a recipe comes first. Write `vitnas {write}`."
+            )
     asked = options(
         RunOptions,
         own,
@@ -279,6 +286,11 @@ def bench_command(words: list[str], console: Console) -> None:
         bench_mixers_command(words[1:], console)
     elif words[:1] == ["tokens"]:
         bench_tokens_command(words[1:], console)
+    elif len(words) == 1 and not Path(words[0]).exists():
+        raise UserError(
+            f"`vitnas bench` takes a run folder, mixers or tokens, and {words[0]!r} is none. Correct it."
+            f"{nearest(words[0], ('mixers', 'tokens'))}"
+        )
     else:
         stage_command("bench")(words, console)
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from rich.console import Console
 from torch import Tensor, nn
@@ -40,7 +40,7 @@ class ExportOptions:
     """A model, in which formats, and where to; which of the images of `data.dataset` it is held against."""
 
     model: str
-    formats: tuple[Format, ...] = ()
+    formats: tuple[Format, ...] | None = None
     opset: int | None = None
     folder: Path | None = None
     split: str = "train"
@@ -81,6 +81,8 @@ def export_one(words: list[str], console: Console) -> None:
                 f"{USAGE} There is no field {name!r}.{nearest(name, ('formats', 'opset', 'folder'))}"
             )
     asked = options(ExportOptions, own, USAGE)
+    if asked.formats == ():
+        raise UserError(f"formats is []; it names at least one of {', '.join(get_args(Format))}. Use [onnx].")
     run, _, role = asked.model.partition("@")
     if role and (Path(run) / "run.yaml").exists():
         if texts or asked.folder:

@@ -110,6 +110,6 @@ def arch_named(name: str) -> Arch:
 def one_name(words: list[str], command: str) -> str:
     if words and words[0].startswith(NET_ID):  # a code with its spaces, quoted or not
         words = [" ".join(words)]
-    if len(words) != 1 or words[0].startswith("--"):
+    if len(words) != 1 or not words[0] or words[0].startswith("--"):
         raise UserError(f"`vitnas {command}` takes one name; `vitnas list` shows them.")
     return words[0]

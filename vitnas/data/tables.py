@@ -140,6 +140,10 @@ def _rows(path: Path) -> tuple[list[str], list[list[str]]]:
     first = text.partition("\n")[0]
     mark = "\t" if path.suffix.lower() == ".tsv" else max("\t;,", key=first.count)
     rows = [row for row in csv.reader(text.splitlines(), delimiter=mark) if any(cell.strip() for cell in row)]
+    if len(rows) == 1 and len(rows[0]) > 1:
+        raise UserError(
+            f"{path} has one row; below the names of its columns stands a row per image. Add them."
+        )
     if len(rows) < 2 or len(rows[0]) < 2:
         raise UserError(
             f"{path} has {len(rows)} rows and {len(rows[0]) if rows else 0} columns; a table of labels has a column of "

@@ -85,8 +85,9 @@ def untrained(given: Trained, text: str, *, what: str) -> Any:
     except UserError:
         raise
     except (RuntimeError, ValueError, OSError, KeyError) as error:
+        why = f"its config.json has no {error}" if isinstance(error, KeyError) else first_line(error)
         raise UserError(
-            f"{what} {text!r} cannot be made ({first_line(error)}); it must be a folder of a saved model or a name "
+            f"{what} {text!r} cannot be made ({why}); it must be a folder of a saved model or a name "
             "that timm knows. Correct it."
         ) from error
 

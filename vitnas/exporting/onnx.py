@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from vitnas.data.images import Form
-from vitnas.errors import UserError, first_line
+from vitnas.errors import first_line
 from vitnas.exporting.describe import PIXELS, TENSORS, describe, form_of, prepared_inside
 from vitnas.exporting.front import with_front
-from vitnas.exporting.opset import MIN_OPSET, OPSET, lower, settle_ir
+from vitnas.exporting.opset import OPSET, check_opset, lower, settle_ir
 from vitnas.exporting.params import match_params
 from vitnas.exporting.pixels import Ready, choice_of, other_size, pixels_of
 from vitnas.exporting.verify import Agreement, ExportError, Run, example_images, traced_images, verify
@@ -98,8 +98,7 @@ def export_onnx(
             how images are prepared.
     """
     path, started = Path(path), time.perf_counter()
-    if opset < MIN_OPSET:
-        raise UserError(f"opset is {opset}; files are written with {MIN_OPSET} or newer. Leave it out.")
+    check_opset("opset", opset)
     reasons = unsupported(model)
     if reasons:
         raise ExportError(f"ONNX cannot take this {type(model).__name__}: {'; '.join(reasons)}.")

@@ -4,9 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+from vitnas.errors import UserError
 from vitnas.exporting.verify import ExportError
 
 MIN_OPSET, OPSET = 17, 20  # the first with LayerNormalization, and what is written by default
+MAX_OPSET = 25  # what torch's exporter converts to
+
+
+def check_opset(name: str, opset: int) -> None:
+    """Raise UserError where files are not written in that operator set."""
+    if not MIN_OPSET <= opset <= MAX_OPSET:
+        raise UserError(
+            f"{name} is {opset}; files are written with {MIN_OPSET} to {MAX_OPSET}. Use {MIN_OPSET} for old runtimes, "
+            "or leave it out."
+        )
 
 
 def lower(proto: Any, opset: int) -> None:

@@ -75,7 +75,7 @@ def find_arch(name: str, also: Iterable[str] = ()) -> Named:
         return Named(found.name or found.arch.id, found.arch, is_file=True)
     known = (*PUBLISHED, *also)
     what = "model, recipe or arch.json" if also else "model, arch.json or ViTAS code"
-    raise UserError(f"{name!r} is no {what}; known are {', '.join(known)}.{nearest(name, known)}")
+    raise UserError(f"{name!r} is no {what}; `vitnas list` names them.{nearest(name, known)}")
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,7 @@ class ArchFile(RunFile):
 
     FILE = "arch.json"
     COMMAND = "vitnas retrain"
+    REMEDY = "Give another, or delete it where a run makes it anew."
 
     arch: Arch
     name: str | None = None

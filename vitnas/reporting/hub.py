@@ -33,7 +33,7 @@ def push(model: Path | str, repo: str, *, private: bool = False, licence: str | 
         UserError: no such model, a repository that is no name, or the Hub cannot be reached or refuses.
     """
     folder, exported = _found(str(model))
-    if not re.fullmatch(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", repo):
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,95}/\w([\w.-]{0,94}\w)?", repo, re.ASCII):
         raise UserError(
             f"{repo!r} is no name of a repository; it must be OWNER/NAME, of letters, digits, '.', '_' and '-'. Write "
             f"for example me/{re.sub(r'[^A-Za-z0-9_-]+', '-', repo.rpartition('/')[2]).strip('-') or 'flowers'}."
@@ -75,8 +75,8 @@ def gather(folder: Path, exported: Path | None, where: Path, repo: str, licence:
         card = with_licence(card, licence)
     elif licence is not None:
         raise UserError(
-            f"licence is {licence!r}, and {folder / CARD} names {licence_in(folder / CARD)!r}; one of them is wrong. "
-            "Correct the card, or leave licence out."
+            f"license is {licence!r}, and {folder / CARD} names {licence_in(folder / CARD)!r}; one of them is wrong. "
+            "Correct the card, or leave license out."
         )
     (where / CARD).write_text(card, encoding="utf-8")
 

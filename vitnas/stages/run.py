@@ -13,7 +13,7 @@ import yaml
 from vitnas.budget import QUANTITIES, Budget, split_target
 from vitnas.data import DataConfig
 from vitnas.errors import UserError, check_word, check_words
-from vitnas.exporting.opset import MIN_OPSET, OPSET
+from vitnas.exporting.opset import OPSET, check_opset
 from vitnas.exporting.precision import Format
 from vitnas.layers.selectors import SELECTIONS
 from vitnas.measure.target import parse_target
@@ -188,11 +188,7 @@ class ExportConfig:
     latency: tuple[str, ...] = ("onnxruntime,batch=1", "torch,batch=1")
 
     def __post_init__(self) -> None:
-        if self.opset < MIN_OPSET:
-            raise UserError(
-                f"export.opset is {self.opset}; files are written with {MIN_OPSET} or newer. Use {MIN_OPSET} for old "
-                "runtimes, or leave it out."
-            )
+        check_opset("export.opset", self.opset)
         for target in self.latency:
             parse_target(target)
 
