@@ -408,7 +408,7 @@ def test_the_options_are_frozen() -> None:
     assert len(names) == NUM_FIELDS, sorted(names)
 
 
-NUM_FIELDS = 241
+NUM_FIELDS = 242
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
