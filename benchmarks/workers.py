@@ -11,9 +11,11 @@ Each worker is a process that scores an Arch by sleeping for a second; every fiv
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import random
 import signal
+import struct
 import sys
 import tempfile
 import time
@@ -45,31 +47,49 @@ def score(arch: Arch) -> Mapping[str, float]:
     return {"accuracy": random.Random(arch.id).random()}
 
 
-def work(storage: str, seconds: float, end: float) -> None:
-    """Score Archs until `end`, each in `seconds`."""
+class Clock:
+    """The moment at which all workers end, which is known when the first of them are ready: shared with every fork."""
+
+    def __init__(self) -> None:
+        self._memory = mmap.mmap(-1, 8)
+
+    def set(self, end: float) -> None:
+        """Let the workers begin."""
+        self._memory[:] = struct.pack("d", end)
+
+    def end(self) -> float:
+        """0 until they may begin."""
+        return float(struct.unpack("d", self._memory[:])[0])
+
+
+def work(storage: str, seconds: float, clock: Clock, ready: int) -> None:
+    """Score Archs until the end, each in `seconds`."""
 
     def evaluator(arch: Arch) -> Mapping[str, float]:
         time.sleep(seconds)
         return score(arch)
 
     def stop(study: Study, trial: Trial) -> None:
-        if time.time() > end:
+        if time.time() > clock.end():
             raise TimeoutError
 
     with Study.open(SPACE, BUDGET, storage=storage) as study:
+        os.write(ready, b".")
+        while not clock.end():
+            time.sleep(0.05)
         try:
             search(study, evaluator, searcher="random", num_trials=10**6, on_trial=stop)
         except TimeoutError:
             return
 
 
-def fork(storage: str, seconds: float, end: float) -> int:
+def fork(storage: str, seconds: float, clock: Clock, ready: int) -> int:
     """A worker, as a copy of this process, which has imported everything."""
     pid = os.fork()
     if pid == 0:
         code = 1
         try:
-            work(storage, seconds, end)
+            work(storage, seconds, clock, ready)
             code = 0
         except BaseException:
             traceback.print_exc()
@@ -78,14 +98,34 @@ def fork(storage: str, seconds: float, end: float) -> int:
     return pid
 
 
+def server_s() -> float:
+    """Seconds of a processor that the PostgreSQL server of the environment has used; 0 where there is none."""
+    if "VITNAS_POSTGRES_DATA" not in os.environ:
+        return 0.0
+    first = (Path(os.environ["VITNAS_POSTGRES_DATA"]) / "postmaster.pid").read_text().split()[0]
+    ticks = 0
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            pid, fields = path.parent.name, path.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if first in (pid, fields[1]):  # the server's first process has those of its children that have ended
+            ticks += sum(map(int, fields[11:15] if pid == first else fields[11:13]))
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
 def workers(
     storage: str, count: int, length_s: float, kill_every_s: float, seconds: float, seed: int
 ) -> dict[str, object]:
     """The bench of workers; raises where a trial was lost or doubled."""
-    rng = random.Random(seed)
+    rng, clock, (readable, ready) = random.Random(seed), Clock(), os.pipe()
     Study.open(SPACE, BUDGET, storage=storage).close()
-    begun, end = time.monotonic(), time.time() + length_s
-    alive = [fork(storage, seconds, end) for _ in range(count)]
+    alive = [fork(storage, seconds, clock, ready) for _ in range(count)]
+    opened = 0
+    while opened < count:
+        opened += len(os.read(readable, count))
+    server, begun, end = server_s(), time.monotonic(), time.time() + length_s
+    clock.set(end)
     killed = 0
     while time.time() < end:
         time.sleep(min(kill_every_s, max(0.0, end - time.time())))
@@ -93,11 +133,16 @@ def workers(
             place = rng.randrange(len(alive))
             os.kill(alive[place], signal.SIGKILL)
             os.waitpid(alive[place], 0)
-            alive[place], killed = fork(storage, seconds, end), killed + 1
-    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in alive]
-    took = time.monotonic() - begun
+            alive[place], killed = fork(storage, seconds, clock, ready), killed + 1
+    codes, cpu_s = [], 0.0
+    for pid in alive:
+        _, status, used = os.wait4(pid, 0)
+        codes.append(os.waitstatus_to_exitcode(status))
+        cpu_s += used.ru_utime + used.ru_stime
+    took, server = time.monotonic() - begun, server_s() - server
     assert set(codes) == {0}, codes
     with Study.open(SPACE, BUDGET, storage=storage) as study:
+        dropped = sum("dropped" in each.user_attrs for each in study._stored())
         left = study.num_running()  # what was begun when the time was up
         search(study, score, searcher="random", num_trials=len(study.scored()) + left)
         trials = study.trials()
@@ -112,28 +157,36 @@ def workers(
         "seconds": round(took, 1),
         "killed": killed,
         "scored": scored,
+        "met_another": dropped,
         "lost": lost,
         "doubled": doubled,
+        "worker_ms_per_trial": round(1e3 * cpu_s / scored, 1),
+        "server_ms_per_trial": round(1e3 * server / scored, 1),
         "of_ideal": round(scored / ideal, 3),
     }
 
 
-def ask(n: int, searcher: str, storage: str | None) -> list[tuple[int, float, float]]:
-    """(size of the study, median ms of `ask`, median ms of `tell`) at powers of ten and at the end."""
+def ask(n: int, searcher: str, storage: str | None) -> list[tuple[int, float, float, float]]:
+    """(size of the study, ms of this process for an `ask`, for a `tell`, ms of a server for both), of its processor.
+
+    Means over the 200 Trials before: other work on the machine makes a clock slow, not these.
+    """
     study, found, rows = Study.open(SPACE, BUDGET, storage=storage), SEARCHERS[searcher].sized(n), []
-    asked: list[float] = []
-    told: list[float] = []
+    asked = told = 0.0
+    server = server_s()
     for number in range(1, n + 1):
-        begun = time.perf_counter()
+        begun = time.process_time()
         trial = study.ask(found)
-        asked.append(time.perf_counter() - begun)
+        asked += time.process_time() - begun
         assert trial is not None
-        begun = time.perf_counter()
+        begun = time.process_time()
         study.tell(trial, score(trial.arch))
-        told.append(time.perf_counter() - begun)
-        if number in (200, 1000, 2000, 5000, n):
-            middle = [1e3 * sorted(times[-200:])[min(100, len(times) // 2)] for times in (asked, told)]
-            rows.append((number, *(round(ms, 2) for ms in middle)))
+        told += time.process_time() - begun
+        if number % 200 == 0 or number == n:
+            now = server_s()
+            if number in (200, 1000, 2000, 5000, n):
+                rows.append((number, *(round(5 * each, 2) for each in (asked, told, now - server))))
+            asked, told, server = 0.0, 0.0, now
     study.close()
     return rows
 
@@ -149,7 +202,11 @@ def main(words: list[str]) -> None:
             rows = ask(int(given["ask"]), given.get("searcher", "random"), where)
             print(
                 json.dumps(
-                    {"storage": kind, "searcher": given.get("searcher", "random"), "n_ask_ms_tell_ms": rows}
+                    {
+                        "storage": kind,
+                        "searcher": given.get("searcher", "random"),
+                        "n_ask_ms_tell_ms_server_ms": rows,
+                    }
                 )
             )
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -299,7 +300,7 @@ def test_a_worker_that_died_before_it_dropped_its_trial_leaves_none(caplog: pyte
 def test_the_same_arch_asked_by_two_workers_goes_to_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both proposed from the same history; the second finds the first one's trial and asks again, further on: so many
     that asked together do not meet again."""
-    monkeypatch.setattr("vitnas.searching.study.secrets.randbelow", lambda below: below - 1)
+    monkeypatch.setattr("vitnas.searching.study.secrets.choice", lambda places: places[-1])
     storage = InMemoryStorage()
     one, two = open_micro(storage), open_micro(storage)
     stale = two._stored()
@@ -315,11 +316,31 @@ def test_the_same_arch_asked_by_two_workers_goes_to_the_first(monkeypatch: pytes
     second = two.ask(RandomSearch())
     assert second is not None
     assert second.genes != first.genes
-    assert (second.number, second.proposal) == (
-        2,
-        1 + 2 * 2,
-    )  # beside the first trial and the one that met it
+    assert (second.number, second.proposal) == (2, 3)  # the last of the three places beside one other worker
     assert [trial.number for trial in one.trials()] == [0, 2]
+
+
+def test_workers_that_ask_at_one_moment_seldom_meet_and_leave_no_number_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("vitnas.searching.study.secrets", random.Random(0))
+    storage = InMemoryStorage()
+    workers = [open_micro(storage, budget=None) for _ in range(8)]
+    for worker in workers:
+        worker.ask(RandomSearch())
+    for _ in range(5):
+        seen = workers[0]._stored()
+        for worker in workers:  # all look before any of them has asked
+            looks, real = iter([seen]), worker._stored
+            monkeypatch.setattr(worker, "_stored", lambda looks=looks, real=real: next(looks, None) or real())
+            trial = worker.ask(RandomSearch())
+            assert trial is not None
+            worker.tell(trial, score(trial.arch))
+    dropped = sum("dropped" in row.user_attrs for row in workers[0]._stored())
+    numbers = [trial.proposal for trial in workers[0].trials()]
+    assert len(numbers) == 8 + 5 * 8
+    assert dropped < 8 + len(numbers) / 4, "met, but for those that asked before anybody was at work"
+    assert max(numbers) < len(numbers) + 2 * len(workers)
 
 
 def test_the_last_place_goes_to_one_worker() -> None:

@@ -38,7 +38,17 @@ _SYSTEM: Any = models.TrialSystemAttributeModel.__table__
 _PARAMS: Any = models.TrialParamModel.__table__
 _VALUES: Any = models.TrialValueModel.__table__
 
-# For PostgreSQL, sent together: whoever makes a trial keeps all others waiting only while the server works.
+# For PostgreSQL. What makes a trial is sent together: whoever does keeps all others waiting while the server works.
+_LOOK = """
+SELECT t.trial_id, t.number, t.state::text, t.datetime_start, t.datetime_complete, a.key, a.value_json
+FROM trials t LEFT JOIN trial_user_attributes a ON a.trial_id = t.trial_id
+WHERE t.study_id = %(study)s AND t.trial_id > %(after)s
+UNION ALL
+SELECT t.trial_id, t.number, t.state::text, t.datetime_start, t.datetime_complete, a.key, a.value_json
+FROM trials t LEFT JOIN trial_user_attributes a ON a.trial_id = t.trial_id AND a.key <> %(made)s
+WHERE t.trial_id = ANY(%(unfinished)s::int[]) AND (t.state NOT IN ('RUNNING', 'WAITING') OR a.key IS NOT NULL)
+ORDER BY 1
+"""
 _LOCK = "SELECT study_id FROM studies WHERE study_id = %(study)s FOR UPDATE"
 _MAKE = """
 WITH made AS (
@@ -84,18 +94,22 @@ class Database(RDBStorage):
         return str(self.engine.name) in ("sqlite", "postgresql")
 
     def changed(self, study_id: int, after: int, unfinished: Collection[int]) -> list[FrozenTrial]:
-        """The trials made after the trial of id `after`, and those of the ids `unfinished`, by number.
+        """The trials made after the trial of id `after`, and of the ids `unfinished` those that changed, by number.
 
         Each has its state, times and user attributes, those of `unfinished` without what never changes (`MADE`): what
-        a Study reads. Parameters, values and constraints are for other programs.
+        a Study reads. Parameters, values and constraints are for other programs. A trial has changed where it ended or
+        its lease was renewed, which may have been seen before.
         """
-        with self._connected(writes=False) as connection:
-            rows = connection.execute(
-                self._look, {"study": study_id, "after": after, "unfinished": list(unfinished)}
-            ).all()
+        given = {"study": study_id, "after": after, "unfinished": list(unfinished)}
+        rows: Sequence[Any] | None = self._at_once(_LOOK, given={**given, "made": MADE})
+        if rows is None:
+            with self._connected(writes=False) as connection:
+                halves = self._look if unfinished else self._look[1:]
+                rows = [row for half in halves for row in connection.execute(half, given)]
         found: dict[int, FrozenTrial] = {}
         for trial_id, number, state, start, end, key, text in rows:
             if trial_id not in found:
+                state = TrialState[state] if isinstance(state, str) else state
                 found[trial_id] = FrozenTrial(
                     number=number, state=state, value=None, datetime_start=_here(start), datetime_complete=_here(end),
                     params={}, distributions={}, user_attrs={}, system_attrs={}, intermediate_values={},
@@ -152,7 +166,7 @@ class Database(RDBStorage):
             return super()._create_new_trial(study_id, template_trial)
         made = self._at_once(_LOCK, _MAKE, given={"study": study_id, **_made_of(template_trial)})
         if made:
-            return _named(template_trial, *made)
+            return _named(template_trial, *made[0])
         with self._connected(writes=True) as connection:
             # One worker at a time from here on, so that numbers and ids rise in the order in which trials are seen.
             # (SQLite has no such lock; there the first write is one.)
@@ -171,8 +185,8 @@ class Database(RDBStorage):
                 connection.execute(sql.insert(_PARAMS), _params(trial_id, template_trial))
         return _named(template_trial, trial_id, number)
 
-    def _at_once(self, *statements: str, given: Mapping[str, Any]) -> tuple[Any, ...] | None:
-        """What the last of some statements gives, () for nothing: one transaction, one way to the server and back.
+    def _at_once(self, *statements: str, given: Mapping[str, Any]) -> list[tuple[Any, ...]] | None:
+        """The rows that the last of some statements gives: one transaction, one way to the server and back.
 
         None where the driver cannot do that.
         """
@@ -184,30 +198,33 @@ class Database(RDBStorage):
                 with raw.pipeline(), raw.transaction():
                     for statement in statements:
                         cursor = raw.execute(statement, given)
-                found = cursor.fetchone()
+                return list(cursor.fetchall())
             except connection.dialect.loaded_dbapi.OperationalError as error:
                 connection.invalidate(error)
                 raise StorageInternalError("a statement of the search was refused") from error
-        return tuple(found or ())
 
     @cached_property
     def _reader(self) -> sql.Engine:
         return self.engine.execution_options(isolation_level="AUTOCOMMIT")
 
     @cached_property
-    def _look(self) -> sql.Select[Any]:
+    def _look(self) -> tuple[sql.Select[Any], sql.Select[Any]]:
+        """The halves of `_LOOK`, apart, as each goes by an index: it costs the same in a long search."""
         named = ("trial_id", "number", "state", "datetime_start", "datetime_complete")
-        is_wanted = (_TRIALS.c.trial_id > sql.bindparam("after")) | (_ATTRS.c.key != MADE)
-        return (
-            sql.select(*(_TRIALS.c[name] for name in named), _ATTRS.c.key, _ATTRS.c.value_json)
-            .select_from(_TRIALS.outerjoin(_ATTRS, (_ATTRS.c.trial_id == _TRIALS.c.trial_id) & is_wanted))
-            .where(
-                _TRIALS.c.study_id == sql.bindparam("study"),
-                (_TRIALS.c.trial_id > sql.bindparam("after"))
-                | _TRIALS.c.trial_id.in_(sql.bindparam("unfinished", expanding=True)),
-            )
-            .order_by(_TRIALS.c.trial_id)
+        columns = (*(_TRIALS.c[name] for name in named), _ATTRS.c.key, _ATTRS.c.value_json)
+
+        def of(on: sql.ColumnElement[bool]) -> sql.Select[Any]:
+            joined = _TRIALS.outerjoin(_ATTRS, (_ATTRS.c.trial_id == _TRIALS.c.trial_id) & on)
+            return sql.select(*columns).select_from(joined).order_by(_TRIALS.c.trial_id)
+
+        changed = of(_ATTRS.c.key != MADE).where(
+            _TRIALS.c.trial_id.in_(sql.bindparam("unfinished", expanding=True)),
+            _TRIALS.c.state.not_in(UNFINISHED) | _ATTRS.c.key.is_not(None),
         )
+        new = of(sql.true()).where(
+            _TRIALS.c.study_id == sql.bindparam("study"), _TRIALS.c.trial_id > sql.bindparam("after")
+        )
+        return changed, new
 
     @cached_property
     def _make(self) -> sql.Insert:

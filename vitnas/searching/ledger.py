@@ -16,7 +16,7 @@ from vitnas.searching.trial import MADE, History, Trial
 from vitnas.space import Genes
 
 UNFINISHED = (TrialState.RUNNING, TrialState.WAITING)
-LOOK_S = 2.0
+LOOK_S = 10.0
 SETTLED = (TrialState.COMPLETE, TrialState.PRUNED)  # a failed one may still be linked to, or dropped
 
 
@@ -44,14 +44,14 @@ class Leases:
         self.lease_s = lease_s
         self._here = this_host()
         self._seen: dict[int, tuple[Any, float]] = {}
-        self._looked: dict[int, float] = {}
+        self._looked: dict[tuple[int, str], float] = {}  # by process and its start
 
     def is_dead(self, frozen: FrozenTrial) -> bool:
         """Whether a running trial's worker is gone; to be asked now and then."""
         lease, now = lease_of(frozen), time.monotonic()
         if not lease["until"]:  # given back
             return True
-        if lease["host"] == self._here and not self._is_alive(frozen.number, lease):
+        if lease["host"] == self._here and not self._is_alive(lease):
             return True
         mark, since = self._seen.get(frozen.number, (None, now))
         if mark != lease["until"]:
@@ -59,7 +59,7 @@ class Leases:
             return False
         return now - since >= self.lease_s
 
-    def _is_alive(self, number: int, lease: Mapping[str, Any]) -> bool:
+    def _is_alive(self, lease: Mapping[str, Any]) -> bool:
         """Whether a process of this host lives. Whether its number was used again is looked at now and then only."""
         try:
             os.kill(lease["pid"], 0)
@@ -67,11 +67,11 @@ class Leases:
             return False
         except PermissionError:
             pass
-        now = time.monotonic()
-        if now - self._looked.get(number, -LOOK_S) < LOOK_S:
+        process, now = (lease["pid"], lease.get("start", "")), time.monotonic()
+        if now - self._looked.get(process, -LOOK_S) < LOOK_S:
             return True
-        self._looked[number] = now
-        return is_alive(lease["pid"], lease.get("start", ""))
+        self._looked[process] = now
+        return is_alive(*process)
 
 
 class Ledger:
@@ -132,10 +132,11 @@ class Ledger:
                 del self._open[frozen.number], self._running[frozen.number]
                 self._forget(tuple(made_of(before)["genes"]), frozen.number)
             return
-        if before is None or before.user_attrs != attrs:
-            self._check(frozen)
         if before is None:
+            self._check(frozen)
             self._genes.setdefault(tuple(made_of(frozen)["genes"]), []).append(frozen.number)
+        elif not _is_told(frozen):
+            raise _foreign(frozen)
         if frozen.state in SETTLED:
             self._open.pop(frozen.number, None)
             self._running.pop(frozen.number, None)
@@ -197,6 +198,11 @@ class Ledger:
         done = sum(t.number < before and t.number not in again and t.state == "scored" for t in self._done)
         return done + sum(f.number < before for f in ours)
 
+    def num_running_of_others(self, worker: str) -> int:
+        """Trials that run elsewhere."""
+        ours = (frozen for frozen in self._open.values() if frozen.state in UNFINISHED)
+        return sum(lease_of(frozen).get("worker") != worker for frozen in ours)
+
     def numbers(self, genes: Genes) -> list[int]:
         """The numbers of all trials with these genes."""
         return self._genes.get(genes, [])
@@ -214,24 +220,35 @@ class Ledger:
         """Raise UserError where a trial is not as a Study writes one, as in a study of another program."""
         made = frozen.user_attrs[MADE]
         kinds: Mapping[str, type] = {"proposal": int, "attempt": int, "arch": str, "token": str, "cost": dict}
-        whole = (
+        if not (
             isinstance(made, dict)
             and all(type(made.get(name)) is kind for name, kind in kinds.items())
             and isinstance(made.get("genes"), list)
             and len(made["genes"]) == self._num_genes
-            and all(type(gene) is int for gene in made["genes"])
-            and isinstance(lease := lease_of(frozen), dict)
-            and {"host", "pid", "until"} <= lease.keys()
-            and isinstance(frozen.user_attrs.get("result", {}), dict)
-        )
-        if whole and frozen.state == TrialState.COMPLETE:
-            values = frozen.user_attrs.get("result", {}).get("values")
-            whole = isinstance(values, dict) and all(isinstance(v, int | float) for v in values.values())
-        if not whole:
-            raise UserError(
-                f"trial {frozen.number} of the study is not as vitnas writes one; only searches write to it. Restore "
-                "it, or give another storage or study name."
-            )
+            and set(map(type, made["genes"])) <= {int}
+            and _is_told(frozen)
+        ):
+            raise _foreign(frozen)
+
+
+def _is_told(frozen: FrozenTrial) -> bool:
+    """Whether what a Study writes into a trial later is as it writes it."""
+    lease, result = lease_of(frozen), frozen.user_attrs.get("result", {})
+    if not (
+        isinstance(lease, dict) and {"host", "pid", "until"} <= lease.keys() and isinstance(result, dict)
+    ):
+        return False
+    if frozen.state != TrialState.COMPLETE:
+        return True
+    values = result.get("values")
+    return isinstance(values, dict) and all(isinstance(value, int | float) for value in values.values())
+
+
+def _foreign(frozen: FrozenTrial) -> UserError:
+    return UserError(
+        f"trial {frozen.number} of the study is not as vitnas writes one; only searches write to it. Restore it, or "
+        "give another storage or study name."
+    )
 
 
 def _order(trial: Trial) -> tuple[int, int]:

@@ -117,7 +117,7 @@ class Lean(Protocol):
     """A storage that reads and ends trials in fewer steps than Optuna's interface asks for."""
 
     def changed(self, study_id: int, after: int, unfinished: Collection[int]) -> list[FrozenTrial]:
-        """The trials made after the one of id `after`, and those of the ids `unfinished`, without `MADE`, by number."""
+        """The trials made after that of id `after`, and of the ids `unfinished` those that changed, without `MADE`."""
 
     def finish(
         self, trial_id: int, state: TrialState, values: Sequence[float] | None, attrs: Mapping[str, Any]

@@ -11,6 +11,7 @@ to an Arch are Optuna parameters too (`vitnas.searching.parameters`), written in
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import random
@@ -33,7 +34,7 @@ from vitnas.searching.ledger import SETTLED, UNFINISHED, Leases, Ledger, made_of
 from vitnas.searching.parameters import Parameters
 from vitnas.searching.pareto import front, hypervolume_history
 from vitnas.searching.storage import Lean, check_identity, finish, open_study, started, this_host
-from vitnas.searching.trial import MADE, NothingLeftError, Searcher, SearchRecord, State, Trial
+from vitnas.searching.trial import MADE, History, NothingLeftError, Searcher, SearchRecord, State, Trial
 from vitnas.space import Genes, Space
 
 logger = logging.getLogger(__name__)
@@ -114,7 +115,6 @@ class Study:
         Raises:
             NothingLeftError: the Searcher knows no further Arch within the Budget.
         """
-        ahead = 0
         while True:
             self._look()
             retry = self._retry_dead()
@@ -123,7 +123,7 @@ class Study:
             if limit is not None and self._ledger.num_taken() >= limit:
                 return None
             history = self._ledger.history()
-            index = ahead + (history[-1].proposal + 1 if history else 0)
+            index = self._index(history)
             genes = searcher.propose(self.goal, history, index, proposal_rng(self.seed, index))
             if genes is None:
                 raise NothingLeftError(
@@ -134,9 +134,6 @@ class Study:
             claimed = self._claim(self.goal.space.canonical(genes), attrs, limit)
             if claimed is not None:
                 return claimed
-            # Workers that ask at the same moment propose the same Arch, which one of them gets. The others look
-            # further on, each somewhere else; one worker alone never comes here.
-            ahead = secrets.randbelow(2 * len(self._ledger.open) + 1)
 
     def tell(self, trial: Trial, values: Mapping[str, float], cost: Cost | None = None) -> bool:
         """Record the evaluator's `values` (and the Cost, where latency was measured) of a running Trial.
@@ -366,6 +363,22 @@ class Study:
         for frozen in copies if reason is None else (mine, *copies):
             self._drop(frozen.number, reason or "written twice")
         return self._trial(mine) if reason is None else None
+
+    def _index(self, history: History) -> int:
+        """The number of the next proposal: one more than the last where nobody else is at work.
+
+        Workers that ask at one moment would propose the same Arch of it, which all but one would drop. Beside others a
+        worker takes any of the first numbers that no Trial has, so that two seldom meet and no number is left out.
+        """
+        end = history[-1].proposal + 1 if history else 0
+        others = self._ledger.num_running_of_others(self.worker)
+        if not others:
+            return end
+        places = 2 * others + 1
+        begin = max(0, end - 4 * places)  # further back nothing is left, or is left for good
+        used = set(itertools.takewhile(begin.__le__, (trial.proposal for trial in reversed(history))))
+        free = (index for index in range(begin, end + places) if index not in used)
+        return secrets.choice(list(itertools.islice(free, places)))
 
     def _retry_dead(self) -> Trial | None:
         """Close the running Trials of dead workers and start the first of them again."""
