@@ -10,12 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
+from pretrain_help import pretrain_words
+from slim_help import ARCH, save, slim_words
 from stage_help import Warm, refused, words
 
 from vitnas.cli import main
+from vitnas.data.images import Store
+from vitnas.model import build
 from vitnas.records import Manifest, Results
 from vitnas.runs import append_jsonl, write_atomic
 from vitnas.searching import SearchRecord
@@ -128,6 +133,29 @@ def test_what_no_machine_holds_is_refused_before_it_begins(
     fields: dict[str, str], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert sentence in refused(words(tmp_path / "run", **fields), capsys)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        lambda folder: words(folder, data__image_size="1040"),
+        lambda folder: slim_words(save(build(ARCH), folder.parent / "net"), folder),
+        lambda folder: pretrain_words(folder, data__image_size="1040"),
+    ],
+    ids=["run", "slim", "pretrain"],
+)
+def test_images_too_large_are_refused_before_any_is_read(
+    argv: Callable[[Path], list[str]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given = argv(tmp_path / "run")
+    small = psutil.virtual_memory()._replace(total=10**5)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: small)
+    monkeypatch.setattr(Store, "load", lambda *_: pytest.fail("images were read"))
+    assert "GiB at the least, and cpu has" in refused(given, capsys)
     assert not (tmp_path / "run").exists()
 
 

@@ -10,22 +10,26 @@ from pathlib import Path
 import psutil
 import torch
 
+from vitnas.arch import Arch
 from vitnas.counting import count
 from vitnas.data import require_labels
 from vitnas.data.augment import seeded_globals
 from vitnas.data.folds import fold
 from vitnas.errors import UserError
-from vitnas.grids import size_text
+from vitnas.grids import sides_of, size_text
 from vitnas.measure.environment import environment, git_commit
 from vitnas.records import GeneRecord, Manifest, SpaceRecord
 from vitnas.runs import RunFile
 from vitnas.searching import SEARCHERS, Feasibility, feasibility
+from vitnas.space import SpaceConfig
 from vitnas.stages.context import Context
 from vitnas.stages.forecast import is_short, outlook
 from vitnas.stages.supernet import start_from_pretrained
 from vitnas.stages.training import make_task
 from vitnas.train.optim import make_optimizer, make_schedule
 from vitnas.train.teacher import settled_task
+
+LARGE_SIDE = 1024  # pixels
 
 
 def prepare(context: Context) -> Feasibility:
@@ -43,6 +47,8 @@ def prepare(context: Context) -> Feasibility:
         files.append(run.sampler.settles)
     if (folder / "run.yaml").exists() and all(file.exists(folder) for file in files):
         return Feasibility.read(folder)
+    if not run.pretrained:
+        check_sides(context, run.space)
     data = context.data
     require_labels(data.train.targets, "`vitnas run`")  # its search scores accuracy
     if run.search.trains and context.engine.world > 1:
@@ -96,16 +102,36 @@ def prepare(context: Context) -> Feasibility:
 
 
 def check_memory(context: Context) -> None:
-    """Refuse what this machine cannot hold, by the least that a training of the largest Arch needs: weights and their
-    gradients, and what one look at a batch keeps at its peak. (Training keeps several times that; what misses by less
-    ends with the allocator's error.)
+    """Refuse what this machine cannot hold, by the largest Arch and the images there are.
+
+    Raises:
+        UserError: see `check_fits`.
+    """
+    batch = min(context.run.data.batch_size, len(context.data.train))
+    check_fits(context, context.space.largest(), batch)
+
+
+def check_sides(context: Context, config: SpaceConfig) -> None:
+    """The same by two images, before any is read, where `data.image_size` asks for such as take minutes to read.
+
+    Raises:
+        UserError: see `check_fits`.
+    """
+    size = context.run.data.image_size
+    if size is not None and max(sides_of(size)) > LARGE_SIDE:
+        space = config.build(image_size=size, in_chans=context.run.data.in_chans or 1, num_classes=1)
+        check_fits(context, space.largest(), 2)
+
+
+def check_fits(context: Context, arch: Arch, batch: int) -> None:
+    """Refuse what this machine cannot hold, by the least that a training of an Arch needs: weights and their gradients,
+    and what one look at a batch of so many images keeps at its peak. (Training keeps several times that; what misses by
+    less ends with the allocator's error.)
 
     Raises:
         UserError: it is more than the whole memory.
     """
-    arch, data, device = context.space.largest(), context.data, context.engine.device
-    cost = count(arch)
-    batch = min(context.run.data.batch_size, len(data.train))
+    device, cost = context.engine.device, count(arch)
     width = 4 if context.run.supernet.precision == "fp32" else 2
     least = 2 * 4 * cost.params + batch * cost.memory_bytes * width // 4
     if device.type not in ("cpu", "cuda"):

@@ -21,7 +21,7 @@ from vitnas.model import build
 from vitnas.model.trained import Trained, find_trained
 from vitnas.probing import images_seen
 from vitnas.sample import Fixed, Sampler
-from vitnas.space import Space
+from vitnas.space import Space, SpaceConfig
 from vitnas.stages.context import Context
 from vitnas.stages.run import PretrainConfig, Run
 from vitnas.stages.work import RunImages, Work
@@ -61,10 +61,17 @@ class PretrainContext(Context):
 
     @cached_property
     def space(self) -> Space:
-        config, data = self.run.space, self.images.data
+        data = self.images.data
+        return self.space_config(data.image_size).build(
+            image_size=data.image_size, in_chans=data.in_chans, num_classes=0
+        )
+
+    def space_config(self, image_size: ImageSize) -> SpaceConfig:
+        """run.space, with patches that fit these images where it names none."""
+        config = self.run.space
         if getattr(config, "patch_size", 0) is None:
-            config = replace(config, patch_size=patch_for(data.image_size))  # type: ignore[call-arg]
-        return config.build(image_size=data.image_size, in_chans=data.in_chans, num_classes=0)
+            return replace(config, patch_size=patch_for(image_size))  # type: ignore[call-arg]
+        return config
 
     def student(self) -> nn.Module:
         """What learns, as it begins; the same at every call."""

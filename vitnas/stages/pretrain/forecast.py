@@ -13,7 +13,7 @@ from vitnas.data.augment import seed_from
 from vitnas.errors import UserError
 from vitnas.probing import PretrainForecast, features
 from vitnas.stages.forecast import Clock, few_steps
-from vitnas.stages.prepare import check_memory
+from vitnas.stages.prepare import check_memory, check_sides
 from vitnas.stages.pretrain.context import PretrainContext
 from vitnas.stages.pretrain.watch import ASKED, BATCH, CHECKED, KNOWN
 from vitnas.train import EsViTConfig, TrainConfig, fit
@@ -48,7 +48,10 @@ def look_ahead(context: PretrainContext) -> PretrainForecast:
     Raises:
         UserError: the time is too short for any pretraining.
     """
-    run, config, data = context.run, context.pretrain, context.images.data
+    run, config = context.run, context.pretrain
+    if context.named is None and run.data.image_size is not None:
+        check_sides(context, context.space_config(run.data.image_size))
+    data = context.images.data
     size, images = batch_size(context), len(data.train)
     if context.named is None:
         check_memory(context)

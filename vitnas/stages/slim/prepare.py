@@ -17,7 +17,7 @@ from vitnas.searching import Feasibility, feasibility
 from vitnas.slimming.sensitivity import MEASURED
 from vitnas.space import AroundConfig
 from vitnas.stages.full import full_cost
-from vitnas.stages.prepare import manifest
+from vitnas.stages.prepare import check_fits, manifest
 from vitnas.stages.slim.context import SlimContext
 from vitnas.stages.slim.forecast import Amounts, forecast, time_steps
 from vitnas.stages.slim.original import check_classes, space_around
@@ -47,7 +47,11 @@ def prepare_slim(context: SlimContext) -> Feasibility:
             "no budget is given; slimming goes down to one. Add budget='macs<=50%', params, memory or "
             "latency<=8ms@onnxruntime,batch=1."
         )
+    check_fits(context, context.original.arch, 2)
     notes = [check_classes(context.original, context.images.data), *_said(context)]
+    check_fits(
+        context, context.original.arch, min(context.run.data.batch_size, len(context.images.data.train))
+    )
     enough_images(context.slim.images, len(context.images.data.train), context.original.arch)
     cost = full_cost(context.work, context.original.arch, context.budget.latency_targets)
     found = engine.from_first(lambda: _look(context, cost, notes))
