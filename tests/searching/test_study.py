@@ -300,9 +300,9 @@ def test_a_worker_that_died_before_it_dropped_its_trial_leaves_none(caplog: pyte
 def test_the_same_arch_asked_by_two_workers_goes_to_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both proposed from the same history; the second finds the first one's trial and asks again, further on: so many
     that asked together do not meet again."""
-    monkeypatch.setattr("vitnas.searching.study.secrets.choice", lambda places: places[-1])
     storage = InMemoryStorage()
     one, two = open_micro(storage), open_micro(storage)
+    monkeypatch.setattr(two._chance, "choice", lambda places: places[-1])
     stale = two._stored()
     first = one.ask(RandomSearch())
     assert first is not None
@@ -323,9 +323,10 @@ def test_the_same_arch_asked_by_two_workers_goes_to_the_first(monkeypatch: pytes
 def test_workers_that_ask_at_one_moment_seldom_meet_and_leave_no_number_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("vitnas.searching.study.secrets", random.Random(0))
     storage = InMemoryStorage()
     workers = [open_micro(storage, budget=None) for _ in range(8)]
+    for number, worker in enumerate(workers):
+        monkeypatch.setattr(worker, "_chance", random.Random(number))
     for worker in workers:
         worker.ask(RandomSearch())
     for _ in range(5):
@@ -339,7 +340,7 @@ def test_workers_that_ask_at_one_moment_seldom_meet_and_leave_no_number_out(
     dropped = sum("dropped" in row.user_attrs for row in workers[0]._stored())
     numbers = [trial.proposal for trial in workers[0].trials()]
     assert len(numbers) == 8 + 5 * 8
-    assert dropped < 8 + len(numbers) / 4, "met, but for those that asked before anybody was at work"
+    assert dropped < 8, "none met but those that asked before anybody was at work"
     assert max(numbers) < len(numbers) + 2 * len(workers)
 
 

@@ -37,6 +37,15 @@ _ATTRS: Any = models.TrialUserAttributeModel.__table__
 _SYSTEM: Any = models.TrialSystemAttributeModel.__table__
 _PARAMS: Any = models.TrialParamModel.__table__
 _VALUES: Any = models.TrialValueModel.__table__
+# Optuna's tables as the statements here know them. Where another version has others, all goes Optuna's own way.
+LAYOUT = {
+    _STUDIES: "study_id study_name",
+    _TRIALS: "trial_id number study_id state datetime_start datetime_complete",
+    _ATTRS: "trial_user_attribute_id trial_id key value_json",
+    _SYSTEM: "trial_system_attribute_id trial_id key value_json",
+    _PARAMS: "param_id trial_id param_name param_value distribution_json",
+    _VALUES: "trial_value_id trial_id objective value value_type",
+}
 
 # For PostgreSQL. What makes a trial is sent together: whoever does keeps all others waiting while the server works.
 _LOOK = """
@@ -58,14 +67,15 @@ WITH made AS (
   RETURNING trial_id, number),
 own AS (
   INSERT INTO trial_user_attributes (trial_id, key, value_json)
-  SELECT trial_id, k, v FROM made, unnest(%(own)s::text[], %(own_json)s::text[]) AS given (k, v)),
+  SELECT trial_id, k, v FROM made, json_each_text(%(own)s::json) AS given (k, v)),
 system AS (
   INSERT INTO trial_system_attributes (trial_id, key, value_json)
-  SELECT trial_id, k, v FROM made, unnest(%(system)s::text[], %(system_json)s::text[]) AS given (k, v)),
+  SELECT trial_id, k, v FROM made, json_each_text(%(system)s::json) AS given (k, v)),
 params AS (
   INSERT INTO trial_params (trial_id, param_name, param_value, distribution_json)
-  SELECT trial_id, k, v, d
-  FROM made, unnest(%(params)s::text[], %(param_values)s::float8[], %(kinds)s::text[]) AS given (k, v, d))
+  SELECT trial_id, param_name, param_value, distribution_json
+  FROM made, json_to_recordset(%(params)s::json)
+    AS given (param_name text, param_value float8, distribution_json text))
 SELECT trial_id, number FROM made
 """
 _FINISH = """
@@ -75,7 +85,7 @@ WITH ended AS (
   RETURNING trial_id),
 own AS (
   INSERT INTO trial_user_attributes (trial_id, key, value_json)
-  SELECT trial_id, k, v FROM ended, unnest(%(own)s::text[], %(own_json)s::text[]) AS given (k, v)
+  SELECT trial_id, k, v FROM ended, json_each_text(%(own)s::json) AS given (k, v)
   ON CONFLICT (trial_id, key) DO UPDATE SET value_json = excluded.value_json),
 told AS (
   INSERT INTO trial_values (trial_id, objective, value, value_type)
@@ -88,10 +98,11 @@ SELECT trial_id FROM ended
 class Database(RDBStorage):
     """An SQLite file or a PostgreSQL database, as Optuna lays it out; any other database goes Optuna's own way."""
 
-    @property
+    @cached_property
     def is_lean(self) -> bool:
         """Whether this is a database whose statements are known here."""
-        return str(self.engine.name) in ("sqlite", "postgresql")
+        is_known = all(columns.split() == table.columns.keys() for table, columns in LAYOUT.items())
+        return is_known and str(self.engine.name) in ("sqlite", "postgresql")
 
     def changed(self, study_id: int, after: int, unfinished: Collection[int]) -> list[FrozenTrial]:
         """The trials made after the trial of id `after`, and of the ids `unfinished` those that changed, by number.
@@ -100,8 +111,12 @@ class Database(RDBStorage):
         a Study reads. Parameters, values and constraints are for other programs. A trial has changed where it ended or
         its lease was renewed, which may have been seen before.
         """
+        if not self.is_lean:
+            every = self.get_all_trials(study_id, deepcopy=False)
+            return [each for each in every if each._trial_id > after or each._trial_id in unfinished]
         given = {"study": study_id, "after": after, "unfinished": list(unfinished)}
-        rows: Sequence[Any] | None = self._at_once(_LOOK, given={**given, "made": MADE})
+        array = f"{{{','.join(map(str, unfinished))}}}"
+        rows: Sequence[Any] | None = self._at_once(_LOOK, given={**given, "unfinished": array, "made": MADE})
         if rows is None:
             with self._connected(writes=False) as connection:
                 halves = self._look if unfinished else self._look[1:]
@@ -195,6 +210,8 @@ class Database(RDBStorage):
         with self._connected(writes=False) as connection:
             raw: Any = connection.connection.driver_connection
             try:
+                if len(statements) == 1:
+                    return list(raw.execute(*statements, given).fetchall())
                 with raw.pipeline(), raw.transaction():
                     for statement in statements:
                         cursor = raw.execute(statement, given)
@@ -266,18 +283,18 @@ def _named(template: FrozenTrial, trial_id: int, number: int) -> FrozenTrial:
 
 def _made_of(trial: FrozenTrial) -> dict[str, Any]:
     """What `_MAKE` asks for."""
-    begun, params = _begun(trial), _params(0, trial)
     return {
         "state": trial.state.name,
-        "start": begun["datetime_start"],
-        "own": list(trial.user_attrs),
-        "own_json": [json.dumps(value) for value in trial.user_attrs.values()],
-        "system": list(trial.system_attrs),
-        "system_json": [json.dumps(value) for value in trial.system_attrs.values()],
-        "params": [each["param_name"] for each in params],
-        "param_values": [float(each["param_value"]) for each in params],
-        "kinds": [each["distribution_json"] for each in params],
+        "start": _begun(trial)["datetime_start"],
+        "own": _texts(trial.user_attrs),
+        "system": _texts(trial.system_attrs),
+        "params": json.dumps(_params(0, trial)),
     }
+
+
+def _texts(attrs: Mapping[str, Any]) -> str:
+    """Attributes as JSON of JSON texts, as they are stored; one text goes to the driver faster than an array."""
+    return json.dumps({key: json.dumps(value) for key, value in attrs.items()})
 
 
 def _ended(
@@ -289,8 +306,7 @@ def _ended(
         "trial": trial_id,
         "state": state.name,
         "end": datetime.now(UTC).replace(tzinfo=None),
-        "own": list(attrs),
-        "own_json": [json.dumps(value) for value in attrs.values()],
+        "own": _texts(attrs),
         "values": [value for value, _ in stored],
         "types": [kind.name for _, kind in stored],
     }

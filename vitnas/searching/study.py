@@ -15,7 +15,6 @@ import itertools
 import logging
 import os
 import random
-import secrets
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -66,6 +65,7 @@ class Study:
         self._study_id = storage.get_study_id_from_name(study.study_name)
         self._ledger = Ledger(self._trial, len(goal.space.genes))
         self._leases = Leases(lease_s)
+        self._chance: random.Random = random.SystemRandom()  # of what differs between workers
         self._parameters = Parameters(goal.space)
         self._withdrawn: dict[str, list[str]] = dict(study.user_attrs.get(WITHDRAWN, {}))
 
@@ -123,8 +123,8 @@ class Study:
             if limit is not None and self._ledger.num_taken() >= limit:
                 return None
             history = self._ledger.history()
-            index = self._index(history)
-            genes = searcher.propose(self.goal, history, index, proposal_rng(self.seed, index))
+            index, rng = self._next(history)
+            genes = searcher.propose(self.goal, history, index, rng)
             if genes is None:
                 raise NothingLeftError(
                     f"the search has tried {len(history)} Archs; no other was found that meets "
@@ -364,21 +364,22 @@ class Study:
             self._drop(frozen.number, reason or "written twice")
         return self._trial(mine) if reason is None else None
 
-    def _index(self, history: History) -> int:
-        """The number of the next proposal: one more than the last where nobody else is at work.
+    def _next(self, history: History) -> tuple[int, random.Random]:
+        """The number of the next proposal, one more than the last, and its generator, where nobody else is at work.
 
         Workers that ask at one moment would propose the same Arch of it, which all but one would drop. Beside others a
-        worker takes any of the first numbers that no Trial has, so that two seldom meet and no number is left out.
+        worker takes any of the first numbers that no Trial has, so that none is left out, and numbers of its own.
         """
         end = history[-1].proposal + 1 if history else 0
         others = self._ledger.num_running_of_others(self.worker)
         if not others:
-            return end
+            return end, proposal_rng(self.seed, end)
         places = 2 * others + 1
         begin = max(0, end - 4 * places)  # further back nothing is left, or is left for good
         used = set(itertools.takewhile(begin.__le__, (trial.proposal for trial in reversed(history))))
         free = (index for index in range(begin, end + places) if index not in used)
-        return secrets.choice(list(itertools.islice(free, places)))
+        index = self._chance.choice(list(itertools.islice(free, places)))
+        return index, random.Random(f"{self.seed}/{index}/{self._chance.getrandbits(64)}")
 
     def _retry_dead(self) -> Trial | None:
         """Close the running Trials of dead workers and start the first of them again."""
