@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import signal
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 from stage_help import Warm, has_step, has_trials, words
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from vitnas import stopping
 from vitnas.cli import commands, main
@@ -142,6 +144,26 @@ def test_handlers_are_given_back() -> None:
     with working():
         assert stopping.current() is not None
     assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+class HalfMade:
+    """Another thing that was not made to its end."""
+
+    def __del__(self) -> None:
+        self.parts.close()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("kind", "is_told"), [(_MultiProcessingDataLoaderIter, False), (HalfMade, True)])
+def test_a_loader_that_is_half_made_is_told_by_what_stopped_it_alone(
+    kind: type, is_told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its workers could not be started, which has a sentence; its finaliser would add a traceback."""
+    told: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda what: told.append(what.exc_type))
+    with working():
+        kind.__new__(kind)
+        gc.collect()
+    assert told == [AttributeError] * is_told
 
 
 SWALLOWS = """
