@@ -1,8 +1,11 @@
 """All that may go wrong, done on purpose: kills, signals, odd words, damaged files, hostile images, dying workers.
 
-    python benchmarks/torture.py                        all of it
+    python benchmarks/torture.py                        all of it, in two processes and less than half an hour
+    python benchmarks/torture.py share=0.05             the same with a twentieth of the time
     python benchmarks/torture.py parts=kills,lines kills=40 lines=100 files=100 images=20 seed=7
     python benchmarks/torture.py parts=lines seed=7 only=31     one case again
+
+A part ends with its number of cases or its time, and says which.
 
 What must hold: a command ends with status 0, or with 2 and one sentence, or as its signal says; never with a traceback.
 A run that was killed, as often as you like, ends with the bits of one that was not, in every file but for times. Every
@@ -23,9 +26,12 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "tests"))
@@ -45,9 +51,49 @@ SLIM = {
     "retrain__train__epochs": "2",
     "retrain__train__lr": "1e-3",
 }
+HALVING = {
+    "search__searcher": "halving",
+    "search__num_trials": "3",
+    "finals__epochs": "1",
+    "retrain__baselines": "[random_search]",
+}
+DISTRUST = {"retrain__rank_archs": "5", "search__least_tau": "1", "retrain__baselines": "[]"}
+
+
+def several(folder: Path) -> dict[str, str | None]:
+    """A run on images that may have several classes, which are made once."""
+    root, rng = folder / "several", np.random.default_rng(0)
+    if not root.exists():
+        rows = ["file,split,labels"]
+        for number in range(120):
+            dark, wide = number % 2, number // 2 % 2
+            picture(root / f"{number}.png", rng, 180 * (1 - dark))
+            labels = "|".join(["dark"] * dark + ["wide"] * wide)
+            rows.append(f"{number}.png,{'test' if number >= 100 else 'train'},{labels}")
+        (root / "labels.csv").write_text("\n".join(rows))
+    return {
+        "data__dataset": str(root),
+        "data__labels": "labels.csv",
+        "data__label_kind": "classes",
+        "data__max_images": None,
+        "retrain__baselines": "[]",
+    }
+
+
 # By the kind of a run its command, given its folder and that of a trained network.
 KINDS: dict[str, Callable[[Path, Path], list[str]]] = {
     "search": lambda run, model: words(run, **FAST),
+    "probe": lambda run, model: [
+        "probe",
+        str(model),
+        f"folder={run}",
+        "data.dataset=digits",
+        "data.max_images=200",
+    ],
+    "halving": lambda run, model: words(run, **{**FAST, **HALVING}),
+    "a ranking that is not trusted": lambda run, model: words(run, **{**FAST, **DISTRUST}),
+    "folds": lambda run, model: words(run, **{**FAST, "search__folds": "2", "retrain__baselines": "[]"}),
+    "several labels": lambda run, model: words(run, **{**FAST, **several(model.parent)}),
     "a sampler that learns": lambda run, model: words(run, **{**FAST, **FOCUS}),
     "mixers": lambda run, model: words(run, **{**FAST, **MIXERS}),
     "slim, folded": lambda run, model: slim_words(model, run),
@@ -56,7 +102,7 @@ KINDS: dict[str, Callable[[Path, Path], list[str]]] = {
     "pretrain a supernet": lambda run, model: pretrain_words(run, pretrain__model="supernet"),
 }
 # What a run says of the time and of itself. A trial that is run again has another number.
-TIMES = {"seconds", "images_per_s", "latency_ms", "number", "ms"}
+TIMES = {"seconds", "images_per_s", "latency_ms", "number", "ms", "test_readings"}
 TIMED = {
     "manifest.json",
     "report.html",
@@ -66,26 +112,29 @@ TIMED = {
     "run.lock",
 }
 LONG_S = 60.0
+MOST_S = 1780.0  # of all
 
 
 class Tally:
     """What was tried in a part, and what went wrong."""
 
-    def __init__(self, name: str, seed: int) -> None:
+    def __init__(self, name: str, seed: int, most_s: float) -> None:
         self.name, self.seed, self.tried, self.wrong = name, seed, 0, list[str]()
-        self.begun = time.monotonic()
+        self.begun, self.most_s, self.is_cut = time.monotonic(), most_s, False
         self.case, self.rng = -1, random.Random()
         self.only: int | None = None
         print(f"{name}: seed {seed}", flush=True)
 
     def next(self, count: int) -> bool:
-        """Whether there is a further case; it has random numbers of its own, so that it can be had again alone."""
+        """Whether there is a further case, and time for it; it has random numbers of its own, so that it can be had
+        again alone."""
         if self.only is not None:
             self.case, is_one = self.only, self.case < 0
         else:
             self.case, is_one = self.case + 1, self.tried < count
+            self.is_cut = is_one and time.monotonic() - self.begun > self.most_s
         self.rng = random.Random(f"{self.name}/{self.seed}/{self.case}")
-        return is_one
+        return is_one and not self.is_cut
 
     def fail(self, text: str) -> None:
         """Note what went wrong, and tell it at once."""
@@ -95,8 +144,10 @@ class Tally:
 
     def end(self) -> dict[str, object]:
         """One line of the result."""
-        row = {"part": self.name, "seed": self.seed, "tried": self.tried, "wrong": len(self.wrong)}
-        print(json.dumps({**row, "seconds": round(time.monotonic() - self.begun)}), flush=True)
+        row = {"part": self.name, "seed": self.seed, "tried": self.tried, "wrong": len(self.wrong),
+               "seconds": round(time.monotonic() - self.begun), "ended_by": "time" if self.is_cut else "number",
+               "cases": self.wrong}  # fmt: skip
+        print(json.dumps({name: value for name, value in row.items() if name != "cases"}), flush=True)
         return row
 
 
@@ -322,31 +373,34 @@ def images(warm: Warm, folder: Path, tally: Tally, count: int) -> None:
 
 def workers(warm: Warm, folder: Path, tally: Tally, seconds: int) -> None:
     """Workers of one search that die."""
-    words_ = [
-        sys.executable,
-        "-W",
-        "ignore",
-        str(HERE / "workers.py"),
-        "storage=sqlite",
-        "workers=4",
-        f"seconds={seconds}",
-    ]
-    done = subprocess.run(
-        [*words_, "sleep=0.3", "kill_every=1", f"seed={tally.seed}"], capture_output=True, text=True
-    )
+    seconds = max(10, min(seconds, int(tally.most_s / 2)))
+    words_ = [sys.executable, "-W", "ignore", str(HERE / "workers.py"), "storage=sqlite", "workers=4"]
+    words_ += [f"seconds={seconds}", "sleep=0.3", "kill_every=1", f"seed={tally.seed}"]
+    done = subprocess.run(words_, capture_output=True, text=True, timeout=10 * seconds)
     tally.tried = seconds - 1
     print(done.stdout.strip())
     if done.returncode:
         tally.fail(done.stderr[-500:])
 
 
-PARTS: dict[str, tuple[Callable[[Warm, Path, Tally, int], None], int]] = {
-    "kills": (kills, 200),
-    "lines": (lines, 500),
-    "files": (files, 500),
-    "images": (images, 100),
-    "workers": (workers, 60),
+@dataclass(frozen=True)
+class Part:
+    """What is tried, how often, for how long at the most, and the promise that it is held against."""
+
+    do: Callable[[Warm, Path, Tally, int], None]
+    count: int
+    most_s: float
+    promise: str
+
+
+PARTS = {
+    "kills": Part(kills, 200, 1440, "a run killed at any moment ends with the bits of one that was not"),
+    "workers": Part(workers, 60, 120, "no trial is lost or doubled, however many workers die"),
+    "lines": Part(lines, 500, 500, "odd words are one sentence"),
+    "files": Part(files, 500, 500, "damaged files are one sentence"),
+    "images": Part(images, 100, 480, "hostile folders of images are one sentence, or are taken"),
 }
+HALVES = ("kills,workers", "lines,files,images")  # each in a process of its own
 
 
 @contextmanager
@@ -355,23 +409,70 @@ def a_folder() -> Iterator[Path]:
         yield Path(name)
 
 
+def one(name: str, given: dict[str, str], seed: int) -> dict[str, object]:
+    """Do one part; what fails in the part itself is told as one more thing that went wrong."""
+    part, tally = PARTS[name], Tally(name, seed, PARTS[name].most_s * float(given.get("share", "1")))
+    tally.only = int(given["only"]) if "only" in given else None
+    with a_folder() as folder:
+        warm = Warm(folder / "log.txt")
+        try:
+            part.do(warm, folder, tally, int(given.get(name, str(part.count))))
+        except Exception:
+            tally.fail(f"the part ended: {traceback.format_exc()[-800:]}")
+        finally:
+            warm.close()
+    return tally.end()
+
+
+def told(rows: list[dict[str, object]]) -> int:
+    """Print the table of promises; returns the status to end with."""
+    print("\n| promise | tried | wrong | seconds | ended by | seed |\n|---|---|---|---|---|---|")
+    for name, part in PARTS.items():
+        for row in rows:
+            if row["part"] == name:
+                print(f"| {part.promise} ({name}) |", *(f"{row[key]} |" for key in
+                      ("tried", "wrong", "seconds", "ended_by", "seed")))  # fmt: skip
+    print(
+        *(f"WRONG in {row['part']}: {case}" for row in rows for case in cast(list[str], row["cases"])),
+        sep="\n",
+    )
+    return int(any(row["wrong"] for row in rows))
+
+
 def main(given: dict[str, str]) -> int:
-    """Do the parts that are asked for; returns how many things went wrong."""
-    asked = given.get("parts", ",".join(PARTS)).split(",")
+    """Do the parts that are asked for, or all, in two processes; returns the status to end with."""
     seed = int(given.get("seed", str(random.SystemRandom().randrange(10**6))))
-    rows = []
-    for part in asked:
-        do, count = PARTS[part]
-        with a_folder() as folder:
-            warm = Warm(folder / "log.txt")
-            tally = Tally(part, seed)
-            tally.only = int(given["only"]) if "only" in given else None
-            try:
-                do(warm, folder, tally, int(given.get(part, str(count))))
-            finally:
-                warm.close()
-                rows.append(tally.end())
-    return min(100, sum(int(str(row["wrong"])) for row in rows))
+    if "parts" in given:
+        rows = []
+        for name in given["parts"].split(","):
+            rows.append(one(name, given, seed))
+            if "rows" in given:
+                Path(given["rows"]).write_text(json.dumps(rows))
+        return 0 if "rows" in given else told(rows)
+    with a_folder() as folder:
+        others = [f"{name}={value}" for name, value in given.items() if name != "seed"]
+        command = [sys.executable, __file__, *others, f"seed={seed}"]
+        paths = [folder / f"{number}.json" for number in range(len(HALVES))]
+        halves = [
+            subprocess.Popen([*command, f"parts={parts}", f"rows={path}"])
+            for parts, path in zip(HALVES, paths, strict=True)
+        ]
+        end = time.monotonic() + MOST_S
+        hung = [parts for half, parts in zip(halves, HALVES, strict=True) if hangs(half, end)]
+        status = told([row for path in paths if path.exists() for row in json.loads(path.read_text())])
+    print(*(f"WRONG: {parts} did not end within {MOST_S:.0f} s" for parts in hung), sep="\n")
+    return int(bool(status or hung or any(half.returncode for half in halves)))
+
+
+def hangs(process: subprocess.Popen[bytes], end: float) -> bool:
+    """Whether it still ran at `end`, and was killed."""
+    try:
+        process.wait(max(0.0, end - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        return True
+    return False
 
 
 if __name__ == "__main__":
