@@ -17,20 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 
-from vitnas.arch import Arch
 from vitnas.errors import UserError
-from vitnas.model import build
 from vitnas.searching import rank_correlation
 from vitnas.searching.predictor import Features, Predictor, normal_scores
 from vitnas.space import Genes, Space, autoformer
+from vitnas.stages.ranking import expressivity
 
 SETS = {"CIFAR-100": "c100_kd_acc", "Flowers": "flower_kd_acc", "Chaoyang": "chaoyang_kd_acc"}
 QUARTILES = 4
-IMAGES = 4  # of noise, for expressivity
 
 
 def genes_of(space: Space, row: dict[str, Any]) -> Genes:
@@ -39,17 +36,6 @@ def genes_of(space: Space, row: dict[str, Any]) -> Genes:
     for name in ("num_heads", "mlp_ratio"):
         said |= {f"{name}.{i}": value for i, value in enumerate(row[name])}
     return space.canonical([gene.options.index(said.get(gene.name, gene.options[0])) for gene in space.genes])
-
-
-@torch.no_grad()
-def expressivity(arch: Arch) -> float:
-    """How many directions the tokens of a new network take for noise: the effective rank of their covariance."""
-    generator = torch.Generator().manual_seed(0)
-    model = build(arch, generator=generator).eval()
-    tokens_BND = model(torch.randn(IMAGES, *arch.input_size, generator=generator), want=("tokens",))["tokens"]
-    share = torch.linalg.eigvalsh(torch.cov(tokens_BND.flatten(0, 1).T)).clamp_min(1e-12)
-    share = share / share.sum()
-    return float(torch.exp(-(share * share.log()).sum()))
 
 
 def process(features_NF: np.ndarray, scores_N: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:

@@ -57,7 +57,8 @@ def test_what_is_trained_to_choose_by_is_told(tmp_path: Path, monkeypatch: pytes
     epoch_s = 6 * 10.0
     for baselines, epochs in ((), 4), (("hand_scaled",), 4 + 4 + 5), (("random_search",), 4 + 4 + 5):
         found = forecast.look_ahead(
-            Context(replace(run, retrain=replace(run.retrain, baselines=baselines)), tmp_path / "run")
+            Context(replace(run, retrain=replace(run.retrain, baselines=baselines)), tmp_path / "run"),
+            Feasibility(()),
         )
         took = [found.stages[name] for name in ("train", "search", "finals", "retrain")]
         assert took == [0, 3 * epoch_s, 2 * epoch_s, epochs * epoch_s]
@@ -75,8 +76,8 @@ def test_archs_that_are_timed_are_told_those_that_are_too_slow_too(
     found = []
     for budget in ("macs<=1M", "latency<=3ms@torch and latency<=3ms@onnxruntime"):
         row = FeasibilityRow("latency on torch", "ms", 1.0, 9.0, "", 0.25, 4)
-        Feasibility((row,)).write(tmp_path)
-        found.append(forecast.look_ahead(Context(replace(run, budget=budget), tmp_path)))
+        context = Context(replace(run, budget=budget), tmp_path)
+        found.append(forecast.look_ahead(context, Feasibility((row,))))
     assert found[0].clock_s == 0
     assert found[1].clock_s >= 4 * 2 * 0.01
     for stage in ("search", "retrain"):

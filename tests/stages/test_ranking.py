@@ -26,13 +26,16 @@ from vitnas.records import (
     TrainedSupernet,
 )
 from vitnas.reporting import report
-from vitnas.searching import SEARCHERS, Goal, SearchRecord, Study, kendall_interval, search
+from vitnas.reporting.files import read_run
+from vitnas.reporting.html import _correlation
+from vitnas.searching import SEARCHERS, Feasibility, Goal, SearchRecord, Study, kendall_interval, search
+from vitnas.searching.feasibility import FeasibilityRow
 from vitnas.searching.halving import GuidedHalving
 from vitnas.space import autoformer
 from vitnas.stages import Context, forecast
 from vitnas.stages.finals import lengths
 from vitnas.stages.outlook import distrusting, otherwise
-from vitnas.stages.ranking import judged, measure_ranking, of_equal_cost
+from vitnas.stages.ranking import expressivity, judged, measure_ranking, of_equal_cost, rulers
 from vitnas.stages.table import STAGES
 
 SPACE = autoformer("micro", image_size=8, patch_size=2, num_classes=10)
@@ -70,6 +73,23 @@ def test_archs_of_equal_cost_are_within_the_budget_and_near_its_end(finished: Pa
     assert macs.mean() > np.median(every["macs"][every["macs"] <= 200_000])
 
 
+def test_of_a_latency_budget_archs_of_equal_cost_are_about_fast_enough(
+    finished: Path, tmp_path: Path
+) -> None:
+    """By what the few that were timed before the run began tell."""
+    run = replace(open_run(finished), budget="latency<=1ms@torch")
+    searches = Context(run, tmp_path).searches
+    goal = Goal(searches.space)
+    every = goal.costs(of_equal_cost(searches, 6))["macs"]
+    row = FeasibilityRow("latency on torch", "ms", 0.5, 2.0, "", 0.5, 6, macs_met=int(every.min() // 2))
+    Feasibility((row,)).write(tmp_path)
+    found = goal.costs(of_equal_cost(searches, 6))["macs"]
+    assert row.macs_met is not None
+    assert found.mean() <= row.macs_met
+    assert found.max() < every.min()
+    assert found.max() / found.min() < 1.3
+
+
 def test_a_supernet_that_ranks_is_relied_on_and_one_that_does_not_is_not(finished: Path) -> None:
     context = Context(open_run(finished), finished)
     trained = [0.5, 0.6, 0.7, 0.71, 0.8, 0.9]
@@ -102,6 +122,26 @@ def test_a_supernet_that_ranks_is_relied_on_and_one_that_does_not_is_not(finishe
     few = ranking(context, [0.3, 0.2], [0.2, 0.3])
     assert few.otherwise == ""
     assert few.says.startswith("2 Archs of about equal cost are too few to tell")
+
+
+def test_every_ruler_is_held_against_training(finished: Path) -> None:
+    """Those without an order are left out; a new network that is wider says more of noise."""
+    points = [
+        RankedArch(
+            f"d8-l{i}", 100, accuracy, 0.5 + 0.1 * i, 2 - 0.1 * i, params=4 - i, depth=1, expressivity=i // 2
+        )
+        for i, accuracy in enumerate((0.1, 0.3, 0.2, 0.4))
+    ]
+    assert rulers(points) == pytest.approx(
+        {"loss": 1, "accuracy": 4 / 6, "params": -1, "expressivity": 4 / np.sqrt(24), "their mean": 1}
+    )
+    assert rulers([replace(point, trained_accuracy=0.5) for point in points]) == {}
+    known = Ranking.read(finished)
+    assert all(point.params and point.depth and point.expressivity for point in known.points)
+    page = replace(read_run(finished), ranking=replace(known, rulers={"loss": 0.5, "depth": -1}))
+    how = _correlation(page, {})["correlation_how"]
+    assert how.endswith("holdout split. Kendall's tau of each ruler by itself: loss 0.50, depth -1.00.")
+    assert expressivity(SPACE.smallest()) < expressivity(SPACE.largest()) <= 64
 
 
 def test_the_ranking_is_of_what_the_search_goes_by(finished: Path) -> None:
@@ -178,13 +218,13 @@ def test_the_longer_way_is_foretold(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     )
     fields = dict(word.partition("=")[::2] for word in argv[3:])
     run, epoch_s = make_run("tour", fields), 6 * 10.0
-    found = forecast.look_ahead(Context(run, tmp_path / "run"))
+    found = forecast.look_ahead(Context(run, tmp_path / "run"), Feasibility(()))
     # 12 Archs in rungs up to 1, 2 and 4 epochs, of which the first is the search.
     assert found.stages["search"] == 12 * epoch_s
     assert found.stages["finals"] == (6 + 3 * 2) * epoch_s
     assert found.stages["train"] > 6 * epoch_s
     surely = replace(run, search=replace(run.search, least_tau=-1))
-    assert forecast.look_ahead(Context(surely, tmp_path / "run")).stages["finals"] == 0
+    assert forecast.look_ahead(Context(surely, tmp_path / "run"), Feasibility(())).stages["finals"] == 0
 
 
 def test_guided_halving_proposes_what_was_trained_then_what_the_predictor_thinks_best() -> None:

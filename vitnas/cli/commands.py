@@ -218,7 +218,7 @@ def tell_ahead(context: Any, folder: Path, console: Console, *, whole: bool = Fa
     """Check a run and claim its folder; tell what it will do, and what that takes, of a short one only if `whole`."""
     table = begin(context)
     if whole and not (context.run.slim or context.run.pretrain or Outlook.exists(context.folder)):
-        outlook(context)
+        outlook(context, table)
     run = context.run
     if not context.engine.is_main:
         return

@@ -170,7 +170,7 @@ class Result(RunFile):
 @dataclass(frozen=True)
 class RankedArch:
     """One Arch, trained briefly, and what the supernet said of it; `standing` is what a search by loss orders it by,
-    among these Archs."""
+    among these Archs. The rest is what else may order Archs."""
 
     arch_id: str
     macs: int
@@ -178,6 +178,9 @@ class RankedArch:
     trained_accuracy: float
     supernet_loss: float | None = None
     standing: float | None = None
+    params: int | None = None
+    depth: int | None = None
+    expressivity: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,6 +208,7 @@ class Ranking(Correlation):
             how many of these the supernet orders alike.
         least_tau: what the run asks for.
         otherwise: how the run goes on where its supernet does not rank; "" where it relies on it.
+        rulers: Kendall's tau of whatever else may order Archs, each by itself, and of their mean.
         spent: what finding out took.
     """
 
@@ -216,6 +220,7 @@ class Ranking(Correlation):
     told_apart: int
     least_tau: float
     otherwise: Literal["", "training", "finals"] = ""
+    rulers: Mapping[str, float] = field(default_factory=dict)
     spent: Spent
 
     @property

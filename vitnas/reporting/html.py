@@ -212,7 +212,11 @@ def _correlation(run: RunFiles, figures: dict[str, plots.Figure]) -> dict[str, A
         text = f"n = {found.n} Archs: {found.note}"
     else:
         text = f"Kendall's tau {found.kendall_tau:.2f}, Spearman's rho {found.spearman:.2f}, n = {found.n} Archs."
-    return {"correlation_text": text, "correlation_how": found.how if found.n else ""}
+    how = f"{found.how}." if found.n else ""
+    if run.ranking and found is run.ranking and run.ranking.rulers:
+        each = ", ".join(f"{name} {tau:.2f}" for name, tau in run.ranking.rulers.items())
+        how += f" Kendall's tau of each ruler by itself: {each}."
+    return {"correlation_text": text, "correlation_how": how}
 
 
 def _test_reads(run: RunFiles) -> str:

@@ -169,7 +169,7 @@ def finals(found: Finals) -> Table:
     headers = (
         "Arch",
         "MACs",
-        "Search's score",
+        "Inherited accuracy",
         *(f"{each:.3g} epochs" for each in epochs),
         "95 % CI of the last",
     )

@@ -32,6 +32,7 @@ class FeasibilityRow:
         share_feasible: of the `n` Archs drawn (measured, for latency) that meet it.
         n: how many were drawn or measured.
         note: what else a person should know.
+        macs_met: of latency: MACs of the costliest Arch that was timed and meets it.
     """
 
     quantity: str
@@ -42,6 +43,7 @@ class FeasibilityRow:
     share_feasible: float
     n: int
     note: str = ""
+    macs_met: int | None = None
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,13 @@ def _latency_rows(
         share = sum(not limit.misses(value) for value in times) / len(times)
         # A tenth of slack: a clock is not exact, and an Arch between those timed may be a little faster.
         _refuse_outside(space, limit, 0.9 * low, 1.1 * high, shown=(low, high))
-        rows.append(FeasibilityRow(limit.name, "ms", low, high, str(limit), share, len(times), note))
+        met = [
+            goal.cost(space.encode(arch)).macs
+            for arch, value in zip(archs, times, strict=True)
+            if not limit.misses(value)
+        ]
+        most = max(met, default=None)
+        rows.append(FeasibilityRow(limit.name, "ms", low, high, str(limit), share, len(times), note, most))
     return rows
 
 

@@ -70,17 +70,20 @@ def is_short(context: Context) -> bool:
     return 3 * trained * images * count(context.space.largest()).macs < SHORT_MACS
 
 
-def outlook(context: Context) -> Outlook:
+def outlook(context: Context, feasible: Feasibility) -> Outlook:
     """outlook.json of a run's folder, and the run as long as it leaves it; all processes ask."""
-    ahead = look_ahead(context)
+    ahead = look_ahead(context, feasible)
     found: Outlook = context.engine.from_first(lambda: ahead)  # so that all shorten it alike
     context.engine.from_first(lambda: found.write(context.folder))
     context.settle()
     return found
 
 
-def look_ahead(context: Context) -> Outlook:
+def look_ahead(context: Context, feasible: Feasibility) -> Outlook:
     """Do a few steps, and say what all of them take; with `time`, how much of it is done.
+
+    Args:
+        feasible: how many Archs miss a limit of latency, which are timed all the same.
 
     Raises:
         UserError: the time is too short for any training.
@@ -95,7 +98,7 @@ def look_ahead(context: Context) -> Outlook:
     image_s = (time.perf_counter() - began) / max(1, looked)
     model = build(middle, generator=context.work.generator("forecast"))
     model_step_s = _step(context, model, Fixed(), run.retrain.train)
-    clock_s = _clock(context)
+    clock_s = _clock(context, feasible)
     costs = partial(
         _costs, context, step_s=step_s, model_step_s=model_step_s, image_s=image_s, clock_s=clock_s
     )
@@ -129,16 +132,15 @@ def look_ahead(context: Context) -> Outlook:
     )
 
 
-def _clock(context: Context) -> float:
+def _clock(context: Context, feasible: Feasibility) -> float:
     """Seconds of timing an Arch on all targets of the budget, by how many are timed for one that meets it."""
     if not context.meters:
         return 0.0
     arch, began = context.space.middle(), time.perf_counter()
     for target in context.meters:
         measure_ms(quick_meter(target), arch)
-    took, folder = time.perf_counter() - began, context.folder
-    rows = Feasibility.read(folder).rows if Feasibility.exists(folder) else ()
-    met = min((row.share_feasible for row in rows if row.quantity.startswith("latency")), default=1.0)
+    took = time.perf_counter() - began
+    met = min(row.share_feasible for row in feasible.rows if row.quantity.startswith("latency"))
     return took / max(met, RARE)
 
 

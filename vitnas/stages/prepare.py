@@ -84,7 +84,7 @@ def prepare(context: Context) -> Feasibility:
     context.sampler.settle(budget, context.meters)
     context.sampler.check(budget if SEARCHERS[run.search.searcher].asks_sampler else None)
     if run.time is not None or not is_short(context):
-        outlook(context)
+        outlook(context, table)
 
     def write() -> None:
         SpaceRecord(

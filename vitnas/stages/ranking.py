@@ -13,14 +13,17 @@ from collections.abc import Mapping
 from itertools import combinations
 
 import numpy as np
+import torch
 
 from vitnas.arch import Arch
 from vitnas.budget import Cost
 from vitnas.data.augment import seed_from
+from vitnas.model import build
 from vitnas.records import RankedArch, Ranking, Rung, Spent
 from vitnas.reporting.tables import number
-from vitnas.searching import Goal, SearchRecord, kendall_interval, rank_correlation
+from vitnas.searching import Feasibility, Goal, SearchRecord, kendall_interval, rank_correlation
 from vitnas.searching.choosing import LOSS, error, standing
+from vitnas.searching.predictor import normal_scores
 from vitnas.space import Genes
 from vitnas.stages.finals import begin, first_rung
 from vitnas.stages.models import Models
@@ -28,6 +31,7 @@ from vitnas.stages.outlook import LEAST_RANKED, Otherwise
 from vitnas.stages.searching import RANKING, Inherited, Searches
 from vitnas.train.evaluate import Z95
 
+IMAGES = 4  # of noise, for expressivity
 CROWD = 16  # Archs that are looked at per Arch that is taken
 ORDERS = {"accuracy": "accuracy", LOSS: "loss, beside blocks and parameters"}  # what a search goes by
 LEAST_APART = 5  # pairs; with fewer that training tells apart its order is chance
@@ -42,9 +46,18 @@ def of_equal_cost(searches: Searches, n: int) -> list[Genes]:
     while len(pool) < CROWD * n and (genes := goal.draw(rng, pool)) is not None:
         pool.add(genes)
     drawn = sorted(pool)
-    log_N = np.log(goal.costs(drawn)[searches.budget.counted.quantity].astype(float))
-    near = np.argsort(np.abs(log_N - np.quantile(log_N, COSTLY)), kind="stable")[:n]
-    return [drawn[place] for place in near.tolist()]
+    costs = goal.costs(drawn)
+    log_N = np.log(costs[searches.budget.counted.quantity].astype(float))
+    fast_N = costs["macs"] <= _most_macs(searches)
+    aim = np.quantile(log_N[fast_N], COSTLY) if fast_N.any() else log_N.min()
+    return [drawn[place] for place in np.argsort(np.abs(log_N - aim), kind="stable")[:n].tolist()]
+
+
+def _most_macs(searches: Searches) -> float:
+    """MACs up to which Archs were fast enough for limits of latency, when a few were timed before the run began."""
+    folder = searches.work.folder
+    rows = Feasibility.read(folder).rows if Feasibility.exists(folder) else ()
+    return min((row.macs_met for row in rows if row.macs_met is not None), default=float("inf"))
 
 
 def measure_ranking(models: Models, searches: Searches, inherited: Inherited, otherwise: Otherwise) -> None:
@@ -73,7 +86,17 @@ def measure_ranking(models: Models, searches: Searches, inherited: Inherited, ot
             [(cost.params, arch.depth) for cost, arch in zip(costs, archs, strict=True)],
         )
         points = [
-            RankedArch(arch.id, cost.macs, score["accuracy"], rung.accuracy, score["loss"], float(place))
+            RankedArch(
+                arch.id,
+                cost.macs,
+                score["accuracy"],
+                rung.accuracy,
+                score["loss"],
+                float(place),
+                params=cost.params,
+                depth=arch.depth,
+                expressivity=expressivity(arch),
+            )
             for arch, cost, score, rung, place in zip(archs, costs, scores, rungs, places, strict=True)
         ]
         found = judged(points, rungs, models, searches, otherwise)
@@ -128,6 +151,7 @@ def judged(
         told_apart=told_apart,
         least_tau=least,
         otherwise="" if relies else otherwise,
+        rulers=rulers(points),
         spent=sum((rung.spent for rung in rungs), looked),
     )
 
@@ -137,6 +161,40 @@ def _score(point: RankedArch, searches: Searches) -> float:
     if searches.config.score == LOSS and point.standing is not None:
         return point.standing
     return point.supernet_accuracy
+
+
+def rulers(points: list[RankedArch]) -> dict[str, float]:
+    """Kendall's tau of each ruler with what training says, and of the mean of all; of those that have an order."""
+    named: Mapping[str, list[float | None]] = {
+        "loss": [None if p.supernet_loss is None else -p.supernet_loss for p in points],
+        "accuracy": [p.supernet_accuracy for p in points],
+        "MACs": [p.macs for p in points],
+        "params": [p.params for p in points],
+        "depth": [p.depth for p in points],
+        "expressivity": [p.expressivity for p in points],
+    }
+    trained_N = [point.trained_accuracy for point in points]
+    known = {name: np.array(values, dtype=float) for name, values in named.items() if None not in values}
+    known = {name: value_N for name, value_N in known.items() if len(set(value_N.tolist())) > 1}
+    if len(set(trained_N)) < 2 or not known:
+        return {}
+    known["their mean"] = np.sum([normal_scores(value_N) for value_N in known.values()], axis=0)
+    known = {name: value_N for name, value_N in known.items() if np.ptp(value_N) > 0}
+    return {
+        name: float(rank_correlation(value_N.tolist(), trained_N)["kendall_tau"])
+        for name, value_N in known.items()
+    }
+
+
+@torch.no_grad()
+def expressivity(arch: Arch) -> float:
+    """How many directions the tokens of a new network take for noise: the effective rank of their covariance."""
+    generator = torch.Generator().manual_seed(0)
+    model = build(arch, generator=generator).eval()
+    tokens_BND = model(torch.randn(IMAGES, *arch.input_size, generator=generator), want=("tokens",))["tokens"]
+    share = torch.linalg.eigvalsh(torch.cov(tokens_BND.flatten(0, 1).T)).clamp_min(1e-12)
+    share = share / share.sum()
+    return float(torch.exp(-(share * share.log()).sum()))
 
 
 def _pairs(score_N: list[float], rungs: list[Rung]) -> tuple[int, int]:
