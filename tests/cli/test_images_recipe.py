@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -12,7 +13,7 @@ from vitnas.cli.fields import make_run
 from vitnas.counting import count
 from vitnas.data import DataConfig
 from vitnas.data.glance import Glance, glance
-from vitnas.recipes.images import images, images_like
+from vitnas.recipes.images import images, images_like, plain
 from vitnas.stages.run import FinalsConfig, save_run
 
 
@@ -43,35 +44,37 @@ def test_a_glance_counts_files_and_reads_a_few_headers(folder: Path, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("seen", "seconds", "size", "patch", "epochs", "batch", "folds", "time"),
+    ("seen", "seconds", "size", "preset", "budget", "epochs", "batch", "folds", "time"),
     [
-        (Glance(300, 8), None, 8, 2, 200, 32, 3, "10m"),
-        (Glance(800, 28), None, 28, 4, 200, 64, 3, "10m"),
-        (Glance(2_000, 375), None, 64, 8, 100, 64, 3, "10m"),
-        (Glance(2_000, 375, has_holdout=True), None, 64, 8, 100, 64, 1, "10m"),
-        (Glance(20_000, 32), None, 32, 4, 100, 128, 1, "30m"),
-        (Glance(100_000, 500), None, 64, 8, 50, 128, 1, "1h"),
-        (Glance(100_000, 500), 14_400.0, 96, 8, 50, 128, 1, None),
+        (Glance(300, 8), None, 8, "micro", "1M", 200, 32, 3, "10m"),
+        (Glance(800, 28), None, 28, "px32", "10M", 200, 64, 3, "10m"),
+        (Glance(800, 28, has_holdout=True), None, 28, "px32", "10M", 200, 64, 1, "10m"),
+        (Glance(2_000, 375), None, 64, "px64", "20M", 100, 64, 1, "10m"),
+        (Glance(20_000, 32), None, 32, "px32", "20M", 100, 128, 1, "30m"),
+        (Glance(100_000, 500), None, 64, "px64", "40M", 50, 128, 1, "1h"),
+        (Glance(100_000, 48), 14_400.0, 64, "px64", "80M", 50, 128, 1, None),
+        (Glance(100_000, 500), 14_400.0, 96, "px96", "150M", 50, 128, 1, None),
     ],
 )
 def test_what_the_recipe_chooses(
     seen: Glance,
     seconds: float | None,
     size: int,
-    patch: int,
+    preset: str,
+    budget: str,
     epochs: float,
     batch: int,
     folds: int,
     time: str | None,
 ) -> None:
     run = images_like(seen, images(), seconds)
-    assert (run.data.image_size, run.space.patch_size) == (size, patch)  # type: ignore[attr-defined]
+    assert (run.data.image_size, run.space.size, run.budget) == (size, preset, f"macs<={budget}")  # type: ignore[attr-defined]
     assert (run.supernet.epochs, run.retrain.train.epochs, run.data.batch_size) == (epochs, epochs, batch)
     assert (run.search.folds, run.time) == (folds, time)
-    space = run.space.build(image_size=size, in_chans=3, num_classes=2)
-    limit = float(run.budget.removeprefix("macs<=").removesuffix("M")) * 1e6
-    assert 1.2 * count(space.smallest()).macs < limit
-    assert limit < count(space.largest()).macs or seen.side == 8
+    space, limit = run.space.build(image_size=size, in_chans=3, num_classes=2), float(budget[:-1]) * 1e6
+    costs = space.cost_table().costs(space.random_matrix(2000, np.random.default_rng(0)))["macs"]
+    assert ((0.5 * limit < costs) & (costs < limit)).mean() > 0.05, "the budget leaves something to find"
+    assert limit < count(space.largest()).macs
 
 
 def test_what_is_asked_comes_before(folder: Path, tmp_path: Path) -> None:
@@ -81,7 +84,7 @@ def test_what_is_asked_comes_before(folder: Path, tmp_path: Path) -> None:
     assert (run.data.image_size, run.time, run.data.batch_size) == (16, "3h", 8)
     assert make_run("images", {"dataset": str(folder), "searcher": "halving"}).search.folds == 1
     begun = images_like(Glance(300, 32), replace(images(), pretrained="runs/pre"), None)
-    assert (begun.space, begun.data.image_size, begun.budget) == (images().space, 64, images().budget)
+    assert (begun.space, begun.data.image_size, begun.budget) == (plain(), 64, images().budget)
     (tmp_path / "mine.yaml").write_text(f"recipe: images\ndata: {{dataset: {folder}}}\nseed: 3\n")
     assert make_run(str(tmp_path / "mine.yaml"), {}) == replace(
         make_run("images", {"dataset": str(folder)}), seed=3

@@ -6,26 +6,36 @@ from dataclasses import replace
 
 from vitnas.data import AUGMENTS, DataConfig
 from vitnas.data.glance import Glance
-from vitnas.space import AutoFormerConfig
+from vitnas.sample import UniformConfig
+from vitnas.space import AutoFormerConfig, UnifiedConfig
 from vitnas.stages.run import RetrainConfig, Run, SearchConfig
 from vitnas.train import TrainConfig
 
 FEW, MANY = 5_000, 50_000  # images
-TELLING = 2_500  # with fewer a holdout is too small to tell Archs apart
+TELLING = 1_000  # with fewer a holdout is too small to tell Archs apart, by their loss
 LONG_S = 7_200.0
+# By the longer side up to which they are for: where unified Spaces start, and the budget of few images, of more, and of
+# many where there are hours for them.
+SIZES = (
+    (14, "micro", "1M", "1M", "1M"),
+    (40, "px32", "10M", "20M", "40M"),
+    (64, "px64", "20M", "40M", "80M"),
+)
+LARGE = ("px96", "150M")
 
 
 def images() -> Run:
-    """Any images (data.dataset=...), at 64 pixels in patches of 8: flips, shifts, mixing; 40 M MACs, 30 minutes. Size,
-    space, epochs, folds and time go by the images."""
-    train = TrainConfig(epochs=100, lr=1e-3, warmup_epochs=5, drop_path=0.1, monitor_every=10)
+    """Any images (data.dataset=...), at 64 pixels: flips, shifts, erased parts; 40 M MACs, 30 minutes. Size, space,
+    budget, epochs, folds and time go by the images."""
+    train = TrainConfig(epochs=100, lr=2e-3, warmup_epochs=5, drop_path=0.1, clip_grad=1.0, monitor_every=10)
     return Run(
         recipe="images",
         time="30m",
         budget="macs<=40M",
         data=DataConfig(dataset="", image_size=64, in_chans=3, batch_size=128, augment=AUGMENTS["mixed"]),
-        space=space((96, 128, 160), (4, 5, 6), (3, 4, 5)),
+        space=space("px64"),
         supernet=train,
+        sampler=UniformConfig(near_budget=True),
         search=SearchConfig(searcher="evolution", num_trials=200),
         retrain=RetrainConfig(train=train, rank_archs=6, rank_epochs=10),
     )
@@ -34,10 +44,9 @@ def images() -> Run:
 def images_like(seen: Glance, asked: Run, seconds: float | None) -> Run:
     """The recipe `images` for such images.
 
-    Small ones keep their size and patches become smaller, so that a network looks at about 64 patches either way. Few
-    images get a smaller space, more epochs, smaller batches and less time; too few to tell Archs apart are held out in
-    three parts in turn. Many get more of all where there are hours for it. A network to start from has a size and a
-    space of its own, which stay the recipe's.
+    Small ones keep their size. Few images get smaller networks, which learn for longer in the same time, more epochs,
+    smaller batches and less time; too few to tell Archs apart are held out in three parts in turn. Many get more of all
+    where there are hours for it. A network to start from has a size and a space of its own, as `pretrain` makes them.
 
     Args:
         asked: the run without regard to the images.
@@ -45,47 +54,51 @@ def images_like(seen: Glance, asked: Run, seconds: float | None) -> Run:
     """
     run = images()
     few, many = seen.images < FEW, seen.images >= MANY and (seconds or 0) >= LONG_S
-    if seen.side <= 40:
-        size = max(8, seen.side // 4 * 4)
-        patch_size = 4 if size > 16 else 2
-    else:
-        size, patch_size = (96 if many and seen.side >= 128 else 64), 8
-    if few:
-        parts, budget = space((64, 96, 128), (3, 4, 5), (2, 3, 4)), "macs<=40M"
-    elif many:
-        parts = space((128, 160, 192), (5, 6, 7), (4, 5, 6))
-        budget = "macs<=400M" if size == 96 else "macs<=150M"
-    else:
-        parts, budget = space((96, 128, 160), (4, 5, 6), (3, 4, 5)), "macs<=80M"
+    size = max(8, seen.side // 4 * 4) if seen.side <= 40 else 64
+    preset, *budgets = next(row[1:] for row in SIZES if size <= row[0])
+    budget = budgets[0 if few else 2 if many else 1]
+    if many and seen.side >= 128:
+        size, (preset, budget) = 96, LARGE
     carved = not seen.has_holdout and not isinstance(asked.data.holdout, str)
     cross = seen.images < TELLING and carved and not (asked.search.trains or asked.sampler.answers)
     train = replace(run.supernet, epochs=200 if seen.images < 1_000 else 100 if seen.images < MANY else 50)
     return replace(
         run,
         time=None if seconds is not None else "10m" if few else "30m" if seen.images < MANY else "1h",
-        budget=run.budget if asked.pretrained else budget,
+        budget=run.budget if asked.pretrained else f"macs<={budget}",
         data=replace(
             run.data,
             image_size=run.data.image_size if asked.pretrained else size,
-            batch_size=32 if seen.images < 500 else 64 if seen.images < TELLING else 128,
+            batch_size=32 if seen.images < 500 else 64 if seen.images < FEW else 128,
         ),
-        space=run.space if asked.pretrained else replace(parts, patch_size=patch_size),
+        space=plain() if asked.pretrained else space(preset),
         supernet=train,
         search=replace(run.search, num_trials=100 if few else 200, folds=3 if cross else 1),
-        retrain=replace(run.retrain, train=train),
+        # Brief trainings of a few Archs cannot be told apart on a tenth of few images.
+        retrain=replace(run.retrain, train=train, rank_archs=0 if few else run.retrain.rank_archs),
     )
 
 
-def space(
-    embed_dims: tuple[int, ...], depths: tuple[int, ...], num_heads: tuple[int, ...]
-) -> AutoFormerConfig:
-    """A small AutoFormer space."""
+def space(size: str) -> UnifiedConfig:
+    """The unified space with attention alone, which all that follows a search takes, behind linear and convolutional
+    stems."""
+    return UnifiedConfig(
+        size=size,
+        stems=("linear", "conv"),
+        mixers=("softmax",),
+        positions=("learned",),
+        reductions=("patch",),
+    )
+
+
+def plain() -> AutoFormerConfig:
+    """The space of what `vitnas pretrain` makes, in patches of 8."""
     return AutoFormerConfig(
         size="micro",
         patch_size=8,
-        embed_dims=embed_dims,
-        depths=depths,
-        num_heads=num_heads,
+        embed_dims=(96, 128, 160),
+        depths=(4, 5, 6),
+        num_heads=(3, 4, 5),
         mlp_ratios=(2.0, 3.0, 4.0),
         head_dim=32,
     )
