@@ -85,6 +85,10 @@ def test_what_is_asked_comes_before(folder: Path, tmp_path: Path) -> None:
     assert make_run("images", {"dataset": str(folder), "searcher": "halving"}).search.folds == 1
     begun = images_like(Glance(300, 32), replace(images(), pretrained="runs/pre"), None)
     assert (begun.space, begun.data.image_size, begun.budget) == (plain(), 64, images().budget)
+    plain_one = make_run(
+        "images", {"dataset": str(folder), "pretrained": "runs/pre", "space.num_heads": "[2,3]"}
+    )
+    assert plain_one.space.num_heads == (2, 3), "fields of the space that a pretrained network asks for"
     (tmp_path / "mine.yaml").write_text(f"recipe: images\ndata: {{dataset: {folder}}}\nseed: 3\n")
     assert make_run(str(tmp_path / "mine.yaml"), {}) == replace(
         make_run("images", {"dataset": str(folder)}), seed=3

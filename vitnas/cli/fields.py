@@ -57,13 +57,17 @@ def make_run(name: str, pairs: Mapping[str, str]) -> Run:
             raise UserError(f"{short} and {field} are both given; the first is short for it. Leave one out.")
     pairs = in_full(pairs, known, "RECIPE")
     base, values = _base(name, known)
-    run = _resolved(base, pairs, known)
-    if run.recipe in LIKE and not {item.name for item in fields(Run)} <= {*values}:  # that a run folder has
-        seen, given = glance(run.data), "time" in pairs or "time" in values
-        if seen is not None:
-            fitted = LIKE[run.recipe](seen, run, run.seconds if given else None)
-            run = _resolved(_base(name, known, fitted)[0], pairs, known)
-    return run
+    if base["recipe"] in LIKE and not {item.name for item in fields(Run)} <= {
+        *values
+    }:  # that a run folder has
+        # Which space there is follows from what is asked, so fields of one are looked at after that.
+        asked = _resolved(
+            base, {field: text for field, text in pairs.items() if field[:6] != "space."}, known
+        )
+        seen, given = glance(asked.data), "time" in pairs or "time" in values
+        fitted = LIKE[asked.recipe](seen, asked, asked.seconds if given else None) if seen else None
+        base, _ = _base(name, known, fitted)
+    return _resolved(base, pairs, known)
 
 
 def _resolved(base: dict[str, Any], pairs: Mapping[str, str], known: Mapping[str, set[str]]) -> Run:
