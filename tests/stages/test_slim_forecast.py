@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from vitnas.recipes.slim import slim
 from vitnas.records import Forecast
-from vitnas.stages.slim.forecast import CALIBRATION, Amounts, Steps, forecast
+from vitnas.stages.slim.forecast import CALIBRATION, Amounts, Steps, forecast, to_shorten
 
 STEPS = Steps(forward=0.02, train=0.1, fold_block=0.5, fold_image=0.01, export=2.0)
 AMOUNTS = Amounts(
     images=None, holdout=100, test=1000, train=4000, batch_size=64, options=100, folded_options=0, blocks=12,
-    members=5, files=1, tables=0, clocks=1,
+    members=5, formats=("onnx",), tables=0, clocks=1,
 )  # fmt: skip
 
 
-def told(time: str, effort: str | None = "fold", **amounts: int) -> Forecast:
+def told(time: str, effort: str | None = "fold", **amounts: Any) -> Forecast:
     run = slim()
     run = replace(run, slim=replace(run.slim, time=time, effort=effort))
     return forecast(run, STEPS, replace(AMOUNTS, **amounts))
@@ -47,3 +48,15 @@ def test_as_many_images_are_folded_by_as_there_is_time_for() -> None:
     assert told("10h", train=700).images == 700
     assert told("10h", images=64).images == 64
     assert told(f"{seconds[512] + 1}s", None).effort == "fold"
+
+
+def test_an_8_bit_file_takes_longer_and_what_shortens_a_run_is_told() -> None:
+    """Ranges of half of 100 held-out images, twice; 48 layers by 50 of them, and all 100; of six networks."""
+    plain, precise = told("10h", images=256), told("10h", images=256, formats=("onnx", "onnx_int8"))
+    assert precise.taken.parts["files"] - plain.taken.parts["files"] == pytest.approx(
+        6 * (2.0 + 0.02 * (2 * 50 + 48 * 50 + 100))
+    )
+    assert to_shorten(plain) == "what takes longest, fold, is shorter with fewer images="
+    assert to_shorten(precise) == "what takes longest, files, is shorter with export.formats=[]"
+    trained = told("10h", "recover", images=256)
+    assert to_shorten(trained) == f"half as long: time={round(trained.taken.seconds / 120)}m"

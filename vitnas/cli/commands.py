@@ -34,20 +34,22 @@ from vitnas.recipes import RECIPES
 from vitnas.records import FinalScores, Forecast, Original, Result, Results, SlimResults
 from vitnas.reporting import front_table, pretraining, report
 from vitnas.reporting.slimming import comparison, cost_text, forecast, reach
-from vitnas.reporting.tables import feasibility, to_rich
+from vitnas.reporting.tables import feasibility, room, to_rich
 from vitnas.reporting.verdict import sentence, took
 from vitnas.searching import Feasibility
 from vitnas.searching.storage import open_storage
 from vitnas.stages import plan_of
 from vitnas.stages.claim import begin, meant, opened
-from vitnas.stages.forecast import outlook, to_halve
+from vitnas.stages.forecast import outlook, to_halve, typed
 from vitnas.stages.forecast import table as outlook_table
 from vitnas.stages.outlook import Outlook
 from vitnas.stages.results import files
 from vitnas.stages.run import OPTIONAL, Run, field_groups, field_names
+from vitnas.stages.slim.forecast import to_shorten
 from vitnas.stopping import current
 from vitnas.train import ConsoleProgress, EsViTConfig
 from vitnas.train.evaluate import cannot_tell
+from vitnas.train.progress import duration
 
 SLIM_USAGE = (
     "`vitnas slim` takes a trained network, data.dataset=PATH and budget=TEXT, as in `vitnas slim NAME "
@@ -248,7 +250,9 @@ def tell_slim(folder: Path, table: Feasibility, console: Console) -> None:
         console.out(f"  {line}")
     found = Forecast.read(folder)
     console.print(to_rich(forecast(found, short=True), "What each effort takes here"))
-    console.out(f"  activations are taken from {found.images} images")
+    parts = ", ".join(f"{name} {duration(part)}" for name, part in found.taken.parts.items() if part >= 1)
+    console.out(f"  {found.effort}: {parts}; activations are taken from {found.images} images")
+    console.out(f"  {room(found.disk_bytes, found.memory_bytes)}; {to_shorten(found)}")
 
 
 def tell_pretrain(found: PretrainForecast, console: Console) -> None:
@@ -256,6 +260,8 @@ def tell_pretrain(found: PretrainForecast, console: Console) -> None:
     for note in found.notes:
         console.out(f"  {note}")
     console.print(to_rich(pretraining.forecast(found)))
+    epochs = f"epochs={found.epochs / 2:.3g}, or " if found.asked else ""
+    console.out(f"  half as long: {epochs}time={typed(found.seconds / 2)}")
 
 
 def stage_command(name: str) -> Command:

@@ -19,6 +19,7 @@ class PretrainForecast(RunFile):
         images: of the train split.
         asked: the epochs were asked for, so the time was not looked at.
         notes: what a person should know.
+        disk_bytes, memory_bytes: that the run folder will take, and that the steps took at most.
     """
 
     FILE = "pretrain_forecast.json"
@@ -34,6 +35,8 @@ class PretrainForecast(RunFile):
     steps: int
     asked: bool
     notes: tuple[str, ...]
+    disk_bytes: int = 0
+    memory_bytes: int = 0
 
     @property
     def seconds(self) -> float:

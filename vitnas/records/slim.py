@@ -64,6 +64,7 @@ class Forecast(RunFile):
         measured: seconds of the steps that this is reckoned from, by what they are.
         asked: whether the effort was asked for.
         images: train images that activations are taken from.
+        disk_bytes, memory_bytes: that the run folder will take, and that the steps took at most.
     """
 
     FILE = "forecast.json"
@@ -75,6 +76,8 @@ class Forecast(RunFile):
     effort: Effort
     asked: bool
     images: int = 256
+    disk_bytes: int = 0
+    memory_bytes: int = 0
 
     @property
     def taken(self) -> EffortForecast:

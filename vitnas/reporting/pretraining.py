@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vitnas.probing import Judged, Pretrained, PretrainForecast, Probed
-from vitnas.reporting.tables import MISSING, Table, interval, number, percent, significant
+from vitnas.reporting.tables import MISSING, Table, interval, number, percent, room, significant
 from vitnas.train.progress import duration
 
 
@@ -17,6 +17,8 @@ def forecast(found: PretrainForecast) -> Table:
         ("epochs", f"{significant(found.epochs)} ({found.steps:,} steps), {_why(found)}"),
         ("takes about", f"{duration(found.seconds)}, {significant(1000 * found.step_s)} ms a step"),
     ]
+    if found.disk_bytes:
+        rows.append(("and", room(found.disk_bytes, found.memory_bytes)))
     return Table(("Pretraining", "Here"), tuple(rows))
 
 

@@ -68,6 +68,11 @@ def size(value: float | None) -> str:
     return number(value, "B")
 
 
+def room(disk_bytes: int, memory_bytes: int) -> str:
+    """What a run takes beside time."""
+    return f"disk {size(disk_bytes)}, memory {size(memory_bytes)} or more"
+
+
 def percent(value: float | None, digits: int = 1) -> str:
     """Format a fraction as a percentage."""
     return MISSING if value is None else f"{100 * value:.{digits}f} %"

@@ -6,6 +6,7 @@ import itertools
 import resource
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -15,8 +16,9 @@ from torch import nn
 from vitnas.counting import count
 from vitnas.data import TrainBatches
 from vitnas.errors import UserError
+from vitnas.exporting.precision import CALIBRATED, TRIED
 from vitnas.model import build
-from vitnas.reporting.tables import Table, size
+from vitnas.reporting.tables import Table, room
 from vitnas.sample import Fixed, Sampler
 from vitnas.searching import Feasibility
 from vitnas.searching.latency import measure_ms
@@ -123,7 +125,7 @@ def look_ahead(context: Context, feasible: Feasibility) -> Outlook:
         step_s=step_s,
         model_step_s=model_step_s,
         image_s=image_s,
-        memory_bytes=_peak(context.engine.device),
+        memory_bytes=peak_bytes(context.engine.device),
         # A checkpoint has the weights, two moments of each, and an average.
         disk_bytes=4 * params * 5 + bytes_of_model * (FRONT + models + len(run.export.formats)),
         time_s=run.seconds if run.time is not None else None,
@@ -210,13 +212,25 @@ def _planned(
         "search": searching,
         "finals": finals,
         "retrain": trained * epoch_s + baseline,
-        "export": FILE_S * len(run.export.formats),
+        "export": FILE_S * len(run.export.formats)
+        + eight_bit_s(run.export.formats, image_s, held, context.space.middle().depth),
         "bench": TIMING_S * models * len(run.export.latency),
         "evaluate": models * data.num_test * image_s,
     }
 
 
-def _peak(device: torch.device) -> int:
+def eight_bit_s(formats: Sequence[str], image_s: float, held: int, depth: int) -> float:
+    """Seconds that an 8-bit file takes more than one of float32: ranges, each layer alone (four in a block) where all
+    together lose too much, and what judges it.
+
+    Args:
+        held: held-out images.
+    """
+    half = min(CALIBRATED, held // 2)
+    return image_s * (2 * half + 4 * depth * min(TRIED, half) + held) if "onnx_int8" in formats else 0.0
+
+
+def peak_bytes(device: torch.device) -> int:
     """Bytes that were in use at most: of the accelerator, or of this process."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
@@ -245,8 +259,8 @@ def table(run: Run, found: Outlook) -> Table:
         if found.time_s is None
         else f"of {duration(found.time_s)}; {found.share:.0%} of all that was asked"
     )
-    sizes = f"disk {size(found.disk_bytes)}, memory {size(found.memory_bytes)} or more"
-    rows += [("all", duration(found.seconds), given), ("", "", sizes)]
+    taken = room(found.disk_bytes, found.memory_bytes)
+    rows += [("all", duration(found.seconds), given), ("", "", taken)]
     return Table(("Stage", "Takes about", "Here"), tuple(rows), numeric=(1,))
 
 
@@ -268,9 +282,9 @@ def to_halve(run: Run, found: Outlook) -> str:
         f"{name}={value if isinstance(value, int) else format(value, '.3g')}"
         for name, value in fields.items()
     )
-    return f"half as long: {words}, or time={_typed(found.seconds / 2)}"
+    return f"half as long: {words}, or time={typed(found.seconds / 2)}"
 
 
-def _typed(seconds: float) -> str:
+def typed(seconds: float) -> str:
     """A duration as `time` takes it."""
     return f"{max(1, round(seconds))}s" if seconds < 100 else f"{round(seconds / 60)}m"

@@ -12,7 +12,7 @@ from vitnas.data import TrainBatches
 from vitnas.data.augment import seed_from
 from vitnas.errors import UserError
 from vitnas.probing import PretrainForecast, features
-from vitnas.stages.forecast import Clock, few_steps
+from vitnas.stages.forecast import Clock, few_steps, peak_bytes
 from vitnas.stages.prepare import check_memory, check_sides
 from vitnas.stages.pretrain.context import PretrainContext
 from vitnas.stages.pretrain.watch import ASKED, BATCH, CHECKED, KNOWN
@@ -91,6 +91,9 @@ def look_ahead(context: PretrainContext) -> PretrainForecast:
         steps=steps,
         asked=config.epochs is not None,
         notes=tuple(notes),
+        # A checkpoint has the student's weights, two moments of each, and the teacher.
+        disk_bytes=4 * 5 * sum(p.numel() for p in context.student().parameters()),
+        memory_bytes=peak_bytes(context.engine.device),
     )
 
 

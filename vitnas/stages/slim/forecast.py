@@ -22,6 +22,7 @@ from vitnas.records import Effort, EffortForecast, Forecast
 from vitnas.slimming import fold
 from vitnas.slimming.images import HELD, LOOKED_AT, MOST_HELD
 from vitnas.slimming.sensitivity import MENDED
+from vitnas.stages.forecast import eight_bit_s, typed
 from vitnas.stages.results import FILES
 from vitnas.stages.run import Run
 from vitnas.stages.slim.allocate import SHORTLIST, TIMED
@@ -34,6 +35,14 @@ TIMING_S = 2.0  # of one network's latency
 MEMBER = 2 / 3  # of the original's time is what a network of the front takes, on average
 LEAST_STEPS = 100  # a training of fewer steps is not worth its name
 CALIBRATION = (256, 512, 1024, 1536)  # images to fold by, of which the most that there is time for are taken
+LESS = {  # what makes a part shorter
+    "order": "importance=magnitude",
+    "sensitivity": "space.heads=[0.5,1.0] space.hidden=[0.5,1.0]",
+    "fold": "fewer images=",
+    "files": "export.formats=[]",
+    "clocks": "export.latency=[]",
+    "results": "fewer data.max_images=",
+}
 FOLDING = 0.5  # of the time, at most, goes to more images than the fewest where there is training, too
 
 
@@ -65,7 +74,7 @@ class Amounts:
         options, folded_options: of genes of blocks that are tried where they lie, and of others, for each of which the
             whole is folded.
         blocks: of the network.
-        members, files: of the front, and exported of each.
+        members, formats: of the front, and of what each is exported to.
         tables, clocks: latency targets of the budget, and all.
     """
 
@@ -78,7 +87,7 @@ class Amounts:
     folded_options: int
     blocks: int
     members: int
-    files: int
+    formats: tuple[str, ...]
     tables: int
     clocks: int
 
@@ -200,7 +209,20 @@ def _base(steps: Steps, amounts: Amounts, images: int) -> dict[str, float]:
         + whole * folded(looked - held),
         "fold": proposals * folded(images)
         + (amounts.members + MEMBER * proposals) * amounts.holdout * steps.forward,
-        "files": (amounts.members + 1) * amounts.files * steps.export,
+        "files": (amounts.members + 1)
+        * (
+            len(amounts.formats) * steps.export
+            + eight_bit_s(amounts.formats, steps.forward, amounts.holdout, amounts.blocks)
+        ),
         "clocks": (TIMED * amounts.tables + (amounts.members + 1) * amounts.clocks) * TIMING_S,
         "results": (1 + MEMBER * amounts.members) * amounts.test * steps.forward,
     }
+
+
+def to_shorten(found: Forecast) -> str:
+    """What to change so that it takes half as long, or so that its longest part is shorter."""
+    taken = found.taken
+    if sum(taken.parts[name] for name in taken.epochs) > taken.seconds / 2:
+        return f"half as long: time={typed(taken.seconds / 2)}"
+    longest = max(LESS, key=lambda name: taken.parts[name])
+    return f"what takes longest, {longest}, is shorter with {LESS[longest]}"

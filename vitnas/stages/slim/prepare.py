@@ -16,6 +16,7 @@ from vitnas.runs import RunFile
 from vitnas.searching import Feasibility, feasibility
 from vitnas.slimming.sensitivity import MEASURED
 from vitnas.space import AroundConfig
+from vitnas.stages.forecast import peak_bytes
 from vitnas.stages.full import full_cost
 from vitnas.stages.prepare import check_fits, manifest
 from vitnas.stages.slim.context import SlimContext
@@ -93,7 +94,7 @@ def _look(context: SlimContext, cost: Cost, notes: Sequence[str]) -> tuple[RunFi
         folded_options=sum(len(gene.options) - 1 for gene in space.genes if gene.scope != "block"),
         blocks=model.arch.depth,
         members=context.slim.front,
-        files=len(run.export.formats),
+        formats=run.export.formats,
         tables=len(context.meters),
         clocks=len(context.targets),
     )
@@ -113,7 +114,11 @@ def _look(context: SlimContext, cost: Cost, notes: Sequence[str]) -> tuple[RunFi
             space=space.to_json(),
         ),
         table,
-        forecast(run, steps, amounts),
+        replace(
+            forecast(run, steps, amounts),
+            disk_bytes=4 * cost.params * (5 + (amounts.members + 1) * (1 + len(amounts.formats))),
+            memory_bytes=peak_bytes(context.engine.device),
+        ),
     )
 
 
