@@ -41,7 +41,7 @@ fields: $(READY) ## what `vitnas run --help` shows of the fields of a run, writt
 
 docs: $(READY)  ## the documentation as a site, in site/
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[docs]'
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 postgres-test: $(READY) ## the tests of a shared search on a private PostgreSQL server (where there is initdb)
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[postgres]'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -153,6 +154,14 @@ def test_images_that_are_there_twice(tmp_path: Path, monkeypatch: pytest.MonkeyP
         "1 images are in more than one of train",
         "1 images are in more than one class",
     ]
+    (tmp_path / "test" / "a" / "again.png").unlink()
+    (tmp_path / "train" / "b" / "again.png").unlink()
+    write(tmp_path / "one" / "a")
+    write(tmp_path / "one" / "b", seed=5)
+    shutil.copy(tmp_path / "one" / "a" / "0.png", tmp_path / "one" / "a" / "copy.png")
+    once = open_data(DataConfig(dataset=str(tmp_path / "one"))).notes[-1]
+    assert once.startswith("1 images are there more than once, by their bytes (such as ")
+    (tmp_path / "test" / "a" / "again.png").write_bytes(image)
     monkeypatch.setattr(
         folders, "COMPARED_BYTES", len(image)
     )  # what so large folders would cost is not spent

@@ -280,7 +280,7 @@ def _left_by_a_system(name: str) -> bool:
 
 
 def _copies(sources: dict[str, FileSource]) -> list[str]:
-    """Notes on files of the same bytes in two splits, or in two classes. Only files of one size are compared, and none
+    """Notes on files of the same bytes in two splits, in two classes, or twice. Only files of one size are compared, and none
     where that would be to read more than COMPARED_BYTES."""
     sizes: dict[int, list[_File]] = defaultdict(list)
     for split, source in sources.items():
@@ -312,6 +312,14 @@ def _copies(sources: dict[str, FileSource]) -> list[str]:
         if found := [files for files in alike.values() if len({getattr(file, apart) for file in files}) > 1]:
             some = " and ".join(str(file.path) for file in found[0][:2])
             notes.append(f"{len(found)} images are {what}, by their bytes (such as {some}). {remedy}")
+    if found := [
+        files for files in alike.values() if len(files) > len({(file.split, file.label) for file in files})
+    ]:
+        some = " and ".join(str(file.path) for file in found[0][:2])
+        notes.append(
+            f"{len(found)} images are there more than once, by their bytes (such as {some}). Where a part of them is set "
+            "apart, scores on it say too much; leave one of each."
+        )
     return notes
 
 
