@@ -280,8 +280,8 @@ def _left_by_a_system(name: str) -> bool:
 
 
 def _copies(sources: dict[str, FileSource]) -> list[str]:
-    """Notes on files of the same bytes in two splits, in two classes, or twice. Only files of one size are compared, and none
-    where that would be to read more than COMPARED_BYTES."""
+    """Notes on files of the same bytes in two splits, in two classes, or twice. Only files of one size are compared,
+    and none where that would be to read more than COMPARED_BYTES."""
     sizes: dict[int, list[_File]] = defaultdict(list)
     for split, source in sources.items():
         for path, target in zip(source.paths, source.targets, strict=True):
@@ -317,8 +317,8 @@ def _copies(sources: dict[str, FileSource]) -> list[str]:
     ]:
         some = " and ".join(str(file.path) for file in found[0][:2])
         notes.append(
-            f"{len(found)} images are there more than once, by their bytes (such as {some}). Where a part of them is set "
-            "apart, scores on it say too much; leave one of each."
+            f"{len(found)} images are there more than once, by their bytes (such as {some}). Where a part of them is "
+            "set apart, scores on it say too much; leave one of each."
         )
     return notes
 
