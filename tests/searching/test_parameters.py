@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
+import subprocess
 from contextlib import closing
 from pathlib import Path
+from threading import Thread
+from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 import optuna
 import pytest
@@ -85,6 +89,30 @@ def test_parameters_are_what_the_arch_is(kind: str, tmp_path: Path) -> None:
     )
     assert next(iter(found)) == "embed_dim"
     assert found["embed_dim"] > 0.9
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("chromium"), reason="NO BROWSER: Optuna's dashboard was not looked at")
+def test_the_dashboard_draws_genes_by_name(tmp_path: Path) -> None:
+    """In a browser."""
+    optuna_dashboard = pytest.importorskip("optuna_dashboard")
+    with Study.open(MICRO, storage=tmp_path / "study.db") as study:
+        search(study, planted, searcher=RandomSearch(), num_trials=20)
+    app = optuna_dashboard.wsgi(open_storage(tmp_path / "study.db"))
+    with make_server("localhost", 0, app, handler_class=Quiet) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        flags = "--headless --no-sandbox --disable-gpu --virtual-time-budget=20000 --dump-dom".split()
+        page = f"http://localhost:{server.server_port}/dashboard/studies/1"
+        command = ["chromium", *flags, f"--user-data-dir={tmp_path / 'profile'}", page]
+        dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+        server.shutdown()
+    assert "embed_dim" in dom
+    assert 'class="main-svg"' in dom
+
+
+class Quiet(WSGIRequestHandler):
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
 
 
 def test_a_study_of_before_goes_on(tmp_path: Path) -> None:
