@@ -180,7 +180,7 @@ def test_training_on_several_classes(generator: torch.Generator) -> None:
     pixels = (has.float() @ torch.eye(3)).mul(200).byte()[:, None, None].repeat(1, 8, 8, 1)
     data = Data.from_arrays(train=(pixels, has), config=DataConfig(batch_size=16, augment="none"))
     assert data.config.label_kind == "classes"
-    batch = Batch((torch.zeros(2, 3, 8, 8),), torch.tensor([[1.0, 0, 0], [0, 1, 1]]), several=True)
+    batch = Batch((torch.zeros(2, 3, 8, 8),), torch.tensor([[1.0, 0, 0], [0, 1, 1]]), kind="classes")
     logits = torch.randn(2, 3, generator=generator)
     found = Classification(label_smoothing=0.1)({"logits": logits}, batch, {})["loss"]
     torch.testing.assert_close(found, nn.functional.binary_cross_entropy_with_logits(logits, batch.targets))
@@ -190,7 +190,7 @@ def test_training_on_several_classes(generator: torch.Generator) -> None:
     )  # fmt: skip
     mixed = next(feed.from_step(0))
     share = (mixed.targets[0] - has[0].float()) / (has[5].float() - has[0].float())
-    assert mixed.several
+    assert mixed.kind == "classes"
     assert has[0].ne(has[5]).any(), "the two differ, or nothing would be seen"
     share = share[has[0] != has[5]]
     torch.testing.assert_close(share, share[:1].expand_as(share))

@@ -64,6 +64,10 @@ def test_a_run_has_cards_beside_its_models_and_files(finished: Path) -> None:
     files = huggingface_hub.ModelCard.load(finished / "export" / "README.md")
     assert files.data.to_dict()["library_name"] == "onnx"
     assert "onnxruntime.InferenceSession" in files.text
+    for where in (finished / "front").iterdir():
+        told = (where / "README.md").read_text()
+        assert "| Accuracy of these weights | " in told
+        assert "its weights are taken from the supernet, and not trained further" in told
 
 
 def test_a_run_is_pushed_with_its_card_and_files(finished: Path, hub: Hub, capsys: Any) -> None:

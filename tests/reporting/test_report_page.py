@@ -114,17 +114,21 @@ def test_every_line_of_a_learned_sampler_is_drawn(learned: Path) -> None:
 def test_a_search_that_orders_nothing_has_no_green_tick(run: Path) -> None:
     found = SearchRecord.read(run)
     assert found.num_images == sum(Manifest.read(run).data.counts["holdout"])
+    scored = [trial for trial in found.trials if trial.values]
     alike = tuple(
-        replace(trial, values={**trial.values, "accuracy": 0.5}) if trial.values else trial
-        for trial in found.trials
+        replace(trial, values={**trial.values, "loss": 0.5, "loss_odd": 0.5 + place % 2})
+        for place, trial in enumerate(scored)
     )
     replace(found, trials=alike).write(run)
     page = page_of(run)
     assert '<li class="unsure">search: cannot tell Archs apart</li>' in page
-    assert "were it 1 point, about" in page
+    assert "were it 0.01, about" in page
     apart = tuple(
-        replace(trial, values={**trial.values, "accuracy": place % 2}) if trial.values else trial
-        for place, trial in enumerate(alike)
+        replace(
+            trial,
+            values={**trial.values, "loss": float(place % 2), "loss_odd": place % 2 + 0.01 * (place % 3)},
+        )
+        for place, trial in enumerate(scored)
     )
     replace(found, trials=apart).write(run)
     assert '<li class="done">search</li>' in page_of(run)

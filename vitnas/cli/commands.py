@@ -34,7 +34,7 @@ from vitnas.recipes import RECIPES
 from vitnas.records import FinalScores, Forecast, Original, Result, Results, SlimResults
 from vitnas.reporting import front_table, pretraining, report
 from vitnas.reporting.slimming import comparison, cost_text, forecast, reach
-from vitnas.reporting.tables import feasibility, room, to_rich
+from vitnas.reporting.tables import feasibility, room, share, to_rich
 from vitnas.reporting.verdict import sentence, took
 from vitnas.searching import Feasibility
 from vitnas.searching.storage import open_storage
@@ -232,8 +232,8 @@ def tell_ahead(context: Any, folder: Path, console: Console, *, whole: bool = Fa
     elif run.slim:
         tell_slim(context.folder, table, console)
     else:
-        folds = run.search.folds
-        if little := cannot_tell(folds * len(context.images.data.holdout)):
+        folds, data = run.search.folds, context.images.data
+        if data.train.scale is None and (little := cannot_tell(folds * len(data.holdout))):
             parts = f"{folds} parts of train in turn; " if folds > 1 else ""
             console.out(f"  holdout  {parts}{little}")
         console.print(to_rich(feasibility(table), "Feasibility"))
@@ -358,7 +358,8 @@ def retrain_command(words: list[str], console: Console) -> None:
         where = retrain(context.models, asked.arch, asked.role, context.run.anew)
         if context.engine.is_main:
             result = Result.read(where)
-            score = f"{result.holdout_accuracy:.1%} of {result.n_holdout} held-out images"
+            told = share(result.holdout_accuracy, result.holdout_error)
+            score = f"{told} of {result.n_holdout} held-out images"
             console.out(f"{where.name}: {score}, {format_quantity(result.macs, 'macs')} MACs\n  {where}")
             if FinalScores.exists(folder) and where.name not in FinalScores.read(folder).scores:
                 console.out("  not in the final table, for which the test split was read once before")
@@ -382,10 +383,11 @@ def finetune_command(words: list[str], console: Console) -> None:
         where = finetune(context.models, role, size, context.run.retrain.train)
         if context.engine.is_main:
             result = Result.read(where)
+            scores = (result.holdout_accuracy_before, result.holdout_accuracy)
+            before, after = (share(score, result.holdout_error) for score in scores)
             console.out(
-                f"{role} at {size_text(size)} pixels: {result.holdout_accuracy_before:.1%} before and "
-                f"{result.holdout_accuracy:.1%} after {result.epochs:g} epochs, on {result.n_holdout} "
-                f"held-out images\n  {where}"
+                f"{role} at {size_text(size)} pixels: {before} before and {after} after {result.epochs:g} epochs, on "
+                f"{result.n_holdout} held-out images\n  {where}"
             )
 
 

@@ -18,12 +18,13 @@ from vitnas.cli.options import options, parsed, split
 from vitnas.cli.show_tokens import image_files
 from vitnas.data import DataConfig, EvalBatches
 from vitnas.errors import MissingExtra, UserError, nearest
+from vitnas.model.scale import scale_of
 from vitnas.predicting import Prediction, Predictor, open_network
 from vitnas.predicting.examine import Evaluation, answers, examine
 from vitnas.predicting.images import labelled
 from vitnas.predicting.networks import form_and_names
-from vitnas.reporting.mistakes import by_class, left_out
-from vitnas.reporting.tables import interval, percent, to_rich
+from vitnas.reporting.mistakes import by_class, by_number, errors_text, left_out
+from vitnas.reporting.tables import interval, percent, share, to_rich
 from vitnas.runs import write_atomic
 from vitnas.train import ConsoleProgress
 
@@ -59,7 +60,7 @@ class EvaluateOptions:
 
 
 def predict_command(words: list[str], console: Console) -> None:
-    """The likeliest classes of every image of a folder."""
+    """The likeliest classes of every image of a folder, or its numbers."""
     asked = options(PredictOptions, words, USAGE)
     out = _out(asked.out)
     files = image_files(asked.images)
@@ -74,7 +75,12 @@ def predict_command(words: list[str], console: Console) -> None:
     if out is None:
         for prediction in found:
             pairs = zip(prediction.classes, prediction.probabilities, strict=True)
-            told = "  ".join(f"{name} {share:.1%}" for name, share in pairs)
+            told = "  ".join(
+                (
+                    *(f"{name} {share:.1%}" for name, share in pairs),
+                    *(f"{name} {value:.5g}" for name, value in prediction.numbers.items()),
+                )
+            )
             console.print(f"{prediction.name}  {told or prediction.error}", markup=False)
     else:
         write_atomic(out, WRITERS[out.suffix[1:]](found))
@@ -102,10 +108,14 @@ def _csv(found: Sequence[Prediction]) -> str:
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     pairs = [f"{what}{place}" for place in range(1, most + 1) for what in ("class", "probability")]
-    writer.writerow(["image", *pairs, "error"])
+    numbers = list(dict.fromkeys(name for each in found for name in each.numbers))
+    writer.writerow(["image", *pairs, *numbers, "error"])
     for each in found:
-        cells = [cell for pair in zip(each.classes, each.probabilities, strict=True) for cell in pair]
-        writer.writerow([each.name, *(cells or [""] * 2 * most), each.error])
+        cells: list[object] = [
+            cell for pair in zip(each.classes, each.probabilities, strict=True) for cell in pair
+        ]
+        told = [each.numbers.get(name, "") for name in numbers]
+        writer.writerow([each.name, *(cells or [""] * 2 * most), *told, each.error])
     return stream.getvalue()
 
 
@@ -120,6 +130,9 @@ def _parquet(found: Sequence[Prediction]) -> bytes:
     except ImportError as error:
         raise MissingExtra("Parquet files", "data") from error
     columns = {name: [asdict(each)[name] for each in found] for name in Prediction.__dataclass_fields__}
+    columns["numbers"] = [
+        list(each.numbers.items()) for each in found
+    ]  # as a map, which need not have an entry
     stream = io.BytesIO()
     parquet.write_table(pyarrow.table(columns), stream)
     return stream.getvalue()
@@ -156,11 +169,13 @@ def evaluate_network(words: list[str], console: Console) -> None:
         split=asked.split or ("test" if is_own else None),  # a run's model has seen the rest
         log=(run if is_own else folder) / "test_reads.json",
         what=f"evaluation of {asked.model}",
+        scale=scale_of(network),
     )
     answered = answers(network, EvalBatches(images, batch_size=256))
     found = replace(examine(answered, images, model=asked.model, dataset=config.dataset), split=told)
     found.write(folder)
-    write_atomic(folder / "confusion.csv", _confusion(found))
+    if found.classes:
+        write_atomic(folder / "confusion.csv", _confusion(found))
     tell(found, folder, console)
 
 
@@ -192,16 +207,23 @@ def _confusion(found: Evaluation) -> str:
 def tell(found: Evaluation, folder: Path, console: Console) -> None:
     """What was found, on a terminal."""
     score = found.score
-    several = "mean average precision" if not found.classes else "accuracy"
-    between = "" if not found.classes else f" (95 % CI {interval(score.accuracy, score.n)})"
-    console.print(
-        f"{several} {percent(score.accuracy)}{between} on {score.n} images ({found.split}); balanced "
-        f"{percent(score.balanced)}, top-5 {percent(score.top5)}",
-        markup=False,
+    several = "mean average precision" if not (found.classes or found.numbers) else "accuracy"
+    between = "" if several != "accuracy" else f" (95 % CI {interval(score.accuracy, score.n, score.error)})"
+    told = (
+        f"{several} {percent(score.accuracy)}" if score.error is None else share(score.accuracy, score.error)
     )
+    more_told = (
+        f"balanced {percent(score.balanced)}, top-5 {percent(score.top5)}"
+        if score.error is None
+        else f"mean absolute error {errors_text(found.numbers)}"
+    )
+    console.print(f"{told}{between} on {score.n} images ({found.split}); {more_told}", markup=False)
+    if found.numbers:
+        console.print(to_rich(by_number(found), "By number"))
     if found.classes:
         more = left_out(found)
         console.print(
             to_rich(by_class(found), "By class, the worst first" + (f" ({more} more)" if more else ""))
         )
-    console.print(f"  {folder / Evaluation.FILE}\n  {folder / 'confusion.csv'}", markup=False)
+    files = (Evaluation.FILE, *(["confusion.csv"] if found.classes else []))
+    console.print("\n".join(f"  {folder / file}" for file in files), markup=False)

@@ -6,6 +6,7 @@ from vitnas.data.given import as_data
 from vitnas.data.images import (
     EvalBatches,
     Images,
+    are_numbers,
     has_labels,
     has_one_class,
     require_labels,
@@ -25,6 +26,7 @@ __all__ = [
     "Images",
     "Readings",
     "TrainBatches",
+    "are_numbers",
     "as_data",
     "has_labels",
     "has_one_class",

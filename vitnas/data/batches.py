@@ -16,7 +16,15 @@ from torch import Tensor
 from vitnas.data.augment import Augmenter, seed_from, seeded_globals
 from vitnas.data.config import Augment
 from vitnas.data.crops import Cropper, Crops
-from vitnas.data.images import Images, Loaded, has_one_class, loaded_by_workers, quiet_pillow, require_labels
+from vitnas.data.images import (
+    Images,
+    Loaded,
+    are_numbers,
+    has_one_class,
+    loaded_by_workers,
+    quiet_pillow,
+    require_labels,
+)
 from vitnas.errors import UserError
 
 
@@ -74,6 +82,10 @@ class TrainBatches:
         self._ends_N: Tensor | None = None  # of each image's part of all that is drawn from
         if balance:
             require_labels(images.targets, "balance")
+            if are_numbers(images.targets):
+                raise UserError(
+                    f"balance is {balance:g} and these images have numbers; it goes by classes. Use 0."
+                )
             self._ends_N = _weights(images.targets, balance).cumsum(0)
 
     def from_step(self, step: int) -> Iterator[tuple[Any, Tensor]]:

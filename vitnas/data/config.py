@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias, get_args
 
 from vitnas.errors import UserError, check_word, nearest
 from vitnas.grids import ImageSize, as_image_size, sides_of
@@ -16,6 +16,7 @@ TRAIN_NAMES = ("train", "training")
 
 MOST_BATCH = 1 << 20
 MOST_WORKERS = 512
+LabelKind: TypeAlias = Literal["class", "classes", "numbers"]
 AUTO_AUGMENTS = ("rand", "augmix", "original", "originalr", "v0", "v0r", "3a")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 
@@ -120,8 +121,10 @@ class DataConfig:
     `labels` may be a CSV or TSV file that says which class each image of a folder has; its columns are found by their
     names, or named by `input_key` (images), `target_key` (classes) and `split_key`. `labels=False` takes the images
     alone, wherever they lie below the folder and whatever columns they have. With `label_kind` "classes" an image may
-    have several classes or none, and accuracy is then mean average precision. `class_map` is a file of lines
-    `class,name`: classes of one name become one, those without a name are left out, and names are in its order.
+    have several classes or none, and accuracy is then mean average precision; with "numbers" the columns that
+    `target_key` names (one, or several in a list) are numbers to be told, such as an age, and accuracy is R^2.
+    `class_map` is a file of lines `class,name`: classes of one name become one, those without a name are left out, and
+    names are in its order.
     `balance` is how far rare classes are shown more often in training: 0 not, 1 until each is as frequent; an image of
     several counts by its rarest.
     `config_name` is a configuration of a Hugging Face dataset, whose columns `input_key` and `target_key` are too.
@@ -150,10 +153,10 @@ class DataConfig:
     max_images: int | None = None
     config_name: str | None = None
     input_key: str | None = None
-    target_key: str | None = None
+    target_key: str | tuple[str, ...] | None = None
     split_key: str | None = None
     labels: bool | str = True
-    label_kind: Literal["class", "classes"] = "class"
+    label_kind: LabelKind = "class"
     class_map: str | None = None
     balance: float = 0.0
     download: bool = False
@@ -204,12 +207,7 @@ class DataConfig:
                 f"on_corrupt is {self.on_corrupt!r}; it must be 'skip' or 'raise'."
                 + nearest(self.on_corrupt, ("skip", "raise"))
             )
-        check_word("label_kind", self.label_kind, ("class", "classes"))
-        _within("balance", self.balance, 0.0, 1.0)
-        if self.balance and not self.labels:
-            raise UserError(
-                f"balance is {self.balance:g} and labels is false; it goes by classes. Leave one out."
-            )
+        self._check_labels()
         check_word("interpolation", self.interpolation, INTERPOLATIONS)
         if self.crop_pct is not None:
             _within("crop_pct", self.crop_pct, 0.1, 1.0)
@@ -218,6 +216,22 @@ class DataConfig:
             raise UserError(
                 f"augment is {self.augment!r}; it must be one of {', '.join(names)}, or an Augment's fields."
                 + nearest(self.augment, names)
+            )
+
+    def _check_labels(self) -> None:
+        check_word("label_kind", self.label_kind, get_args(LabelKind))
+        _within("balance", self.balance, 0.0, 1.0)
+        if self.balance and (not self.labels or self.label_kind == "numbers"):
+            given = "label_kind is 'numbers'" if self.labels else "labels is false"
+            raise UserError(f"balance is {self.balance:g} and {given}; it goes by classes. Leave one out.")
+        if self.class_map and self.label_kind == "numbers":
+            raise UserError(
+                f"class_map is {self.class_map!r} and label_kind is 'numbers'; numbers have no classes. Leave one out."
+            )
+        if not isinstance(self.target_key, str | None) and self.label_kind != "numbers":
+            raise UserError(
+                f"target_key is {list(self.target_key)}; one column has the classes. Name one, or use "
+                "data.label_kind=numbers for numbers of several columns."
             )
 
 

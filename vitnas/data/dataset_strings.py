@@ -45,6 +45,11 @@ def open_sources(config: DataConfig, *, whole: bool = False) -> Opened:
             f"labels is {config.labels!r} and dataset {config.dataset!r}; a table of labels is for a folder of images. "
             "Leave labels out."
         )
+    if config.label_kind == "numbers" and opener not in (_open_folder, open_hfds):
+        raise UserError(
+            f"label_kind is 'numbers' and dataset {config.dataset!r}; numbers are read from a table beside a folder "
+            "of images, or from columns of hfds/. Leave label_kind out."
+        )
     opened = opener(config)
     undivided = opened.test is opened.train
     if undivided and not whole:

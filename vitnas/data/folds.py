@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vitnas.data.images import Images
 from vitnas.data.open import Data
-from vitnas.data.sources import Target
+from vitnas.data.sources import Numbers, Target
 from vitnas.data.splits import carve
 from vitnas.errors import UserError
 
@@ -51,4 +51,6 @@ def fold(data: Data, number: int) -> Data:
 
 def _target(target: Tensor) -> Target:
     """A row of an Images' targets as a Source has it."""
+    if target.is_floating_point():
+        return Numbers(tuple(target.tolist()))
     return int(target) if target.dim() == 0 else tuple(target.nonzero()[:, 0].tolist())

@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import io
 import logging
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from PIL import Image
 from timm.utils.misc import natural_key
 
 from vitnas.data.config import DataConfig
-from vitnas.data.sources import NO_LABEL, Target
+from vitnas.data.sources import NO_LABEL, Numbers, Target
 from vitnas.data.splits import Opened, find_holdout, find_test, note_test_name, said
 from vitnas.errors import MissingExtra, UserError, first_line, nearest
 
@@ -119,10 +120,12 @@ def _hfds_source(config: DataConfig, name: str, split: str) -> HfdsSource:
     found_image = (key for key, kind in features.items() if isinstance(kind, datasets.Image))
     found_label = (key for key, kind in features.items() if isinstance(kind, datasets.ClassLabel))
     image_key = config.input_key or next(found_image, "image")
-    target_key = config.target_key or next(found_label, "label")
+    target_keys = config.target_key or next(found_label, "label")
+    if isinstance(target_keys, str):
+        target_keys = (target_keys,)
     if not config.labels:
-        target_key = image_key
-    for option, key in (("input_key", image_key), ("target_key", target_key)):
+        target_keys = ()
+    for option, key in (("input_key", image_key), *(("target_key", key) for key in target_keys)):
         if key not in features:
             raise UserError(
                 f"{option} is {key!r}; {config.dataset} has the columns {', '.join(features)}. Choose one of them"
@@ -130,9 +133,24 @@ def _hfds_source(config: DataConfig, name: str, split: str) -> HfdsSource:
                 + nearest(key, features)
             )
     source = HfdsSource(dataset, image_key, f"{config.dataset}/{split}")
-    if config.labels:
-        source.targets, source.class_names = _labels(config, dataset, target_key, split)
+    if config.labels and config.label_kind == "numbers":
+        columns = [_numbers(config, dataset, key, split) for key in target_keys]
+        source.targets, source.class_names = [Numbers(row) for row in zip(*columns, strict=True)], target_keys
+    elif config.labels:
+        source.targets, source.class_names = _labels(config, dataset, target_keys[0], split)
     return source
+
+
+def _numbers(config: DataConfig, dataset: Any, key: str, split: str) -> list[float]:
+    """A column of numbers."""
+    raw = list(dataset[key][:])
+    for row, value in enumerate(raw):
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            raise UserError(
+                f"Image {row} of split {split!r} of {config.dataset} has {str(value)[:20]!r} in {key!r}; every image "
+                "needs a finite number there. Choose another column with target_key, or leave data.label_kind out."
+            )
+    return [float(value) for value in raw]
 
 
 def _labels(config: DataConfig, dataset: Any, key: str, split: str) -> tuple[list[Target], tuple[str, ...]]:

@@ -26,9 +26,20 @@ from timm.data import create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from vitnas.data.sources import ArraySource, Pixels, Source, from_pil, numbers_in, shrink, to_pil
+from vitnas.data.sources import (
+    ArraySource,
+    Numbers,
+    Pixels,
+    Source,
+    classes_of,
+    from_pil,
+    numbers_in,
+    shrink,
+    to_pil,
+)
 from vitnas.errors import UserError
 from vitnas.grids import ImageSize, sides_of
+from vitnas.model.scale import Scale
 
 logger = logging.getLogger(__name__)
 Split = Literal["train", "holdout", "test"]
@@ -92,6 +103,7 @@ class Store:
         self.fixed_NCHW: Tensor | None = None
         self.kept: list[Pixels] | None = None
         self.is_native = True  # no image had to be resized so far
+        self.scale: Scale | None = None  # of numbers, once it is known what they are in train
         self._fit = create_transform(
             form.input_size,
             is_training=False,
@@ -199,8 +211,8 @@ class Images:
     """Images of one split and their classes; `split` says which, so that search can refuse the test split.
 
     `targets` is an int64 tensor of class numbers, one per image; where images may have several classes it is (N, Y)
-    bool, which they have; of images without labels it is (N, 0), which has a row per image as well and fits no loss and
-    no comparison by mistake.
+    bool, which they have; where numbers are told of them, float32 (N, T), standardised by `scale`; of images without
+    labels it is (N, 0), which has a row per image as well and fits no loss and no comparison by mistake.
     """
 
     def __init__(self, store: Store, split: Split, places: Sequence[int] | None = None) -> None:
@@ -208,31 +220,40 @@ class Images:
         self.split = split
         # Places count the store's readable rows, so they also index its tensors.
         self.places = torch.arange(len(store.rows)) if places is None else torch.as_tensor(places)
-        self.targets = self.targets_of(store.source)[torch.as_tensor(store.rows)][self.places]
+        targets = self.targets_of(store.source)[torch.as_tensor(store.rows)][self.places]
+        self.targets = targets if self.scale is None else self.scale.standardised(targets)
 
     def __len__(self) -> int:
         return len(self.places)
 
     @staticmethod
     def targets_of(source: Source) -> Tensor:
-        """All targets of a source."""
+        """All targets of a source; numbers as they are."""
+        if source.targets and isinstance(source.targets[0], Numbers):
+            rows = [target.values for target in source.targets if isinstance(target, Numbers)]
+            return torch.tensor(rows, dtype=torch.float64)
         if source.targets and isinstance(source.targets[0], tuple):
             has_NY = torch.zeros(len(source), len(source.class_names), dtype=torch.bool)
             for row, target in enumerate(source.targets):
-                has_NY[row, list(target) if isinstance(target, tuple) else target] = True
+                has_NY[row, list(classes_of(target))] = True
             return has_NY
         targets_N = torch.as_tensor(source.targets, dtype=torch.int64)
         return targets_N if source.class_names else targets_N[:, None][:, :0]
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Of all classes there are; none of images without labels."""
+        """Of all classes there are, or of what numbers say; none of images without labels."""
         return self.store.source.class_names
 
     @property
     def several(self) -> bool:
         """Whether an image may be of several classes."""
-        return has_labels(self.targets) and not has_one_class(self.targets)
+        return self.targets.dtype == torch.bool
+
+    @property
+    def scale(self) -> Scale | None:
+        """What the targets are standardised by, where they are numbers."""
+        return self.store.scale
 
     @property
     def form(self) -> Form:
@@ -395,13 +416,23 @@ def has_one_class(targets: Tensor) -> bool:
     return targets.dim() == 1
 
 
+def are_numbers(targets: Tensor) -> bool:
+    """Whether targets are numbers (B, T) to be told, and not classes."""
+    return targets.is_floating_point() and has_labels(targets)
+
+
 def require_one_class(targets: Tensor, what: str) -> None:
-    """Refuse images without labels, and those that may have several classes.
+    """Refuse images without labels, those that may have several classes, and those with numbers.
 
     Raises:
         UserError: `targets` are (B, 0) or (B, Y); `what` names who needs them.
     """
     require_labels(targets, what)
+    if are_numbers(targets):
+        raise UserError(
+            f"{what} needs classes, and these images have numbers. Leave data.label_kind=numbers out, or use "
+            "data.labels=false where labels are not needed."
+        )
     if not has_one_class(targets):
         raise UserError(
             f"{what} needs one class per image, and these may have several. Use data.label_kind=class, or "

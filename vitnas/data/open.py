@@ -18,7 +18,8 @@ import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
-from vitnas.data.config import Augment, DataConfig, augment_for
+from vitnas.data.arrays import as_pixels, as_targets, width_of
+from vitnas.data.config import Augment, DataConfig, LabelKind, augment_for
 from vitnas.data.dataset_strings import open_sources
 from vitnas.data.images import (
     UNREADABLE,
@@ -26,15 +27,17 @@ from vitnas.data.images import (
     Images,
     Split,
     Store,
+    are_numbers,
     has_labels,
     has_one_class,
     quiet_pillow,
     upright,
 )
-from vitnas.data.sources import NO_LABEL, ArraySource, Pixels, Source, Subset, Target, numbers_in
+from vitnas.data.sources import NO_LABEL, ArraySource, Numbers, Source, Subset
 from vitnas.data.splits import Opened, carve, carve_test, match_classes, rarest
 from vitnas.errors import UserError, first_line
 from vitnas.grids import ImageSize, as_image_size, sides_of
+from vitnas.model.scale import Scale
 from vitnas.model.trained import find_trained
 from vitnas.runs import RunFile
 
@@ -51,8 +54,8 @@ NUM_SAMPLED = 2_048
 
 @dataclass(frozen=True, kw_only=True)
 class Fingerprint:
-    """What was read: `counts` per split and class (one count where there are no labels), names of `corrupt` images, and
-    a hash of labels and pixels."""
+    """What was read: `counts` per split and class (one count where there are no classes), names of `corrupt` images, a
+    hash of labels and pixels, and what the labels are."""
 
     dataset: str
     image_size: ImageSize
@@ -65,6 +68,7 @@ class Fingerprint:
     notes: tuple[str, ...]
     seed: int
     sha256: str
+    label_kind: LabelKind = "class"
 
 
 @dataclass(frozen=True)
@@ -119,7 +123,7 @@ class Data:
 
     @property
     def num_classes(self) -> int:
-        """Number of classes; 0 of images without labels."""
+        """Number of classes, or of numbers that are told of an image; 0 of images without labels."""
         return len(self.class_names)
 
     @property
@@ -158,7 +162,9 @@ class Data:
         """Return the test split; append the time, the number of images and `purpose` to `log` (see `Readings`)."""
         earlier = Readings.load(log).readings if log.exists() else ()
         if self._test_store is None:
-            self._test_store = _loaded(self._test, self.train.form, self.config, "test").store
+            self._test_store = _loaded(
+                self._test, self.train.form, self.config, "test", self.train.scale
+            ).store
         images = Images(self._test_store, "test")
         now = datetime.now(UTC).isoformat(timespec="seconds")
         Readings((*earlier, Reading(now, len(images), purpose))).save(log)
@@ -202,6 +208,7 @@ class Data:
             notes=self.notes,
             seed=self.config.seed,
             sha256=digest.hexdigest(),
+            label_kind=self.config.label_kind,
         )
 
     @classmethod
@@ -216,7 +223,8 @@ class Data:
     ) -> Data:
         """Make Data of images in memory: (uint8 images NHWC, NCHW or NHW, targets N), numpy or torch.
 
-        Targets (N, Y) of 0 and 1 say which classes an image has; None says that there are none. Without `test` a part
+        Targets (N, Y) of 0 and 1 say which classes an image has; None says that there are none. With
+        `config.label_kind` "numbers" they are numbers, (N,) or (N, T), called by `class_names`. Without `test` a part
         of `train` is set apart as that.
         `config` gives holdout, augment, seed and the rest; its `dataset` is replaced by `name`. Images keep
         their size unless `config.image_size` is set.
@@ -225,14 +233,14 @@ class Data:
             UserError: not uint8, or targets that do not fit.
         """
         given = {"train": train} if test is None else {"train": train, "test": test}
-        arrays = {split: _pixels(images, f"{split} images") for split, (images, _) in given.items()}
+        arrays = {split: as_pixels(images, f"{split} images") for split, (images, _) in given.items()}
         labels = {
             split: [NO_LABEL] * len(arrays[split])
             if targets is None
-            else _labels(targets, len(arrays[split]))
+            else as_targets(targets, len(arrays[split]), config.label_kind if config else "class")
             for split, (_, targets) in given.items()
         }
-        count = max(max(numbers_in(some), default=NO_LABEL) for some in labels.values()) + 1
+        count = max(max(map(width_of, some)) for some in labels.values())
         names = list(class_names) if class_names is not None else [str(i) for i in range(count)]
         if len(names) < count:
             raise UserError(
@@ -293,6 +301,14 @@ def constants_of(pretrained: str) -> Constants:
 def _assemble(
     config: DataConfig, opened: Opened, colour: Constants = IMAGENET, large: int = LARGE_SIDE
 ) -> Data:
+    if any(isinstance(target, Numbers) for target in opened.train.targets[:1]) and config.augment == "auto":
+        config = replace(config, augment="none")
+        note = (
+            f"The images of {config.dataset} are not varied in training, as that could change what the numbers are of. "
+            "data.augment=weak mirrors and shifts them, where the numbers stay the same then."
+        )
+        opened = replace(opened, notes=(*dict.fromkeys((*opened.notes, note)),))
+        logger.warning(note)
     train, test = _capped(opened.train, config, "train"), _capped(opened.test, config, "test")
     if config.on_corrupt == "raise" and opened.corrupt:
         raise UserError(
@@ -310,10 +326,9 @@ def _assemble(
     if opened.holdout is None:
         rest, holdout = _carved_holdout(config, store)
     else:
-        rest, holdout = (
-            Images(store, "train"),
-            _loaded(_capped(opened.holdout, config, "holdout"), form, config, "holdout"),
-        )
+        rest = Images(store, "train")
+        store.scale = _scale(rest, config)
+        holdout = _loaded(_capped(opened.holdout, config, "holdout"), form, config, "holdout", store.scale)
     return Data(
         train=rest,
         holdout=holdout,
@@ -342,12 +357,34 @@ def _carved_holdout(config: DataConfig, store: Store) -> tuple[Images, Images]:
         rest, carved = carve(classes, names, count, f"holdout/{config.seed}", source.class_names)
     except UserError as error:
         raise UserError(f"holdout is {asked}: {error}") from error
+    store.scale = _scale(Images(store, "train", rest), config)
     return Images(store, "train", rest), Images(store, "holdout", carved)
 
 
-def _loaded(source: Source, form: Form, config: DataConfig, split: Split) -> Images:
+def _scale(train: Images, config: DataConfig) -> Scale | None:
+    """What numbers are standardised by.
+
+    Raises:
+        UserError: one of them is the same for all images.
+    """
+    if not are_numbers(train.targets):
+        return None
+    std_T, mean_T = torch.std_mean(train.targets, dim=0, correction=0)
+    for name, std, mean in zip(train.class_names, std_T.tolist(), mean_T.tolist(), strict=True):
+        if std <= 1e-9 * abs(mean) or std == 0:
+            raise UserError(
+                f"{name!r} is {mean:g} for every train image of {config.dataset}; a number to be told must vary. Name "
+                "another column with data.target_key."
+            )
+    return Scale(tuple(mean_T.tolist()), tuple(std_T.tolist()))
+
+
+def _loaded(
+    source: Source, form: Form, config: DataConfig, split: Split, scale: Scale | None = None
+) -> Images:
     """A split of its own, at the final size."""
     store = Store(source, form, whole=False, on_corrupt=config.on_corrupt)
+    store.scale = scale
     store.load(len(source) * prod(form.input_size))
     return Images(store, split)
 
@@ -450,39 +487,8 @@ def _spread(count: int, most: int) -> list[int]:
 
 
 def _counts(targets: Tensor, num_classes: int) -> tuple[int, ...]:
-    if not has_labels(targets):
+    if not has_labels(targets) or are_numbers(targets):
         return (len(targets),)
     if not has_one_class(targets):
         return tuple(targets.sum(0).tolist())
     return tuple(torch.bincount(targets, minlength=num_classes).tolist())
-
-
-def _pixels(images: Any, what: str) -> Pixels:
-    array = images.numpy() if isinstance(images, Tensor) else np.asarray(images)
-    if array.dtype != np.uint8 or array.ndim not in (3, 4):
-        raise UserError(
-            f"{what} are {array.dtype} with {array.ndim} axes; they must be uint8, NHWC, NCHW or NHW. "
-            "Convert them."
-        )
-    if array.ndim == 3:
-        array = array[:, :, :, None]
-    elif array.shape[3] not in (1, 3):
-        array = array.transpose(0, 2, 3, 1)
-    if array.shape[3] not in (1, 3):
-        raise UserError(f"{what} have shape {array.shape}; 1 or 3 channels are needed. Drop the others.")
-    return np.ascontiguousarray(array)
-
-
-def _labels(targets: Any, count: int) -> list[Target]:
-    rows = targets.tolist() if hasattr(targets, "tolist") else list(targets)
-    labels: list[Target] = []
-    if rows and all(isinstance(row, list | tuple) and {*row} <= {0, 1} for row in rows):
-        labels += [tuple(number for number, has in enumerate(row) if has) for row in rows]
-    elif not any(isinstance(row, list | tuple) for row in rows):
-        labels += [int(target) for target in rows]
-    if len(labels) != count or not labels or min(numbers_in(labels), default=0) < 0:
-        raise UserError(
-            f"There are {len(labels)} targets for {count} images; one class number from 0 up is needed per "
-            "image, or (N, Y) of 0 and 1."
-        )
-    return labels

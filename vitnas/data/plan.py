@@ -29,8 +29,15 @@ def plan(data: Data) -> tuple[str, ...]:
 
 
 def _classes(data: Data) -> str:
-    """How many classes, and the smallest and the largest."""
-    targets = data.train.targets
+    """How many classes, and the smallest and the largest; or what the numbers are in train."""
+    targets, scale = data.train.targets, data.train.scale
+    if scale is not None:
+        each = zip(data.class_names, scale.restored(targets).T.tolist(), scale.mean, scale.std, strict=True)
+        told = (
+            f"{name} from {min(row):.4g} to {max(row):.4g} (mean {mean:.4g}, std {std:.3g})"
+            for name, row, mean, std in each
+        )
+        return f"numbers  {'; '.join(told)}"
     counts_Y = targets.sum(0) if targets.dim() == 2 else torch.bincount(targets, minlength=data.num_classes)
     least, most = int(counts_Y.argmin()), int(counts_Y.argmax())
     names = data.class_names

@@ -6,6 +6,7 @@ Folders and Hugging Face datasets have sources in their own files.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -13,14 +14,25 @@ import numpy.typing as npt
 from PIL import Image
 
 Pixels = npt.NDArray[np.uint8]
-Target: TypeAlias = int | tuple[int, ...]  # a class number, or those of an image that may have several
+
+
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """What is measured of an image, in the order of its source's names."""
+
+    values: tuple[float, ...]
+
+
+# A class number, those of an image that may have several, or what is measured of it.
+Target: TypeAlias = int | tuple[int, ...] | Numbers
 NO_LABEL = -1  # the target of each image of a source that has no class names
 
 
 class Source(Protocol):
     """Images of one split with their classes; `read` may raise any of `images.UNREADABLE`.
 
-    Without labels there are no class names, and each target is NO_LABEL; all are numbers, or all are tuples of them.
+    Without labels there are no class names, and each target is NO_LABEL; all targets are of one kind. Of Numbers the
+    class names say what was measured.
     """
 
     class_names: tuple[str, ...]
@@ -113,13 +125,24 @@ class Subset:
 
 def numbers_in(targets: Iterable[Target]) -> set[int]:
     """All class numbers that occur."""
-    return {number for target in targets for number in ((target,) if isinstance(target, int) else target)}
+    return {number for target in targets for number in classes_of(target)}
+
+
+def classes_of(target: Target) -> tuple[int, ...]:
+    """The class numbers of a target."""
+    if isinstance(target, Numbers):
+        return ()
+    return (target,) if isinstance(target, int) else target
 
 
 def renumbered(targets: Iterable[Target], number: Sequence[int]) -> list[Target]:
     """With each class number replaced by `number` at its place."""
     return [
-        number[target] if isinstance(target, int) else tuple(sorted({number[each] for each in target}))
+        target
+        if isinstance(target, Numbers)
+        else number[target]
+        if isinstance(target, int)
+        else tuple(sorted({number[each] for each in target}))
         for target in targets
     ]
 

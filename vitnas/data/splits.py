@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from timm.utils.misc import natural_key
 
 from vitnas.data.config import TEST_NAMES, VALIDATION_NAMES, DataConfig
-from vitnas.data.sources import Source, Subset, Target, numbers_in, renumbered
+from vitnas.data.sources import Numbers, Source, Subset, Target, classes_of, numbers_in, renumbered
 from vitnas.errors import UserError, nearest
 
 logger = logging.getLogger(__name__)
@@ -41,7 +41,8 @@ def carve(
     """Split indices into (rest, carved): `count` carved, by class in proportion, each class on both sides.
 
     Which images are carved depends on their names and `salt` only, so a few added images move few others.
-    Both lists rise. Images that may have several classes go by their rarest one, as far as there are two of them.
+    Both lists rise. Images that may have several classes go by their rarest one, as far as there are two of them;
+    those with numbers by chance.
 
     Raises:
         UserError: a class has one image only, or `count` cannot give one image of each class to both sides.
@@ -72,11 +73,10 @@ def carve(
 
 def rarest(targets: Sequence[Target]) -> list[int]:
     """A class of each image: its own, or the rarest of several; -1 where it has none, or is alone in that."""
-    counts = Counter(number for target in targets if not isinstance(target, int) for number in target)
-    found = [
-        target if isinstance(target, int) else min(target, key=lambda n: (counts[n], n), default=-1)
-        for target in targets
-    ]
+    counts = Counter(
+        number for target in targets if not isinstance(target, int) for number in classes_of(target)
+    )
+    found = [min(classes_of(target), key=lambda n: (counts[n], n), default=-1) for target in targets]
     if not counts:
         return found
     alone = {number for number, count in Counter(found).items() if count < 2}
@@ -183,11 +183,21 @@ def match_classes(opened: Opened, config: DataConfig) -> Opened:
                 "must have them. Add class folders, or use data.labels=false."
             )
     if not train.class_names:
+        if config.labels and config.label_kind == "numbers":
+            raise UserError(
+                f"label_kind is 'numbers' and the images of {config.dataset} have no labels; a table says numbers. "
+                "Give data.labels=labels.csv, or leave label_kind out."
+            )
         return opened
-    if config.label_kind == "classes" and not all(isinstance(target, tuple) for target in train.targets):
+    kinds = {
+        "classes": (tuple, "several are said by a table or by lists"),
+        "numbers": (Numbers, "a table says numbers"),
+    }
+    kind, rule = kinds.get(config.label_kind, (object, ""))
+    if not all(isinstance(target, kind) for target in train.targets):
         raise UserError(
-            f"label_kind is 'classes' and each image of {config.dataset} has one class, by its folder; several are "
-            "said by a table or by lists. Give data.labels=labels.csv, or leave label_kind out."
+            f"label_kind is {config.label_kind!r} and each image of {config.dataset} has one class, by its folder; "
+            f"{rule}. Give data.labels=labels.csv, or leave label_kind out."
         )
     in_train = {train.class_names[target] for target in numbers_in(train.targets)}
     if len(in_train) == 1:
@@ -225,6 +235,8 @@ def _unequal(config: DataConfig, train: Source) -> list[str]:
             f"The images of {config.dataset} may have several classes: what is called accuracy is mean average "
             "precision."
         ]
+    if config.label_kind == "numbers":
+        return []
     counts = Counter(target for target in train.targets if isinstance(target, int)).most_common()
     (large, most), (small, fewest) = counts[0], counts[-1]
     if most < UNEQUAL * fewest:

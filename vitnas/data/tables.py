@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from timm.utils.misc import natural_key
 
 from vitnas.data.config import TEST_NAMES, TRAIN_NAMES, DataConfig
-from vitnas.data.sources import Target
+from vitnas.data.sources import Numbers, Target
 from vitnas.errors import UserError, nearest, unread
 
 FILE_NAMES = (
@@ -28,6 +29,7 @@ FILE_NAMES = (
     "id",
 )
 CLASS_NAMES = ("label", "labels", "class", "classes", "class_name", "category", "target", "tags")
+NUMBER_NAMES = ("target", "value", "label", "score", "y")
 SPLIT_NAMES = ("split", "subset", "set", "usage", "fold")
 PARTS = "|;,"  # what may part several classes in one cell; else spaces do
 YES, NO = ("1", "1.0", "true", "yes"), ("0", "0.0", "false", "no", "")
@@ -35,7 +37,8 @@ YES, NO = ("1", "1.0", "true", "yes"), ("0", "0.0", "false", "no", "")
 
 @dataclass(frozen=True)
 class Labelled:
-    """The images that a table names, by their paths: their classes, their splits where it says some, and remarks."""
+    """The images that a table names, by their paths: their classes (or of numbers what they are of), their splits where
+    it says some, and remarks."""
 
     targets: Mapping[str, Target]
     class_names: tuple[str, ...]
@@ -53,8 +56,8 @@ def read_table(config: DataConfig, root: Path, images: Sequence[str]) -> Labelle
         images: paths below `root`.
 
     Raises:
-        UserError: no such table, columns that cannot be told, no image that it names, or an image of two classes where
-            `config.label_kind` is "class".
+        UserError: no such table, columns that cannot be told, no image that it names, an image of two classes where
+            `config.label_kind` is "class", or, of numbers, a cell that is none or an image in two rows.
     """
     given = str(config.labels)
     path = next((p for p in (root / given, Path(given).expanduser()) if p.is_file()), None)
@@ -81,8 +84,11 @@ def read_table(config: DataConfig, root: Path, images: Sequence[str]) -> Labelle
     if split_key and config.split_key is None and not _says_splits(columns[split_key]):
         split_key = None
     rest = {name: cells for name, cells in columns.items() if name not in (file_key, split_key)}
+    files, splits = columns[file_key], columns[split_key] if split_key else []
+    if config.label_kind == "numbers":
+        return _measured(path, find, files, _numbers(config, rest, path), splits)
     said = _classes(config, rest, path)
-    return _labelled(config, path, find, columns[file_key], said, columns[split_key] if split_key else [])
+    return _labelled(config, path, find, files, said, splits)
 
 
 def _labelled(
@@ -110,23 +116,51 @@ def _labelled(
                 f"{file!r} in {path} has the classes {many}; an image has one class. Mend the table, or use "
                 "data.label_kind=classes for images of several."
             )
-    if not classes:
-        raise UserError(
-            f"None of the {len(files)} images that {path} names is below the folder; cells are paths from there, "
-            f"or names (the first is {files[0] if files else ''!r}). Correct data.dataset or the table."
-        )
     names = sorted({name for some in classes.values() for name in some}, key=natural_key)
     number = {name: target for target, name in enumerate(names)}
     targets: dict[str, Target] = {}
     for image, named in classes.items():
         numbers = tuple(sorted(number[name] for name in named))
         targets[image] = numbers if config.label_kind == "classes" else numbers[0]
+    return Labelled(targets, tuple(names), split_of, _notes(path, find, files, targets, missing))
+
+
+def _measured(
+    path: Path, find: _Finder, files: Sequence[str], said: Mapping[str, list[float]], splits: Sequence[str]
+) -> Labelled:
+    targets: dict[str, Target] = {}
+    split_of: dict[str, str] = {}
+    missing = []
+    for row, (file, numbers) in enumerate(zip(files, zip(*said.values(), strict=True), strict=True)):
+        image = find(file)
+        if image is None:
+            missing.append(file)
+            continue
+        if image in targets:
+            raise UserError(
+                f"{file!r} is in two rows of {path}; of numbers an image has one row. Remove one of them."
+            )
+        targets[image] = Numbers(numbers)
+        if splits:
+            split_of[image] = splits[row]
+    return Labelled(targets, tuple(said), split_of, _notes(path, find, files, targets, missing))
+
+
+def _notes(
+    path: Path, find: _Finder, files: Sequence[str], targets: Mapping[str, Target], missing: Sequence[str]
+) -> tuple[str, ...]:
+    """What a person should know of the rows and images that go without each other."""
+    if not targets:
+        raise UserError(
+            f"None of the {len(files)} images that {path} names is below the folder; cells are paths from there, "
+            f"or names (the first is {files[0] if files else ''!r}). Correct data.dataset or the table."
+        )
     notes = []
     if missing:
         notes.append(f"{len(missing)} images that {path} names are not there (such as {missing[0]!r}).")
     if others := find.count - len(targets):
         notes.append(f"{others} images that {path} does not name are left out.")
-    return Labelled(targets, tuple(names), split_of, tuple(notes))
+    return tuple(notes)
 
 
 def _rows(path: Path) -> tuple[list[str], list[list[str]]]:
@@ -209,8 +243,39 @@ def _says_splits(cells: Sequence[str]) -> bool:
     return any(cell.lower() in TRAIN_NAMES for cell in cells) and len({*cells}) <= len(TEST_NAMES) + 2
 
 
+def _numbers(config: DataConfig, rest: Mapping[str, Sequence[str]], path: Path) -> dict[str, list[float]]:
+    """The columns of numbers that are asked for: those named, or the one of a usual name, or the only one."""
+    asked = (config.target_key,) if isinstance(config.target_key, str) else config.target_key or (None,)
+    keys = [_column(name, "target_key", rest, NUMBER_NAMES, path) for name in asked]
+    if keys == [None] and len(rest) == 1:
+        keys = [*rest]
+    found = {
+        key: [_number(cell, key, row, path) for row, cell in enumerate(rest[key], 1)] for key in keys if key
+    }
+    if not found:
+        raise UserError(
+            f"Which columns of {path} have the numbers cannot be told from {', '.join(rest)}. Name one with "
+            "data.target_key, or several as in data.target_key='[x,y]'."
+        )
+    return found
+
+
+def _number(cell: str, key: str, row: int, path: Path) -> float:
+    try:
+        value = float(cell)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise UserError(
+            f"Row {row} of {path} has {cell!r} in {key!r}; every image needs a finite number there. Fill it in, or "
+            "remove the row."
+        )
+    return value
+
+
 def _classes(config: DataConfig, rest: Mapping[str, Sequence[str]], path: Path) -> list[tuple[str, ...]]:
     """The classes of each row: from one column, or from columns of 0 and 1 that are the classes."""
+    assert not isinstance(config.target_key, tuple), "checked by DataConfig"
     key = _column(config.target_key, "target_key", rest, CLASS_NAMES, path)
     if key is None and len(rest) == 1:
         (key,) = rest
@@ -230,6 +295,15 @@ def _classes(config: DataConfig, rest: Mapping[str, Sequence[str]], path: Path) 
                 f"Row {cells.index('') + 1} of {path} has no {key!r}; every image needs a class. Fill it in, or remove "
                 "the row."
             )
+        if len({*cells}) > len(cells) / 2 and all(map(_is_fraction, cells)):
+            raise UserError(
+                f"The column {key!r} of {path} has {len({*cells})} numbers with fractions in {len(cells)} rows; each "
+                "would be a class. Use data.label_kind=numbers, or name another column with data.target_key."
+            )
         return [(cell,) for cell in cells]
     mark = next((mark for mark in PARTS if any(mark in cell for cell in cells)), None)
     return [tuple(part.strip() for part in cell.split(mark) if part.strip()) for cell in cells]
+
+
+def _is_fraction(cell: str) -> bool:
+    return re.fullmatch(r"[+-]?\d*\.\d+", cell) is not None

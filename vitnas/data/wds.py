@@ -55,7 +55,7 @@ def _stream(config: DataConfig, root: str, split: str) -> tuple[ListSource, tupl
             split=split,
             input_img_mode="",
             input_key=config.input_key or "jpg;jpeg;png;webp",
-            target_key=config.target_key,
+            target_key=str(config.target_key) if config.target_key else None,
         )
         for picture, target in dataset:
             pictures.append(shrink(picture, (height, width), config.interpolation))

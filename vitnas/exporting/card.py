@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import html
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import timm
 
 from vitnas.arch import Arch
-from vitnas.model.timm_cfg import OWN_ARCH, SEVERAL
+from vitnas.model.timm_cfg import OWN_ARCH, SCALE, SEVERAL
 from vitnas.runs import read_json, write_atomic
 from vitnas.version import VERSION
 
@@ -29,7 +30,7 @@ class Scored:
     dataset: str
     split: str
     accuracy: float
-    several: bool = False
+    measure: str = "accuracy"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +55,7 @@ class Card:
     loads_with: str = "timm"
     task: str = "image-classification"
     licence: str = UNKNOWN
+    named: str = "Classes"
 
 
 def card_of(folder: Path) -> Card:
@@ -66,33 +68,49 @@ def card_of(folder: Path) -> Card:
     return Card(
         title=arch.id if arch else name,
         about=f"A vision transformer: {arch.describe()}." if arch else f"timm's {name}.",
-        facts=(("Task", task_text(classes, several=bool(config.get(SEVERAL)))),),
-        loads=(("timm", timm_code(plain=plain)),),
+        facts=(("Task", task_text(classes, config)),),
+        loads=(("timm", timm_code(plain=plain, scale=config.get(SCALE))),),
         needs=""
         if plain
         else "timm alone has no such network ('Unknown model'); `import vitnas` makes it known.",
         class_names=tuple(map(str, names)),
-        task="image-classification" if classes else "image-feature-extraction",
+        named="Numbers" if config.get(SCALE) else "Classes",
+        task=hub_task(classes, config),
         licence=UNKNOWN if arch else str(config["pretrained_cfg"].get("license") or UNKNOWN),
     )
 
 
-def task_text(classes: int | None, *, several: bool) -> str:
+def task_text(classes: int | None, config: Mapping[str, Any]) -> str:
     """What a network answers."""
     if not classes:
         return "features of images"
-    return f"which of {classes} classes an image is of{' (it may be several)' if several else ''}"
+    if config.get(SCALE):
+        return f"{classes} number{'s' * (classes > 1)} of an image"
+    return f"which of {classes} classes an image is of{' (it may be several)' if config.get(SEVERAL) else ''}"
 
 
-def timm_code(*, plain: bool) -> str:
-    """How timm loads the folder that the card lies in."""
+def hub_task(classes: int | None, config: Mapping[str, Any]) -> str:
+    """The same in Hugging Face's words, which has none for numbers."""
+    return "image-classification" if classes and not config.get(SCALE) else "image-feature-extraction"
+
+
+def timm_code(*, plain: bool, scale: Sequence[Sequence[float]] | None = None) -> str:
+    """How timm loads the folder that the card lies in.
+
+    Args:
+        scale: means and standard deviations of numbers.
+    """
+    numbers = (
+        "" if scale is None else f"numbers = logits * torch.tensor({scale[1]}) + torch.tensor({scale[0]})"
+    )
     return "\n".join(
         (
-            "import timm" if plain else "import timm, vitnas",
+            f"import timm{', torch' if numbers else ''}{'' if plain else ', vitnas'}",
             "",
             f'model = timm.create_model("{PLACE}", pretrained=True).eval()',
             "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))",
             "logits = model(transform(image)[None])  # a Pillow image",
+            *([numbers] if numbers else []),
         )
     )
 
@@ -109,7 +127,7 @@ def text(card: Card) -> str:
         f"{card.about}\n",
         f"| What | |\n|---|---|\n{rows}" if rows else "",
         f"## How to load it\n\n{card.needs}{chr(10) * 2 if card.needs else ''}{loads}".rstrip() + "\n",
-        f"## Classes, in order\n\n{names}{f' and {more} more' if more > 0 else ''}.\n" if names else "",
+        f"## {card.named}, in order\n\n{names}{f' and {more} more' if more > 0 else ''}.\n" if names else "",
         "## License\n\n" + _licence_text(card.licence) + "\n",
         f"Saved by vitnas {VERSION}.\n",
     )
@@ -157,7 +175,7 @@ def _yaml(card: Card) -> str:
             dataset_type=each.dataset,
             dataset_name=each.dataset,
             dataset_split=each.split,
-            metric_type="mean_average_precision" if each.several else "accuracy",
+            metric_type=each.measure,
             metric_value=round(each.accuracy, 4),
         )
         for each in card.scored

@@ -12,7 +12,7 @@ from vitnas.data.images import Form
 from vitnas.errors import UserError
 from vitnas.exporting.pixels import KERNELS
 from vitnas.grids import as_image_size
-from vitnas.model.timm_cfg import DATA_KEYS, SEVERAL, knows_images
+from vitnas.model.timm_cfg import DATA_KEYS, SCALE, SEVERAL, knows_images
 from vitnas.version import VERSION
 
 TENSORS = "float images (batch, channels, height, width), normalised"
@@ -44,6 +44,8 @@ def describe(
         values["num_classes"] = int(classes)
     if (getattr(model, "pretrained_cfg", None) or {}).get(SEVERAL):
         values[SEVERAL] = True
+    if scale := (getattr(model, "pretrained_cfg", None) or {}).get(SCALE):
+        values[SCALE] = scale
     if names := names_of(model, class_names):
         values["class_names"] = names
     text = {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}

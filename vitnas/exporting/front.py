@@ -1,5 +1,5 @@
 """An ONNX file that takes pixels: what prepares images is put in front of the network's graph, and what makes
-probabilities behind it."""
+probabilities or numbers behind it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from vitnas.data.images import Form
 from vitnas.exporting.opset import settle_ir
 from vitnas.exporting.pixels import Prepare
 from vitnas.measure.convert import BATCH_NAME, INPUT_NAME, LEGACY_MAX_OPSET, OUTPUT_NAME, quiet
+from vitnas.model.scale import Scale
 
-PIXELS_NAME, ANSWERS = "images", {"softmax": "probabilities", "sigmoid": "probabilities", "none": "features"}
+PIXELS_NAME, NUMBERS = "images", "numbers"
+ANSWERS = {"softmax": "probabilities", "sigmoid": "probabilities", "numbers": NUMBERS, "none": "features"}
 AXES = {0: BATCH_NAME, 1: "height", 2: "width"}
 BEFORE = "prepare/"
 
@@ -23,8 +25,8 @@ def with_front(core: Any, form: Form, choice: str) -> Any:
     """A model whose input `images` is uint8 (batch, height, width, channels), for one with the input `input`.
 
     Args:
-        core: the network, whose output is `logits`.
-        choice: `softmax`, `sigmoid` or `none`.
+        core: the network, whose output is `logits`, or `numbers` (`with_numbers`).
+        choice: `softmax`, `sigmoid`, `numbers` or `none`.
     """
     import onnx
     from onnx import TensorProto, compose, helper
@@ -41,12 +43,33 @@ def with_front(core: Any, form: Form, choice: str) -> Any:
     for node in merged.graph.node:  # the input's own name has no prefix
         node.input[:] = [PIXELS_NAME if name == f"{BEFORE}{PIXELS_NAME}" else name for name in node.input]
     merged.graph.input[0].name = PIXELS_NAME
-    _answer(merged, choice, cast=kind != TensorProto.FLOAT)
+    if choice != NUMBERS:
+        _answer(merged, choice, cast=kind != TensorProto.FLOAT)
     del merged.metadata_props[:]
     merged.metadata_props.extend(core.metadata_props)
     merged.producer_name, merged.producer_version = core.producer_name, core.producer_version
     onnx.checker.check_model(merged)
     return merged
+
+
+def with_numbers(core: Any, scale: Scale) -> Any:
+    """A network's model that gives numbers in units of theirs, float32, in place of `logits`."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    core.graph.node.append(helper.make_node("Cast", [OUTPUT_NAME], ["numbers/float"], to=TensorProto.FLOAT))
+    steps = (
+        ("Mul", "numbers/float", "numbers/scaled", scale.std),
+        ("Add", "numbers/scaled", NUMBERS, scale.mean),
+    )
+    for word, taken, given, values in steps:
+        tensor = helper.make_tensor(f"{given}/by", TensorProto.FLOAT, [len(values)], values)
+        core.graph.initializer.append(tensor)
+        core.graph.node.append(helper.make_node(word, [taken, tensor.name], [given]))
+    core.graph.output[0].name = NUMBERS
+    core.graph.output[0].type.tensor_type.elem_type = TensorProto.FLOAT
+    onnx.checker.check_model(core)
+    return core
 
 
 def _answer(proto: Any, choice: str, *, cast: bool) -> None:

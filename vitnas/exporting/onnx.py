@@ -10,6 +10,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,14 @@ from torch import Tensor, nn
 from vitnas.data.images import Form
 from vitnas.errors import first_line
 from vitnas.exporting.describe import PIXELS, TENSORS, describe, form_of, prepared_inside
-from vitnas.exporting.front import with_front
+from vitnas.exporting.front import NUMBERS, with_front, with_numbers
 from vitnas.exporting.opset import OPSET, check_opset, lower, settle_ir
 from vitnas.exporting.params import match_params
-from vitnas.exporting.pixels import Ready, choice_of, other_size, pixels_of
+from vitnas.exporting.pixels import Answering, Ready, choice_of, other_size, pixels_of
 from vitnas.exporting.verify import Agreement, ExportError, Run, example_images, traced_images, verify
 from vitnas.layers.relative_position import RelativePosition2d
 from vitnas.measure.convert import LEGACY_MAX_OPSET, Exporter, convert
+from vitnas.model.scale import scale_of
 from vitnas.runs import write_with
 from vitnas.version import VERSION
 
@@ -70,13 +72,14 @@ def export_onnx(
     exporter: Exporter | None = None,
     pixels: bool = False,
 ) -> dict[str, Any]:
-    """Write `model` as one ONNX file with input `input` (B, C, H, W) and output `logits` (B, Y).
+    """Write `model` as one ONNX file with input `input` (B, C, H, W) and output `logits` (B, Y), or `numbers` (B, T) of
+    a model that tells numbers, in units of theirs.
 
     The file also holds, as metadata, the Arch, class names, mean, std and image size, and the version of
     vitnas. The model's mode, weights and gradients stay as they are.
 
     With `pixels` it needs nothing else: its input is `images`, uint8 (B, H, W, C) of any height and width, which it
-    resizes, crops and normalises as in training, and its output `probabilities` (B, Y).
+    resizes, crops and normalises as in training, and its output `probabilities` (B, Y), or `numbers`.
 
     Args:
         images: preprocessed (B, C, H, W) images for the comparison with the Model; noise if None.
@@ -128,6 +131,8 @@ def export_onnx(
                 )
                 params = _finish(model, file, properties, opset)
                 agreement = _verify(model, file, examples, real, tolerance, dynamic_batch)
+                if choice_of(model) == NUMBERS:
+                    agreement = _tell_numbers(model, file, examples, agreement)
                 if form is not None:
                     agreement = _take_pixels(model, file, form, examples, agreement)
             except Exception as error:  # exporters raise anything; the next one may do better
@@ -215,6 +220,25 @@ def _verify(
     )
 
 
+def _tell_numbers(model: nn.Module, file: Path, images_BCHW: Tensor, agreement: Agreement) -> Agreement:
+    """Let the file give numbers in units of theirs, and compare it, as it now is. There are no classes to agree on."""
+    import onnx
+
+    scale = scale_of(model)
+    assert scale is not None
+    onnx.save(with_numbers(onnx.load(str(file)), scale), str(file))
+    verify(
+        Answering(model),
+        onnx_runner(file),
+        images_BCHW,
+        name="the ONNX file",
+        real_images=agreement.real_images,
+        tolerance=agreement.tolerance,
+        dynamic_batch=len(agreement.batch_sizes) > 1,
+    )
+    return replace(agreement, top1_agreement=None)
+
+
 def _take_pixels(
     model: nn.Module, file: Path, form: Form, images_BCHW: Tensor, agreement: Agreement
 ) -> Agreement:
@@ -223,7 +247,7 @@ def _take_pixels(
 
     proto = with_front(onnx.load(str(file)), form, choice_of(model))
     onnx.save(proto, str(file))
-    whole, run = Ready(model, form, choice_of(model)), onnx_runner(file)
+    whole, run = Ready(model, form), onnx_runner(file)
     same = pixels_of(images_BCHW, form)
     for images_BHWC in (same, other_size(same)):
         verify(

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from vitnas.data.images import Form
 from vitnas.grids import sides_of
 from vitnas.measure.convert import model_device, model_dtype
-from vitnas.model.timm_cfg import SEVERAL
+from vitnas.model.scale import Scale, scale_of
+from vitnas.model.timm_cfg import SCALE, SEVERAL
 
-CHOICES = ("softmax", "sigmoid", "none")  # what makes probabilities of logits
+CHOICES = ("softmax", "sigmoid", "numbers", "none")  # what makes probabilities, or numbers, of logits
 
 
 def _bilinear(x: Tensor) -> Tensor:
@@ -129,25 +130,33 @@ def _levels(pixels: Tensor) -> Tensor:
 
 
 class Choose(nn.Module):
-    """Probabilities of logits."""
+    """Probabilities of logits, or numbers in units of theirs."""
 
-    def __init__(self, choice: str) -> None:
+    def __init__(self, choice: str, scale: Scale | None = None) -> None:
         super().__init__()
         assert choice in CHOICES
-        self.choice = choice
+        assert (choice == "numbers") == (scale is not None)
+        self.choice, self.scale = choice, scale
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Choose:
+        """What makes an answer of what `model` gives."""
+        return cls(choice_of(model), scale_of(model) if choice_of(model) == "numbers" else None)
 
     def forward(self, logits_BY: Tensor) -> Tensor:
         if self.choice == "none":
             return logits_BY
+        if self.scale is not None:
+            return self.scale.restored(logits_BY)
         return logits_BY.sigmoid() if self.choice == "sigmoid" else logits_BY.softmax(1)
 
 
 class Ready(nn.Module):
     """Pixels of images in, probabilities out: what is prepared, the network, what is chosen."""
 
-    def __init__(self, model: nn.Module, form: Form, choice: str) -> None:
+    def __init__(self, model: nn.Module, form: Form) -> None:
         super().__init__()
-        self.model, self.choose = model, Choose(choice)
+        self.model, self.choose = model, Choose.of(model)
         self.prepare = Prepare(form).to(model_device(model))
         self.dtype = model_dtype(model)
 
@@ -156,11 +165,24 @@ class Ready(nn.Module):
         return self.choose(logits_BY.float())
 
 
+class Answering(nn.Module):
+    """Prepared images in, what the network says as people read it out."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.choose = model, Choose.of(model)
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        return self.choose(self.model(images_BCHW).float())
+
+
 def choice_of(model: nn.Module) -> str:
     """What makes an answer of what `model` gives: features stay as they are."""
     if not getattr(model, "num_classes", True):
         return "none"
     cfg: Any = getattr(model, "pretrained_cfg", None) or {}
+    if cfg.get(SCALE):
+        return "numbers"
     return "sigmoid" if cfg.get(SEVERAL) else "softmax"
 
 

@@ -22,13 +22,14 @@ import torch
 from torch import Tensor, nn
 
 from vitnas.exporting.describe import form_of, prepared_inside
-from vitnas.exporting.front import with_front
+from vitnas.exporting.front import NUMBERS, with_front
 from vitnas.exporting.onnx import onnx_runner
 from vitnas.exporting.pixels import choice_of, pixels_of
 from vitnas.exporting.quick import export_quickly
 from vitnas.exporting.verify import ExportError
 from vitnas.measure.latency import FASTER, LatencyMeter
 from vitnas.measure.target import LatencyTarget
+from vitnas.model.scale import explained, scale_of
 from vitnas.runs import write_with
 
 Precision: TypeAlias = Literal["fp16", "int8"]
@@ -47,7 +48,7 @@ class Beside:
 
     Args:
         accuracy, accuracy_fp32: on `n` images that nothing else of the file came from; without labels the share of
-            images of the float32 file's first class, and 1.
+            images of the float32 file's first class, and 1; of numbers R^2, of the labels or of what that file says.
         ms, fp32_ms: medians on `target`.
         left_out: layers that stay in float32, of `layers`.
     """
@@ -62,6 +63,7 @@ class Beside:
     target: str
     left_out: tuple[str, ...] = ()
     layers: int = 0
+    numbers: bool = False
 
     @property
     def is_close(self) -> bool:
@@ -73,10 +75,17 @@ class Beside:
         return self.ms < FASTER * self.fp32_ms
 
     def __str__(self) -> str:
-        what = "accuracy" if self.has_labels else "same first class"
+        what, pair = (
+            "accuracy" if self.has_labels else "same first class",
+            (self.accuracy, self.accuracy_fp32),
+        )
+        told = " against ".join(f"{100 * each:.1f} %" for each in pair)
+        if self.numbers:
+            what = "R²" if self.has_labels else "R² of its answers"
+            told = " against ".join(f"{each:.4f}" for each in pair)
         kept = f", {len(self.left_out)} of {self.layers} layers in float32" if self.left_out else ""
         return (
-            f"{what} {100 * self.accuracy:.1f} % against {100 * self.accuracy_fp32:.1f} % on {self.n} held-out images, "
+            f"{what} {told} on {self.n} held-out images, "
             f"{self.ms:.3g} ms against {self.fp32_ms:.3g} on {self.target}{kept}"
         )
 
@@ -126,18 +135,18 @@ def export_precise(
         if choice == "none":
             return record, None, "it gives features, and no classes to judge an 8-bit or half file by"
         left_out: tuple[str, ...] = ()
-        several, layers = choice == "sigmoid", 0
+        layers = 0
         try:
             if precision == "fp16":
                 record = export_quickly(copy.deepcopy(model).half(), core, images_NCHW, **about)
             else:
-                left_out, layers = quantise(base, core, judged.calibration_NCHW)
+                left_out, layers = quantise(base, core, judged.calibration_NCHW, choice)
                 want_NY, got_NY = _answers(base, images_NCHW), _answers(core, images_NCHW)
                 record["max_abs_diff"] = float((got_NY - want_NY).abs().max())
-                record["top1_agreement"] = float((got_NY.argmax(1) == want_NY.argmax(1)).float().mean())
+                record["top1_agreement"] = None if choice == NUMBERS else 1 - _other(got_NY, want_NY, choice)
             form = prepared_inside(form_of(model, list(images_NCHW.shape[1:]), data_config))
             _join(core, whole, form, choice, base)
-            beside = _beside(base, core, whole, judged, form, precision, target, several)
+            beside = _beside(base, core, whole, judged, form, precision, target, model)
         except ExportError as error:
             return record, None, str(error)
         beside = Beside(**{**vars(beside), "left_out": left_out, "layers": layers})
@@ -150,19 +159,23 @@ def export_precise(
 def why_not(beside: Beside) -> str:
     """Why a file is not returned; "" where it is."""
     if not beside.is_close:
-        return f"it loses more than {100 * LOST:g} points ({beside})"
+        most = f"{LOST:g} of R²" if beside.numbers else f"{100 * LOST:g} points"
+        return f"it loses more than {most} ({beside})"
     if beside.precision == "int8" and not beside.is_faster:
         return f"it is not faster here ({beside})"
     return ""
 
 
-def quantise(base: Path, file: Path, images_NCHW: Tensor) -> tuple[tuple[str, ...], int]:
+def quantise(
+    base: Path, file: Path, images_NCHW: Tensor, choice: str = "softmax"
+) -> tuple[tuple[str, ...], int]:
     """Write an ONNX file in 8 bits, but for layers without which the answers stay; returns their names, and how many
     layers there are.
 
     Args:
         base: takes prepared images and gives logits, float32.
         images_NCHW: from which ranges come, and by whose answers layers are judged.
+        choice: what makes an answer of logits.
 
     Raises:
         ExportError: ONNX Runtime cannot quantise it.
@@ -175,11 +188,10 @@ def quantise(base: Path, file: Path, images_NCHW: Tensor) -> tuple[tuple[str, ..
             want_NY, tried = _answers(base, few_NCHW), Path(folder) / "tried.onnx"
 
             def damage(names: Collection[str]) -> tuple[float, float]:
-                """Share of images of another first class, and mean squared change, with these layers in 8 bits."""
+                """Share of answers that are others, and mean squared change, with these layers in 8 bits."""
                 _write_quantised(ready, tried, ranges, names)
                 got_NY = _answers(tried, few_NCHW)
-                other = (got_NY.argmax(1) != want_NY.argmax(1)).float().mean()
-                return float(other), float((got_NY - want_NY).square().mean())
+                return _other(got_NY, want_NY, choice), float((got_NY - want_NY).square().mean())
 
             order: list[str] = []
             left = 0
@@ -196,6 +208,13 @@ def quantise(base: Path, file: Path, images_NCHW: Tensor) -> tuple[tuple[str, ..
                 f"ONNX Runtime cannot quantise it ({str(error).splitlines()[0][:160] if str(error) else error!r})"
             ) from error
     return tuple(order[:left]), len(layers)
+
+
+def _other(got_NY: Tensor, want_NY: Tensor, choice: str) -> float:
+    """Share of images of another first class; of numbers what is not explained of those that should be."""
+    if choice == NUMBERS:
+        return float(1 - explained(got_NY, want_NY).mean())
+    return float((got_NY.argmax(1) != want_NY.argmax(1)).float().mean())
 
 
 def _calibrated(base: Path, ready: Path, images_NCHW: Tensor) -> tuple[list[str], Any]:
@@ -273,18 +292,23 @@ def _beside(
     form: Any,
     precision: Precision,
     target: str,
-    several: bool,
+    model: nn.Module,
 ) -> Beside:
-    images_NCHW = judged.images_NCHW[judged.rest]
-    targets = None if judged.targets is None or several else judged.targets[judged.rest]
-    want_N = _answers(base, images_NCHW).argmax(1)
-    got_N = _answers(whole, pixels_of(images_NCHW, form)).argmax(1)
+    images_NCHW, choice, scale = judged.images_NCHW[judged.rest], choice_of(model), scale_of(model)
+    targets = None if judged.targets is None or choice == "sigmoid" else judged.targets[judged.rest]
+    want, got = _answers(base, images_NCHW), _answers(whole, pixels_of(images_NCHW, form))
     times = LatencyMeter(target).compare_onnx({"fp32": base, precision: core})
-    right = want_N if targets is None else targets
+    if choice == NUMBERS and scale is not None:
+        right = want if targets is None else scale.restored(targets)
+        accuracies = [float(explained(each, right).mean()) for each in (got, want)]
+    else:
+        right = want.argmax(1) if targets is None else targets
+        accuracies = [float((each.argmax(1) == right).float().mean()) for each in (got, want)]
     return Beside(
         precision=precision,
-        accuracy=float((got_N == right).float().mean()),
-        accuracy_fp32=float((want_N == right).float().mean()),
+        accuracy=accuracies[0],
+        accuracy_fp32=accuracies[1],
+        numbers=choice == NUMBERS,
         n=len(images_NCHW),
         has_labels=targets is not None,
         ms=times[precision].median_ms,

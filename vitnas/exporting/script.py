@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from vitnas.errors import UserError
+from vitnas.exporting.front import NUMBERS
 from vitnas.model.timm_cfg import SEVERAL
 from vitnas.runs import parse_json
 
@@ -38,6 +39,8 @@ _OF_LOGITS = {
     False: "    answer = numpy.exp(answer - answer.max())\n    answer /= answer.sum()\n",
     True: "    answer = 1 / (1 + numpy.exp(-answer))  # each class by itself\n",
 }
+_NUMBERS = """    told = [f"{names[i] if names else i} {value:.5g}" for i, value in enumerate(answer)]
+    print(path, *told, sep="  ")"""
 _FEATURES = "    print(path, answer.shape, answer[:4])  # features"
 
 
@@ -61,6 +64,8 @@ def script_of(file: Path, name: str = SCRIPT) -> str:
     has_classes = given.name != "features" and about.get("num_classes") != "0"
     logits = "" if is_ready else _OF_LOGITS[about.get(SEVERAL) == "true"]
     answer = logits + _CLASSES if has_classes else _FEATURES
+    if given.name == NUMBERS:
+        answer = _NUMBERS
     return _TEXT.format(script=name, file=file.name, prepare=prepare, input=taken.name, answer=answer)
 
 

@@ -31,7 +31,7 @@ from vitnas.exporting.describe import images_of, names_of
 from vitnas.exporting.verify import ExportError, example_images
 from vitnas.measure.convert import model_device, quiet
 from vitnas.model.modes import evaluating
-from vitnas.model.timm_cfg import IMAGES_KNOWN, OWN_ARCH, OWN_KEYS, SEVERAL
+from vitnas.model.timm_cfg import IMAGES_KNOWN, OWN_ARCH, OWN_KEYS, SCALE, SEVERAL
 from vitnas.model.timm_plain import plain_timm
 from vitnas.runs import load_tensors, read_json, remove_stale, save_tensors, write_with
 from vitnas.version import VERSION
@@ -187,6 +187,8 @@ def _write(
         about[IMAGES_KNOWN] = False
     if config.get(SEVERAL):
         about[SEVERAL] = True
+    if config.get(SCALE):
+        about[SCALE] = config[SCALE]
     with quiet():
         save_for_hf(shown, str(folder), model_config=about, safe_serialization=True)
     save_tensors(folder / WEIGHTS, *load_tensors(folder / WEIGHTS))  # with a checksum

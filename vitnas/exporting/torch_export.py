@@ -13,6 +13,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 
 from vitnas.errors import first_line
 from vitnas.exporting.describe import PIXELS, TENSORS, describe, form_of, prepared_inside
-from vitnas.exporting.pixels import Ready, choice_of, other_size, pixels_of
+from vitnas.exporting.pixels import Answering, Ready, choice_of, other_size, pixels_of
 from vitnas.exporting.verify import ExportError, example_images, traced_images, verify
 from vitnas.measure.convert import BATCH_NAME, quiet
 from vitnas.model.modes import evaluating
@@ -60,10 +61,11 @@ def export_program(
     input_size = list(examples.shape[1:])
     takes = PIXELS if pixels else TENSORS
     properties = describe(model, input_size, class_names, data_config, takes=takes)
-    shown: nn.Module = model
+    tells = choice_of(model) == "numbers"
+    shown: nn.Module = Answering(model) if tells else model
     if pixels:
         form = prepared_inside(form_of(model, input_size, data_config))
-        shown, examples = Ready(model, form, choice_of(model)), pixels_of(examples, form)
+        shown, examples = Ready(model, form), pixels_of(examples, form)
     # Traced with sides that differ: equal ones would be taken for one.
     traced = traced_images(other_size(examples) if pixels else examples, dynamic_batch=dynamic_batch)
     program = _trace(shown, traced, dynamic_batch)
@@ -107,7 +109,7 @@ def export_program(
         "params": params,
         "exported_params": exported,
         "params_equal": exported == params,
-        **agreement.to_json(),
+        **(replace(agreement, top1_agreement=None) if tells else agreement).to_json(),
         "problems": problems,
         "seconds": round(time.perf_counter() - started, 3),
         "versions": {"torch": str(torch.__version__), "vitnas": VERSION},

@@ -36,7 +36,7 @@ class Agreement:
         batch_sizes: batch sizes that were run.
         max_abs_diff: largest difference of a logit.
         max_rel_diff: the same, as a share of the Model's largest absolute logit.
-        top1_agreement: share of images with the same first class.
+        top1_agreement: share of images with the same first class; None of numbers.
         tolerance: allowed `max_abs_diff`, times the Model's largest absolute logit where that is above 1.
     """
 
@@ -45,7 +45,7 @@ class Agreement:
     batch_sizes: tuple[int, ...]
     max_abs_diff: float
     max_rel_diff: float
-    top1_agreement: float
+    top1_agreement: float | None
     tolerance: float
     passed: bool
 
@@ -95,9 +95,8 @@ def verify(
         )
     if not agreement.passed:
         raise ExportError(
-            f"{name} differs from the Model by {agreement.max_abs_diff:.3g} "
-            f"(top-1 agreement {agreement.top1_agreement:.1%} on {agreement.n_images} images); the tolerance is "
-            f"{tolerance:.3g}. Export again, or pass a larger tolerance if that difference is acceptable."
+            f"{name} differs from the Model by {agreement.max_abs_diff:.3g} on {agreement.n_images} images; the "
+            f"tolerance is {tolerance:.3g}. Export again, or pass a larger tolerance if that difference is acceptable."
         )
     return agreement
 

@@ -12,7 +12,10 @@ DATA_KEYS = ("mean", "std", "interpolation", "crop_pct", "crop_mode")  # how ima
 IMAGES_KNOWN = "images_known"  # false: those are placeholders
 SEVERAL = "several_classes"  # true: an image may be of several classes, each of which is yes or no
 OWN_ARCH = "vitnas_arch"  # the Arch, in the config of a folder that names a function of timm's
-OWN_KEYS = (IMAGES_KNOWN, SEVERAL)  # which timm does not know
+SCALE = (
+    "target_scale"  # of numbers, told in place of classes: [means], [stds]; logits are (number - mean) / std
+)
+OWN_KEYS = (IMAGES_KNOWN, SEVERAL, SCALE)  # which timm does not know
 
 
 def default_cfg(arch: Arch) -> dict[str, Any]:
@@ -43,7 +46,7 @@ def classifiers(arch: Arch) -> str | tuple[str, ...]:
 def copy_data_cfg(source: Any, target: Any) -> None:
     """Let `target` have its images prepared as those of `source` are, and its classes called the same."""
     cfg = getattr(source, "pretrained_cfg", None) or {}
-    kept = {key: cfg[key] for key in (*DATA_KEYS, SEVERAL) if cfg.get(key) is not None}
+    kept = {key: cfg[key] for key in (*DATA_KEYS, SEVERAL, SCALE) if cfg.get(key) is not None}
     names = cfg.get("label_names") or ()
     if len(names) == target.pretrained_cfg.get("num_classes"):
         kept["label_names"] = names
@@ -63,7 +66,12 @@ def knows_images(cfg: Mapping[str, Any]) -> bool:
 
 
 def take_images(
-    network: Any, images: Mapping[str, Any], class_names: Sequence[str], *, several: bool = False
+    network: Any,
+    images: Mapping[str, Any],
+    class_names: Sequence[str],
+    *,
+    several: bool = False,
+    scale: Any = None,
 ) -> None:
     """Note how the images that `network` learns from are prepared, and what its classes are called.
 
@@ -71,11 +79,15 @@ def take_images(
         images: by DATA_KEYS.
         class_names: of the images, which other classes of the network's are not called by.
         several: whether an image may be of several of them.
+        scale: of numbers (`vitnas.model.scale`), which are called so in place of classes.
     """
     space, cfg = getattr(network, "space", None), getattr(network, "pretrained_cfg", None)
     if cfg is None and space is None:
         return  # a network that describes itself in no way of timm's
     cfg = {**(cfg or {}), **images, IMAGES_KNOWN: True, SEVERAL: several}
+    cfg.pop(SCALE, None)
+    if scale is not None:
+        cfg[SCALE] = [[*scale.mean], [*scale.std]]
     classes = getattr(network, "num_classes", None) if space is None else space.largest().num_classes
     if len(class_names) == classes:
         cfg["label_names"] = list(class_names)
@@ -95,6 +107,8 @@ def described_anew(cfg: Mapping[str, Any], arch: Arch) -> dict[str, Any]:
             now[key] = (sum(now[key]) / len(now[key]),) * arch.in_chans
     if len(now.get("label_names") or ()) != arch.num_classes:
         now.pop("label_names", None)
+    if len((now.get(SCALE) or [()])[0]) != arch.num_classes:
+        now.pop(SCALE, None)
     return now
 
 

@@ -1,4 +1,4 @@
-"""A network held against labels: by class, and where it is wrong.
+"""A network held against labels: by class or by number, and where it is wrong.
 
 Legend: N images, Y classes.
 """
@@ -19,8 +19,10 @@ from vitnas.data import EvalBatches, Images, require_labels
 from vitnas.data.sources import to_pil
 from vitnas.errors import UserError, nearest
 from vitnas.model.modes import evaluating
+from vitnas.model.scale import Scale, explained
 from vitnas.runs import RunFile
-from vitnas.train import Score, evaluate
+from vitnas.train import Score
+from vitnas.train.evaluate import evaluate_each
 
 MISTAKES, SIDE = 12, 128  # shown, and pixels of a picture's longer side
 
@@ -45,6 +47,17 @@ class ClassScore:
         return self.right / self.said if self.said else None
 
 
+@dataclass(frozen=True, kw_only=True)
+class NumberScore:
+    """One number that is told: how much of its variance is explained, and in units of its own the mean absolute error,
+    and what that would be by always saying the mean of these images."""
+
+    name: str
+    r2: float
+    mae: float
+    mae_of_mean: float
+
+
 @dataclass(frozen=True)
 class Confusion:
     """So many images of the class `true` were taken for `said`."""
@@ -56,7 +69,7 @@ class Confusion:
 
 @dataclass(frozen=True)
 class Mistake:
-    """An image that was taken for another class, and how sure that was."""
+    """An image that was taken for another class, and how sure that was; or whose numbers are far off, and then 0."""
 
     name: str
     true: str
@@ -71,7 +84,7 @@ class Evaluation(RunFile):
 
     Args:
         confusions: most frequent first.
-        mistakes: the surest ones.
+        mistakes: the surest ones; of numbers the largest.
     """
 
     FILE = "evaluation.json"
@@ -82,6 +95,7 @@ class Evaluation(RunFile):
     split: str
     score: Score
     classes: tuple[ClassScore, ...] = ()
+    numbers: tuple[NumberScore, ...] = ()
     confusions: tuple[Confusion, ...] = ()
     mistakes: tuple[Mistake, ...] = ()
     notes: tuple[str, ...] = ()
@@ -104,10 +118,12 @@ def answers(network: nn.Module, batches: EvalBatches) -> Answered:
 
 def examine(answered: Answered, images: Images, *, model: str, dataset: str) -> Evaluation:
     """Hold answers against the labels of `images`, whose classes are those of the network, in its order."""
-    score = evaluate(nn.Identity(), answered, device="cpu")
+    score = evaluate_each(nn.Identity(), answered, device="cpu", scale=images.scale)[0]
     found = Evaluation(model=model, dataset=dataset, split=images.split, score=score)
     if images.several:
         return found
+    if images.scale is not None:
+        return _of_numbers(found, answered, images, images.scale)
     logits_NY, target_N = (torch.cat(parts) for parts in zip(*answered, strict=True))
     sure_N, said_N = logits_NY.softmax(1).max(1)
     counts_YY = torch.zeros(len(images.class_names), logits_NY.shape[1], dtype=torch.int64)
@@ -118,6 +134,26 @@ def examine(answered: Answered, images: Images, *, model: str, dataset: str) -> 
         confusions=tuple(_confusions(counts_YY, images.class_names)),
         mistakes=tuple(_mistakes(images, target_N, said_N, sure_N)) if len(target_N) == len(images) else (),
     )
+
+
+def _of_numbers(found: Evaluation, answered: Answered, images: Images, scale: Scale) -> Evaluation:
+    told_NT, numbers_NT = (torch.cat(parts) for parts in zip(*answered, strict=True))
+    names, columns = images.class_names, zip(told_NT.split(1, 1), numbers_NT.split(1, 1), strict=True)
+    explained_NT = torch.stack([explained(told_N1, numbers_N1) for told_N1, numbers_N1 in columns], 1)
+    of_mean_T = (numbers_NT - numbers_NT.mean(0)).abs().mean(0) * torch.tensor(scale.std)
+    rows = zip(names, explained_NT.mean(0).tolist(), found.score.mae, of_mean_T.tolist(), strict=True)
+    numbers = tuple(NumberScore(name=name, r2=r2, mae=mae, mae_of_mean=mean) for name, r2, mae, mean in rows)
+    mistakes = []
+    worst = explained_NT.mean(1).argsort(stable=True).tolist() if len(told_NT) == len(images) else []
+    for place in worst[:MISTAKES]:
+        if (pixels := images.read(place)) is not None:
+            true, said = (_in_words(names, scale.restored(each[place])) for each in (numbers_NT, told_NT))
+            mistakes.append(Mistake(images.name(place), true, said, 0.0, _jpeg(to_pil(pixels))))
+    return replace(found, numbers=numbers, mistakes=tuple(mistakes))
+
+
+def _in_words(names: Sequence[str], numbers_T: Tensor) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in zip(names, numbers_T.tolist(), strict=True))
 
 
 def _by_class(counts_YY: Tensor, names: Sequence[str]) -> Iterable[ClassScore]:

@@ -15,7 +15,8 @@ from vitnas.exporting.networks import load_network
 from vitnas.exporting.onnx import onnx_session
 from vitnas.exporting.pixels import choice_of, pixels_of
 from vitnas.measure.convert import input_shape
-from vitnas.model.timm_cfg import DATA_KEYS, SEVERAL
+from vitnas.model.scale import scale_of
+from vitnas.model.timm_cfg import DATA_KEYS, SCALE, SEVERAL
 from vitnas.runs import parse_json
 
 
@@ -37,7 +38,11 @@ class OnnxNetwork(nn.Module):
                 f"{file} cannot be read by ONNX Runtime ({first_line(error)}); it must be an ONNX file. Export it anew."
             ) from error
         about = self.session.get_modelmeta().custom_metadata_map
-        given = {key: _value(about[key]) for key in (*DATA_KEYS, "input_size", "class_names") if key in about}
+        given = {
+            key: _value(about[key])
+            for key in (*DATA_KEYS, SCALE, "input_size", "class_names")
+            if key in about
+        }
         node, answer = self.session.get_inputs()[0], self.session.get_outputs()[0]
         if "input_size" not in given:
             raise UserError(
@@ -53,14 +58,19 @@ class OnnxNetwork(nn.Module):
             "input_size": tuple(given["input_size"]),
             "label_names": given.get("class_names") or [],
             SEVERAL: about.get(SEVERAL) == "true",
+            SCALE: given.get(SCALE),
         }
         self.form = form_of(self, self.pretrained_cfg["input_size"])
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Logits, or what has the same probabilities."""
+        scale = scale_of(self)
         if not self.takes_pixels:
-            return self.ask(images_BCHW.half() if self.is_half else images_BCHW)
+            answers_BY = self.ask(images_BCHW.half() if self.is_half else images_BCHW)
+            return answers_BY if scale is None else scale.standardised(answers_BY)
         answers_BY = self.ask(pixels_of(images_BCHW, self.form))
+        if scale is not None:
+            return scale.standardised(answers_BY)
         choice = choice_of(self)
         if choice == "none":
             return answers_BY

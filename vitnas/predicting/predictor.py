@@ -1,13 +1,13 @@
-"""Predictor: which classes images are of, by any trained network.
+"""Predictor: which classes images are of, or which numbers, by any trained network.
 
 Legend: N images, Y classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from vitnas.data.images import UNREADABLE, Store, quiet_pillow, upright, with_channels
 from vitnas.data.sources import NO_LABEL, ListSource, Pixels, from_pil, to_pil
 from vitnas.errors import UserError, first_line
-from vitnas.exporting.pixels import Choose, choice_of
+from vitnas.exporting.pixels import Choose
 from vitnas.measure.convert import model_device, model_dtype
 from vitnas.predicting.networks import OnnxNetwork, form_and_names, open_network
 
@@ -29,13 +29,14 @@ Picture: TypeAlias = str | Path | Image.Image | Pixels
 
 @dataclass(frozen=True)
 class Prediction:
-    """The likeliest classes of an image, the first one first, with their probabilities; none where it cannot be read,
-    and then `error` says why."""
+    """The likeliest classes of an image, the first one first, with their probabilities; or its numbers by name, of a
+    network that tells numbers; none where it cannot be read, and then `error` says why."""
 
     name: str
     classes: tuple[str, ...] = ()
     probabilities: tuple[float, ...] = ()
     error: str = ""
+    numbers: Mapping[str, float] = field(default_factory=dict)
 
 
 class Predictor:
@@ -57,10 +58,10 @@ class Predictor:
         self.network.eval()
         self.form, self.class_names = form_and_names(self.network)
         self.batch_size = batch_size
-        self._choose = Choose(choice_of(self.network))
+        self._choose = Choose.of(self.network)
 
     def probabilities(self, images: Sequence[Picture]) -> np.ndarray[Any, Any]:
-        """(N, Y) float32: of all classes; features of a network without classes.
+        """(N, Y) float32: of all classes; of a network that tells numbers these, of one without classes features.
 
         Raises:
             UserError: one of the images cannot be read.
@@ -75,7 +76,7 @@ class Predictor:
         return torch.cat(found).numpy()
 
     def predict(self, images: Iterable[Picture], *, top: int = 5) -> list[Prediction]:
-        """The `top` likeliest classes of each image, in order."""
+        """The `top` likeliest classes of each image, in order; or all of its numbers."""
         return list(self.each(images, top=top))
 
     def each(
@@ -105,16 +106,19 @@ class Predictor:
                     if isinstance(picture, str):
                         yield Prediction(name, error=picture)
                         continue
-                    values, places = next(rows).topk(min(top, self._num_classes))
-                    named = [self.class_names[i] if self.class_names else str(i) for i in places.tolist()]
-                    yield Prediction(name, tuple(named), tuple(round(float(v), 6) for v in values))
+                    yield self._told(name, next(rows), top)
                 done += len(some)
                 if told is not None:
                     told(done)
 
-    @property
-    def _num_classes(self) -> int:
-        return int(getattr(self.network, "num_classes", len(self.class_names)))
+    def _told(self, name: str, answer_Y: Tensor, top: int) -> Prediction:
+        names = self.class_names or [str(number) for number in range(len(answer_Y))]
+        if self._choose.choice == "numbers":
+            values = (float(f"{value:.7g}") for value in answer_Y.tolist())
+            return Prediction(name, numbers=dict(zip(names, values, strict=True)))
+        best, places = answer_Y.topk(min(top, len(answer_Y)))
+        named = tuple(names[place] for place in places.tolist())
+        return Prediction(name, named, tuple(round(float(value), 6) for value in best))
 
     def _opened(self, image: Picture) -> Image.Image | str:
         """A picture in the network's channels, or why there is none."""
@@ -134,6 +138,7 @@ class Predictor:
     @torch.no_grad()
     def _ask(self, pictures: Sequence[Image.Image]) -> Tensor:
         if isinstance(self.network, OnnxNetwork) and self.network.takes_pixels:
+            # As the file gives them: probabilities, or numbers in units of theirs.
             return torch.cat([self.network.ask(torch.from_numpy(from_pil(one))[None]) for one in pictures])
         source = ListSource(pictures, [NO_LABEL] * len(pictures), (), "image")
         store = Store(source, self.form, whole=False, on_corrupt="raise")

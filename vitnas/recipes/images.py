@@ -47,6 +47,7 @@ def images_like(seen: Glance, asked: Run, seconds: float | None) -> Run:
     Small ones keep their size. Few images get smaller networks, which learn for longer in the same time, more epochs,
     smaller batches and less time; too few to tell Archs apart are held out in three parts in turn. Many get more of all
     where there are hours for it. A network to start from has a size and a space of its own, as `pretrain` makes them.
+    Images with numbers are not varied: what leaves these as they are only their owner knows.
 
     Args:
         asked: the run without regard to the images.
@@ -70,6 +71,7 @@ def images_like(seen: Glance, asked: Run, seconds: float | None) -> Run:
             run.data,
             image_size=run.data.image_size if asked.pretrained else size,
             batch_size=32 if seen.images < 500 else 64 if seen.images < FEW else 128,
+            augment="auto" if asked.data.label_kind == "numbers" else run.data.augment,
         ),
         space=plain() if asked.pretrained else space(preset),
         supernet=train,

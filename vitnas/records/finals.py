@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from vitnas.budget import Cost
 from vitnas.runs import RunFile
-from vitnas.train.evaluate import wilson
+from vitnas.train.evaluate import interval_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,12 +43,14 @@ class TrainedSupernet(RunFile):
 
 @dataclass(frozen=True, kw_only=True)
 class Rung(RunFile):
-    """An Arch that was trained for `epochs` in all: its accuracy on `n` held-out images, and what this rung took."""
+    """An Arch that was trained for `epochs` in all: its accuracy on `n` held-out images (of numbers R^2, which has an
+    `error`), and what this rung took."""
 
     epochs: float
     accuracy: float
     n: int
     spent: Spent
+    error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -95,16 +97,18 @@ class Finals(RunFile):
             best.rungs[-1],
             [each for each in self.finalists[1:] if len(each.rungs) == len(best.rungs)],
         )
-        low, high = wilson(round(last.accuracy * last.n), last.n)
+        low, high = interval_of(last.accuracy, last.n, last.error)
+        told = f"{last.accuracy:.1%} of", f"{100 * low:.1f} to {100 * high:.1f}"
+        if last.error is not None:
+            told = f"R² {last.accuracy:.3f} on", f"{low:.3f} to {high:.3f}"
         found = (
-            f"The finals chose {best.arch_id} of {len(self.finalists)} Archs: {last.accuracy:.1%} of {last.n} held-out "
-            f"images (95 % interval {100 * low:.1f} to {100 * high:.1f}) after {last.epochs:.3g} epochs"
+            f"The finals chose {best.arch_id} of {len(self.finalists)} Archs: {told[0]} {last.n} held-out "
+            f"images (95 % interval {told[1]}) after {last.epochs:.3g} epochs"
         )
         if rivals:
-            ahead = 100 * (last.accuracy - rivals[0].rungs[-1].accuracy)
-            found += (
-                f", {f'{ahead:.1f} points ahead of' if ahead else 'level with'} the next that came as far"
-            )
+            ahead = last.accuracy - rivals[0].rungs[-1].accuracy
+            by = f"{100 * ahead:.1f} points" if last.error is None else f"{ahead:.3f}"
+            found += f", {f'{by} ahead of' if ahead else 'level with'} the next that came as far"
         return f"{found}; as the best of several it is on average a little less good than it looks."
 
     @property

@@ -135,6 +135,8 @@ class Result(RunFile):
         agreement: with the network that it was slimmed from.
         supernet_accuracy: with inherited weights, where the Arch is of this run's search.
         test_balanced: mean over classes of the accuracy on each one's test images.
+        holdout_error, test_error: standard errors of what is R^2 then, of images with numbers; None of an accuracy.
+        test_mae: mean absolute errors of numbers, in units of their own.
         asked: what a user called the Arch, where it is none of the run's own.
         image_size, holdout_accuracy_before: of finetuning.
         spent: all that it took to come to this model, the search for its Arch and the supernet of that included.
@@ -158,8 +160,11 @@ class Result(RunFile):
     teacher: str | None = None
     teacher_losses: tuple[str, ...] = ()
     supernet_accuracy: float | None = None
+    holdout_error: float | None = None
     test_accuracy: float | None = None
     test_balanced: float | None = None
+    test_error: float | None = None
+    test_mae: tuple[float, ...] = ()
     n_test: int | None = None
     asked: str | None = None
     image_size: int | tuple[int, int] | None = None
@@ -310,6 +315,7 @@ class FinalScores(RunFile):
         right: which images each model gets right, a bit each in their order, as hexadecimal digits; where images may
             have several classes, those of which the likeliest is one.
         several: images may have several.
+        explained: in place of that, of images with numbers: what of each image's each model explains.
     """
 
     FILE = "test_scores.json"
@@ -318,12 +324,16 @@ class FinalScores(RunFile):
     scores: Mapping[str, Score]
     right: Mapping[str, str] = field(default_factory=dict)
     several: bool = False
+    explained: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, found: Mapping[str, tuple[Score, Tensor]], *, several: bool = False) -> FinalScores:
-        """From the Score and bool (N,) of each role."""
-        bits = {role: np.packbits(right_N.numpy()) for role, (_, right_N) in found.items()}
+        """From what `evaluate_each` gives of each role."""
         scores = {role: score for role, (score, _) in found.items()}
+        if any(right_N.is_floating_point() for _, right_N in found.values()):
+            told = {role: tuple(round(x, 6) for x in each_N.tolist()) for role, (_, each_N) in found.items()}
+            return cls(scores, explained=told)
+        bits = {role: np.packbits(right_N.numpy()) for role, (_, right_N) in found.items()}
         return cls(scores, {role: packed.tobytes().hex() for role, packed in bits.items()}, several)
 
     def is_right(self, role: str) -> np.ndarray:
@@ -341,7 +351,8 @@ class Versus:
         difference: of the accuracies, above 0 where the chosen one is ahead.
         ci95: its interval, by the images that only one of the two gets right. Another training of the same Archs may
             differ by more.
-        only_chosen, only_other: numbers of these images.
+        only_chosen, only_other: numbers of these images; of images with numbers, those that one tells better.
+        measure: what the difference is of.
         several: images may have several classes; what is compared is whether the likeliest is one of them.
     """
 
@@ -352,6 +363,7 @@ class Versus:
     only_chosen: int
     only_other: int
     several: bool = False
+    measure: Literal["accuracy", "R^2"] = "accuracy"
 
     @property
     def says(self) -> Literal["better", "the same within the noise", "worse"]:
@@ -385,7 +397,8 @@ class Results(RunFile):
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """The best Arch for one more budget: held-out accuracy with inherited weights, and what finding it cost."""
+    """The best Arch for one more budget: held-out accuracy (or R^2, which has an `error`) with inherited weights, and
+    what finding it cost."""
 
     budget: str
     arch_id: str
@@ -395,6 +408,7 @@ class Answer:
     source: str
     evaluated: int
     seconds: float
+    error: float | None = None
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,16 @@ from torch import nn
 
 from vitnas.budget import Cost
 from vitnas.errors import UserError
-from vitnas.exporting.card import PLACE, UNKNOWN, Card, Scored, card_of, task_text, write_card
+from vitnas.exporting.card import PLACE, UNKNOWN, Card, Scored, card_of, hub_task, task_text, write_card
 from vitnas.exporting.describe import names_of
 from vitnas.exporting.script import SCRIPT, script_of
 from vitnas.measure.latency import Latency
-from vitnas.model.timm_cfg import SEVERAL
+from vitnas.model.named import ArchFile
+from vitnas.model.timm_cfg import SCALE
 from vitnas.records import ExportRecord, Result, SlimRow
 from vitnas.reporting.files import RunFiles, read_run, role_name
 from vitnas.reporting.headline import limits
-from vitnas.reporting.tables import accuracy_text, number, over_budget, percent, size
+from vitnas.reporting.tables import accuracy_text, errors_text, measure, number, over_budget, percent, size
 from vitnas.runs import write_atomic
 from vitnas.train.evaluate import cannot_tell
 
@@ -38,6 +39,9 @@ def write_cards(folder: Path) -> None:
         where = folder / row.folder
         if row.folder.startswith("front/") and (where / "config.json").exists():
             write_card(where, _front_card(run, where, row))
+    for where in sorted(path.parent for path in folder.glob(f"front/*/{ArchFile.FILE}")):
+        if card := _inherited_card(run, where):
+            write_card(where, card)
     if run.export:
         write_card(folder / "export", files_card(run))
     for where in sorted(path.parent for path in folder.glob(f"export/*/{ExportRecord.FILE}")):
@@ -83,7 +87,7 @@ def write_file_card(folder: Path, model: nn.Module, title: str, made: str) -> No
         title=title,
         about=f"A vision transformer of {params} params, as an ONNX file.",
         facts=(
-            ("Task", task_text(classes, several=bool(cfg.get(SEVERAL)))),
+            ("Task", task_text(classes, cfg)),
             ("How it was made", made),
             *about,
         ),
@@ -91,7 +95,8 @@ def write_file_card(folder: Path, model: nn.Module, title: str, made: str) -> No
         class_names=tuple(names_of(model)),
         loads_with="onnx",
         licence=str(cfg.get("license") or UNKNOWN),
-        task="image-classification" if classes else "image-feature-extraction",
+        task=hub_task(classes, cfg),
+        named="Numbers" if cfg.get(SCALE) else "Classes",
     )
     write_card(folder, card)
 
@@ -126,6 +131,30 @@ def _front_card(run: RunFiles, where: Path, row: SlimRow) -> Card:
     original = run.slim.original.name if run.slim.original else "a trained network"
     facts.append(("How it was made", f"{original} made smaller, in closed form ({_command(run)})"))
     return replace(card, title=_title(run, row.folder), facts=tuple(facts))
+
+
+def _inherited_card(run: RunFiles, where: Path) -> Card | None:
+    """Of an Arch of the front with the weights that its score is of; None where there is no score of it."""
+    answers = [each for each in (run.family.answers if run.family else ()) if each.arch_id == where.name]
+    known = [(each.accuracy, each.error, each.cost) for each in answers]
+    for each in run.search.trials if run.search else ():
+        if each.arch_id == where.name and "accuracy" in each.values:
+            known.append((each.values["accuracy"], each.values.get("error"), each.costs))
+    if not known or run.manifest is None:
+        return None
+    (accuracy, error, cost), card = known[0], card_of(where)
+    n = (run.search and run.search.num_images) or sum(run.manifest.data.counts["holdout"])
+    how = "taken from the supernet" if run.scores_are_inherited else "of a brief training"
+    facts = (
+        *card.facts,
+        *_data(run),
+        (f"{measure(error)} of these weights", accuracy_text(accuracy, n, "holdout", error)),
+        *(("Budget", each.budget) for each in answers),
+        ("Cost", _cost(cost)),
+        ("How it was made", f"its weights are {how}, and not trained further; {_command(run)}"),
+    )
+    loaded = (*card.loads, *loads(where))
+    return replace(card, title=_title(run, f"front, {where.name}"), facts=facts, loads=loaded)
 
 
 def _pretrained_card(run: RunFiles, where: Path) -> Card:
@@ -166,11 +195,15 @@ def _dataset(run: RunFiles) -> str:
 def _measured(run: RunFiles, result: Result) -> Facts:
     """Accuracy, budget, cost and time."""
     if result.test_accuracy is not None:
-        yield "Accuracy", accuracy_text(result.test_accuracy, result.n_test, "test")
+        told = accuracy_text(result.test_accuracy, result.n_test, "test", result.test_error)
+        yield measure(result.test_error), told
+        if result.test_mae:
+            yield "Mean absolute error", errors_text(result.test_mae)
     elif result.holdout_accuracy is not None:
-        held = accuracy_text(result.holdout_accuracy, result.n_holdout, "holdout")
-        yield "Accuracy", f"{held}, by which it was chosen or watched; not tested"
-    if little := cannot_tell(result.n_test or result.n_holdout):
+        held = accuracy_text(result.holdout_accuracy, result.n_holdout, "holdout", result.holdout_error)
+        yield measure(result.holdout_error), f"{held}, by which it was chosen or watched; not tested"
+    little = cannot_tell(result.n_test or result.n_holdout)
+    if little and result.holdout_error is None:
         yield "What that does not say", little
     if result.agreement and result.agreement.top1 is not None:
         agreed = result.agreement
@@ -222,10 +255,13 @@ def _command(run: RunFiles) -> str:
 
 
 def _scored(run: RunFiles, result: Result) -> tuple[Scored, ...]:
-    several = bool(run.evaluation and not run.evaluation.classes)
+    several = bool(run.evaluation and not (run.evaluation.classes or run.evaluation.numbers))
+    what = (
+        "mean_average_precision" if several else "accuracy" if result.holdout_error is None else "r_squared"
+    )
     for accuracy, split in ((result.test_accuracy, "test"), (result.holdout_accuracy, "validation")):
         if accuracy is not None:
-            return (Scored(dataset=_dataset(run), split=split, accuracy=accuracy, several=several),)
+            return (Scored(dataset=_dataset(run), split=split, accuracy=accuracy, measure=what),)
     return ()
 
 

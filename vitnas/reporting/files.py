@@ -130,6 +130,11 @@ class RunFiles:
         return self.search.budget if self.search else ""
 
     @property
+    def tells_numbers(self) -> bool:
+        """The images have numbers, and what is called accuracy in files is R^2."""
+        return self.manifest is not None and self.manifest.data.label_kind == "numbers"
+
+    @property
     def has_supernet(self) -> bool:
         """Scores are of inherited weights; a search without a supernet trains each Arch briefly."""
         trains = any((self.folder / "finals" / group).is_dir() for group in ("search", "ranking"))

@@ -13,7 +13,7 @@ from vitnas.budget import Budget, Cost, Limit, format_quantity
 from vitnas.exporting.card import card_of
 from vitnas.exporting.script import SCRIPT
 from vitnas.reporting.files import RunFiles
-from vitnas.reporting.tables import MISSING, Table, accuracy_text, number, percent, size
+from vitnas.reporting.tables import MISSING, Table, accuracy_text, number, share, size
 from vitnas.searching.choosing import cannot_order
 
 # Path in the run folder -> what it is, in the order shown.
@@ -86,11 +86,13 @@ def sentence(run: RunFiles) -> str:
     cost, model = _cost(run), run.models.get("chosen")
     known = f"{number(cost.params)} params, {number(cost.macs, 'MACs')}" if cost else f"cost {MISSING}"
     if model and model.test_accuracy is not None:
-        accuracy = accuracy_text(model.test_accuracy, model.n_test, "test")
+        accuracy = accuracy_text(model.test_accuracy, model.n_test, "test", model.test_error)
     elif model and model.holdout_accuracy is not None:
-        accuracy = f"{accuracy_text(model.holdout_accuracy, model.n_holdout, 'holdout')}; test {MISSING}"
+        held = accuracy_text(model.holdout_accuracy, model.n_holdout, "holdout", model.holdout_error)
+        accuracy = f"{held}; test {MISSING}"
     elif run.chosen_trial:
-        accuracy = f"{percent(run.chosen_trial.values['accuracy'])} {run.scored_how}; not retrained yet"
+        values = run.chosen_trial.values
+        accuracy = f"{share(values['accuracy'], values.get('error'))} {run.scored_how}; not retrained yet"
     else:
         accuracy = f"accuracy {MISSING}"
     return f"{what}, {known}: {accuracy}"
@@ -106,9 +108,7 @@ def why(run: RunFiles) -> str:
     elif run.finals and run.finals.chosen != run.search.chosen:
         place = f"the finals chose it, though by scores it is not on {front}"
     else:
-        place = (
-            f"it is not on {front}, as accuracies of few images are drawn to what such Archs have on average"
-        )
+        place = f"it is not on {front}, as scores of few images are drawn to what such Archs have on average"
     return (
         f"Picked from {run.search.num_scored} scored Archs ({run.search.num_rejected} more were rejected); "
         f"{place}.{_tokens(run)}"

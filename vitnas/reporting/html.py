@@ -72,6 +72,8 @@ def render(run: RunFiles, page: Path) -> str:
         "manifest": run.manifest and tables.keyed(run.manifest),
         "test_reads": _test_reads(run),
         "evaluation": run.evaluation,
+        "measure": "R²" if run.tells_numbers else "Accuracy",
+        "numbers": run.evaluation and run.evaluation.numbers and mistakes.by_number(run.evaluation),
         "classes": run.evaluation and run.evaluation.classes and mistakes.by_class(run.evaluation),
         "classes_left": mistakes.left_out(run.evaluation) if run.evaluation else 0,
         "mistakes": run.evaluation and mistakes.gallery(run.evaluation),
@@ -134,7 +136,7 @@ def _sampler(run: RunFiles, figures: dict[str, plots.Figure]) -> dict[str, Any]:
     _keep(figures, "sampler_gain", sampler_plots.gain(looks))
     return {
         "has_sampler": bool(summary or looks),
-        "sampler_compared": summary and sampler_plots.compared(summary),
+        "sampler_compared": summary and sampler_plots.compared(summary, tells_numbers=run.tells_numbers),
         "family": run.family and sampler_plots.family(run.family),
     }
 
@@ -146,7 +148,7 @@ def _holdout(run: RunFiles) -> str:
         little = cannot_order(run.search)
     elif run.manifest:
         n = sum(run.manifest.data.counts["holdout"])
-        little = cannot_tell(n)
+        little = "" if run.tells_numbers else cannot_tell(n)
     else:
         return "the holdout (n not recorded)"
     return f"the holdout (n = {n} images{f'; {little}' if little else ''})"
@@ -201,7 +203,8 @@ def _correlation(run: RunFiles, figures: dict[str, plots.Figure]) -> dict[str, A
     found = run.ranking if run.ranking and run.ranking.n else run.correlation
     if found is None:
         return {"correlation_text": "", "correlation_how": ""}
-    _keep(figures, "correlation", plots.correlation(found.points, run.chosen_id))
+    drawn = plots.correlation(found.points, run.chosen_id, tells_numbers=run.tells_numbers)
+    _keep(figures, "correlation", drawn)
     if run.ranking and found is run.ranking:
         text = run.ranking.says
     elif not found.n:

@@ -15,7 +15,7 @@ from typing import Any
 from vitnas.budget import Budget
 from vitnas.records import RankedArch
 from vitnas.reporting.files import RunFiles
-from vitnas.reporting.tables import number, percent, size
+from vitnas.reporting.tables import number, percent, share, size
 from vitnas.searching import Objective, SearchRecord, TrialRecord
 from vitnas.searching.choosing import LOSS, cost_objective
 from vitnas.train import metrics
@@ -28,6 +28,10 @@ BLUE, ORANGE, GREEN, PURPLE, RED, GREY = "#4a86c5", "#d98836", "#3f9f78", "#8f74
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, RED, GREY)
 # Early to late, all mid tones.
 ORDER_SCALE = ((0.0, "#9cb4cc"), (0.5, "#5f8fc4"), (1.0, "#7f5fb8"))
+SHOWN = {
+    False: ("Accuracy", ".1%"),
+    True: ("R²", ".3f"),
+}  # where numbers are told: its name, and how it is written
 MAX_POINTS = 4000  # more scored trials than this are thinned, evenly in search order
 MAX_CURVE = 600  # longer curves are shown as means of equal runs of steps
 
@@ -77,8 +81,9 @@ def front(run: RunFiles) -> Figure | None:
     ]  # fmt: skip
     how = "inherited weights" if run.scores_are_inherited else "trained briefly"
     by_loss = score.name == LOSS
-    shown = {"autorange": "reversed"} if by_loss else percent_axis([p[1] for p in points])
-    y_axis = axis(f"{'Loss' if by_loss else 'Accuracy'}, {how}", **shown)
+    what, _ = SHOWN[run.tells_numbers]
+    shown = {"autorange": "reversed"} if by_loss else share_axis([p[1] for p in points], run.tells_numbers)
+    y_axis = axis(f"{'Loss' if by_loss else what}, {how}", **shown)
     x_axis = {} if cost.quantity == "latency" else {"tickformat": "~s"}
     return figure(data, axis(COST_TITLES[cost.quantity], **x_axis), y_axis)
 
@@ -106,8 +111,12 @@ def describer(run: RunFiles) -> Callable[[TrialRecord], str]:
 
     def describe(trial: TrialRecord) -> str:
         lines = [f"<b>{escape(trial.arch_id)}</b>  trial {trial.number}"]
-        for name, value in trial.values.items():
-            lines.append(escape(f"{name} {percent(value, 2) if name == 'accuracy' else number(value)}"))
+        values, error = trial.values, trial.values.get("error")
+        for name, value in values.items():
+            if name == "accuracy" and error is not None:
+                lines.append(escape(f"{share(value, error)} (standard error {error:.3f})"))
+            elif name != "error":
+                lines.append(escape(f"{name} {percent(value, 2) if name == 'accuracy' else number(value)}"))
         costs = trial.costs
         lines.append(
             f"{number(costs.macs, 'MACs')}, {number(costs.params)} params, {size(costs.memory_bytes)}"
@@ -162,57 +171,63 @@ def curves(lines: Sequence[metrics.Line], stages: Mapping[str, str]) -> Figure |
 def monitor(lines: Sequence[metrics.Line]) -> Figure | None:
     """Accuracy of the smallest, middle, largest and random Archs while the Supernet trains."""
     series: dict[tuple[str, str], list[tuple[float, float]]] = {}
-    n = 0
+    n, tells = 0, False
     for each in lines:
         if not isinstance(each, metrics.Monitored) or each.stage != "supernet":
             continue
         for arch in each.archs:
             series.setdefault((arch.role, arch.arch_id), []).append((each.epoch, arch.accuracy))
-            n = arch.n
+            n, tells = arch.n, arch.error is not None
     if not series:
         return None
     known = {"random": GREY, "smallest": ORANGE, "middle": BLUE, "largest": GREEN}
     data: list[Figure] = []
+    what, form = SHOWN[tells]
     for (role, arch_id), points in sorted(series.items(), key=lambda item: list(known).index(item[0][0])):
-        hover = f"{role} {escape(arch_id)}<br>%{{y:.1%}} at epoch %{{x:.1f}}, n = {n} images"
+        hover = f"{role} {escape(arch_id)}<br>%{{y:{form}}} at epoch %{{x:.1f}}, n = {n} images"
         first = all(other["name"] != role for other in data)
         drawn = line(points, role, known[role], hover, dots=True)
         data.append({**drawn, "legendgroup": role, "showlegend": first})
     values = [value for points in series.values() for _, value in points]
-    y_axis = axis("Accuracy, inherited weights", **percent_axis(values))
+    y_axis = axis(f"{what}, inherited weights", **share_axis(values, tells))
     return figure(data, axis("Epoch"), y_axis, legend=True)
 
 
 def retrain_accuracy(lines: Sequence[metrics.Line], stages: Mapping[str, str]) -> Figure | None:
     """Accuracy on the holdout during retraining, where `retrain.train.monitor_every` asks for it."""
-    data, values = [], []
+    data, values, tells = [], list[float](), False
     for (stage, label), colour in zip(stages.items(), itertools.cycle(COLOURS)):
         watched = [each for each in lines if isinstance(each, metrics.Monitored) and each.stage == stage]
         points = [(each.epoch, each.archs[0].accuracy) for each in watched]
         if points:
             values += [value for _, value in points]
-            hover = f"{escape(label)}: %{{y:.1%}} at epoch %{{x:.1f}}, n = {watched[0].archs[0].n} images"
+            tells = watched[0].archs[0].error is not None
+            hover = f"{escape(label)}: %{{y:{SHOWN[tells][1]}}} at epoch %{{x:.1f}}, n = {watched[0].archs[0].n} images"
             data.append(line(points, label, colour, hover, dots=True))
     if not data:
         return None
-    return figure(data, axis("Epoch"), axis("Holdout accuracy", **percent_axis(values)), legend=True)
+    what = "Holdout R²" if tells else "Holdout accuracy"
+    return figure(data, axis("Epoch"), axis(what, **share_axis(values, tells)), legend=True)
 
 
-def correlation(points: Sequence[RankedArch], chosen_id: str) -> Figure | None:
+def correlation(
+    points: Sequence[RankedArch], chosen_id: str, *, tells_numbers: bool = False
+) -> Figure | None:
     """Accuracy after training against the Supernet's prediction, the chosen Arch named."""
     if not points:
         return None
     x, y = [p.supernet_accuracy for p in points], [p.trained_accuracy for p in points]
+    what, form = SHOWN[tells_numbers]
     is_chosen = [p.arch_id == chosen_id for p in points]
     marks = {
         "type": "scatter", "x": x, "y": y, "mode": "markers+text", "name": "Archs",
         "marker": {"size": 9, "color": [RED if chosen else BLUE for chosen in is_chosen]},
         "text": ["chosen" if chosen else "" for chosen in is_chosen], "textposition": "top center",
         "customdata": [escape(f"{p.arch_id}, {number(p.macs, 'MACs')}") for p in points],
-        "hovertemplate": "%{customdata}<br>predicted %{x:.1%}, trained %{y:.1%}<extra></extra>",
+        "hovertemplate": f"%{{customdata}}<br>predicted %{{x:{form}}}, trained %{{y:{form}}}<extra></extra>",
     }  # fmt: skip
-    x_axis = axis("Supernet's prediction", **percent_axis(x))
-    return figure([marks], x_axis, axis("Accuracy after training", **percent_axis(y)))
+    x_axis = axis("Supernet's prediction", **share_axis(x, tells_numbers))
+    return figure([marks], x_axis, axis(f"{what} after training", **share_axis(y, tells_numbers)))
 
 
 def costs(blocks: Sequence[tuple[str, int, int, int, int]]) -> Figure:
@@ -289,12 +304,12 @@ def figure(
     return {"data": data, "layout": layout}
 
 
-def percent_axis(values: Sequence[float]) -> dict[str, Any]:
-    """Room around the values, more above for labels, and never a hair's width."""
+def share_axis(values: Sequence[float], tells_numbers: bool = False) -> dict[str, Any]:
+    """Percentages, or R^2 as it is. Room around the values, more above for labels, and never a hair's width."""
     low, high = min(values), max(values)
     margin = max(0.08 * (high - low), 0.004)
     return {
-        "tickformat": f".{1 if high - low < 0.08 else 0}%",
+        "tickformat": ".2f" if tells_numbers else f".{1 if high - low < 0.08 else 0}%",
         "range": [low - margin, high + 1.6 * margin],
         "nticks": 7,
     }

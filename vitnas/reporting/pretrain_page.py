@@ -11,7 +11,7 @@ from vitnas.probing import Pretrained, looks_of
 from vitnas.reporting import plots
 from vitnas.reporting.drawing import draw
 from vitnas.reporting.files import RunFiles
-from vitnas.reporting.plots import BLUE, GREEN, GREY, ORANGE, Figure, axis, figure, percent_axis
+from vitnas.reporting.plots import BLUE, GREEN, GREY, ORANGE, Figure, axis, figure, share_axis
 from vitnas.reporting.pretraining import described, forecast, outcome
 from vitnas.reporting.tables import Table, percent
 from vitnas.train import metrics
@@ -76,7 +76,7 @@ def _figures(run: RunFiles) -> dict[str, Figure | None]:
         "pretrain": plots.curves(run.metrics, {"pretrain": "pretraining"}),
         "pretrain_knn": _drawn(
             [("accuracy", [epoch for epoch, _ in told], shares, BLUE)],
-            axis("Accuracy, held-out", **percent_axis(shares)),
+            axis("Accuracy, held-out", **share_axis(shares)),
         )
         if told
         else None,

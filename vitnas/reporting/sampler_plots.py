@@ -10,7 +10,7 @@ from typing import Any
 from vitnas.budget import format_quantity, split_target
 from vitnas.records import Family, FocusLook, Sample, SamplerSummary
 from vitnas.reporting.plots import COLOURS, Figure, axis, figure, line, thin
-from vitnas.reporting.tables import Table, percent
+from vitnas.reporting.tables import Table, percent, share
 
 Looks = Sequence[tuple[float, FocusLook]]
 """(epoch, what the sampler said)."""
@@ -91,14 +91,14 @@ def text_of(budget: float, quantity: str) -> str:
     return format_quantity(budget, split_target(quantity)[0])
 
 
-def compared(summary: SamplerSummary) -> Table:
+def compared(summary: SamplerSummary, *, tells_numbers: bool = False) -> Table:
     """Archs that the policy drew against random ones of equal cost: held-out accuracy with inherited weights."""
     rows = tuple(
         (
             text_of(row.budget, summary.quantity),
             f"{row.cost_ratio:.2f}",
-            _sample(row.policy),
-            _sample(row.random),
+            _sample(row.policy, tells_numbers),
+            _sample(row.random, tells_numbers),
         )
         for row in summary.compared
     )
@@ -107,8 +107,11 @@ def compared(summary: SamplerSummary) -> Table:
     )
 
 
-def _sample(sample: Sample) -> str:
-    return f"{percent(sample.mean)} (std {percent(sample.std)}, n = {sample.n} draws)"
+def _sample(sample: Sample, tells_numbers: bool) -> str:
+    mean, std = percent(sample.mean), percent(sample.std)
+    if tells_numbers:
+        mean, std = f"R² {sample.mean:.3f}", f"{sample.std:.3f}"
+    return f"{mean} (std {std}, n = {sample.n} draws)"
 
 
 def family(found: Family) -> Table:
@@ -116,7 +119,7 @@ def family(found: Family) -> Table:
     cells = tuple(
         (
             answer.budget,
-            percent(answer.accuracy),
+            share(answer.accuracy, answer.error),
             format_quantity(answer.cost.macs, "macs"),
             format_quantity(answer.cost.params, "params"),
             answer.source,
@@ -125,5 +128,6 @@ def family(found: Family) -> Table:
         )
         for answer in sorted(found.answers, key=lambda answer: answer.cost.macs)
     )
-    headers = ("Budget", "Holdout accuracy", "MACs", "Params", "Answered by", "Archs looked at", "Arch")
+    what = "Holdout R²" if any(answer.error is not None for answer in found.answers) else "Holdout accuracy"
+    headers = ("Budget", what, "MACs", "Params", "Answered by", "Archs looked at", "Arch")
     return Table(headers, cells, numeric=(1, 2, 3, 5))

@@ -16,7 +16,7 @@ from vitnas.records import Member
 from vitnas.reporting.drawing import draw
 from vitnas.reporting.files import RunFiles
 from vitnas.reporting.headline import limits
-from vitnas.reporting.plots import BLUE, GREY, ORANGE, RED, Figure, axis, figure, line, percent_axis
+from vitnas.reporting.plots import BLUE, GREY, ORANGE, RED, Figure, axis, figure, line, share_axis
 from vitnas.reporting.slimming import comparison, cosine, forecast, members
 from vitnas.reporting.tables import MISSING, Table, number, percent
 from vitnas.space import AroundSpace, space_from_json
@@ -241,7 +241,7 @@ def _agreement(front: Sequence[Member], chosen: str) -> Figure | None:
     star = [point for member, point in zip(ranked, points, strict=True) if member.folder == chosen]
     mark = {**line(star, "chosen", RED, "chosen", dots=True), "mode": "markers"}
     mark["marker"] = {"size": 15, "symbol": "star", "color": RED}
-    return figure([drawn, mark], axis("MACs", tickformat="~s"), axis("Cosine", **percent_axis(values)))
+    return figure([drawn, mark], axis("MACs", tickformat="~s"), axis("Cosine", **share_axis(values)))
 
 
 def _predicted(front: Sequence[Member]) -> Figure | None:

@@ -20,7 +20,7 @@ from vitnas.records import ExportRecord, Finals, LatencyRecord, Result, Results,
 from vitnas.reporting.files import RunFiles, role_name
 from vitnas.runs import to_json
 from vitnas.searching import Feasibility, SearchRecord
-from vitnas.train.evaluate import wilson
+from vitnas.train.evaluate import interval_of
 
 MISSING = "not measured"
 NAME = 24  # letters of a first column that is kept in one line
@@ -78,17 +78,28 @@ def percent(value: float | None, digits: int = 1) -> str:
     return MISSING if value is None else f"{100 * value:.{digits}f} %"
 
 
-def interval(accuracy: float | None, n: int | None) -> str:
-    """Return "95.7-99.0 %", the 95 % Wilson interval of an accuracy on `n` images, or that there is none."""
+def share(accuracy: float | None, error: float | None = None) -> str:
+    """An accuracy as a percentage; R^2 (which has an error) says what it is: "R² 0.934"."""
+    return percent(accuracy) if accuracy is None or error is None else f"R² {accuracy:.3f}"
+
+
+def interval(accuracy: float | None, n: int | None, error: float | None = None) -> str:
+    """Return "95.7-99.0 %", the 95 % interval of an accuracy on `n` images, or that there is none; of R^2, which has
+    an error, "0.92 to 0.95"."""
     if accuracy is None or n is None:
         return MISSING
-    low, high = wilson(round(accuracy * n), n)
-    return f"{100 * low:.1f}–{100 * high:.1f} %"
+    low, high = interval_of(accuracy, n, error)
+    return f"{100 * low:.1f}–{100 * high:.1f} %" if error is None else f"{low:.3f} to {high:.3f}"
 
 
-def accuracy_text(accuracy: float, n: int | None, split: str) -> str:
+def accuracy_text(accuracy: float, n: int | None, split: str, error: float | None = None) -> str:
     """Return "97.8 % on 360 test images (95 % CI 95.7-99.0 %)"."""
-    return f"{percent(accuracy)} on {n} {split} images (95 % CI {interval(accuracy, n)})"
+    return f"{share(accuracy, error)} on {n} {split} images (95 % CI {interval(accuracy, n, error)})"
+
+
+def measure(error: float | None) -> str:
+    """What is called accuracy in files."""
+    return "Accuracy" if error is None else "R²"
 
 
 def _range(latency: Latency) -> str:
@@ -117,15 +128,19 @@ def comparison(run: RunFiles) -> Table:
     rows, timed = [], run.latencies
     targets = list(dict.fromkeys(target for found in timed.values() for target in found))
     balanced = _shows_balanced(run.models.values())
+    error = next((each.test_error for each in run.models.values() if each.test_error is not None), None)
     for role, result in run.models.items():
         accuracy, between, *cost = _result_cells(result)
-        beside = (percent(result.test_balanced),) if balanced else ()
+        beside = [percent(result.test_balanced)] * balanced + [errors_text(result.test_mae)] * (
+            error is not None
+        )
         cells = (accuracy, *beside, between, str(result.n_test or MISSING), *cost, size(result.memory_bytes))
         medians = _medians(timed.get(role, {}), targets)
         name = role_name(role) + (" (over the budget)" if over_budget(run, result) else "")
         rows.append((name, *cells, *medians, *spent_cells(result.spent), result.arch_id))
     strong = list(run.models).index("chosen") if "chosen" in run.models else -1
-    measures = ("Test accuracy", "Balanced") if balanced else ("Test accuracy",)
+    first = "Test accuracy" if error is None else "Test R²"
+    measures = (first, *["Balanced"] * balanced, *["Mean error"] * (error is not None))
     costs = (*measures, "95 % CI", "n", "Params", "MACs", "Peak memory")
     took = ("Images learned from", "Images looked at", "Took")
     headers = ("Model", *costs, *(f"ms, {target}" for target in targets), *took, "Arch")
@@ -139,6 +154,7 @@ def taught(run: RunFiles) -> tuple[str, ...]:
         rival = run.models.get(role)
         if chosen is None or rival is None:
             continue
+        error = chosen.holdout_error
         pairs = [(each.test_accuracy, each.n_test, "test") for each in (chosen, rival)]
         if any(accuracy is None for accuracy, *_ in pairs):
             pairs = [(each.holdout_accuracy, each.n_holdout, "holdout") for each in (chosen, rival)]
@@ -147,9 +163,9 @@ def taught(run: RunFiles) -> tuple[str, ...]:
             continue
         start = "" if chosen.start == "scratch" else " Both began with the taught supernet's weights."
         found.append(
-            f"Taught by {chosen.teacher} ({', '.join(chosen.teacher_losses)}): {percent(mine)} on {n} {split} images; "
-            f"the {role_name(role)}, of equal cost and trained for as many epochs: {percent(other)}, "
-            f"{100 * (mine - other):+.1f} points (training took {number(chosen.seconds, 's')} and "
+            f"Taught by {chosen.teacher} ({', '.join(chosen.teacher_losses)}): {share(mine, error)} on {n} {split} "
+            f"images; the {role_name(role)}, of equal cost and trained for as many epochs: {share(other, error)}, "
+            f"{points(mine - other, error)} (training took {number(chosen.seconds, 's')} and "
             f"{number(rival.seconds, 's')}, one run each).{start}"
         )
     return tuple(found)
@@ -160,21 +176,23 @@ def finals(found: Finals) -> Table:
     epochs = [rung.epochs for rung in max((each.rungs for each in found.finalists), key=len)]
     rows = []
     for each in found.finalists:
-        told = [percent(rung.accuracy) for rung in each.rungs] + [""] * (len(epochs) - len(each.rungs))
+        told = [share(rung.accuracy, rung.error) for rung in each.rungs] + [""] * (
+            len(epochs) - len(each.rungs)
+        )
         last = each.rungs[-1] if each.rungs else None
         rows.append(
             (
                 each.arch_id,
                 number(each.cost.macs),
-                "" if each.score is None else percent(each.score),
+                "" if each.score is None else share(each.score, last.error if last else None),
                 *told,
-                interval(last.accuracy, last.n) if last else MISSING,
+                interval(last.accuracy, last.n, last.error) if last else MISSING,
             )
         )
     headers = (
         "Arch",
         "MACs",
-        "Inherited accuracy",
+        f"Inherited {measure(found.finalists[0].rungs[0].error).replace('A', 'a')}",
         *(f"{each:.3g} epochs" for each in epochs),
         "95 % CI of the last",
     )
@@ -190,10 +208,20 @@ def _shows_balanced(results: Iterable[Result]) -> bool:
     )
 
 
+def points(difference: float, error: float | None = None) -> str:
+    """A difference of accuracies in points; of R^2 as it is."""
+    return f"{100 * difference:+.1f} points" if error is None else f"{difference:+.3f}"
+
+
+def errors_text(errors: Sequence[float]) -> str:
+    """Mean absolute errors, in the numbers' own units."""
+    return ", ".join(f"{each:.4g}" for each in errors) or MISSING
+
+
 def _result_cells(result: Result) -> tuple[str, ...]:
     return (
-        percent(result.test_accuracy),
-        interval(result.test_accuracy, result.n_test),
+        share(result.test_accuracy, result.test_error),
+        interval(result.test_accuracy, result.n_test, result.test_error),
         number(result.params),
         number(result.macs),
     )
@@ -218,7 +246,9 @@ def front_table(results: Results) -> rich.table.Table:
     targets = list(dict.fromkeys(target for row in results.rows for target in row.latency_ms))
     (n,) = {row.n_test for row in results.rows}  # one reading serves all
     ways = len(results.rows) if all(row.asked is None for row in results.rows) else 1
+    error = results.rows[0].test_error
     title = f"Same budget, {WAYS[ways]} ways to spend it; accuracy" if ways > 1 else "Accuracy"
+    title = title if error is None else title.replace("accuracy", "R²").replace("Accuracy", "R²")
     table = rich.table.Table(
         title=f"{title} on {n} test images",  # in the title, so that the table fits 80 columns
         title_justify="left",
@@ -226,14 +256,15 @@ def front_table(results: Results) -> rich.table.Table:
         padding=(0, 0, 0, 1),
     )
     balanced = _shows_balanced(results.rows)
-    headers = ("Model", "Accuracy", *(("Balanced",) if balanced else ()), "95 % CI", "Params", "MACs")
+    extra = ["Balanced"] * balanced + ["Mean error"] * (error is not None)
+    headers = ("Model", measure(error), *extra, "95 % CI", "Params", "MACs")
     for header in (*headers, *("ms\n" + target.replace(",", "\n") for target in targets)):
         side: Literal["left", "right"] = "left" if header == "Model" else "right"
         table.add_column(escape(header), justify=side, no_wrap=True, vertical="bottom")
     for row in results.rows:
         name = role_name(row.role) + (", from the supernet" if row.start == "inherited" else "")
         accuracy, *others = _result_cells(row)
-        beside = (percent(row.test_balanced),) if balanced else ()
+        beside = [percent(row.test_balanced)] * balanced + [errors_text(row.test_mae)] * (error is not None)
         cells = (name, accuracy, *beside, *others, *_medians(row.latency_ms, targets))
         table.add_row(*map(escape, cells), style="bold" if row.role == "chosen" else None)
     return table
@@ -318,13 +349,15 @@ def latency(record: LatencyRecord) -> Table:
 def export(record: ExportRecord) -> Table:
     """How each exported file compares with the Model it came from."""
     rows = []
+    verified = [file for name, file in record.files.items() if name != "timm"]
+    has_numbers = bool(verified) and all(file.top1_agreement is None for file in verified)
     for name, file in record.files.items():
         rows.append(
             (
                 name,
                 file.path,
                 "0, bit for bit" if file.max_abs_diff == 0 else f"{file.max_abs_diff:.1e}",
-                percent(file.top1_agreement),
+                "" if has_numbers else percent(file.top1_agreement),
                 str(file.n_images),
                 number(file.params),
                 number(file.exported_params),

@@ -24,6 +24,8 @@ def sentence(results: Results) -> str:
 
 
 def _part(versus: Versus) -> str:
+    if versus.measure == "R^2":
+        return _part_of_numbers(versus)
     low, high = (100 * end for end in versus.ci95)
     name, points = role_name(versus.role), 100 * versus.difference
     name = name if versus.role == "random_search" else f"the {name}"
@@ -31,6 +33,15 @@ def _part(versus: Versus) -> str:
         return f"the same within the noise as {name} ({points:+.1f} points, {low:+.1f} to {high:+.1f})"
     low, high = sorted((abs(low), abs(high)))
     return f"{abs(points):.1f} points {versus.says} than {name} ({low:.1f} to {high:.1f})"
+
+
+def _part_of_numbers(versus: Versus) -> str:
+    (low, high), name = versus.ci95, role_name(versus.role)
+    name = name if versus.role == "random_search" else f"the {name}"
+    if versus.says == "the same within the noise":
+        return f"the same within the noise as {name} (R² {versus.difference:+.3f}, {low:+.3f} to {high:+.3f})"
+    low, high = sorted((abs(low), abs(high)))
+    return f"{versus.says} than {name} by {abs(versus.difference):.3f} of R² ({low:.3f} to {high:.3f})"
 
 
 def took(rows: Mapping[str, Result]) -> str:

@@ -40,14 +40,11 @@ def estimates(trials: Sequence[Trial], goal: Goal, num_images: int) -> tuple[np.
     by_loss, log_N = goal.objectives[0].name == LOSS, np.log(_costs(trials, goal))
     score_N = np.array([-trial.values[LOSS] if by_loss else trial.values["accuracy"] for trial in trials])
     line_N = score_N - beyond(log_N, score_N)
-    noise = (
-        loss_error([trial.values for trial in trials])
-        if by_loss
-        else error(float(score_N.mean()), num_images)
-    )
+    noise = _noise([trial.values for trial in trials], num_images, by_loss)
     real = max(0.0, float(np.mean((score_N - line_N) ** 2)) - noise**2)
     expected_N = line_N + (real / (real + noise**2) if noise else 1.0) * (score_N - line_N)
-    return np.asarray(expected_N), noise if by_loss else error(float(expected_N.max()), num_images)
+    known = by_loss or "error" in trials[0].values
+    return np.asarray(expected_N), noise if known else error(float(expected_N.max()), num_images)
 
 
 def loss_error(values: Sequence[Mapping[str, float]]) -> float:
@@ -66,6 +63,20 @@ def error(accuracy: float, num_images: int) -> float:
     return float(np.sqrt(share * (1 - share) / num_images))
 
 
+def error_of(accuracy: float, num_images: int, known: float | None) -> float:
+    """The same, or where it is known (of R^2) that."""
+    return error(accuracy, num_images) if known is None else known
+
+
+def _noise(values: Sequence[Mapping[str, float]], num_images: int, by_loss: bool) -> float:
+    """The standard error of the scores of a search."""
+    if by_loss:
+        return loss_error(values)
+    known = [each["error"] for each in values if "error" in each]
+    mean = float(np.mean([each["accuracy"] for each in values]))
+    return error_of(mean, num_images, float(np.mean(known)) if known else None)
+
+
 def cannot_order(search: SearchRecord) -> str:
     """Why the scores of a search do not say which of its Archs is best, and how many images would; "" where they do.
 
@@ -77,7 +88,7 @@ def cannot_order(search: SearchRecord) -> str:
     if len(values) < 2 or not search.num_images:
         return ""
     scores, n = np.array([each[LOSS if by_loss else "accuracy"] for each in values]), search.num_images
-    noise = loss_error(values) if by_loss else error(float(scores.mean()), n)
+    noise = _noise(values, n, by_loss)
     real = float(np.sqrt(max(0.0, scores.var() - noise**2)))
     if real >= noise:
         return ""
@@ -86,6 +97,9 @@ def cannot_order(search: SearchRecord) -> str:
     what, unit = ("losses", "") if by_loss else ("accuracies", " points")
     off, differ = (f"{each:.4f}" if by_loss else f"{100 * each:.1f}" for each in (noise, real))
     were = "" if shows else f"were it {POINT:g}, " if by_loss else "were it 1 point, "
+    if not by_loss and "error" in values[0]:
+        what, unit, off, differ = "R² scores", "", f"{noise:.3f}", f"{real:.3f}"
+        were = "" if shows else f"were it {POINT:g}, "
     return (
         f"{what} on {n} held-out images are off by {off}{unit} (standard error) and those of the scored Archs differ "
         f"by {differ} beyond that, so which is best they do not say; {were}about {enough:,} images would tell them "

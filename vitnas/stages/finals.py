@@ -134,7 +134,7 @@ def _rung(
         model, spent = models.train(model, config, stage)
         score = evaluate(model, models.images.holdout)
         spent += Spent(looked=score.n)
-        rung = Rung(epochs=span[1], accuracy=score.accuracy, n=score.n, spent=spent)
+        rung = Rung(epochs=span[1], accuracy=score.accuracy, n=score.n, spent=spent, error=score.error)
         work.once(weights[1], partial(save_weights, model, weights[1]))
         work.once(done, partial(rung.save, done))
         work.engine.from_first(partial(_tidy, weights[0], models.checkpoint(stage)))
@@ -216,7 +216,8 @@ class BriefTraining:
         self.epochs = epochs[-1] if whole else epochs[0]
 
     def __call__(self, arch: Arch) -> dict[str, float]:
-        return {"accuracy": self.rung(arch).accuracy}
+        rung = self.rung(arch)
+        return {"accuracy": rung.accuracy, **({} if rung.error is None else {"error": rung.error})}
 
     def rung(self, arch: Arch) -> Rung:
         """What came of it."""

@@ -162,6 +162,7 @@ class Models:
             memory_bytes=cost.memory_bytes,
             holdout_accuracy=score.accuracy,
             n_holdout=score.n,
+            holdout_error=score.error,
             epochs=config.epochs,
             seconds=spent.seconds,
             start=start,

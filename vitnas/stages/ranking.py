@@ -22,7 +22,7 @@ from vitnas.model import build
 from vitnas.records import RankedArch, Ranking, Rung, Spent
 from vitnas.reporting.tables import number
 from vitnas.searching import Feasibility, Goal, SearchRecord, kendall_interval, rank_correlation
-from vitnas.searching.choosing import LOSS, error, standing
+from vitnas.searching.choosing import LOSS, error_of, standing
 from vitnas.searching.predictor import normal_scores
 from vitnas.space import Genes
 from vitnas.stages.finals import begin, first_rung
@@ -202,7 +202,8 @@ def _pairs(score_N: list[float], rungs: list[Rung]) -> tuple[int, int]:
     alike, told_apart = 0, 0
     for (one, first), (two, second) in combinations(zip(score_N, rungs, strict=True), 2):
         ahead = first.accuracy - second.accuracy
-        if abs(ahead) > Z95 * np.hypot(error(first.accuracy, first.n), error(second.accuracy, second.n)):
+        errors = [error_of(each.accuracy, each.n, each.error) for each in (first, second)]
+        if abs(ahead) > Z95 * np.hypot(errors[0], errors[1]):
             told_apart += 1
             alike += ahead * (one - two) > 0
     return alike, told_apart

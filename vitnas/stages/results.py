@@ -36,7 +36,7 @@ from vitnas.stages.models import Models
 from vitnas.stages.run import ExportConfig
 from vitnas.stages.work import Work, load_weights
 from vitnas.train import Score
-from vitnas.train.evaluate import evaluate_each, paired, wilson
+from vitnas.train.evaluate import evaluate_each, interval_of, paired, paired_mean
 
 FILES = {
     "onnx": "model.onnx",
@@ -210,7 +210,7 @@ def _make_table(models: Models) -> None:
         )
         batches, device = models.images.batches(test), models.work.engine.device
         answered = answers(models.load("chosen").to(device), batches)
-        scores = {"chosen": evaluate_each(nn.Identity(), answered, device="cpu")}
+        scores = {"chosen": evaluate_each(nn.Identity(), answered, device="cpu", scale=test.scale)}
         others = [role for role in names if role != "chosen"]
         scores |= {role: evaluate_each(models.load(role).to(device), batches) for role in others}
         dataset = models.images.config.dataset
@@ -219,12 +219,22 @@ def _make_table(models: Models) -> None:
     read = FinalScores.read(folder)
     known = read.scores  # a model that was trained after that reading has no row
     rows = tuple(_row(folder, role, known[role]) for role in names if role in known)
-    verdict = tuple(versus(read, role) for role in models.config.baselines if role in read.right)
+    verdict = tuple(
+        versus(read, role) for role in models.config.baselines if role in {*read.right, *read.explained}
+    )
     Results(rows, rows[0].arch_id, files(folder), verdict).write(folder)
 
 
 def versus(scores: FinalScores, role: str) -> Versus:
     """The chosen model against another, image by image."""
+    if scores.explained:
+        first_N, second_N = (torch.tensor(scores.explained[each]) for each in ("chosen", role))
+        difference, ci95 = paired_mean(first_N, second_N)
+        ahead, behind = int((first_N > second_N).sum()), int((second_N > first_N).sum())
+        return Versus(
+            role=role, difference=difference, ci95=ci95, n=len(first_N), only_chosen=ahead, only_other=behind,
+            measure="R^2",
+        )  # fmt: skip
     chosen_N, other_N = scores.is_right("chosen"), scores.is_right(role)
     only_chosen, only_other = int((chosen_N & ~other_N).sum()), int((other_N & ~chosen_N).sum())
     n = len(chosen_N)
@@ -242,14 +252,19 @@ def versus(scores: FinalScores, role: str) -> Versus:
 def _row(folder: Path, role: str, score: Score) -> FinalRow:
     where, timed = folder / "models" / role, folder / "export"
     result = replace(
-        Result.read(where), test_accuracy=score.accuracy, test_balanced=score.balanced, n_test=score.n
+        Result.read(where),
+        test_accuracy=score.accuracy,
+        test_balanced=score.balanced,
+        test_error=score.error,
+        test_mae=score.mae,
+        n_test=score.n,
     )
     result.write(where)
     times = LatencyRecord.read(timed).by_role if LatencyRecord.exists(timed) else {}
     return FinalRow(
         **vars(result),
         name=role.replace("_", " "),
-        ci95=wilson(round(score.accuracy * score.n), score.n),
+        ci95=interval_of(score.accuracy, score.n, score.error),
         latency_ms=times.get(role, {}),
     )
 

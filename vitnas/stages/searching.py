@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ from vitnas.measure.latency import LatencyMeter
 from vitnas.model import Model
 from vitnas.model.named import ArchFile, Chosen
 from vitnas.records import Finals, Spent
+from vitnas.reporting.tables import share
 from vitnas.runs import writing
 from vitnas.searching import (
     SEARCHERS,
@@ -46,8 +48,6 @@ from vitnas.stages.work import RunImages, Work, load_weights, quick_meter
 from vitnas.supernet import Supernet
 from vitnas.train import Score, evaluate
 
-SCORES = ("accuracy", "loss", "loss_odd")  # of an Arch, for the record
-
 
 class SupernetEvaluator:
     """Scores an Arch on held-out train images with inherited weights. The test split is refused.
@@ -68,8 +68,7 @@ class SupernetEvaluator:
         return evaluate(self.supernet, self.batches, arch)
 
     def __call__(self, arch: Arch) -> Mapping[str, float]:
-        score = self.score(arch)
-        return {name: getattr(score, name) for name in SCORES}
+        return self.score(arch).values
 
 
 class FoldsEvaluator:
@@ -80,8 +79,11 @@ class FoldsEvaluator:
 
     def __call__(self, arch: Arch) -> Mapping[str, float]:
         scores = [fold.score(arch) for fold in self.folds]
-        counts = [score.n for score in scores]
-        return {name: fmean((getattr(score, name) for score in scores), counts) for name in SCORES}
+        counts, found = [score.n for score in scores], [score.values for score in scores]
+        means = {name: fmean((values[name] for values in found), counts) for name in found[0]}
+        if "error" in means:  # of the mean of so many more images
+            means["error"] /= math.sqrt(len(scores))
+        return means
 
 
 WEIGHTS = "supernet.safetensors"
@@ -226,8 +228,10 @@ class Searches:
 
         def report(study: Study, trial: Trial) -> None:
             scored = study.scored()
-            best = max((t.values["accuracy"] for t in scored), default=0.0)
-            text = f"best {best:.1%}, {study.num_rejected()} rejected"
+            best = max(
+                (t.values for t in scored), key=lambda values: values["accuracy"], default={"accuracy": 0.0}
+            )
+            text = f"best {share(best['accuracy'], best.get('error'))}, {study.num_rejected()} rejected"
             self.work.progress.update(name.replace("_", " "), len(scored), wanted, text)
             self.work.engine.heed()
 

@@ -12,6 +12,7 @@ from vitnas.budget import Budget, Cost
 from vitnas.errors import UserError
 from vitnas.exporting import load_timm
 from vitnas.records import Answer, ExportRecord, Family
+from vitnas.reporting import write_cards
 from vitnas.searching import SEARCHERS, SearchRecord
 from vitnas.searching.choosing import LOSS
 from vitnas.searching.goal import Goal
@@ -22,7 +23,9 @@ from vitnas.stages.sampler import NUM_DRAWS, RunSampler, answers, is_quantity
 from vitnas.stages.searching import Inherited, Searches
 from vitnas.stages.work import quick_meter
 
-Found: TypeAlias = tuple[Arch, float, Cost, int]  # with its accuracy and Cost, how many were scored for it
+Found: TypeAlias = tuple[
+    Arch, Mapping[str, float], Cost, int
+]  # what it scored, its Cost, how many were scored
 LOOKS_SHARE = 20  # the policy's answers cost at most one of so many of another search's evaluations
 
 
@@ -55,6 +58,7 @@ def specialize(
             export_files(inherited.images, load_timm(where), where, files).write(where)
     kept = [answer for answer in known if answer.budget not in parsed]
     Family((*kept, *(answer for _, answer in found))).write(folder)
+    write_cards(folder)
     return found
 
 
@@ -62,13 +66,14 @@ def _answer(
     searches: Searches, sampler: RunSampler, inherited: Inherited, budget: Budget
 ) -> tuple[Arch, Answer]:
     start, asks = time.monotonic(), sampler.has_answers
-    arch, accuracy, cost, evaluated = (
+    arch, values, cost, evaluated = (
         _by_sampler(searches, sampler, inherited, budget) if asks else _by_study(searches, sampler, budget)
     )
     return arch, Answer(
         budget=budget.text,
         arch_id=arch.id,
-        accuracy=accuracy,
+        accuracy=values["accuracy"],
+        error=values.get("error"),
         cost=cost,
         path=f"front/{arch.id}",
         source="sampler" if asks else "search",
@@ -93,7 +98,7 @@ def _by_study(searches: Searches, sampler: RunSampler, budget: Budget) -> Found:
         )
     with searches.open() as study:
         trial = searches.best(study, budget)
-    return trial.arch, trial.values["accuracy"], trial.cost, 0
+    return trial.arch, trial.values, trial.cost, 0
 
 
 def _by_sampler(searches: Searches, sampler: RunSampler, inherited: Inherited, budget: Budget) -> Found:
@@ -123,7 +128,7 @@ def _by_sampler(searches: Searches, sampler: RunSampler, inherited: Inherited, b
         )
     by_loss = searches.config.score == LOSS
     values, arch, cost = max(scored, key=lambda found: -found[0][LOSS] if by_loss else found[0]["accuracy"])
-    return arch, values["accuracy"], cost, len(scored)
+    return arch, values, cost, len(scored)
 
 
 def num_looks_of(search: SearchConfig) -> int:

@@ -1,4 +1,4 @@
-"""Accuracy of a network, or of one Arch of a Supernet."""
+"""Accuracy of a network, or of one Arch of a Supernet; of numbers how much of their variance it explains."""
 
 from __future__ import annotations
 
@@ -11,22 +11,37 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vitnas.arch import Arch
-from vitnas.data import has_one_class, require_labels
+from vitnas.data import are_numbers, has_one_class, require_labels
+from vitnas.errors import UserError
 from vitnas.model.modes import evaluating
+from vitnas.model.scale import Scale, explained
 
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
     """Top-1 and top-5 accuracy in [0, 1], mean cross-entropy, and the number of images they are of; `balanced` is the
     mean over classes of the accuracy on each one's images, which guessing the largest class does not raise, `loss_odd`
-    the loss on every second image, by which losses on the same images can be told from luck."""
+    the loss on every second image, by which losses on the same images can be told from luck.
+
+    Of numbers the accuracy is R^2 (1: all of their variance is explained, 0: none, as by always saying the mean), the
+    mean over them; `error` its standard error, which says that it is; `mae` mean absolute errors, in units of theirs;
+    the loss the mean squared error, standardised.
+    """
 
     accuracy: float
-    top5: float
+    top5: float | None
     loss: float
     n: int
     balanced: float | None = None
     loss_odd: float | None = None
+    error: float | None = None
+    mae: tuple[float, ...] = ()
+
+    @property
+    def values(self) -> dict[str, float]:
+        """What a search keeps of it, by name."""
+        found = {"accuracy": self.accuracy, "loss": self.loss, "loss_odd": self.loss_odd, "error": self.error}
+        return {name: value for name, value in found.items() if value is not None}
 
 
 def evaluate(
@@ -47,6 +62,7 @@ def evaluate_each(
     arch: Arch | None = None,
     *,
     device: torch.device | str | None = None,
+    scale: Scale | None = None,
 ) -> tuple[Score, Tensor]:
     """Score `network` (as `arch`) on all `batches`, in evaluation mode; the training mode is restored.
 
@@ -56,32 +72,78 @@ def evaluate_each(
 
     Args:
         batches: (B, C, H, W) images and (B,) class numbers; or (B, Y) bool of images that may have several classes:
-            accuracy is then mean average precision, `top5` the share that has one of the five, the loss binary.
+            accuracy is then mean average precision, `top5` the share that has one of the five, the loss binary; or
+            float (B, T) or (B,) of numbers.
         device: where the network is; found from its parameters when None.
+        scale: what numbers are standardised by; `EvalBatches` say it.
 
     Returns:
-        The Score, and bool (N,): which images are of the class that the network finds likeliest.
+        The Score, and bool (N,): which images are of the class that the network finds likeliest; of numbers float32
+        (N,), what of each image's is explained, whose mean is R^2.
 
     Raises:
         UserError: images without labels.
     """
     target_device = torch.device(device) if device is not None else next(network.parameters()).device
     sides = 1 if arch is None else int(getattr(network, "sides", 1))
-    tallies = [_Tally() for _ in range(sides)]
+    tallies: list[_Tally | _Told] = []
     with evaluating(network):
         for images_BCHW, targets in batches:
             require_labels(targets, "accuracy")
+            tallies = tallies or [_Told() if are_numbers(targets) else _Tally() for _ in range(sides)]
             images_BCHW, targets = images_BCHW.to(target_device), targets.to(target_device)
             for side, tally in enumerate(tallies):
                 given = () if arch is None else (arch,)
                 logits_BY = network(images_BCHW, *given, **({"side": side} if side else {})).float()
                 tally.add(logits_BY, targets)
+    assert tallies, "no batch came"
     scores = [tally.score() for tally in tallies]
     means = {
-        name: sum(float(getattr(score, name)) for score in scores) / sides
-        for name in ("accuracy", "top5", "loss", "balanced", "loss_odd")
+        name: sum(found) / sides
+        for name in ("accuracy", "top5", "loss", "balanced", "loss_odd", "error")
+        if None not in (found := [getattr(score, name) for score in scores])
     }
-    return Score(**means, n=scores[0].n), tallies[0].right_N
+    scale = scale or getattr(getattr(batches, "images", None), "scale", None)
+    mae = tuple(sum(each) / sides for each in zip(*(score.mae for score in scores), strict=True))
+    if scale is not None:
+        mae = tuple(each * std for each, std in zip(mae, scale.std, strict=True))
+    return Score(**{"top5": None, **means}, n=scores[0].n, mae=mae), tallies[0].right_N
+
+
+class _Told:
+    """Numbers as they come, on the CPU."""
+
+    def __init__(self) -> None:
+        self.pairs: list[tuple[Tensor, Tensor]] = []
+
+    def add(self, told_BT: Tensor, targets: Tensor) -> None:
+        numbers_BT = targets.reshape(len(targets), -1)
+        if told_BT.shape != numbers_BT.shape:
+            raise UserError(
+                f"the network tells {told_BT.shape[1]} numbers of an image and the labels {numbers_BT.shape[1]}; they "
+                "must be the same. Give images with its numbers."
+            )
+        self.pairs.append((told_BT.cpu().double(), numbers_BT.cpu().double()))
+
+    @property
+    def right_N(self) -> Tensor:
+        """What is explained of each image's numbers."""
+        told_NT, numbers_NT = (torch.cat(each) for each in zip(*self.pairs, strict=True))
+        return explained(told_NT, numbers_NT).float()
+
+    def score(self) -> Score:
+        told_NT, numbers_NT = (torch.cat(each) for each in zip(*self.pairs, strict=True))
+        apart_NT, explained_N = told_NT - numbers_NT, self.right_N.double()
+        n, squared_N = len(explained_N), (apart_NT**2).mean(1)
+        return Score(
+            accuracy=float(explained_N.mean()),
+            top5=None,
+            loss=float(squared_N.mean()),
+            n=n,
+            loss_odd=float(squared_N[1::2].sum()) / max(1, n // 2),
+            error=float(explained_N.std(correction=1)) / math.sqrt(n) if n > 1 else 1.0,
+            mae=tuple(apart_NT.abs().mean(0).tolist()),
+        )
 
 
 class _Tally:
@@ -164,6 +226,37 @@ def wilson(correct: int, n: int) -> tuple[float, float]:
     middle = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = Z95 / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
     return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def interval_of(accuracy: float, n: int, error: float | None = None) -> tuple[float, float]:
+    """Return the 95 % interval of an accuracy on `n` images: Wilson's, or of R^2 (which has an `error`) Student's t by
+    what is explained of each image, the variance of the labels taken as known."""
+    if error is None:
+        return wilson(round(accuracy * n), n)
+    half = t95(n) * error
+    return accuracy - half, min(1.0, accuracy + half)
+
+
+def t95(n: int) -> float:
+    """Standard errors to either side of a 95 % interval of a mean of `n`: Student's t by its expansion (Abramowitz and
+    Stegun 26.7.5), right to 0.5 % from n = 5 on.
+
+    >>> [round(t95(n), 2) for n in (5, 10, 100)]
+    [2.77, 2.26, 1.98]
+    """
+    z, free = Z95, max(1, n - 1)
+    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    return z + (z**3 + z) / 4 / free + second / free**2 + third / free**3
+
+
+def paired_mean(first_N: Tensor, second_N: Tensor) -> tuple[float, tuple[float, float]]:
+    """Return the mean difference of what two networks explain of the same images, and its 95 % interval (Student's t of
+    the differences)."""
+    apart_N = (first_N - second_N).double()
+    middle, n = float(apart_N.mean()), len(apart_N)
+    half = t95(n) * float(apart_N.std(correction=1)) / math.sqrt(n) if n > 1 else 1.0
+    return middle, (middle - half, middle + half)
 
 
 def paired(only_first: int, only_second: int, n: int) -> tuple[float, float]:

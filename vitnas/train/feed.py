@@ -16,8 +16,9 @@ import torch
 from timm.data import Mixup
 from torch import Tensor
 
-from vitnas.data import TrainBatches, has_labels
+from vitnas.data import TrainBatches, are_numbers, has_labels
 from vitnas.data.augment import seed_from, seeded_globals
+from vitnas.data.config import LabelKind
 from vitnas.errors import UserError
 from vitnas.train.engine import Engine
 from vitnas.train.task import At, Batch, Task
@@ -134,17 +135,17 @@ class Feed:
 
     def _paired(self, views: tuple[Tensor, ...], targets_B: Tensor) -> Batch:
         """Mixed by timm. Mixing pairs images, so an odd one is left out."""
-        several = targets_B.dtype == torch.bool and has_labels(targets_B)
-        if several:
-            targets_B = targets_B.float()
+        kind = self._kind(targets_B)
+        if kind != "class":
+            targets_B = targets_B.float().reshape(len(targets_B), -1)
         if self.mixup is None or len(targets_B) < 2:
-            return Batch(views, targets_B, several=several)
+            return Batch(views, targets_B, kind=kind)
         if len(views) > 1:
             raise UserError(
                 f"the batches have {len(views)} views; mixup and cutmix mix single images. Set both to 0."
             )
         even = len(targets_B) // 2 * 2
-        if several:
+        if kind != "class":
             rows = copy.copy(self.mixup)  # as classes of their own, rows say how they are mixed
             rows.num_classes, rows.label_smoothing = even, 0.0
             images_BCHW, shares_BB = rows(views[0][:even], torch.arange(even, device=targets_B.device))
@@ -154,7 +155,14 @@ class Feed:
         else:
             targets_BY = targets_B[:even]
             images_BCHW, _ = self.mixup(views[0][:even], targets_BY.new_zeros(even))
-        return Batch((images_BCHW,), targets_BY, several=several)
+        return Batch((images_BCHW,), targets_BY, kind=kind)
+
+    def _kind(self, targets_B: Tensor) -> LabelKind:
+        """What targets are. (B, Y) floats of another's loader are probabilities of classes, which it has mixed."""
+        if targets_B.dtype == torch.bool:
+            return "classes"
+        own = isinstance(self.batches, TrainBatches) or targets_B.dim() == 1
+        return "numbers" if own and are_numbers(targets_B) else "class"
 
 
 def mark_of(views: Sequence[Tensor]) -> int:

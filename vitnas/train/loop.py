@@ -190,10 +190,10 @@ class _Training:
             network.set_drop_path(config.drop_path)
         network.to(engine.device).train()
         engine.broadcast(network)  # processes may have started with other weights
-        images: Images | None = getattr(self.batches, "images", None)
+        own: Images | None = getattr(self.batches, "images", None)
         with seeded_globals(seed_from("task", self.seed)):  # for what the Task trains itself
             self.task = settled_task(
-                self.task, network, self.teacher, getattr(images, "form", None), self.input_size
+                self.task, network, self.teacher, getattr(own, "form", None), self.input_size
             )
         self.feed = Feed(
             batches=self.batches, task=self.task, mixup=self.mixup, seed=self.seed, engine=engine
@@ -208,8 +208,8 @@ class _Training:
         self.steps = max(1, round(config.epochs * self.steps_per_epoch))
         self.optimizer = engine.prepare(make_optimizer(network, config, self.task.own))
         self.schedule = make_schedule(self.optimizer, config, self.steps, self.steps_per_epoch)
-        if images is not None:
-            take_images(network, images.form.cfg, images.class_names, several=images.several)
+        if own is not None:
+            take_images(network, own.form.cfg, own.class_names, several=own.several, scale=own.scale)
         self.ema = make_ema(network, config)
         self.parameters = [p for part in trained for p in part.parameters() if p.requires_grad]
         if self.teacher is not None:
@@ -420,7 +420,8 @@ class _Training:
         self.log.write(Monitored, step=step, epoch=epoch, archs=archs)
         for arch in archs[:3]:  # the random ones go to metrics.jsonl only
             self.engine.track({f"accuracy/{arch.role}": arch.accuracy}, step)
-        self.progress.note("accuracy " + ", ".join(f"{arch.role} {arch.accuracy:.1%}" for arch in archs[:3]))
+        what = "accuracy" if archs[0].error is None else "R²"
+        self.progress.note(f"{what} {', '.join(map(str, archs[:3]))}")
         return archs
 
     def save(self, step: int) -> None:

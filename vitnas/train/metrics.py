@@ -35,7 +35,7 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class MonitoredArch:
-    """An Arch inside the Supernet, on held-out images."""
+    """An Arch inside the Supernet, on held-out images; of numbers the accuracy is R^2, which has an `error`."""
 
     role: str
     arch_id: str
@@ -43,6 +43,10 @@ class MonitoredArch:
     accuracy: float
     loss: float
     n: int
+    error: float | None = None
+
+    def __str__(self) -> str:
+        return f"{self.role} {self.accuracy:{'.1%' if self.error is None else '.3f'}}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,7 @@ from vitnas.train.evaluate import Z95, evaluate
 from vitnas.train.metrics import MonitoredArch
 
 STILL_RISING = 0.01  # mean accuracy gained over the last third of the record that counts as not converged
+LEAST_EXPLAINED = 0.05  # R^2 of Archs that have learned anything
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Monitor:
                     accuracy=score.accuracy,
                     loss=score.loss,
                     n=score.n,
+                    error=score.error,
                 )
             )
         return tuple(found)
@@ -73,7 +75,14 @@ def convergence_warning(history: Sequence[Sequence[MonitoredArch]], num_classes:
     if not history:
         return None
     means = [sum(arch.accuracy for arch in archs) / len(archs) for archs in history]
-    if means[-1] < 1.5 / num_classes:
+    tells = history[-1][0].error is not None
+    what = "mean R²" if tells else "mean accuracy"
+    if tells and means[-1] < LEAST_EXPLAINED:
+        return (
+            f"The supernet has not learned: its Archs reach an R² of {means[-1]:.2f} on average, always saying the "
+            "mean gives 0. Train longer or change the learning rate."
+        )
+    if not tells and means[-1] < 1.5 / num_classes:
         return (
             f"The supernet has not learned: its Archs reach {means[-1]:.1%} on average, guessing gives "
             f"{1 / num_classes:.1%}. Train longer or change the learning rate."
@@ -82,19 +91,22 @@ def convergence_warning(history: Sequence[Sequence[MonitoredArch]], num_classes:
         gained = means[-1] - means[-1 - max(1, len(means) // 3)]
         if gained > STILL_RISING:
             return (
-                f"The supernet has not converged: mean accuracy still rose by {gained:.1%} over the last third of the "
+                f"The supernet has not converged: {what} still rose by {gained:.1%} over the last third of the "
                 "evaluations. Its ranking of Archs may change with more epochs."
             )
     last = {arch.role: arch for arch in history[-1]}
     if {"largest", "smallest"} <= {*last} and _is_worse(last["largest"], last["smallest"]):
         return (
-            f"The supernet is unbalanced: the largest Arch reaches {last['largest'].accuracy:.1%}, the smallest "
-            f"{last['smallest'].accuracy:.1%}. Train longer, or use the sandwich sampler."
+            f"The supernet is unbalanced: {'R² of ' * tells}the largest Arch reaches {last['largest'].accuracy:.1%}, "
+            f"the smallest {last['smallest'].accuracy:.1%}. Train longer, or use the sandwich sampler."
         )
     return None
 
 
 def _is_worse(large: MonitoredArch, small: MonitoredArch) -> bool:
     """Whether `large` is behind by a point, and by more than so few images make by chance."""
-    noise = Z95 * math.sqrt(sum(each.accuracy * (1 - each.accuracy) / each.n for each in (large, small)))
+    errors = (
+        each.error or math.sqrt(each.accuracy * (1 - each.accuracy) / each.n) for each in (large, small)
+    )
+    noise = Z95 * math.hypot(*errors)
     return large.accuracy < small.accuracy - max(0.01, noise)

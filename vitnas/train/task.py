@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from vitnas.arch import Arch
 from vitnas.data import Augment
+from vitnas.data.config import LabelKind
 from vitnas.errors import UserError
 from vitnas.grids import Grid
 from vitnas.model.outputs import read_outputs
@@ -46,7 +47,8 @@ class Batch:
     Attributes:
         views: (B, C, H, W) float images, one tensor per view of the same B pictures; most batches have one.
         targets: (B,) class numbers, or (B, Y) probabilities after mixing; (B, 0) where images have no labels.
-        several: targets are (B, Y), how much each image has of each class, of any number of which it may be.
+        kind: of `classes` targets are (B, Y), how much each image has of each class, of any number of which it may be;
+            of `numbers` (B, T), which are to be told.
         patch_targets: (B, N, Y) probabilities per patch, or None.
         at: which of the batches that come again, where one does.
     """
@@ -55,7 +57,7 @@ class Batch:
     targets: Tensor
     patch_targets: Tensor | None = None
     at: At | None = None
-    several: bool = False
+    kind: LabelKind = "class"
 
     @property
     def images_BCHW(self) -> Tensor:
@@ -69,7 +71,7 @@ class Batch:
         """Some of the pictures, in all views."""
         patches = None if self.patch_targets is None else self.patch_targets[rows]
         views = tuple(view[rows] for view in self.views)
-        return Batch(views, self.targets[rows], patches, several=self.several)
+        return Batch(views, self.targets[rows], patches, kind=self.kind)
 
 
 class Task:

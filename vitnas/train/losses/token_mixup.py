@@ -50,7 +50,7 @@ class TokenMixup(Task):
             UserError: no labels, or labels that were mixed before; images that the grid does not divide.
         """
         images_BCHW, (rows, columns) = batch.images_BCHW.clone(), self.grid
-        if batch.several:
+        if batch.kind != "class":
             require_one_class(batch.targets, "token mixup")
         require_labels(batch.targets, "token mixup")
         if batch.targets.dim() != 1:
