@@ -36,7 +36,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("searcher", ["evolution", "halving"])
-def test_a_run_on_numbers_says_r2_wherever_accuracy_stood(
+def test_a_run_on_numbers_says_what_they_are_worth(
     searcher: str, measured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "run"

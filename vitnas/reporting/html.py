@@ -217,7 +217,8 @@ def _correlation(run: RunFiles, figures: dict[str, plots.Figure]) -> dict[str, A
         text = f"Kendall's tau {found.kendall_tau:.2f}, Spearman's rho {found.spearman:.2f}, n = {found.n} Archs."
     how = f"{found.how}." if found.n else ""
     if run.ranking and found is run.ranking and run.ranking.rulers:
-        each = ", ".join(f"{name} {tau:.2f}" for name, tau in run.ranking.rulers.items())
+        names = {"accuracy": "R²"} if run.tells_numbers else {}
+        each = ", ".join(f"{names.get(name, name)} {tau:.2f}" for name, tau in run.ranking.rulers.items())
         how += f" Kendall's tau of each ruler by itself: {each}."
     return {"correlation_text": text, "correlation_how": how}
 
