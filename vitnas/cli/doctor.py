@@ -39,7 +39,7 @@ def doctor_command(words: list[str], console: Console) -> None:
     found = environment()
     for key, value in found.items():
         if not isinstance(value, dict):
-            console.out(f"{key:<16} {value}")
+            console.out(f"{key:<16} {'none' if value is None else value}")
     for extra, (module, use) in EXTRAS.items():
         there = importlib.util.find_spec(module) is not None
         state = (
