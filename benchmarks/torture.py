@@ -112,6 +112,7 @@ TIMED = {
     "run.lock",
 }
 LONG_S = 60.0
+MOST_ENDS = 14  # of one run, so that every kind has its turn
 MOST_S = 1780.0  # of all
 
 
@@ -218,13 +219,13 @@ def kills(warm: Warm, folder: Path, tally: Tally, count: int) -> None:
     while tally.next(count):
         kind = list(KINDS)[tally.case % len(KINDS)]
         if kind not in wholes:
-            whole, begun = folder / f"whole {kind}", time.monotonic()
+            whole, begun = folder / f"whole {kind}" / "run", time.monotonic()  # named alike, as cards say so
             warm.run(KINDS[kind](whole, model))
             wholes[kind] = left_by(whole), time.monotonic() - begun
-        run = folder / f"run {tally.case}"
+        run = folder / str(tally.case) / "run"
         want, length_s = wholes[kind]
         status, ends = 1, list[str]()
-        while status != 0 and len(ends) < 25:
+        while status != 0 and len(ends) < MOST_ENDS:
             number = tally.rng.choice([signal.SIGKILL] * 3 + [signal.SIGTERM, signal.SIGINT])
             wait_s = tally.rng.uniform(0.05, length_s / 2)
             status = ended(warm, KINDS[kind](run, model), number, wait_s)
@@ -243,9 +244,9 @@ def kills(warm: Warm, folder: Path, tally: Tally, count: int) -> None:
         if others:
             kept = Path(tempfile.gettempdir()) / f"torture-kept-{tally.seed}-{tally.case}"
             shutil.copytree(run, kept / "killed", dirs_exist_ok=True)
-            shutil.copytree(folder / f"whole {kind}", kept / "whole", dirs_exist_ok=True)
+            shutil.copytree(folder / f"whole {kind}" / "run", kept / "whole", dirs_exist_ok=True)
             tally.fail(f"{kind}, {ends}: {others} differ; both are in {kept}")
-        shutil.rmtree(run)
+        shutil.rmtree(run.parent)
 
 
 ODD = ["", "-1", "0", "nan", ".inf", "-.inf", "1e999", "²", "１", "null", "true", "[]", "[[]]", "{}", "{a: [}",
