@@ -158,6 +158,20 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("it nests too deep") from None
 
 
+def read_text(path: Path) -> str:
+    """What a text file of a run holds, which a person may have changed.
+
+    Raises:
+        UserError: it is no text.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} cannot be read ({error.reason}); it must be text. Delete it to make it anew."
+        ) from error
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file.
 

@@ -20,6 +20,8 @@ from stage_help import Warm, refused, words
 
 from vitnas.cli import main
 from vitnas.data.images import Store
+from vitnas.errors import UserError
+from vitnas.exporting.card import CARD, Card, write_card
 from vitnas.model import build
 from vitnas.records import Manifest, Results
 from vitnas.runs import append_jsonl, write_atomic
@@ -343,6 +345,13 @@ def test_a_damaged_file_is_named_with_its_remedy(
     error = refused(words(copy), capsys)
     assert Path(name).name in error or name.rpartition("/")[0] in error
     assert remedy in error
+
+
+def test_a_card_that_is_no_text_is_named(tmp_path: Path) -> None:
+    """Its licence is looked up before a card is written anew."""
+    garbage(tmp_path / CARD)
+    with pytest.raises(UserError, match=r"README\.md cannot be read .* must be text. Delete it"):
+        write_card(tmp_path, Card(title="a title", about="of it"))
 
 
 def test_a_study_that_was_deleted_is_named(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:

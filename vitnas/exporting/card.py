@@ -14,7 +14,7 @@ import timm
 
 from vitnas.arch import Arch
 from vitnas.model.timm_cfg import OWN_ARCH, SCALE, SEVERAL
-from vitnas.runs import read_json, write_atomic
+from vitnas.runs import read_json, read_text, write_atomic
 from vitnas.version import VERSION
 
 CARD = "README.md"
@@ -147,7 +147,7 @@ def write_card(folder: Path, card: Card) -> None:
 
 def licence_in(file: Path) -> str:
     """The licence that a card names."""
-    written = file.read_text(encoding="utf-8") if file.exists() else ""
+    written = read_text(file) if file.exists() else ""
     found = re.search(r"^license: *['\"]?([^'\"\n]+)", written, re.MULTILINE)
     return found[1].strip() if found else UNKNOWN
 

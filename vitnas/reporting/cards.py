@@ -21,7 +21,7 @@ from vitnas.records import ExportRecord, Result, SlimRow
 from vitnas.reporting.files import RunFiles, read_run, role_name
 from vitnas.reporting.headline import limits
 from vitnas.reporting.tables import accuracy_text, errors_text, measure, number, over_budget, percent, size
-from vitnas.runs import write_atomic
+from vitnas.runs import read_text, write_atomic
 from vitnas.train.evaluate import cannot_tell
 
 Facts = Iterator[tuple[str, str]]
@@ -106,7 +106,7 @@ def loads(folder: Path) -> tuple[tuple[str, str], ...]:
     record = ExportRecord.read(folder).files if ExportRecord.exists(folder) else {}
     found = []
     if (folder / SCRIPT).exists():
-        code = (folder / SCRIPT).read_text(encoding="utf-8").rstrip()
+        code = read_text(folder / SCRIPT).rstrip()
         found.append((f"ONNX Runtime, without vitnas (`{SCRIPT}`)", code))
     for kind, file in record.items():
         if kind.startswith("torch_export"):

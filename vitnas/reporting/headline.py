@@ -14,6 +14,7 @@ from vitnas.exporting.card import card_of
 from vitnas.exporting.script import SCRIPT
 from vitnas.reporting.files import RunFiles
 from vitnas.reporting.tables import MISSING, Table, accuracy_text, number, share, size
+from vitnas.runs import read_text
 from vitnas.searching.choosing import cannot_order
 
 # Path in the run folder -> what it is, in the order shown.
@@ -228,7 +229,7 @@ def snippets(run: RunFiles) -> list[Snippet]:
         is_ready = "onnx" in record and record["onnx"].input == "uint8"
         path = run.folder / "export" / SCRIPT
         if path.exists():
-            code = path.read_text(encoding="utf-8").rstrip()
+            code = read_text(path).rstrip()
             takes = f"{pixels if is_ready else tensors} This is export/{SCRIPT}."
         else:
             lines = (

@@ -12,6 +12,7 @@ from vitnas.exporting.card import CARD, UNKNOWN, licence_in, with_licence
 from vitnas.exporting.script import SCRIPT
 from vitnas.model.trained import find_trained
 from vitnas.reporting.cards import at_hub, loads
+from vitnas.runs import read_text
 
 MODEL_FILES = ("config.json", "model.safetensors", CARD)
 EXPORTED = ("*.onnx", "*.pt2", SCRIPT)
@@ -63,7 +64,7 @@ def gather(folder: Path, exported: Path | None, where: Path, repo: str, licence:
     """Copy what is pushed to `where`; the card says how it is loaded from the Hub."""
     for name in MODEL_FILES:
         shutil.copyfile(folder / name, where / name)
-    card = (folder / CARD).read_text(encoding="utf-8")
+    card = read_text(folder / CARD)
     for source in filter(None, (folder, exported)):
         for file in sorted(path for pattern in EXPORTED for path in source.glob(pattern)):
             shutil.copyfile(file, where / file.name)
