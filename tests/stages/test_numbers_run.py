@@ -95,7 +95,10 @@ def test_a_run_on_numbers_says_what_they_are_worth(
     told = [Predictor(file).probabilities(asked) for file in (folder / "export" / "model.onnx", folder)]
     np.testing.assert_allclose(*told, rtol=1e-2, atol=0.5)
     assert main(["evaluate", str(folder)]) == 0
-    assert f"R² {chosen.test_accuracy:.3f} (95 % CI" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "R² on 40 test images" in said
+    assert f" {chosen.test_accuracy:.3f} " in said
+    assert max(map(len, said.splitlines()[:9])) <= 80
     result = Result.read(folder / "models" / "chosen")
     assert result.holdout_error is not None
     assert main(["specialize", str(folder), "budget=macs<=150K"]) in (0, 2)

@@ -220,7 +220,7 @@ def errors_text(errors: Sequence[float]) -> str:
 
 def _result_cells(result: Result) -> tuple[str, ...]:
     return (
-        share(result.test_accuracy, result.test_error),
+        share(result.test_accuracy, result.test_error).removeprefix("R² "),  # as the header says
         interval(result.test_accuracy, result.n_test, result.test_error),
         number(result.params),
         number(result.macs),
@@ -256,7 +256,7 @@ def front_table(results: Results) -> rich.table.Table:
         padding=(0, 0, 0, 1),
     )
     balanced = _shows_balanced(results.rows)
-    extra = ["Balanced"] * balanced + ["Mean error"] * (error is not None)
+    extra = ["Balanced"] * balanced
     headers = ("Model", measure(error), *extra, "95 % CI", "Params", "MACs")
     for header in (*headers, *("ms\n" + target.replace(",", "\n") for target in targets)):
         side: Literal["left", "right"] = "left" if header == "Model" else "right"
@@ -264,7 +264,7 @@ def front_table(results: Results) -> rich.table.Table:
     for row in results.rows:
         name = role_name(row.role) + (", from the supernet" if row.start == "inherited" else "")
         accuracy, *others = _result_cells(row)
-        beside = [percent(row.test_balanced)] * balanced + [errors_text(row.test_mae)] * (error is not None)
+        beside = [percent(row.test_balanced)] * balanced
         cells = (name, accuracy, *beside, *others, *_medians(row.latency_ms, targets))
         table.add_row(*map(escape, cells), style="bold" if row.role == "chosen" else None)
     return table
