@@ -99,7 +99,7 @@ def test_a_table_says_the_splits_or_folders_do(tmp_path: Path) -> None:
         ("what,label\n77.png,a\n78.png,b", {}, "No column of .* names images below the folder"),
         ("file,p,q\n00.png,x,y\n01.png,x,z", {}, "Which column of .* has the classes .*target_key"),
         ("file,label\n00.png,a,b\n01.png,a", {}, "Line 2 of .* has 3 cells"),
-        ("file,label", {}, "has 1 rows"),
+        ("file,label", {}, "has one row; below the names"),
         ("file,label\n00.png,a", {"target_key": "lable"}, "target_key is 'lable'.*Nearest: 'label'"),
         ("file,label\n00.png,a", {"labels": "no.csv"}, "labels is 'no.csv'; it must be true, false, or a CSV"),
         ("file,label\n00.png,a", {"dataset": "digits"}, "a table of labels is for a folder"),

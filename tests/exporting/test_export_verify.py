@@ -35,7 +35,8 @@ def test_one_changed_weight_fails() -> None:
     with torch.no_grad():
         changed.blocks[0].mlp.fc1.weight[0, 0] += 1.0
     with pytest.raises(
-        ExportError, match=r"a copy differs from the Model by .* on 4 images\); the tolerance is"
+        ExportError,
+        match=r"a copy differs from the Model by .* on 4 images \(top-1 agreement .*%\); the tolerance",
     ):
         verify(model, changed, images(4), name="a copy", real_images=True)
 

@@ -94,8 +94,11 @@ def verify(
             "the Model's own logits are not finite; an export of it would be of no use. Train it anew."
         )
     if not agreement.passed:
+        same = (
+            "" if agreement.top1_agreement is None else f" (top-1 agreement {agreement.top1_agreement:.1%})"
+        )
         raise ExportError(
-            f"{name} differs from the Model by {agreement.max_abs_diff:.3g} on {agreement.n_images} images; the "
+            f"{name} differs from the Model by {agreement.max_abs_diff:.3g} on {agreement.n_images} images{same}; the "
             f"tolerance is {tolerance:.3g}. Export again, or pass a larger tolerance if that difference is acceptable."
         )
     return agreement
