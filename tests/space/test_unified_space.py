@@ -14,9 +14,13 @@ from vitnas.arch import Arch
 from vitnas.errors import UserError
 from vitnas.model.transformer_ls import transformer_ls
 from vitnas.space import (
+    AutoFormerConfig,
     Space,
+    UnifiedConfig,
     UnifiedSpace,
     UnifiedStage,
+    VitasConfig,
+    ViTResNASConfig,
     autoformer,
     mixer_space,
     unified,
@@ -260,3 +264,20 @@ def test_presets_fit_their_images(size: str, pixels: int) -> None:
     archs: list[Arch] = [space.sample(rng) for _ in range(10)]
     assert {arch.num_stages for arch in archs} > {1}
     assert all(arch in space for arch in archs)
+
+
+@pytest.mark.parametrize(
+    ("config", "options"),
+    [
+        (AutoFormerConfig, {"depths": (2, 10**30)}),
+        (AutoFormerConfig, {"embed_dims": (16, 10**30)}),
+        (UnifiedConfig, {"depths": (10**30,)}),
+        (ViTResNASConfig, {"depths": (10**6, 3)}),
+        (VitasConfig, {"num_slots": 10**30}),
+    ],
+)
+def test_numbers_that_no_network_has_are_refused_before_anything_is_made_of_them(
+    config: Any, options: dict[str, Any]
+) -> None:
+    with pytest.raises(UserError, match=r"at most 1,000|at most 1,000,000"):
+        config(**options).build(image_size=8, in_chans=3, num_classes=2)

@@ -396,13 +396,28 @@ class NotInSpace(UserError):
         super().__init__(f"{arch.id} is not in {space}: " + "; ".join(reasons) + ".")
 
 
+MOST_BLOCKS, MOST_OPTION = 1_000, 1_000_000
+
+
+def check_blocks(depth: int) -> None:
+    """Raise UserError for more blocks than a Space can be made of."""
+    if depth > MOST_BLOCKS:
+        raise UserError(
+            f"a stage of {depth:,} blocks is asked for; it has at most {MOST_BLOCKS:,}. Give fewer (depths)."
+        )
+
+
 def rising(name: str, options: Iterable[Any]) -> tuple[Any, ...]:
     """The options as a tuple: lists, as they come from JSON and YAML, would not hash.
 
     Raises:
-        UserError: none, or options that do not rise.
+        UserError: none, options that do not rise, or such as no network has.
     """
     given = tuple(options)
+    if name == "depths" and given:
+        check_blocks(given[-1])
+    if any(isinstance(each, int) and each > MOST_OPTION for each in given):
+        raise UserError(f"{name} is {given}; an option is at most {MOST_OPTION:,}. Give smaller ones.")
     if not given or any(b <= a for a, b in pairwise(given)) or given[0] <= 0:
         raise UserError(f"{name} is {given}; options must be positive and rise. Sort them, without repeats.")
     return given

@@ -29,7 +29,7 @@ from vitnas.space.config import SpaceConfig, from_preset
 from vitnas.space.gene import Gene, kind_of
 from vitnas.space.layout import STAGES
 from vitnas.space.private import Private
-from vitnas.space.space import Space, rising
+from vitnas.space.space import Space, check_blocks, rising
 
 STEM_WIDTH = 16  # of a convolutional stem, as ViT-ResNAS has 24 for four times the channels
 
@@ -56,6 +56,7 @@ class UnifiedStage:
         object.__setattr__(self, "mixer_sizes", tuple((str(word), size) for word, size in self.mixer_sizes))
         check_words("mixers", self.mixers, MIXERS)
         check_words("mixer_sizes", dict(self.mixer_sizes), MIXERS)
+        check_blocks(self.depth)
         if self.depth < 1 or any(not 0 <= slot < self.depth for slot in self.stays):
             raise UserError(
                 f"depth is {self.depth} and stays {self.stays}; a stage has at least one block, and those that stay "

@@ -17,7 +17,7 @@ from vitnas.errors import UserError
 from vitnas.grids import ImageSize
 from vitnas.space.config import WidthsConfig, from_preset
 from vitnas.space.gene import Gene
-from vitnas.space.space import Space, rising
+from vitnas.space.space import Space, check_blocks, rising
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +34,7 @@ class StageSpace:
     def __post_init__(self) -> None:
         for name in ("embed_dims", "num_heads", "mlp_hidden"):
             object.__setattr__(self, name, rising(name, getattr(self, name)))
+        check_blocks(self.depth)
         object.__setattr__(self, "skip", tuple((int(block), float(chance)) for block, chance in self.skip))
         blocks = [block for block, _ in self.skip]
         if sorted(set(blocks)) != blocks or any(not 0 <= block < self.depth for block in blocks):

@@ -22,7 +22,7 @@ from vitnas.grids import ImageSize, sides_of, size_text
 from vitnas.model.net_id import NUM_HEADS, TENTHS
 from vitnas.space.config import SpaceConfig, from_preset
 from vitnas.space.gene import Gene, Matrix
-from vitnas.space.space import Space
+from vitnas.space.space import Space, check_blocks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +56,7 @@ class VitasSpace(Space):
     attn_scale: AttnScale = "head_dim"
 
     def _check(self) -> None:
+        check_blocks(self.num_slots)
         if self.num_slots < 1:
             raise UserError(f"num_slots is {self.num_slots}; a network has at least 1. Use 12.")
         for size in self.patch_sizes:
