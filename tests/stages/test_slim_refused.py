@@ -17,7 +17,10 @@ from stage_help import refused
 
 import vitnas
 from vitnas.errors import UserError
+from vitnas.exporting import save_timm
 from vitnas.model import build
+from vitnas.model.scale import Scale
+from vitnas.model.timm_cfg import take_images
 
 
 @pytest.fixture(scope="module")
@@ -128,3 +131,11 @@ def test_images_of_another_size_in_a_library(net: Path) -> None:
     images = np.zeros((60, 12, 12), dtype=np.uint8)
     with pytest.raises(UserError, match=r"data.image_size is 12; MODEL takes images of 8 pixels"):
         vitnas.slim(str(net), images, budget="macs<=50%")
+
+
+def test_a_network_that_tells_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = build(replace(ARCH, num_classes=1)).eval()
+    take_images(model, {}, ("age",), scale=Scale((30.0,), (9.0,)))
+    save_timm(model, tmp_path / "net", class_names=("age",))
+    said = refused(slim_words(tmp_path / "net", tmp_path / "run"), capsys)
+    assert "MODEL tells numbers of images" in said

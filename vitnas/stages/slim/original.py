@@ -13,6 +13,7 @@ from vitnas.errors import UserError
 from vitnas.exporting.networks import load_network
 from vitnas.grids import ImageSize, size_text
 from vitnas.model import Model
+from vitnas.model.scale import scale_of
 from vitnas.model.timm_keys import arch_in, from_timm
 from vitnas.space import AroundConfig, AroundSpace, around
 from vitnas.space.around import narrows_heads, options_of
@@ -32,7 +33,8 @@ def load_original(text: str | None, image_size: ImageSize | None = None) -> Mode
         image_size: what a checkpoint is loaded for, by default what its name says.
 
     Raises:
-        UserError: it cannot be loaded, or written as an Arch (saying what exactly), or has weights that are no numbers.
+        UserError: it cannot be loaded, or written as an Arch (saying what exactly), has weights that are no numbers, or
+            tells numbers in place of classes.
     """
     if not text:
         raise UserError(
@@ -40,6 +42,11 @@ def load_original(text: str | None, image_size: ImageSize | None = None) -> Mode
         )
     network = load_network(text, what="MODEL", image_size=image_size, check=arch_in)
     model = network if isinstance(network, Model) else from_timm(network)
+    if scale_of(model):
+        raise UserError(
+            "MODEL tells numbers of images; what slimming keeps is judged by classes or features. Search for a smaller "
+            "network (`vitnas run images data.label_kind=numbers`)."
+        )
     return model.eval()
 
 
