@@ -25,7 +25,7 @@ from vitnas.searching import (
     Trial,
     search,
 )
-from vitnas.searching.study import made_of, proposal_rng
+from vitnas.searching.study import MAX_ATTEMPTS, made_of, proposal_rng
 
 
 def open_micro(storage: object | None = None, **options: object) -> Study:
@@ -203,16 +203,27 @@ def test_touch_keeps_a_lease_and_release_gives_it_up() -> None:
 
 
 def test_an_arch_that_always_kills_its_worker_is_left(caplog: pytest.LogCaptureFixture) -> None:
-    study = open_micro()
+    storage = InMemoryStorage()
     genes = []
-    for _ in range(4):
+    for _ in range(MAX_ATTEMPTS + 1):  # each time by a new worker
+        study = open_micro(storage)
         trial = study.ask(RandomSearch())
         assert trial is not None
         genes.append(trial.genes)
         study.release(trial)
-    assert genes[0] == genes[1] == genes[2] != genes[3]
-    assert next((t.state, t.reasons) for t in study.trials()) == ("failed", ("its worker died 3 times",))
-    assert "trial 2 is left as failed" in caplog.text
+    assert {*genes[:-1]} == {genes[0]}
+    assert genes[-1] != genes[0]
+    number = MAX_ATTEMPTS - 1
+    assert next((t.state, t.reasons) for t in study.trials()) == (
+        "failed",
+        (f"its worker died {MAX_ATTEMPTS} times",),
+    )
+    assert f"trial {number} is left as failed" in caplog.text
+    alone = open_micro()
+    first, second = alone.ask(RandomSearch()), alone.ask(RandomSearch())
+    assert first is not None
+    assert second is not None
+    assert genes[-1] == second.genes, "the dead are no workers beside this one, with whom numbers are shared"
 
 
 def test_a_kill_between_the_retry_and_the_closing_runs_it_once(monkeypatch: pytest.MonkeyPatch) -> None:

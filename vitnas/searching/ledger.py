@@ -70,8 +70,10 @@ class Leases:
         process, now = (lease["pid"], lease.get("start", "")), time.monotonic()
         if now - self._looked.get(process, -LOOK_S) < LOOK_S:
             return True
+        if not is_alive(*process):
+            return False
         self._looked[process] = now
-        return is_alive(*process)
+        return True
 
 
 class Ledger:

@@ -41,7 +41,9 @@ logger = logging.getLogger(__name__)
 LEASE_S = 600.0
 BREAK_S = 60.0
 SECOND = "another worker was first with this Arch"
-MAX_ATTEMPTS = 3  # an Arch whose workers died this often is left as failed
+# An Arch whose workers died this often is left as failed. It may be its fault (memory) or that of who killed them: a
+# run that is stopped again and again while it trains the same Arch must still end as one that was not.
+MAX_ATTEMPTS = 10
 
 _STATES: dict[TrialState, State] = {
     TrialState.COMPLETE: "scored",
@@ -65,6 +67,7 @@ class Study:
         self._study_id = storage.get_study_id_from_name(study.study_name)
         self._ledger = Ledger(self._trial, len(goal.space.genes))
         self._leases = Leases(lease_s)
+        self._num_closed = 0  # trials of dead workers
         self._chance: random.Random = random.SystemRandom()  # of what differs between workers
         self._parameters = Parameters(goal.space)
         self._withdrawn: dict[str, list[str]] = dict(study.user_attrs.get(WITHDRAWN, {}))
@@ -117,9 +120,12 @@ class Study:
         """
         while True:
             self._look()
+            closed = self._num_closed
             retry = self._retry_dead()
             if retry is not None:
                 return retry
+            if self._num_closed > closed:
+                continue  # to look again: the dead are no workers beside this one
             if limit is not None and self._ledger.num_taken() >= limit:
                 return None
             history = self._ledger.history()
@@ -458,6 +464,7 @@ class Study:
 
     def _close_failed(self, number: int, key: str = "", value: Any = None) -> None:
         """Close a running trial, with an attribute that says why; another worker may do the same at the same moment."""
+        self._num_closed += 1
         try:
             finish(self._storage, self._id(number), TrialState.FAIL, None, {key: value} if key else {})
         except UpdateFinishedTrialError:
