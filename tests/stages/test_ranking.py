@@ -299,3 +299,10 @@ def test_where_weights_are_inherited_finals_choose(tmp_path: Path) -> None:
     assert Finals.read(folder).start == "inherited"
     assert Result.read(folder / "models" / "chosen").start == "inherited"
     assert STAGES["finals"].makes(Context(open_run(folder), folder).run) == (Finals.FILE,)
+
+
+def test_the_expressivity_of_a_network_one_wide() -> None:
+    narrow = autoformer("micro", image_size=8, patch_size=2, embed_dims=(1, 24)).smallest()
+    assert narrow.stages[0].embed_dim == 1
+    assert expressivity(narrow) == pytest.approx(1)
+    assert expressivity(SPACE.smallest()) > 1

@@ -192,7 +192,10 @@ def expressivity(arch: Arch) -> float:
     generator = torch.Generator().manual_seed(0)
     model = build(arch, generator=generator).eval()
     tokens_BND = model(torch.randn(IMAGES, *arch.input_size, generator=generator), want=("tokens",))["tokens"]
-    share = torch.linalg.eigvalsh(torch.cov(tokens_BND.flatten(0, 1).T)).clamp_min(1e-12)
+    covariance_DD = torch.atleast_2d(
+        torch.cov(tokens_BND.flatten(0, 1).T)
+    )  # torch's of one dimension is a number
+    share = torch.linalg.eigvalsh(covariance_DD).clamp_min(1e-12)
     share = share / share.sum()
     return float(torch.exp(-(share * share.log()).sum()))
 
