@@ -41,9 +41,9 @@ logger = logging.getLogger(__name__)
 LEASE_S = 600.0
 BREAK_S = 60.0
 SECOND = "another worker was first with this Arch"
-# An Arch whose workers died this often is left as failed. It may be its fault (memory) or that of who killed them: a
-# run that is stopped again and again while it trains the same Arch must still end as one that was not.
-MAX_ATTEMPTS = 10
+MAX_ATTEMPTS = (
+    10  # an Arch whose workers died this often is left as failed; less often somebody may have killed them
+)
 
 _STATES: dict[TrialState, State] = {
     TrialState.COMPLETE: "scored",
