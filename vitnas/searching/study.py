@@ -41,9 +41,7 @@ logger = logging.getLogger(__name__)
 LEASE_S = 600.0
 BREAK_S = 60.0
 SECOND = "another worker was first with this Arch"
-MAX_ATTEMPTS = (
-    10  # an Arch whose workers died this often is left as failed; less often somebody may have killed them
-)
+MAX_ATTEMPTS = 10  # an Arch whose workers died so often is left as failed; fewer may have been killed
 
 _STATES: dict[TrialState, State] = {
     TrialState.COMPLETE: "scored",
