@@ -127,7 +127,7 @@ def test_a_read_only_disk_is_one_sentence(
     [
         ({"data__image_size": "100000"}, "image_size is 100000; a side must be at most 32768 pixels."),
         ({"data__batch_size": "1000000000"}, "batch_size is 1000000000; it must be at most 1048576."),
-        ({"space__num_heads": f"[{'9' * 30}]"}, "it must be at most 16777216. Correct it."),
+        ({"space__num_heads": f"[{'9' * 30}]"}, "an option is at most 1,000,000. Give smaller ones."),
         ({"space__embed_dims": "[800000]", "budget": ""}, "GiB at the least, and cpu has"),
     ],
 )

@@ -85,7 +85,10 @@ def test_a_copy_runs_on_its_own_tensors(supernet: Supernet, images: Tensor) -> N
 def test_tensors_that_moved_are_freed(supernet: Supernet, images: Tensor) -> None:
     for arch in ARCHS:
         supernet(images, arch)
-    places = {parameter.data_ptr() for parameter in supernet.parameters()}
+    before = [
+        parameter.data for parameter in supernet.parameters()
+    ]  # kept, so that no place is given to others
+    places = {tensor.data_ptr() for tensor in before}
     supernet.double()
     supernet(images.double(), ARCHS[0])
     views = [

@@ -14,6 +14,7 @@ from timm.optim import param_groups_layer_decay
 from torch import Tensor
 
 from vitnas.arch import Arch
+from vitnas.data.augment import seeded_globals
 from vitnas.layers.axes import named_axes
 from vitnas.layers.selectors import SELECTIONS
 from vitnas.model import Model, build
@@ -90,7 +91,8 @@ class ModelContract:
         randomize_(model, torch.Generator().manual_seed(0))
         selector = model.arch.selector
         learned = ("scores",) if selector and SELECTIONS[selector].learns_scores else ()
-        heads = model.train()(self.images(model), want=(*HEADS_WANTED, *learned))
+        with seeded_globals(0):  # what a selector keeps is chance
+            heads = model.train()(self.images(model), want=(*HEADS_WANTED, *learned))
         sum(tensor[tensor.isfinite()].square().sum() for tensor in heads.values()).backward()
         without = [n for n, p in model.named_parameters() if p.grad is None or not bool(p.grad.any())]
         assert not without, f"no gradient for {without}"
