@@ -82,7 +82,7 @@ def test_a_space_around_a_network_needs_one(tmp_path: Path, capsys: pytest.Captu
     assert re.search(said, refused(given, capsys))
 
 
-@pytest.mark.parametrize("form", ["{}", "local-dir:{}"])
+@pytest.mark.parametrize("form", ["{}", pytest.param("local-dir:{}", marks=pytest.mark.slow)])
 def test_a_space_stands_around_the_network_that_the_run_starts_from(
     form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
