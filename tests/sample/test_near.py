@@ -64,7 +64,11 @@ def test_the_tightest_of_several_limits_counts() -> None:
 
 
 def test_latency_is_what_the_model_of_it_predicts() -> None:
+    asked = []
+
     def cost_of(target: str) -> Any:
+        asked.append(target)
+
         def predict(genes: Matrix) -> np.ndarray:
             return SPACE.cost_table().costs(genes)["macs"] / MIDDLE
 
@@ -73,6 +77,7 @@ def test_latency_is_what_the_model_of_it_predicts() -> None:
     budget = Budget(latency_ms=0.9)
     assert use_of(SPACE, budget) is None  # nothing tells the latency
     assert all(0.5 <= use <= 1.25 for use in drawn(near(SPACE, budget, cost_of=cost_of), 50))
+    assert len(asked) == 1, "what predicts is made once, not at every step"
 
 
 def test_where_nothing_is_near_the_nearest_is_drawn() -> None:

@@ -25,7 +25,7 @@ LARGE = ("px96", "150M")
 
 
 def images() -> Run:
-    """Any images (data.dataset=...), at 64 pixels: flips, shifts, erased parts; 40 M MACs, 30 minutes. Size, space,
+    """Any images (data.dataset=...), at 64 pixels: flips, shifts, mixing; 40 M MACs, 30 minutes. Size, space,
     budget, epochs, folds and time go by the images."""
     train = TrainConfig(epochs=100, lr=2e-3, warmup_epochs=5, drop_path=0.1, clip_grad=1.0, monitor_every=10)
     return Run(

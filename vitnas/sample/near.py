@@ -72,14 +72,16 @@ def use_of(
     """
     upper = [limit for limit in budget.limits if limit.high is not None]
     counted = [limit for limit in upper if not limit.target]
-    timed = [limit for limit in upper if limit.target and cost_of][:1]
-    if not counted + timed:
+    first = next((limit for limit in upper if limit.target), None) if cost_of else None
+    predict = cost_of(first.target) if cost_of and first else None  # once: it may time Archs, or read a file
+    if not counted and predict is None:
         return None
 
     def use(genes: Matrix) -> np.ndarray:
         costs = space.cost_table().costs(genes) if counted else {}
         shares = [costs[limit.quantity] / limit.high for limit in counted if limit.high]
-        shares += [cost_of(limit.target)(genes) / limit.high for limit in timed if limit.high and cost_of]
+        if predict and first and first.high:
+            shares.append(predict(genes) / first.high)
         return np.asarray(np.max(shares, axis=0), dtype=np.float64)
 
     return use
