@@ -13,7 +13,8 @@ from vitnas.cli.fields import make_run
 from vitnas.counting import count
 from vitnas.data import DataConfig
 from vitnas.data.glance import Glance, glance
-from vitnas.recipes.images import images, images_like, plain
+from vitnas.recipes.images import images, images_like
+from vitnas.recipes.pretrain import pretrain
 from vitnas.stages.run import FinalsConfig, save_run
 
 
@@ -84,7 +85,11 @@ def test_what_is_asked_comes_before(folder: Path, tmp_path: Path) -> None:
     assert (run.data.image_size, run.time, run.data.batch_size) == (16, "3h", 8)
     assert make_run("images", {"dataset": str(folder), "searcher": "halving"}).search.folds == 1
     begun = images_like(Glance(300, 32), replace(images(), pretrained="runs/pre"), None)
-    assert (begun.space, begun.data.image_size, begun.budget) == (plain(), 64, images().budget)
+    assert (begun.space, begun.data.image_size, begun.budget) == (
+        replace(pretrain().space, patch_size=8),  # type: ignore[call-arg]
+        64,
+        images().budget,
+    )
     plain_one = make_run(
         "images", {"dataset": str(folder), "pretrained": "runs/pre", "space.num_heads": "[2,3]"}
     )

@@ -6,8 +6,9 @@ from dataclasses import replace
 
 from vitnas.data import AUGMENTS, DataConfig
 from vitnas.data.glance import Glance
+from vitnas.recipes.pretrain import SPACE
 from vitnas.sample import UniformConfig
-from vitnas.space import AutoFormerConfig, UnifiedConfig
+from vitnas.space import UnifiedConfig
 from vitnas.stages.run import RetrainConfig, Run, SearchConfig
 from vitnas.train import TrainConfig
 
@@ -73,7 +74,7 @@ def images_like(seen: Glance, asked: Run, seconds: float | None) -> Run:
             batch_size=32 if seen.images < 500 else 64 if seen.images < FEW else 128,
             augment="auto" if asked.data.label_kind == "numbers" else run.data.augment,
         ),
-        space=plain() if asked.pretrained else space(preset),
+        space=replace(SPACE, patch_size=8) if asked.pretrained else space(preset),
         supernet=train,
         search=replace(run.search, num_trials=100 if few else 200, folds=3 if cross else 1),
         # Brief trainings of a few Archs cannot be told apart on a tenth of few images.
@@ -90,17 +91,4 @@ def space(size: str) -> UnifiedConfig:
         mixers=("softmax",),
         positions=("learned",),
         reductions=("patch",),
-    )
-
-
-def plain() -> AutoFormerConfig:
-    """The space of what `vitnas pretrain` makes, in patches of 8."""
-    return AutoFormerConfig(
-        size="micro",
-        patch_size=8,
-        embed_dims=(96, 128, 160),
-        depths=(4, 5, 6),
-        num_heads=(3, 4, 5),
-        mlp_ratios=(2.0, 3.0, 4.0),
-        head_dim=32,
     )

@@ -17,20 +17,22 @@ from vitnas.stages.pretrain.context import PretrainContext
 from vitnas.stages.run import ExportConfig, PretrainConfig, RetrainConfig, Run, SearchConfig
 from vitnas.train import Progress, Silent, TrainConfig
 
+SPACE = AutoFormerConfig(
+    size="micro",
+    embed_dims=(96, 128, 160),
+    depths=(4, 5, 6),
+    num_heads=(3, 4, 5),
+    mlp_ratios=(2.0, 3.0, 4.0),
+    head_dim=32,
+)
+
 
 def pretrain() -> Run:
     """A small ViT, a Supernet or a timm network learns without labels; `vitnas pretrain IMAGES` is the same."""
     return Run(
         recipe="pretrain",
         data=DataConfig(dataset="", batch_size=128, augment="none"),
-        space=AutoFormerConfig(
-            size="micro",
-            embed_dims=(96, 128, 160),
-            depths=(4, 5, 6),
-            num_heads=(3, 4, 5),
-            mlp_ratios=(2.0, 3.0, 4.0),
-            head_dim=32,
-        ),
+        space=SPACE,
         supernet=TrainConfig(
             epochs=300,
             lr=5e-4,
