@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -36,6 +37,7 @@ def child(job: dict[str, Any]) -> None:
         os._exit(status)
 
 
+gc.freeze()  # a collection in a fork would copy the pages of all of it
 print("ready", flush=True)
 for line in sys.stdin:
     process = os.fork()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -420,4 +421,5 @@ def rank_main(rank: int, folder: Path) -> None:
 
 if __name__ == "__main__":
     os.environ |= {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": sys.argv[2]}
+    gc.freeze()  # a collection in a fork would copy the pages of all that was imported
     start_processes(rank_main, (Path(sys.argv[1]),), nprocs=2, start_method="fork")
