@@ -319,7 +319,7 @@ def test_what_was_read_is_told_in_lines(tmp_path: Path) -> None:
     (tmp_path / "set" / "train" / "cats" / "00.png").write_bytes(b"none")
     where = str(tmp_path / "set")
     assert plan(open_data(DataConfig(dataset=where))) == (
-        f"images   {where}: 27, in colour, which become 8 x 8 pixels",
+        f"images   {where}: 27, in colour, taken at 8 x 8 pixels",
         "splits   train 17, holdout 6 (the validation split), test 4 (a split)",
         "classes  2; the smallest, 'cats', has 7 train images, the largest, 'dogs', 10",
         "skipped  1 that cannot be read, such as cats/00.png",
@@ -330,7 +330,7 @@ def test_what_was_read_is_told_in_lines(tmp_path: Path) -> None:
     assert plan(even)[2] == "classes  2, of 8 train images each"
     lines = plan(Data.from_arrays(train=(np.zeros((40, 8, 8), np.uint8), None)))
     assert lines == (
-        "images   arrays: 40, in grey, which become 8 x 8 pixels",
+        "images   arrays: 40, in grey, taken at 8 x 8 pixels",
         "splits   train 29, holdout 3 (carved out of train), test 8 (carved out too)",
     )
 

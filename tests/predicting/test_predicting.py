@@ -183,6 +183,25 @@ def test_classes_are_matched_by_name(
         assert len(Readings.read(tmp_path).readings) == times
 
 
+def test_of_a_runs_own_images_those_are_taken_that_its_models_have_not_seen(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, images = tmp_path / "run", trained / "images"
+    shutil.copytree(trained / "saved", run / "models" / "chosen")
+    (run / "run.yaml").write_text(f"recipe: tour\ndata:\n  dataset: {images}\n")
+    monkeypatch.chdir(trained)
+    for model in (run / "models" / "chosen", f"{run}@chosen"):
+        for dataset in ([f"data.dataset={images}"], ["data.dataset=images"]):
+            assert main(["evaluate", str(model), *dataset, f"folder={tmp_path / 'out'}"]) == 0
+            found = Evaluation.read(tmp_path / "out")
+            assert (found.split, found.score.n) == ("test", 2)
+            assert "MODEL has not seen the test images: these are taken" in capsys.readouterr().out
+    shutil.copytree(images, tmp_path / "others")
+    assert main(["evaluate", f"{run}@chosen", f"data.dataset={tmp_path / 'others'}"]) == 0
+    assert "on 10 images (all)" in capsys.readouterr().out
+    assert len(Readings.read(run).readings) == 4
+
+
 def test_what_cannot_be_evaluated_is_refused(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

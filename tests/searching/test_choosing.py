@@ -207,7 +207,11 @@ def test_scores_that_vary_by_no_more_than_their_error_order_nothing() -> None:
     assert (
         "off by 3.1 points (standard error) and those of the scored Archs differ by 1.5 beyond that" in said
     )
-    assert "about 430 images would tell them apart" in said
+    assert said.endswith(
+        "about 430 images would tell them apart. Hold out more (data.holdout), score on several parts "
+        "of train (search.folds=3), or choose by training (finals.archs=8)."
+    )
+    assert "The finals choose by training; hold out more" in cannot_order(seen(100), finals=True)
     assert cannot_order(seen(380)) != ""
     assert cannot_order(seen(430)) == ""
 

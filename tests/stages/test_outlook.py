@@ -31,7 +31,7 @@ def test_a_dry_run_says_what_each_stage_takes_and_leaves_nothing(
     assert f"tour into {folder}" in said
     for stage in ("train", "search", "retrain", "export", "bench", "evaluate", "all"):
         assert f"\n  {stage} " in said
-    assert "half as long: supernet.epochs=1 search.num_trials=" in said
+    assert "half as long: supernet.epochs=1 retrain.train.epochs=" in said
     assert "disk " in said
     assert "memory " in said
     assert [*tmp_path.iterdir()] == []

@@ -52,6 +52,7 @@ from vitnas.stages.slim.allocate import Allocator, share_out
 from vitnas.stages.slim.context import SlimContext
 from vitnas.stages.slim.folded import restored
 from vitnas.stages.slim.original import load_original, space_around
+from vitnas.stages.slim.prepare import _said
 from vitnas.train import Engine, Silent, TrainConfig, evaluate
 
 
@@ -320,6 +321,10 @@ def test_a_budget_may_be_another_one_until_networks_are_searched_for(
     begin(context)
     assert open_run(folder).budget == Original.read(folder).budget == "macs<=150K"
     assert Feasibility.read(folder).rows[0].requested == "macs<=150K"
+    assert Original.read(folder).notes == ()
+    assert _said(
+        replace(context, run=replace(context.run, budget="macs<=1G")), Original.read(folder).cost
+    ) == ["MODEL meets macs<=1.00G as it is, so nothing need go; a smaller budget makes it smaller."]
     assert not Tables.exists(folder)
     assert [path.stat().st_mtime_ns for path in kept] == before
 

@@ -38,8 +38,10 @@ def doctor_command(words: list[str], console: Console) -> None:
         raise UserError(f"`vitnas doctor` takes nothing, but {words[0]!r} was given. Leave it out.")
     found = environment()
     for key, value in found.items():
-        if not isinstance(value, dict):
-            console.out(f"{key:<16} {'none' if value is None else value}")
+        name, _, unit = key.partition("_")
+        if unit == "bytes" and value is not None:
+            value = f"{value / 1e9:.1f} GB"
+        console.out(f"{name:<16} {'none' if value is None else value}")
     for extra, (module, use) in EXTRAS.items():
         there = importlib.util.find_spec(module) is not None
         state = (

@@ -149,11 +149,10 @@ def evaluate_network(words: list[str], console: Console) -> None:
     """Score, classes and confusions of a network on labelled images."""
     own, texts = split(EvaluateOptions, words)
     asked = options(EvaluateOptions, own, EVALUATE_USAGE)
-    run = Path(asked.model.partition("@")[0])
-    is_run = (run / "run.yaml").exists()
-    config = _data(texts, open_run(run).data if is_run else None)
-    is_own = is_run and "data.dataset" not in texts
-    folder = asked.folder or Path(f"runs/evaluate_{run.stem}")
+    file = Path(asked.model.removeprefix("local-dir:").partition("@")[0])
+    run = _run_of(file)
+    config, is_own = _data(texts, run and open_run(run).data)
+    folder = asked.folder or Path(f"runs/evaluate_{file.stem}")
     network = open_network(asked.model)
     form, names = form_and_names(network)
     classes = int(getattr(network, "num_classes", len(names)))
@@ -167,20 +166,30 @@ def evaluate_network(words: list[str], console: Console) -> None:
         own=names,
         num_classes=classes,
         split=asked.split or ("test" if is_own else None),  # a run's model has seen the rest
-        log=(run if is_own else folder) / "test_reads.json",
+        log=(run if run and is_own else folder) / "test_reads.json",
         what=f"evaluation of {asked.model}",
         scale=scale_of(network),
     )
     answered = answers(network, EvalBatches(images, batch_size=256))
     found = replace(examine(answered, images, model=asked.model, dataset=config.dataset), split=told)
+    if is_own and asked.split is None:
+        console.out(
+            f"The images are those of {run}, of which MODEL has not seen the test images: these are taken."
+        )
     found.write(folder)
     if found.classes:
         write_atomic(folder / "confusion.csv", _confusion(found))
     tell(found, folder, console)
 
 
-def _data(texts: dict[str, str], default: DataConfig | None) -> DataConfig:
-    """Which images, by `data.` fields, or else those of the run that the network is of."""
+def _run_of(file: Path) -> Path | None:
+    """The run folder that a model is of: itself, or one that it lies in, as RUN/export/ROLE/model.onnx."""
+    folders = (file, *file.absolute().parents[:3]) if file.exists() else ()
+    return next((folder for folder in folders if (folder / "run.yaml").exists()), None)
+
+
+def _data(texts: dict[str, str], default: DataConfig | None) -> tuple[DataConfig, bool]:
+    """Which images, by `data.` fields, or else those of the run that the network is of; and whether they are those."""
     for name in texts:
         if name in DataConfig.__dataclass_fields__:
             raise UserError(f"there is no field {name!r}. Nearest: 'data.{name}'.")
@@ -188,7 +197,13 @@ def _data(texts: dict[str, str], default: DataConfig | None) -> DataConfig:
         raise UserError(EVALUATE_USAGE)
     given: DataConfig = parsed({"data": DataConfig}, [f"{key}={text}" for key, text in texts.items()])["data"]
     changed = {name.partition(".")[2]: getattr(given, name.partition(".")[2]) for name in texts}
-    return replace(DataConfig() if "dataset" in changed or default is None else default, **changed)
+    is_own = default is not None and _same(changed.get("dataset", default.dataset), default.dataset)
+    return replace(default if default and is_own else DataConfig(), **changed), is_own
+
+
+def _same(one: str, other: str) -> bool:
+    """Whether two dataset strings are of the same images."""
+    return one == other or (Path(one).is_dir() and Path(one).resolve() == Path(other).resolve())
 
 
 def _confusion(found: Evaluation) -> str:

@@ -17,7 +17,7 @@ def plan(data: Data) -> tuple[str, ...]:
     height, width = sides_of(data.image_size)
     chans = "grey" if data.in_chans == 1 else "colour"
     lines = [
-        f"images   {config.dataset}: {train + holdout + data.num_test:,}, in {chans}, which become "
+        f"images   {config.dataset}: {train + holdout + data.num_test:,}, in {chans}, taken at "
         f"{height} x {width} pixels",
         f"splits   train {train:,}, holdout {holdout:,} ({held}), test {data.num_test:,} ({tested})",
     ]

@@ -26,8 +26,7 @@ LARGE = ("px96", "150M")
 
 
 def images() -> Run:
-    """Any images (data.dataset=...), at 64 pixels: flips, shifts, mixing; 40 M MACs, 30 minutes. Size, space,
-    budget, epochs, folds and time go by the images."""
+    """Your own images (data.dataset=PATH): size, space, budget, epochs and time go by their number and size."""
     train = TrainConfig(epochs=100, lr=2e-3, warmup_epochs=5, drop_path=0.1, clip_grad=1.0, monitor_every=10)
     return Run(
         recipe="images",

@@ -145,7 +145,7 @@ def _holdout(run: RunFiles) -> str:
     """The split that scores come from, with its n."""
     n = run.search.num_images if run.search else None
     if run.search and n is not None:
-        little = cannot_order(run.search)
+        little = cannot_order(run.search, finals=run.finals is not None).removesuffix(".")
     elif run.manifest:
         n = sum(run.manifest.data.counts["holdout"])
         little = "" if run.tells_numbers else cannot_tell(n)

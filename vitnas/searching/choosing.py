@@ -77,11 +77,14 @@ def _noise(values: Sequence[Mapping[str, float]], num_images: int, by_loss: bool
     return error_of(mean, num_images, float(np.mean(known)) if known else None)
 
 
-def cannot_order(search: SearchRecord) -> str:
+def cannot_order(search: SearchRecord, *, finals: bool = False) -> str:
     """Why the scores of a search do not say which of its Archs is best, and how many images would; "" where they do.
 
     They do where Archs differ by more than a score of so many images is off by. What Archs differ by is what their
     scores vary by beyond that. All were scored on the same images, whose luck accuracies partly share: so fewer may do.
+
+    Args:
+        finals: the Arch is chosen by training some all the same.
     """
     by_loss = search.objectives[0].name == LOSS
     values = [trial.values for trial in search.trials if (LOSS if by_loss else "accuracy") in trial.values]
@@ -100,11 +103,16 @@ def cannot_order(search: SearchRecord) -> str:
     if not by_loss and "error" in values[0]:
         what, unit, off, differ = "R² scores", "", f"{noise:.3f}", f"{real:.3f}"
         were = "" if shows else f"were it {POINT:g}, "
+    remedy = (
+        "The finals choose by training; hold out more (data.holdout) for a better shortlist."
+        if finals
+        else "Hold out more (data.holdout), score on several parts of train (search.folds=3), or choose by training "
+        "(finals.archs=8)."
+    )
     return (
         f"{what} on {n} held-out images are off by {off}{unit} (standard error) and those of the scored Archs differ "
         f"by {differ} beyond that, so which is best they do not say; {were}about {enough:,} images would tell them "
-        "apart. Hold out more (data.holdout), score on several parts of train (search.folds=3), or choose by training "
-        "(finals.archs=8)"
+        f"apart. {remedy}"
     )
 
 

@@ -273,14 +273,16 @@ def to_halve(run: Run, found: Outlook) -> str:
     """What to change so that it takes half as long."""
     half = shortened(run, 0.5)
     fields = {
-        "supernet.epochs": half.supernet.epochs,
-        "search.num_trials": half.search.num_trials,
-        "retrain.train.epochs": half.retrain.train.epochs,
-        "retrain.rank_archs": run.retrain.rank_archs // 2,
+        "supernet.epochs": (run.supernet.epochs, half.supernet.epochs),
+        "search.num_trials": (run.search.num_trials, half.search.num_trials),
+        "retrain.train.epochs": (run.retrain.train.epochs, half.retrain.train.epochs),
     }
+    if run.retrain.rank_archs:
+        fields["retrain.rank_epochs"] = (run.retrain.rank_epochs, half.retrain.rank_epochs)
     words = " ".join(
-        f"{name}={value if isinstance(value, int) else format(value, '.3g')}"
-        for name, value in fields.items()
+        f"{name}={less if isinstance(less, int) else format(less, '.3g')}"
+        for name, (now, less) in fields.items()
+        if less != now
     )
     return f"half as long: {words}, or time={typed(found.seconds / 2)}"
 

@@ -359,4 +359,4 @@ def search_archs(
 
         work.engine.from_first(write)
     found = SearchRecord.read(work.folder)
-    work.progress.done("search", cannot_order(found))
+    work.progress.done("search", cannot_order(found, finals=searches.has_finals))

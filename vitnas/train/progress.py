@@ -48,6 +48,14 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
+def shown(stage: str) -> str:
+    """A stage's name for people: a brief training, finals/GROUP/ARCH/NUMBER, says which Arch trains in which rung."""
+    match stage.split("/"):
+        case ["finals", group, arch, number]:
+            return f"{group.replace('_', ' ')} {arch}, rung {int(number) + 1}"
+    return stage
+
+
 class _Bar(BarColumn):
     """Green when it is done, but yellow where what was done is not to be relied on."""
 
@@ -90,7 +98,7 @@ class ConsoleProgress:
     def update(self, stage: str, step: int, steps: int, text: str = "") -> None:
         if self.console.is_terminal:
             if stage not in self._tasks:
-                self._tasks[stage] = self._bars.add_task(stage, total=steps, text=escape(text))
+                self._tasks[stage] = self._bars.add_task(shown(stage), total=steps, text=escape(text))
             self._bars.update(self._tasks[stage], completed=step, total=steps, text=escape(text))
             return
         now = time.monotonic()
@@ -98,7 +106,9 @@ class ConsoleProgress:
         if step >= steps or now - self._last.setdefault(stage, now) >= PLAIN_SECONDS:
             self._last[stage] = now
             left = (steps - step) * (now - began) / (step - first) if step > first else 0.0
-            self.console.out(f"{stage}: {step}/{steps}  {text}{f', {duration(left)} left' if left else ''}")
+            self.console.out(
+                f"{shown(stage)}: {step}/{steps}  {text}{f', {duration(left)} left' if left else ''}"
+            )
 
     def note(self, text: str) -> None:
         self.console.out(f"  {text}")

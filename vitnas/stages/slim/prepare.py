@@ -49,12 +49,13 @@ def prepare_slim(context: SlimContext) -> Feasibility:
             "latency<=8ms@onnxruntime,batch=1."
         )
     check_fits(context, context.original.arch, 2)
-    notes = [check_classes(context.original, context.images.data), *_said(context)]
+    labels = check_classes(context.original, context.images.data)
     check_fits(
         context, context.original.arch, min(context.run.data.batch_size, len(context.images.data.train))
     )
     enough_images(context.slim.images, len(context.images.data.train), context.original.arch)
     cost = full_cost(context.work, context.original.arch, context.budget.latency_targets)
+    notes = [labels, *_said(context, cost)]
     found = engine.from_first(lambda: _look(context, cost, notes))
 
     def write() -> None:
@@ -145,9 +146,13 @@ def enough_images(images: int | None, there: int, arch: Arch) -> None:
             )
 
 
-def _said(context: SlimContext) -> list[str]:
+def _said(context: SlimContext, cost: Cost) -> list[str]:
     """What a person should know of the network."""
     arch, notes = context.original.arch, []
+    if not context.budget.misses(cost):
+        notes.append(
+            f"MODEL meets {context.budget.text} as it is, so nothing need go; a smaller budget makes it smaller."
+        )
     if len({(block.num_heads, block.mlp_hidden) for block in arch.blocks}) > 1:
         notes.append(
             "MODEL has blocks of different sizes, as a network that was slimmed before: it is slimmed further, and "
