@@ -151,7 +151,7 @@ def evaluate_network(words: list[str], console: Console) -> None:
     asked = options(EvaluateOptions, own, EVALUATE_USAGE)
     file = Path(asked.model.removeprefix("local-dir:").partition("@")[0])
     run = _run_of(file)
-    config, is_own = _data(texts, run and open_run(run).data)
+    config, is_own = _data(texts, open_run(run).data if run else None)
     folder = asked.folder or Path(f"runs/evaluate_{file.stem}")
     network = open_network(asked.model)
     form, names = form_and_names(network)
