@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from filelock import FileLock
 
 pytest.register_assert_rewrite("vitnas.testing")
 
@@ -29,6 +31,10 @@ def _settled() -> None:
     at these millions of objects each time."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # what is never freed, extensions written with nanobind tell as leaks
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -56,20 +62,30 @@ def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-def finish(folder: Path, **changes: str) -> Path:
+def made(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A copy of a folder that `make` makes once for all processes of this session."""
+    base = factory.getbasetemp()
+    first = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / f"first_{name}"
+    with FileLock(f"{first}.lock"):
+        if not (first / "whole").exists():
+            make(first / "half" / "run")
+            (first / "half").rename(first / "whole")
+    return Path(shutil.copytree(first / "whole" / "run", factory.mktemp(name) / "run"))
+
+
+def finish(folder: Path, **changes: str) -> None:
     """Do a whole tiny run. What that needs is imported here, so that tests without one start at once."""
     from stage_help import words
 
     from vitnas.cli import main
 
     assert main(words(folder, **changes)) == 0
-    return folder
 
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a whole tiny run, made in this process. Copy it before changing anything."""
-    return finish(tmp_path_factory.mktemp("finished") / "run")
+    """The folder of a whole tiny run. Copy it before changing anything."""
+    return made(tmp_path_factory, "finished", finish)
 
 
 @pytest.fixture(scope="session")
@@ -77,7 +93,7 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same of a run whose sampler learns. Copy it before changing anything."""
     from stage_help import FOCUS
 
-    return finish(tmp_path_factory.mktemp("learned") / "run", **FOCUS)
+    return made(tmp_path_factory, "learned", lambda folder: finish(folder, **FOCUS))
 
 
 @pytest.fixture(scope="session")
@@ -85,7 +101,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a small trained network."""
     from slim_help import save, trained
 
-    return save(trained(), tmp_path_factory.mktemp("original") / "net")
+    return made(tmp_path_factory, "original", lambda folder: save(trained(), folder))
 
 
 @pytest.fixture(scope="session")
@@ -95,9 +111,10 @@ def slimmed(original: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     from vitnas.cli import main
 
-    folder = tmp_path_factory.mktemp("slimmed") / "run"
-    assert main(slim_words(original, folder)) == 0
-    return folder
+    def make(folder: Path) -> None:
+        assert main(slim_words(original, folder)) == 0
+
+    return made(tmp_path_factory, "slimmed", make)
 
 
 @pytest.fixture(scope="session")

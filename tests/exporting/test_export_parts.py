@@ -27,10 +27,16 @@ PARTS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("suffix", ["onnx", "pt2"])
+QUICK = ("tokens and norms", "pt2")
+
+
 @pytest.mark.parametrize(
-    "name",
-    [name if name == "tokens and norms" else pytest.param(name, marks=pytest.mark.slow) for name in PARTS],
+    ("name", "suffix"),
+    [
+        pytest.param(name, suffix, marks=[] if (name, suffix) == QUICK else pytest.mark.slow)
+        for name in PARTS
+        for suffix in ("onnx", "pt2")
+    ],
 )
 def test_the_file_gives_the_models_answers(name: str, suffix: str, tmp_path: Path) -> None:
     model = build(replace(tiny_model(relative_position=0).arch, **PARTS[name])).eval()

@@ -42,11 +42,12 @@ def model_of(selector: str) -> Model:
     return randomize(build(replace(like, stages=stages, selector=selector, **MODELS[selector])))
 
 
-SLOW = [pytest.param(selector, marks=pytest.mark.slow) for selector in MODELS if selector != "predictor"]
-MOST = [each for each in SLOW if each.values[0] != "patch_slimming"]
+QUICK = "attention"
 
 
-@pytest.mark.parametrize("selector", ["predictor", *SLOW])
+@pytest.mark.parametrize(
+    "selector", [QUICK, *(pytest.param(word, marks=pytest.mark.slow) for word in MODELS if word != QUICK)]
+)
 def test_onnx_drops_patches_at_any_batch(selector: str, tmp_path: Path) -> None:
     model, path = model_of(selector), tmp_path / "model.onnx"
     record = export_onnx(model, path, images(12), exporter="dynamo")
@@ -65,7 +66,7 @@ def test_onnx_drops_patches_at_any_batch(selector: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("selector", ["patch_slimming", "predictor", *MOST])
+@pytest.mark.parametrize("selector", MODELS)
 def test_torch_export_drops_patches_at_any_batch(selector: str, tmp_path: Path) -> None:
     record = export_program(model_of(selector), tmp_path / "model.pt2", images(12))
     assert record["batch_sizes"] == [1, 3, 8]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -17,8 +18,10 @@ from stage_help import Warm, has_step, refused, words
 from vitnas.errors import UserError
 from vitnas.searching import SearchRecord
 from vitnas.searching.storage import started, this_host
-from vitnas.stages import lock
+from vitnas.stages import Run, lock
+from vitnas.stages.claim import opened
 from vitnas.stages.lock import one_at_a_time, one_writer
+from vitnas.train import Silent
 
 
 def test_the_second_of_two_runs_is_told_whose_the_folder_is(
@@ -199,3 +202,18 @@ def test_workers_of_a_search_that_finish_together_all_end_well(finished: Path, t
     found = SearchRecord.read(folder)
     assert found.num_scored == 6
     assert {path.name for path in (folder / "front").iterdir()} >= set(found.front)
+
+
+def test_what_is_imported_is_set_aside_while_a_run_works(tmp_path: Path) -> None:
+    """From the garbage collector, which has it back in the end; what somebody else set aside stays so."""
+    gc.unfreeze()
+    try:
+        with opened(Run(device="cpu"), tmp_path, Silent()):
+            inside = gc.get_freeze_count()
+        after = gc.get_freeze_count()
+    finally:
+        gc.freeze()
+    assert (inside > 10_000, after) == (True, 0)
+    with opened(Run(device="cpu"), tmp_path, Silent()):
+        pass
+    assert gc.get_freeze_count() > 10_000

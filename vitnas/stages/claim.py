@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -33,11 +34,25 @@ def opened(run: Run, folder: Path, progress: Progress, *, joins: bool = False) -
     """
     context = plan_of(run).context(run, folder, progress)
     try:
-        with nullcontext() if joins else alone(context):
+        with settled(), nullcontext() if joins else alone(context):
             yield context
     finally:
         if "engine" in vars(context):  # an error before there is one needs none
             context.engine.close()
+
+
+@contextmanager
+def settled() -> Iterator[None]:
+    """Set aside from the garbage collector what is imported by now, if nobody has done so: every training calls it
+    (Accelerate's `free_memory`), and looking through these objects took longer than training a small Arch does."""
+    mine = not gc.get_freeze_count()
+    if mine:
+        gc.freeze()
+    try:
+        yield
+    finally:
+        if mine:
+            gc.unfreeze()
 
 
 @contextmanager
@@ -74,7 +89,7 @@ def go_through(context: Context) -> None:
         UserError: see `begin`.
     """
     try:
-        with alone(context):
+        with settled(), alone(context):
             begin(context)
             for stage in plan_of(context.run).stages.values():
                 stage(context)
