@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from dataclasses import replace
@@ -25,6 +26,7 @@ from vitnas.searching import (
     Trial,
     search,
 )
+from vitnas.searching.storage import this_process
 from vitnas.searching.study import MAX_ATTEMPTS, made_of, proposal_rng
 
 
@@ -168,7 +170,8 @@ def test_a_clock_that_jumps_ends_no_lease_and_holds_none(
     storage = InMemoryStorage()
     mine, other = open_micro(storage), open_micro(storage, lease_s=0.2)
     with monkeypatch.context() as patch:
-        patch.setattr("vitnas.searching.study.this_host", lambda: "elsewhere")
+        here = this_process(os.getpid())
+        patch.setattr("vitnas.searching.study.this_process", lambda pid: {**here, "host": "elsewhere"})
         trial = mine.ask(RandomSearch())
         assert trial is not None
         assert looked(other)._retry_dead() is None
@@ -278,6 +281,90 @@ def test_a_dead_trial_waits_for_what_becomes_of_its_retry() -> None:
     again = other.ask(RandomSearch())
     assert again is not None
     assert (again.genes, again.proposal) == (dead.genes, dead.proposal)
+
+
+def test_a_question_looks_at_no_trial_that_is_done_also_after_one_was_run_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else its cost grows with the study. Only a Trial that ended after all is looked for, where it stands."""
+    study = open_micro()
+    lost = study.ask(RandomSearch())
+    assert lost is not None
+    study.release(lost)  # its worker comes back and tells, while another runs the same Arch again
+    run(study, 40)
+    looks: list[int] = []
+
+    class Looked(Trial):
+        def __getattribute__(self, name: str) -> object:
+            if name in ("number", "state", "proposal"):
+                looks.append(1)
+            return super().__getattribute__(name)
+
+    read = study._ledger._read
+    monkeypatch.setattr(study._ledger, "_read", lambda frozen: Looked(**vars(read(frozen))))
+    study._ledger.reset()
+    counts = []
+    for _ in range(2):
+        study.trials()
+        looks.clear()
+        run(study, 1)
+        counts.append(len(looks))
+        run(study, 60)
+    assert counts[1] < counts[0] + 30, counts
+
+
+def test_a_trial_that_ends_after_its_retry_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = InMemoryStorage()
+    slow, fast = open_micro(storage), open_micro(storage)
+    first = slow.ask(RandomSearch())
+    assert first is not None
+    slow.release(first)
+    with monkeypatch.context() as patch:  # as if killed before it could close what it runs again
+        patch.setattr(fast, "_close_failed", lambda *_: None)
+        again = fast.ask(RandomSearch())
+    assert again is not None
+    assert again.genes == first.genes
+    assert fast.tell(again, score(again.arch))
+    assert [trial.number for trial in fast.scored()] == [again.number]
+    assert slow.tell(first, score(first.arch))
+    for study in (slow, fast, open_micro(storage)):
+        assert [trial.number for trial in study.scored()] == [again.number]
+        assert study._ledger.num_taken() == study._ledger.num_taken(before=2) == 1
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_was_seen_bit_by_bit_is_what_is_read_at_once(seed: int) -> None:
+    """Whatever ends first: a trial, or the one that runs it again."""
+    storage, rng = InMemoryStorage(), random.Random(seed)
+    workers = [open_micro(storage) for _ in range(3)]
+    held: list[tuple[Study, Trial]] = []
+    for _ in range(40):
+        worker = rng.choice(workers)
+        if not held or rng.random() < 0.5:
+            with pytest.MonkeyPatch.context() as patch:
+                if rng.random() < 0.5:  # as if killed before it could close what it runs again
+                    patch.setattr(worker, "_close_failed", lambda *_: None)
+                trial = worker.ask(RandomSearch())
+            assert trial is not None
+            held.append((worker, trial))
+        else:
+            worker, trial = held[place := rng.randrange(len(held))]
+            if rng.random() < 0.4:
+                worker.release(trial)  # and yet it goes on with it
+            else:
+                rng.choice(
+                    [
+                        lambda w=worker, t=trial: w.tell(t, score(t.arch)),
+                        lambda w=worker, t=trial: w.reject(t, ["no"]),
+                    ]
+                )()
+                del held[place]
+        fresh = looked(open_micro(storage))._ledger
+        kept = looked(rng.choice(workers))._ledger
+        assert kept.history() == fresh.history()
+        brute = [trial for trial in fresh.history() if trial.state in ("scored", "running")]
+        for before in (float("inf"), rng.randrange(40)):
+            assert kept.num_taken(before) == fresh.num_taken(before) == sum(t.number < before for t in brute)
 
 
 def test_a_break_with_a_trial_begun_is_no_work(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -94,8 +94,9 @@ class Ledger:
         self.unfinished: dict[int, int] = {}  # number: id
         self.first = 0  # the lowest number that has not ended
         self._ended: set[int] = set()  # of those above
-        self._done: list[Trial] = []  # settled and not run again, by proposal
-        self._num_scored = 0
+        self._done: list[Trial] = []  # settled and not run again by one that settled, by proposal
+        self._settled: dict[int, Trial] = {}  # the same ones, by number
+        self._scored: list[int] = []  # the numbers of those that were scored
         self._genes: dict[Genes, list[int]] = {}  # numbers of the trials that count
         self._links: dict[int, int] = {}  # settled trial: the one that it runs again
         self._open: dict[int, FrozenTrial] = {}
@@ -154,17 +155,17 @@ class Ledger:
             del self._genes[genes]
 
     def _settle(self, frozen: FrozenTrial) -> None:
-        trial = self._read(frozen)
-        again = made_of(frozen).get("retry_of")
+        number, again = frozen.number, made_of(frozen).get("retry_of")
         if again is not None:
-            self._links[frozen.number] = again
-            for place, other in enumerate(self._done):
-                if other.number == again:
-                    self._num_scored -= other.state == "scored"
-                    del self._done[place]
-                    break
+            self._links[number] = again
+            if (other := self._settled.pop(again, None)) is not None:
+                _take_out(self._done, other)
+                if again in self._scored:
+                    self._scored.remove(again)
+        self._settled[number] = trial = self._read(frozen)
         bisect.insort(self._done, trial, key=_order)
-        self._num_scored += frozen.state == TrialState.COMPLETE
+        if frozen.state == TrialState.COMPLETE:
+            bisect.insort(self._scored, number)
 
     def links(self) -> dict[int, int]:
         """By the number of a trial the one that it runs again."""
@@ -177,28 +178,25 @@ class Ledger:
 
     def history(self) -> History:
         """All Trials by proposal; one that was run again stands there once, as its latest run."""
-        again = set(self.links().values())
-        trials = list(self._done)
-        if again:
-            trials = [trial for trial in trials if trial.number not in again]
+        trials, again = History(self._done, self._genes.keys()), set(self.links().values())
+        # Of what is done little was run again; nothing else of it is looked at, as that would grow with the study.
+        for number in again & self._settled.keys():
+            _take_out(trials, self._settled[number])
         for number, trial in self._running.items():
             if number not in again:
                 bisect.insort(trials, trial, key=_order)
-        return History(trials, self._genes.keys())
+        return trials
 
-    def num_taken(self, before: int | None = None) -> int:
+    def num_taken(self, before: float = float("inf")) -> int:
         """Places of a limited search that are taken: scored or running Archs, a run again counting once.
 
         Args:
             before: only trials of lower numbers.
         """
         again = set(self.links().values())
-        ours = [f for f in self._open.values() if f.state in UNFINISHED and f.number not in again]
-        if before is None:
-            lost = sum(t.number in again and t.state == "scored" for t in self._done) if again else 0
-            return self._num_scored - lost + len(ours)
-        done = sum(t.number < before and t.number not in again and t.state == "scored" for t in self._done)
-        return done + sum(f.number < before for f in ours)
+        runs = (f.number for f in self._open.values() if f.state in UNFINISHED and f.number not in again)
+        lost = sum(n < before and n in self._scored for n in again & self._settled.keys())
+        return bisect.bisect_left(self._scored, before) - lost + sum(number < before for number in runs)
 
     def num_running_of_others(self, worker: str) -> int:
         """Trials that run elsewhere."""
@@ -255,3 +253,8 @@ def _foreign(frozen: FrozenTrial) -> UserError:
 
 def _order(trial: Trial) -> tuple[int, int]:
     return trial.proposal, trial.number
+
+
+def _take_out(trials: list[Trial], trial: Trial) -> None:
+    """Remove a Trial from those by proposal."""
+    del trials[bisect.bisect_left(trials, _order(trial), key=_order)]

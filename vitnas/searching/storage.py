@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -243,6 +244,15 @@ def started(pid: int) -> str:
     except OSError:
         return ""
     return "" if fields[0] in "ZX" else fields[19]
+
+
+@functools.cache
+def this_process(pid: int) -> dict[str, Any]:
+    """What a lease says of the process that runs this, by its number: a fork is another one."""
+    return {"host": this_host(), "pid": pid, "start": started(pid)}
+
+
+os.register_at_fork(after_in_child=this_process.cache_clear)  # numbers are used again
 
 
 def is_alive(pid: int, start: str) -> bool:

@@ -32,7 +32,7 @@ from vitnas.searching.goal import DEFAULT_OBJECTIVES, Goal, Objective, oriented
 from vitnas.searching.ledger import SETTLED, UNFINISHED, Leases, Ledger, made_of
 from vitnas.searching.parameters import Parameters
 from vitnas.searching.pareto import front, hypervolume_history
-from vitnas.searching.storage import Lean, check_identity, finish, open_study, started, this_host
+from vitnas.searching.storage import Lean, check_identity, finish, open_study, this_process
 from vitnas.searching.trial import MADE, History, NothingLeftError, Searcher, SearchRecord, State, Trial
 from vitnas.space import Genes, Space
 
@@ -336,7 +336,8 @@ class Study:
         cost = self.goal.cost(genes)
         shares = self.goal.budget.counted.violations(cost)
         params, distributions = self._parameters(genes)
-        self._study.add_trial(
+        self._storage.create_new_trial(  # Optuna's `add_trial` copies it, deeply
+            self._study_id,
             create_trial(
                 state=TrialState.RUNNING,
                 params=params,
@@ -353,7 +354,7 @@ class Study:
                     }
                 },
                 constraints=shares or None,
-            )
+            ),
         )
         self._look()
         # There may be two of the token, where a database went away before it said that it had written the first.
@@ -457,8 +458,7 @@ class Study:
 
     def _lease(self, seconds: float) -> dict[str, Any]:
         until = time.time() + seconds if seconds else 0.0
-        pid = os.getpid()
-        return {"worker": self.worker, "host": this_host(), "pid": pid, "start": started(pid), "until": until}
+        return {"worker": self.worker, **this_process(os.getpid()), "until": until}
 
     def _close_failed(self, number: int, key: str = "", value: Any = None) -> None:
         """Close a running trial, with an attribute that says why; another worker may do the same at the same moment."""
