@@ -226,7 +226,7 @@ def test_wrong_arguments_are_refused(tmp_path: Path) -> None:
         export_onnx(model, tmp_path / "model.onnx", opset=11)
     with pytest.raises(UserError, match=r"2 class names are given; the model has 4 classes"):
         export_onnx(model, tmp_path / "model.onnx", images(2), class_names=["a", "b"])
-    with pytest.raises(UserError, match=r"must end in .onnx or .pt2, or be a folder"):
+    with pytest.raises(UserError, match=r"must end in .onnx, .pt2 or .pte, or be a folder"):
         export_model(model, tmp_path / "model.pth")
 
 

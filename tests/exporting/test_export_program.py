@@ -60,10 +60,10 @@ def test_a_wrong_program_is_refused_and_the_old_file_stays(
 ) -> None:
     path = tmp_path / "model.pt2"
     path.write_bytes(b"old")
-    original = module._trace
+    original = module.trace
 
-    def changed(model: nn.Module, batch: torch.Tensor, dynamic: bool) -> torch.export.ExportedProgram:
-        program = original(model, batch, dynamic)
+    def changed(model: nn.Module, batch: torch.Tensor, axes: dict[int, Any]) -> torch.export.ExportedProgram:
+        program = original(model, batch, axes)
         with torch.no_grad():
             program.state_dict["head.bias"] += 1  # shared with the model, so the model's own is put back
         module_bias = program.state_dict["head.bias"].clone()
@@ -72,7 +72,7 @@ def test_a_wrong_program_is_refused_and_the_old_file_stays(
         program.state_dict["head.bias"] = nn.Parameter(module_bias)
         return program
 
-    monkeypatch.setattr(module, "_trace", changed)
+    monkeypatch.setattr(module, "trace", changed)
     with pytest.raises(ExportError, match=r"the torch.export file differs from the Model by"):
         export_program(tiny_timm(), path, images(4))
     assert path.read_bytes() == b"old"

@@ -23,6 +23,7 @@ OPTIONAL = (
     "webdataset",
     "optuna_dashboard",
     "openvino",
+    "executorch",
     "psycopg",
     "tensorboard",
     "wandb",

@@ -23,7 +23,7 @@ ALLOWED = {
     ("exporting/timm_dir.py", "read_json"),  # timm's config.json
     ("exporting/card.py", "read_json"),  # the same
     ("exporting/script.py", "parse_json"),  # metadata of an ONNX file
-    ("predicting/networks.py", "parse_json"),  # metadata of an ONNX file
+    ("predicting/networks.py", "parse_json"),  # metadata of a file
     ("testing/space.py", "json.loads"),  # the contract of what a Space writes
     ("cli/swap.py", "write_json"),  # swap.json is for people; nothing reads it
     ("cli/tokens.py", "write_json"),  # tokens.json likewise

@@ -21,6 +21,7 @@ from vitnas.measure.environment import environment
 EXTRAS = {
     "data": ("datasets", "hfds/ dataset strings"),
     "dashboard": ("optuna_dashboard", "vitnas dashboard"),
+    "executorch": ("executorch", "export.formats=[executorch]"),
     "openvino": ("openvino", "latency<=5ms@openvino,batch=1"),
     "postgres": ("psycopg", "many workers on one search"),
     "track": ("tensorboard", "trackers=[tensorboard]"),

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from vitnas.errors import UserError
+from vitnas.exporting.executorch import export_executorch
 from vitnas.exporting.onnx import export_onnx, unsupported
 from vitnas.exporting.timm_dir import load_timm, save_timm
 from vitnas.exporting.torch_export import export_program
@@ -18,6 +19,7 @@ __all__ = [
     "Agreement",
     "ExportError",
     "compare",
+    "export_executorch",
     "export_model",
     "export_onnx",
     "export_program",
@@ -42,7 +44,7 @@ def export_model(
     """Write `model` to `path` in the format that its suffix names, and verify what was written.
 
     Args:
-        path: `*.onnx` (ONNX Runtime and others), `*.pt2` (torch alone), or a folder (timm).
+        path: `*.onnx` (ONNX Runtime and others), `*.pt2` (torch alone), `*.pte` (ExecuTorch), or a folder (timm).
         images: preprocessed (B, C, H, W) images to compare on; noise if None. A folder needs none: its
             tensors are compared bit for bit.
         class_names: names of the classes in order, written into the file.
@@ -51,7 +53,7 @@ def export_model(
             is not written.
         tolerance: allowed difference of the logits.
         pixels: the file takes uint8 images (B, H, W, C) of any height and width and gives probabilities (see
-            `export_onnx`); not of a folder.
+            `export_onnx`; `.pte` files take one at a time, of bounded sides); not of a folder.
         opset: of an ONNX file, 20 by default.
 
     Returns:
@@ -61,6 +63,7 @@ def export_model(
         UserError: another suffix, wrong images or class names, `path` cannot be written, or `pixels` where it is not
             known how images are prepared.
         ExportError: the model cannot be exported, or the file computes something else.
+        MissingExtra: of a `.pte` file, ExecuTorch is not installed.
 
     >>> export_model(model, "model.onnx", images)["max_abs_diff"]  # doctest: +SKIP
     """
@@ -75,9 +78,11 @@ def export_model(
         return export_onnx(model, path, images, tolerance=tolerance, pixels=pixels, **about)
     if path.suffix == ".pt2":
         return export_program(model, path, images, tolerance=tolerance, pixels=pixels, **about)
+    if path.suffix == ".pte":
+        return export_executorch(model, path, images, tolerance=tolerance, pixels=pixels, **about)
     if path.suffix and not path.is_dir():
         raise UserError(
-            f"export path is {str(path)!r}; it must end in .onnx or .pt2, or be a folder without a suffix (for timm). "
-            "Rename it."
+            f"export path is {str(path)!r}; it must end in .onnx, .pt2 or .pte, or be a folder without a suffix (for "
+            "timm). Rename it."
         )
     return save_timm(model, path, **about)

@@ -34,7 +34,7 @@ from vitnas.runs import write_with
 
 Precision: TypeAlias = Literal["fp16", "int8"]
 Format: TypeAlias = Literal[
-    "onnx", "torch_export", "onnx_float", "torch_export_float", "onnx_fp16", "onnx_int8"
+    "onnx", "torch_export", "onnx_float", "torch_export_float", "onnx_fp16", "onnx_int8", "executorch"
 ]
 LOST = 0.005  # of accuracy, at most
 CALIBRATED = 256  # images that ranges are taken from, at most, and half of those there are

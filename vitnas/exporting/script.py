@@ -69,6 +69,18 @@ def script_of(file: Path, name: str = SCRIPT) -> str:
     return _TEXT.format(script=name, file=file.name, prepare=prepare, input=taken.name, answer=answer)
 
 
+def executorch_code(path: str) -> str:
+    """Python that asks a `.pte` file, which takes one image at a time, of pixels."""
+    return "\n".join(
+        (
+            "from executorch.runtime import Runtime",
+            f'program = Runtime.get().load_program("{path}")',
+            'method = program.load_method("forward")',
+            "(answers,) = method.execute([image])  # torch, uint8 (1, height, width, channels)",
+        )
+    )
+
+
 def _prepare(file: Path, about: dict[str, str], mode: str, channels: int, height: int, width: int) -> str:
     if not {"mean", "std", "interpolation", "crop_pct"} <= about.keys():
         raise UserError(

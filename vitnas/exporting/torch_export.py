@@ -13,7 +13,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,13 @@ from torch import Tensor, nn
 from vitnas.errors import first_line
 from vitnas.exporting.describe import PIXELS, TENSORS, describe, form_of, prepared_inside
 from vitnas.exporting.pixels import Answering, Ready, choice_of, other_size, pixels_of
-from vitnas.exporting.verify import ExportError, example_images, traced_images, verify
+from vitnas.exporting.verify import Agreement, ExportError, Run, example_images, traced_images, verify
 from vitnas.measure.convert import BATCH_NAME, quiet
 from vitnas.model.modes import evaluating
 from vitnas.runs import write_with
 from vitnas.version import VERSION
+
+SIDES = {1: "height", 2: "width"}
 
 
 def export_program(
@@ -56,23 +58,18 @@ def export_program(
         UserError: wrong images or class names; `path` cannot be written.
     """
     path, started = Path(path), time.perf_counter()
-    examples, real = example_images(model, images)
-    problems = [] if real else ["No images were given, so the comparison used noise."]
-    input_size = list(examples.shape[1:])
-    takes = PIXELS if pixels else TENSORS
-    properties = describe(model, input_size, class_names, data_config, takes=takes)
-    tells = choice_of(model) == "numbers"
-    shown: nn.Module = Answering(model) if tells else model
-    if pixels:
-        form = prepared_inside(form_of(model, input_size, data_config))
-        shown, examples = Ready(model, form), pixels_of(examples, form)
+    shown = Shown.of(model, images, pixels=pixels, class_names=class_names, data_config=data_config)
     # Traced with sides that differ: equal ones would be taken for one.
-    traced = traced_images(other_size(examples) if pixels else examples, dynamic_batch=dynamic_batch)
-    program = _trace(shown, traced, dynamic_batch)
+    traced = traced_images(
+        other_size(shown.examples) if pixels else shown.examples, dynamic_batch=dynamic_batch
+    )
+    axes = {0: BATCH_NAME} if dynamic_batch else {}
+    program = trace(shown.network, traced, axes | (SIDES if pixels else {}))
+    problems = list(shown.problems)
     with tempfile.TemporaryDirectory(prefix="vitnas-export-") as folder:
         file = Path(folder) / "model.pt2"
         with quiet():
-            torch.export.save(program, file, extra_files={"vitnas.json": json.dumps(properties)})
+            torch.export.save(program, file, extra_files={"vitnas.json": json.dumps(shown.properties)})
         pickled = pickled_records(file)
         if pickled:
             problems.append(
@@ -82,18 +79,7 @@ def export_program(
             with quiet():
                 program = torch.export.load(file)
         run = program.module()
-        agreement, *_ = [
-            verify(
-                shown,
-                run,
-                some,
-                name="the torch.export file",
-                real_images=real,
-                tolerance=tolerance,
-                dynamic_batch=dynamic_batch,
-            )
-            for some in (examples, *([other_size(examples)] if pixels else []))
-        ]
+        agreement = shown.verify(run, "the torch.export file", tolerance, dynamic_batch=dynamic_batch)
         write_with(path, partial(shutil.copyfile, file))
     params = sum(parameter.numel() for parameter in model.parameters())
     exported = sum(parameter.numel() for parameter in program.parameters())
@@ -109,11 +95,71 @@ def export_program(
         "params": params,
         "exported_params": exported,
         "params_equal": exported == params,
-        **(replace(agreement, top1_agreement=None) if tells else agreement).to_json(),
+        **agreement.to_json(),
         "problems": problems,
         "seconds": round(time.perf_counter() - started, 3),
         "versions": {"torch": str(torch.__version__), "vitnas": VERSION},
     }
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A Model as a file of torch's has it: what is traced, images as that takes them, and what the file says of itself.
+
+    `tells` says that it gives numbers, and has no first class.
+    """
+
+    network: nn.Module
+    examples: Tensor
+    properties: dict[str, str]
+    real: bool
+    pixels: bool
+    tells: bool
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        images: Tensor | None,
+        *,
+        pixels: bool,
+        class_names: Sequence[str] | None,
+        data_config: Mapping[str, Any] | None,
+    ) -> Shown:
+        """Arguments as in `export_program`."""
+        examples, real = example_images(model, images)
+        input_size, tells = list(examples.shape[1:]), choice_of(model) == "numbers"
+        takes = PIXELS if pixels else TENSORS
+        properties = describe(model, input_size, class_names, data_config, takes=takes)
+        network: nn.Module = Answering(model) if tells else model
+        if pixels:
+            form = prepared_inside(form_of(model, input_size, data_config))
+            network, examples = Ready(model, form), pixels_of(examples, form)
+        return cls(network, examples, properties, real, pixels, tells)
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        return () if self.real else ("No images were given, so the comparison used noise.",)
+
+    def verify(self, run: Run, name: str, tolerance: float | None, *, dynamic_batch: bool) -> Agreement:
+        """Compare a file with the Model, on images of other sides too where it takes any.
+
+        Raises:
+            ExportError: it computes something else.
+        """
+        agreement, *_ = [
+            verify(
+                self.network,
+                run,
+                some,
+                name=name,
+                real_images=self.real,
+                tolerance=tolerance,
+                dynamic_batch=dynamic_batch,
+            )
+            for some in (self.examples, *([other_size(self.examples)] if self.pixels else []))
+        ]
+        return replace(agreement, top1_agreement=None) if self.tells else agreement
 
 
 def pickled_records(file: Path) -> list[str]:
@@ -128,11 +174,15 @@ def pickled_records(file: Path) -> list[str]:
     return found
 
 
-def _trace(model: nn.Module, images: Tensor, dynamic_batch: bool) -> torch.export.ExportedProgram:
-    axes = {0: BATCH_NAME} if dynamic_batch else {}
-    if images.dtype == torch.uint8:
-        axes |= {1: "height", 2: "width"}
-    shapes = ({axis: torch.export.Dim(name) for axis, name in axes.items()},) if axes else None
+def trace(
+    model: nn.Module, images: Tensor, axes: Mapping[int, str], *, longest: int | None = None
+) -> torch.export.ExportedProgram:
+    """`model`, evaluating, as a program for images like these, whose `axes` may have other lengths, up to `longest`.
+
+    Raises:
+        ExportError: torch.export cannot take it.
+    """
+    shapes = ({axis: torch.export.Dim(name, max=longest) for axis, name in axes.items()},) if axes else None
     try:
         with evaluating(model), quiet(), torch.no_grad():
             program = torch.export.export(model, (images,), dynamic_shapes=shapes)

@@ -16,7 +16,7 @@ import torch
 
 from vitnas.version import VERSION
 
-PACKAGES = ("vitnas", "torch", "timm", "onnx", "onnxruntime", "openvino", "optuna")
+PACKAGES = ("vitnas", "torch", "timm", "onnx", "onnxruntime", "openvino", "executorch", "optuna")
 
 # What decides how fast a Model runs. Memory and the thread count of the moment change from run to run of one machine.
 _IDENTITY = ("cpu", "cores", "gpu", "driver", "cuda", "os", "torch", "onnxruntime")

@@ -275,7 +275,7 @@ class LatencyMeter:
             reference = (
                 self._call(self._reference, Path(folder) / "reference.onnx") if self._reference else None
             )
-            return self._measure(calls, next(iter(sizes.values()), 0), reference)
+            return self._attempted(calls, next(iter(sizes.values()), 0), reference)
 
     def measure_onnx(self, path: Path | str) -> Latency:
         """Latency of an ONNX file with one input BCHW, for a target that runs such files.
@@ -297,7 +297,7 @@ class LatencyMeter:
                 raise UserError(f"{path} does not exist; it should be an ONNX file. Export it first.")
             shape = tuple(onnx_session(path, LatencyTarget()).get_inputs()[0].shape[1:])
             size, calls[name] = as_image_size("size", shape[1:]), file_call(path, self.target, shape)
-        return self._measure(calls, size, None)
+        return self._attempted(calls, size, None)
 
     def _call(self, model: nn.Module, path: Path) -> Call:
         shape = input_shape(model)
@@ -314,7 +314,11 @@ class LatencyMeter:
             convert(source, path, images, exporter="dynamo", dynamic_batch=False)
             return file_call(path, self.target, shape)
 
-    def _measure(
+    def compare_calls(self, calls: Mapping[str, Call], image_size: ImageSize) -> dict[str, Latency]:
+        """The same of calls that are ready, each one batch on the target."""
+        return self._attempted(calls, image_size, None)
+
+    def _attempted(
         self, calls: Mapping[str, Call], image_size: ImageSize, reference: Call | None
     ) -> dict[str, Latency]:
         best: dict[str, Latency] = {}

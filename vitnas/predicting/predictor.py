@@ -22,7 +22,7 @@ from vitnas.data.sources import NO_LABEL, ListSource, Pixels, from_pil, to_pil
 from vitnas.errors import UserError, first_line
 from vitnas.exporting.pixels import Choose
 from vitnas.measure.convert import model_device, model_dtype
-from vitnas.predicting.networks import OnnxNetwork, form_and_names, open_network
+from vitnas.predicting.networks import FileNetwork, form_and_names, open_network
 
 Picture: TypeAlias = str | Path | Image.Image | Pixels
 
@@ -43,8 +43,8 @@ class Predictor:
     """Asks a network about images of any size: files, Pillow's pictures, or uint8 arrays (H, W) or (H, W, C).
 
     Args:
-        network: what `vitnas predict` takes (an ONNX file, a folder of a saved model, RUN, RUN@ROLE, a timm name,
-            NAME@FILE), or a network that knows how its images are prepared.
+        network: what `vitnas predict` takes (an ONNX or ExecuTorch file, a folder of a saved model, RUN, RUN@ROLE, a
+            timm name, NAME@FILE), or a network that knows how its images are prepared.
         batch_size: images at once.
 
     Raises:
@@ -137,17 +137,30 @@ class Predictor:
 
     @torch.no_grad()
     def _ask(self, pictures: Sequence[Image.Image]) -> Tensor:
-        if isinstance(self.network, OnnxNetwork) and self.network.takes_pixels:
+        if isinstance(self.network, FileNetwork) and self.network.takes_pixels:
             # As the file gives them: probabilities, or numbers in units of theirs.
-            return torch.cat([self.network.ask(torch.from_numpy(from_pil(one))[None]) for one in pictures])
-        source = ListSource(pictures, [NO_LABEL] * len(pictures), (), "image")
-        store = Store(source, self.form, whole=False, on_corrupt="raise")
-        rows = [store.decode(row) for row in range(len(pictures))]
-        pixels_BCHW = torch.stack([torch.from_numpy(row).permute(2, 0, 1) for row in rows if row is not None])
-        images_BCHW = self.form.normalise(pixels_BCHW)
+            longest = self.network.max_side
+            return torch.cat(
+                [
+                    self.network.ask(
+                        torch.from_numpy(from_pil(one))[None]
+                        if longest is None or max(one.size) <= longest
+                        else self._prepared([one]).permute(0, 2, 3, 1)
+                    )
+                    for one in pictures
+                ]
+            )
+        images_BCHW = self.form.normalise(self._prepared(pictures))
         there, dtype = model_device(self.network), model_dtype(self.network)
         answers_BY: Tensor = self._choose(self.network(images_BCHW.to(there, dtype)).float())
         return answers_BY.cpu()
+
+    def _prepared(self, pictures: Sequence[Image.Image]) -> Tensor:
+        """(B, C, H, W) uint8, of the network's sides."""
+        source = ListSource(pictures, [NO_LABEL] * len(pictures), (), "image")
+        store = Store(source, self.form, whole=False, on_corrupt="raise")
+        rows = [store.decode(row) for row in range(len(pictures))]
+        return torch.stack([torch.from_numpy(row).permute(2, 0, 1) for row in rows if row is not None])
 
 
 def _batches(images: Iterable[Picture], size: int) -> Iterator[tuple[Picture, ...]]:

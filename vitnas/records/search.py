@@ -253,7 +253,9 @@ class Ranking(Correlation):
 class ExportedFile:
     """A file and how it compares with the Model; `input` is `uint8` (pixels of any size) or `float`.
 
-    One of another precision was compared with the Model in that precision, and stands `beside` the float32 one.
+    One of another precision was compared with the Model in that precision, and stands `beside` the float32 one. `ms`
+    are of one image on so many threads, by runtimes in the same rounds, where a file runs in one that latency targets
+    do not have.
     """
 
     path: str
@@ -267,6 +269,8 @@ class ExportedFile:
     input: str = "float"
     problems: tuple[str, ...] = ()
     beside: Beside | None = None
+    ms: Mapping[str, float] = field(default_factory=dict)
+    threads: int = 1
 
 
 @dataclass(frozen=True)

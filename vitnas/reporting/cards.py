@@ -13,7 +13,7 @@ from vitnas.budget import Cost
 from vitnas.errors import UserError
 from vitnas.exporting.card import PLACE, UNKNOWN, Card, Scored, card_of, hub_task, task_text, write_card
 from vitnas.exporting.describe import names_of
-from vitnas.exporting.script import SCRIPT, script_of
+from vitnas.exporting.script import SCRIPT, executorch_code, script_of
 from vitnas.measure.latency import Latency
 from vitnas.model.named import ArchFile
 from vitnas.model.timm_cfg import SCALE
@@ -116,6 +116,9 @@ def loads(folder: Path) -> tuple[tuple[str, str], ...]:
             found.append(
                 (f"torch (`{name}`)", f"import torch\n\n{load}\nanswers = program(images)  # {takes}")
             )
+        if kind == "executorch":
+            name = Path(file.path).name
+            found.append((f"ExecuTorch (`{name}`)", executorch_code(name)))
     return tuple(found)
 
 

@@ -11,7 +11,7 @@ from urllib.parse import quote
 from vitnas.arch import Arch
 from vitnas.budget import Budget, Cost, Limit, format_quantity
 from vitnas.exporting.card import card_of
-from vitnas.exporting.script import SCRIPT
+from vitnas.exporting.script import SCRIPT, executorch_code
 from vitnas.reporting.files import RunFiles
 from vitnas.reporting.tables import MISSING, Table, accuracy_text, number, share, size
 from vitnas.runs import read_text
@@ -27,6 +27,7 @@ FILES = {
     "export/model_fp16.onnx": "ONNX in 16 bits",
     "export/model_float.onnx": "ONNX that takes prepared images",
     "export/model.pt2": "torch.export",
+    "export/model.pte": "ExecuTorch",
     "export/model_float.pt2": "torch.export that takes prepared images",
     "export/predict.py": "a script that uses the ONNX file",
     "export/README.md": "the model card",
@@ -247,4 +248,11 @@ def snippets(run: RunFiles) -> list[Snippet]:
         )
         is_ready = "torch_export" in record and record["torch_export"].input == "uint8"
         found.append(Snippet("torch.export", "\n".join(lines), pixels if is_ready else tensors))
+    if "executorch" in record:
+        file, takes = (
+            record["executorch"],
+            "Takes a uint8 image (1, height, width, channels); gives probabilities. ",
+        )
+        code = executorch_code((run.folder / file.path).as_posix())
+        found.append(Snippet("ExecuTorch", code, takes + " ".join(file.problems)))
     return found

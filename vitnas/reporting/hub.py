@@ -15,7 +15,7 @@ from vitnas.reporting.cards import at_hub, loads
 from vitnas.runs import read_text
 
 MODEL_FILES = ("config.json", "model.safetensors", CARD)
-EXPORTED = ("*.onnx", "*.pt2", SCRIPT)
+EXPORTED = ("*.onnx", "*.pt2", "*.pte", SCRIPT)
 
 
 def push(model: Path | str, repo: str, *, private: bool = False, licence: str | None = None) -> str:

@@ -16,7 +16,7 @@ from rich.markup import escape
 
 from vitnas.budget import Budget, Cost, format_quantity
 from vitnas.measure.latency import Latency
-from vitnas.records import ExportRecord, Finals, LatencyRecord, Result, Results, Spent
+from vitnas.records import ExportedFile, ExportRecord, Finals, LatencyRecord, Result, Results, Spent
 from vitnas.reporting.files import RunFiles, role_name
 from vitnas.runs import to_json
 from vitnas.searching import Feasibility, SearchRecord
@@ -346,6 +346,12 @@ def latency(record: LatencyRecord) -> Table:
     return Table(headers, tuple(rows), numeric=tuple(range(3, len(headers) - 1)))
 
 
+def _ms(file: ExportedFile) -> str:
+    told = " and ".join(f"{value:.3g} ms in {name}" for name, value in file.ms.items())
+    on = "one thread" if file.threads == 1 else f"{file.threads} threads"
+    return f"One image of its own size on {on}: {told}." if told else ""
+
+
 def export(record: ExportRecord) -> Table:
     """How each exported file compares with the Model it came from."""
     rows = []
@@ -362,7 +368,9 @@ def export(record: ExportRecord) -> Table:
                 number(file.params),
                 number(file.exported_params),
                 str(file.opset or ""),
-                " ".join((*file.problems, f"Beside float32: {file.beside}." if file.beside else "")).strip(),
+                " ".join(
+                    (*file.problems, f"Beside float32: {file.beside}." if file.beside else "", _ms(file))
+                ).strip(),
             )
         )
     for name, reason in record.refused.items():

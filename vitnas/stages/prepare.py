@@ -16,14 +16,18 @@ from vitnas.data import require_labels
 from vitnas.data.augment import seeded_globals
 from vitnas.data.folds import fold
 from vitnas.errors import UserError
+from vitnas.exporting.executorch import require_executorch
 from vitnas.grids import sides_of, size_text
 from vitnas.measure.environment import environment, git_commit
+from vitnas.measure.runtimes import require_device
+from vitnas.measure.target import parse_target
 from vitnas.records import GeneRecord, Manifest, SpaceRecord
 from vitnas.runs import RunFile
 from vitnas.searching import SEARCHERS, Feasibility, feasibility
 from vitnas.space import SpaceConfig
 from vitnas.stages.context import Context
 from vitnas.stages.forecast import is_short, outlook
+from vitnas.stages.run import ExportConfig
 from vitnas.stages.supernet import start_from_pretrained
 from vitnas.stages.training import make_task
 from vitnas.train.optim import make_optimizer, make_schedule
@@ -47,6 +51,7 @@ def prepare(context: Context) -> Feasibility:
         files.append(run.sampler.settles)
     if (folder / "run.yaml").exists() and all(file.exists(folder) for file in files):
         return Feasibility.read(folder)
+    check_export(run.export)
     if not run.pretrained:
         check_sides(context, run.space)
     data = context.data
@@ -99,6 +104,14 @@ def prepare(context: Context) -> Feasibility:
 
     context.engine.from_first(write)
     return table
+
+
+def check_export(config: ExportConfig) -> None:
+    """Raise UserError where this machine lacks what writes or times one of the files."""
+    if "executorch" in config.formats:
+        require_executorch()
+    for target in config.latency:
+        require_device(parse_target(target))
 
 
 def check_memory(context: Context) -> None:

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from vitnas.data import Readings
 from vitnas.errors import UserError, nearest
-from vitnas.exporting import export_model
+from vitnas.exporting import ExportError, export_model
+from vitnas.exporting.executorch import timed_beside
 from vitnas.exporting.precision import Judged, Precision, export_precise, onnx_target
 from vitnas.exporting.script import SCRIPT, script_of
+from vitnas.measure.convert import input_shape
 from vitnas.measure.latency import LatencyMeter
 from vitnas.model import Model, build
 from vitnas.model.named import ArchFile
@@ -45,6 +47,7 @@ FILES = {
     "torch_export_float": "model_float.pt2",
     "onnx_fp16": "model_fp16.onnx",
     "onnx_int8": "model_int8.onnx",
+    "executorch": "model.pte",
 }
 # The first of them that is there has the script.
 SCRIPTED = ("onnx", "onnx_int8", "onnx_fp16", "onnx_float")
@@ -156,10 +159,22 @@ def export_files(
         else:
             more = {"opset": config.opset} if file.suffix == ".onnx" else {}
             pixels = not kind.endswith("_float")
-            found = export(model, file, images.some(), **images.about, pixels=pixels, **more)
+            try:
+                found = export(model, file, images.some(), **images.about, pixels=pixels, **more)
+            except ExportError as error:
+                if kind != "executorch":  # it lacks operators that others have
+                    raise
+                refused[kind] = str(error).rstrip(".")
+                continue
         kept = {item.name: found[item.name] for item in fields(ExportedFile) if item.name in found}
         path = str(file.relative_to(images.root))
         files[kind] = ExportedFile(**{**kept, "path": path, "problems": tuple(found["problems"])})
+    if {"onnx", "executorch"} <= files.keys():
+        channels, *sides = input_shape(model)
+        ms, threads = timed_beside(
+            folder / FILES["executorch"], folder / FILES["onnx"], (1, *sides, channels)
+        )
+        files["executorch"] = replace(files["executorch"], ms=ms, threads=threads)
     if written := next((FILES[kind] for kind in SCRIPTED if kind in files), ""):
         write_atomic(folder / SCRIPT, script_of(folder / written))
     return ExportRecord(files, refused)

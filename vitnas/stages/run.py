@@ -179,8 +179,9 @@ class ExportConfig:
 
     Files of `onnx` and `torch_export` (.pt2) take pixels of images of any size and give probabilities; those of
     `onnx_float` and `torch_export_float` take what the network takes and give its logits. `onnx_fp16` and `onnx_int8`
-    are written where they lose at most half a point on held-out images, the second where it is faster here. `opset`
-    is of ONNX files: 17 for ONNX Runtime before 1.17 and many devices.
+    are written where they lose at most half a point on held-out images, the second where it is faster here.
+    `executorch` (.pte) takes one image at a time, of bounded sides. `opset` is of ONNX files: 17 for ONNX Runtime
+    before 1.17 and many devices.
     """
 
     formats: tuple[Format, ...] = ("onnx", "torch_export")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vitnas.probing import PretrainForecast
 from vitnas.records import Manifest
-from vitnas.stages.prepare import manifest
+from vitnas.stages.prepare import check_export, manifest
 from vitnas.stages.pretrain.context import PretrainContext
 from vitnas.stages.pretrain.forecast import look_ahead
 
@@ -21,6 +21,7 @@ def prepare_pretrain(context: PretrainContext) -> PretrainForecast:
     folder = context.folder
     if (folder / "run.yaml").exists() and PretrainForecast.exists(folder) and Manifest.exists(folder):
         return PretrainForecast.read(folder)
+    check_export(context.run.export)
     mine = look_ahead(context)
     found: PretrainForecast = context.engine.from_first(lambda: mine)
 

@@ -18,7 +18,7 @@ from vitnas.slimming.sensitivity import MEASURED
 from vitnas.space import AroundConfig
 from vitnas.stages.forecast import peak_bytes
 from vitnas.stages.full import full_cost
-from vitnas.stages.prepare import check_fits, manifest
+from vitnas.stages.prepare import check_export, check_fits, manifest
 from vitnas.stages.slim.context import SlimContext
 from vitnas.stages.slim.forecast import Amounts, forecast, time_steps
 from vitnas.stages.slim.original import check_classes, space_around
@@ -43,6 +43,7 @@ def prepare_slim(context: SlimContext) -> Feasibility:
     if (folder / "run.yaml").exists() and all(file.exists(folder) for file in FILES):
         return Feasibility.read(folder)
     engine = context.engine
+    check_export(context.run.export)
     if not context.run.budget:
         raise UserError(
             "no budget is given; slimming goes down to one. Add budget='macs<=50%', params, memory or "
