@@ -87,6 +87,8 @@ class Size:
     """How large everything is.
 
     Args:
+        macs: of the budget, or of what meets it.
+        limit: the budget, where it is none on multiply-accumulates.
         total: epochs of an Arch of the budget's cost that any search takes, all its parts together.
         train_images, holdout: of each seed; None is all there are.
     """
@@ -104,9 +106,10 @@ class Size:
     ranked: int
     rank_epochs: float
     lr: float = 2e-3
+    limit: str = ""
 
     @property
-    def budget(self) -> str:
+    def near(self) -> str:
         """Within 10 % of the cost."""
         return f"{0.9 * self.macs:.0f}<=macs<={self.macs:.0f}"
 
@@ -218,11 +221,15 @@ LARGE = replace(  # for a GPU
 MEDIUM = replace(  # the same budget in a CPU's hours
     LARGE, total=36, train_images=2000, holdout=1000, batch=32, epochs=12, finals=3, trials=50, rank_epochs=6
 )
+LATENCY = replace(  # 3 ms of ONNX Runtime, one thread, one image: about what 25 M multiply-accumulates take
+    MEDIUM, macs=25e6, limit="latency<=3.0ms@onnxruntime,batch=1,threads=1", total=20, train_images=1000, holdout=600,
+    epochs=8, finals=2, archs=6, trials=30,
+)  # fmt: skip
 TINY = replace(  # to rehearse
     SMALL, total=8, train_images=128, holdout=64, batch=32, epochs=1, finals=1, archs=2, trials=6, ranked=3,
     rank_epochs=0.5,
 )  # fmt: skip
-SIZES = {"small": SMALL, "medium": MEDIUM, "large": LARGE, "tiny": TINY}
+SIZES = {"small": SMALL, "medium": MEDIUM, "large": LARGE, "latency": LATENCY, "tiny": TINY}
 
 
 def mean_macs(sampler: SamplerConfig, space: Space, budget: str) -> float:
@@ -256,7 +263,7 @@ class Evidence:
         train = replace(size.train, precision=self.precision)
         run = Run(
             recipe="evidence_search",
-            budget=self.options.budget or size.budget,
+            budget=self.options.budget or size.limit or size.near,
             seed=seed,
             data=DataConfig(
                 dataset=self.options.dataset,
@@ -295,7 +302,7 @@ class Evidence:
             return replace(run, search=replace(run.search, num_trials=archs))
         left = size.total - size.trials * look - epochs_in_all(finals, train, size.archs)
         made = space.build(image_size=32, in_chans=3, num_classes=10)
-        epochs = max(0.5, left * size.macs / mean_macs(run.sampler, made, run.budget))
+        epochs = max(0.5, left * size.macs / mean_macs(run.sampler, made, size.near))
         return replace(run, supernet=replace(train, epochs=epochs, warmup_epochs=epochs / 10))
 
     def baselines(self, arm: str, seed: int) -> tuple[str, ...]:
@@ -361,7 +368,7 @@ class Evidence:
             before = TrainedSupernet.read(context.folder).spent.learned
             learned, supernet = (
                 learned - before,
-                STEP * before * mean_macs(context.run.sampler, context.space, context.run.budget),
+                STEP * before * mean_macs(context.run.sampler, context.space, self.size.near),
             )
         own = STEP * row.epochs * len(context.data.train) * row.macs
         rest = (STEP * learned + row.spent.looked) * row.macs - own
@@ -427,7 +434,7 @@ class Evidence:
 
     def drawn(self, space: Space, n: int) -> Iterator[Any]:
         """Different random Archs within the budget."""
-        rng, budget, seen = random.Random("evidence_search"), Budget.parse(self.size.budget), set()
+        rng, budget, seen = random.Random("evidence_search"), Budget.parse(self.size.near), set()
         while len(seen) < n:
             arch = space.sample(rng)
             if arch.id not in seen and not budget.misses(count(arch)):
