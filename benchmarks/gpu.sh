@@ -96,7 +96,7 @@ run() { # run STEP: one step by name
     wait ;;
   search) # one process per seed
     for seed in 0 1 2; do
-      step "search-$seed" 700 "$python" benchmarks/evidence_search.py --dataset "hfds/$data" --out "$work/search" --device "$device" --seeds $seed --arms unified halving $search_sizes &
+      step "search-$seed" 700 "$python" benchmarks/evidence_search.py --dataset "hfds/$data" --out "$work/search" --device "$device" --seeds $seed --arms near guided unified halving vit_resnas mixers autoformer vitas rank $search_sizes &
     done
     wait ;;
   *) echo "there is no step $1" | tee -a "$out/steps.txt" ;;
