@@ -27,13 +27,14 @@ from evidence_search import SIZES, Evidence, mean_text, parsed
 from vitnas.budget import Budget
 from vitnas.counting import count
 from vitnas.data import TrainBatches
+from vitnas.exporting.timm_dir import load_timm
 from vitnas.runs import append_jsonl, read_jsonl
 from vitnas.sample import Draw, Fixed, Moment, NearBudget, Sampler, Sandwich, Several, Uniform, use_of
 from vitnas.searching import rank_correlation
 from vitnas.searching.choosing import standing
 from vitnas.space import Space
 from vitnas.stages.context import Context
-from vitnas.train import Classification, TrainConfig, evaluate, fit
+from vitnas.train import Classification, Distillation, Soft, Task, Teacher, TrainConfig, evaluate, fit
 
 
 def near(space: Space, macs: float, low: float = 0.5, high: float = 1.25) -> NearBudget:
@@ -45,13 +46,17 @@ def near(space: Space, macs: float, low: float = 0.5, high: float = 1.25) -> Nea
 
 @dataclass(frozen=True)
 class Way:
-    """How a Supernet trains. `first`: the share of the cost that its largest Arch trains for alone, before."""
+    """How a Supernet trains. `first`: the share of the cost that its largest Arch trains for alone, before. `private`:
+    how much faster tensors learn that not all Archs share. `taught`: by what the run `near` of the same seed chose and
+    trained, whose cost is not counted."""
 
     sampler: Callable[[Space, float], Sampler]
     first: float = 0.0
     ema: float | None = None
     lr: float = 1.0
     batch: int | None = None
+    private: float = 1.0
+    taught: bool = False
 
 
 @dataclass
@@ -98,6 +103,8 @@ WAYS = {
     "near, average": Way(lambda space, macs: Uniform(near(space, macs)), ema=0.99),
     "near, several": Way(lambda space, macs: Several(near(space, macs), num_archs=4)),
     "near, structure first": Way(StructureFirst),
+    "near, private faster": Way(lambda space, macs: Uniform(near(space, macs)), private=2.0),
+    "near, taught": Way(lambda space, macs: Uniform(near(space, macs)), taught=True),
     "sandwich": Way(lambda space, _: Sandwich(space, num_random=2, distill=True)),
     "near, sandwich": Way(lambda space, macs: Sandwich(space, num_random=2, source=near(space, macs))),
     "largest first": Way(lambda space, _: Uniform(space), first=0.3),
@@ -117,18 +124,24 @@ def supernet(way: Way, context: Context, macs: float, seed: int) -> tuple[Any, d
     network: Any = context.new_supernet()
     total = run.supernet.epochs * mean_macs(Uniform(space))
     sampler, began = way.sampler(space, macs), time.process_time()
+    task: Task = Classification()
+    teacher = None
+    if way.taught:
+        task = Distillation({"soft": (Soft(), 1.0)}, labels=task)
+        teacher = Teacher(load_timm(context.folder.parent / f"near-{seed}" / "models" / "chosen"))
     parts = [(way.first * total, Fixed(space.largest()))] if way.first else []
     for cost, each in [*parts, ((1 - way.first) * total, sampler)]:
         epochs = cost / mean_macs(each)
         config = TrainConfig(
-            epochs=epochs, lr=way.lr * run.supernet.lr, warmup_epochs=epochs / 10, clip_grad=1.0, ema=way.ema,
-            monitor_every=0,
+            epochs=epochs, lr=way.lr * way.private * run.supernet.lr, warmup_epochs=epochs / 10, clip_grad=1.0,
+            ema=way.ema, monitor_every=0, slow_names="" if way.private == 1 else "^(?!private)",
+            slow_lr_scale=1 / way.private,
         )  # fmt: skip
         data = context.images.data
         batches = TrainBatches(
             data.train, data.augment, batch_size=way.batch or context.run.data.batch_size, seed=seed
         )
-        network = fit(network, Classification(), each, batches, config=config, seed=seed).network
+        network = fit(network, task, each, batches, config=config, seed=seed, teacher=teacher).network
     return network, {"epochs": epochs, "cpu_s": round(time.process_time() - began, 1)}
 
 
