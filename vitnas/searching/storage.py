@@ -252,7 +252,8 @@ def this_process(pid: int) -> dict[str, Any]:
     return {"host": this_host(), "pid": pid, "start": started(pid)}
 
 
-os.register_at_fork(after_in_child=this_process.cache_clear)  # numbers are used again
+if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
+    os.register_at_fork(after_in_child=this_process.cache_clear)  # numbers are used again
 
 
 def is_alive(pid: int, start: str) -> bool:
