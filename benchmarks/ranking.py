@@ -127,7 +127,7 @@ def supernet(way: Way, context: Context, macs: float, seed: int) -> tuple[Any, d
     task: Task = Classification()
     teacher = None
     if way.taught:
-        task = Distillation({"soft": (Soft(), 1.0)}, labels=task)
+        task = Distillation(losses={"soft": (Soft(), 1.0)}, labels=task)
         teacher = Teacher(load_timm(context.folder.parent / f"near-{seed}" / "models" / "chosen"))
     parts = [(way.first * total, Fixed(space.largest()))] if way.first else []
     for cost, each in [*parts, ((1 - way.first) * total, sampler)]:
