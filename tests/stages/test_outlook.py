@@ -134,7 +134,7 @@ def test_what_halves_a_run_halves_it() -> None:
         memory_bytes=1, disk_bytes=1,
     )  # fmt: skip
     said = to_halve(run, found)
-    assert said.endswith("retrain.rank_archs=3, or time=60s")
+    assert said.endswith("retrain.rank_epochs=5, or time=60s")
     assert "supernet.epochs=50 search.num_trials=100 retrain.train.epochs=50" in said
     many = replace(run, search=replace(run.search, num_trials=4000))
     assert " search.num_trials=2000 " in to_halve(many, found), "a number that the command line takes"
