@@ -59,5 +59,6 @@ if __name__ == "__main__":
         )
     except UserError as error:
         print(f"{time.time()} {error}", flush=True)
-    state = b"".join(value.numpy().tobytes() for value in network.state_dict().values())
-    print(hashlib.sha256(state).hexdigest(), flush=True)
+    else:
+        state = b"".join(value.numpy().tobytes() for value in network.state_dict().values())
+        print(hashlib.sha256(state).hexdigest(), flush=True)

@@ -106,7 +106,7 @@ def test_a_training_at_few_patches_stays_finite_and_meets_the_share() -> None:
     model = network(0.3, (1, 2))
     push(model, -3.0)
     config = TrainConfig(
-        epochs=30, lr=0.02, warmup_epochs=0, clip_grad=None, monitor_every=0, schedule="none"
+        epochs=60, lr=0.02, warmup_epochs=0, clip_grad=None, monitor_every=0, schedule="none"
     )
     before = losses(model, KeepRatio())["ratio"]
     fit(model, KeepRatio(ratio_weight=10.0), Fixed(), [(IMAGES, LABELS)], config=config)

@@ -170,8 +170,8 @@ def test_both_train_a_model() -> None:
     torch.manual_seed(0)
     prototypes = torch.randn(5, 3, 16, 16)
     targets = torch.arange(40) % 5
-    loader = [(prototypes[targets] + 0.3 * torch.randn(40, 3, 16, 16), targets)]
-    config = TrainConfig(epochs=45, lr=4e-3, warmup_epochs=0, monitor_every=0)
+    loader = [(prototypes[targets] + 0.1 * torch.randn(40, 3, 16, 16), targets)]
+    config = TrainConfig(epochs=45, lr=8e-3, warmup_epochs=0, monitor_every=0)
     teacher = nn.Sequential(nn.Flatten(), nn.Linear(768, 5))
     with torch.no_grad():
         teacher[1].weight.copy_(prototypes.flatten(1))

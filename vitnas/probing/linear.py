@@ -39,6 +39,7 @@ class Linear:
         self._fitted.set_params(C=strength, warm_start=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
+            warnings.filterwarnings("ignore", "scipy.optimize: The `disp`")  # of an older scikit-learn
             self._fitted.fit(self._normed(values_ND), classes_N.numpy())
 
     def classes(self, values_ND: Tensor) -> Tensor:
