@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Iterable
+from pathlib import Path
 
 
 class UserError(ValueError):
@@ -19,8 +20,9 @@ class MissingExtra(UserError, ImportError):
 
 def nearest(word: str, options: Iterable[str]) -> str:
     """Return " Nearest: 'x'." for the option most like `word`, or "" when nothing is close."""
-    match = difflib.get_close_matches(word, list(options), n=1, cutoff=0.4)
-    return f" Nearest: {match[0]!r}." if match else ""
+    known = {option.lower(): option for option in options}
+    match = difflib.get_close_matches(word.lower(), list(known), n=1, cutoff=0.4)
+    return f" Nearest: {known[match[0]]!r}." if match else ""
 
 
 def check_word(name: str, value: object, options: Collection[str]) -> None:
@@ -45,6 +47,20 @@ def unread(error: Exception) -> str:
     if isinstance(error, UnicodeError):
         return "it is no text in UTF-8"
     return (error.strerror if isinstance(error, OSError) else None) or first_line(error)
+
+
+def at_home(text: str) -> Path:
+    """A path whose `~` is a home folder.
+
+    Raises:
+        UserError: there is no such user.
+    """
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise UserError(
+            f"{text!r} begins with {text.partition('/')[0]}, and there is no such home folder. Write the whole path."
+        ) from error
 
 
 def first_line(error: BaseException) -> str:

@@ -45,7 +45,7 @@ def writing(path: Path) -> Iterator[None]:
         reason = getattr(error, "strerror", None) or error
         raise UserError(
             f"{path} cannot be written ({reason}); the folder must be writable with free space. "
-            "Mend that and run the same command again: it continues from the last checkpoint."
+            "Mend that and run the same command again: a run goes on where it was."
         ) from error
 
 

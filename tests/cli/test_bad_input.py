@@ -30,6 +30,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "bare").mkdir()
     for name in ("none.json", "bare/config.json"):
         (root / name).write_text("{}")
+    for name in ("labels.xlsx", "net.onnx"):
+        (root / name).write_bytes(b"PK")
     (root / "images.zip").write_bytes(b"PK\x03\x04")
     names = [f"{n}.png" for n in range(12)]
     for table, text in {
@@ -41,6 +43,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "one": "file,label\n" + "".join(f"{name},x\n" for name in names),
         "blank": "file,label\n0.png,\n1.png,x\n",
         "elsewhere": "file,label\nz1.png,x\nz2.png,y\n",
+        "wide": f"file,{','.join(f'c{n}' for n in range(99))}\n0.png{',1' * 99}\n1.png{',1' * 99}\n",
+        "tested": "file,label,split\n0.png,x,test\n1.png,y,test\n",
     }.items():
         (root / f"{table}.csv").write_text(text)
     (root / "utf16.csv").write_text("file,label\n0.png,x\n", encoding="utf-16")
@@ -70,6 +74,26 @@ GOOD = "run images dataset=good "
         ),
         ("run images dataset=zero", "not one image of the class 'b' can be read (such as b/"),
         ("run images dataset=hfds/", "behind hfds/ stands a name of the Hub or a folder"),
+        (
+            "run images dataset=https://example.org/x.zip",
+            "an address; images are read from this machine. Download",
+        ),
+        (
+            "run images dataset=~nobody1/x",
+            "'~nobody1/x' begins with ~nobody1, and there is no such home folder.",
+        ),
+        ("run tour SEED=3", "there is no field 'SEED'. Nearest: 'seed'."),
+        (
+            "swap net.onnx mixer=nystrom",
+            "'net.onnx', a file that holds no network to go on from; one is a saved",
+        ),
+        ("list -v", "`vitnas list` takes nothing, but '-v' was given. Leave it out."),
+        (FLAT + "labels.xlsx", "'labels.xlsx', a .xlsx file; a table is a CSV or TSV file. Save it as one."),
+        (FLAT + "wide.csv", "has the classes c0, c1, c2, c3, c4...; an image has one class"),
+        (
+            FLAT + "tested.csv",
+            "has the column 'split' and no row of it says train (it says test); some must.",
+        ),
         (GOOD + "test_split=nothing", "test_split is 'nothing', and good has no such folder"),
         (GOOD + "train_split=nothing", "train_split is 'nothing', and good has no such folder"),
         (GOOD + "data.mean=[0.5]", "mean has 1 values; the images have 3 channels. Give 3."),

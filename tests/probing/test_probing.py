@@ -187,7 +187,7 @@ def test_command_refuses_in_one_sentence(
     save_timm(from_timm(vit()), "saved")
     for words, sentence in (
         (["saved"], "`vitnas probe` takes a network and data.dataset=IMAGES"),
-        (["saved", "dataset=digits"], "there is no field 'dataset'. Nearest: 'data.dataset'."),
+        (["saved", "dataset=digits", "data.dataset=x"], "data.dataset is given twice, as 'digits' and 'x'"),
         (
             ["saved", "data.dataset=digits", "data.labels=false"],
             "a probe needs labels, and these images have none.",

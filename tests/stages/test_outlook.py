@@ -11,6 +11,7 @@ from stage_help import refused, words
 
 from vitnas.cli import main
 from vitnas.cli.fields import make_run, open_run
+from vitnas.counting import count
 from vitnas.errors import UserError
 from vitnas.recipes import RECIPES
 from vitnas.searching import Feasibility
@@ -84,6 +85,17 @@ def test_archs_that_are_timed_are_told_those_that_are_too_slow_too(
         assert found[1].stages[stage] >= 40 * found[1].clock_s
     assert "to time each and those that are too slow" in str(forecast.table(run, found[1]).rows)
     assert "too slow" not in str(forecast.table(run, found[0]).rows)
+
+
+def test_what_is_timed_costs_about_what_will_be_trained(tmp_path: Path) -> None:
+    """The middle Arch of a Space may cost a third of what its budget allows."""
+    fields = dict(word.partition("=")[::2] for word in words(tmp_path / "run")[3:])
+    run = make_run("tour", {**fields, "budget": "macs<=3M"})
+    macs = [count(arch).macs for arch in forecast.likely(Context(run, tmp_path))]
+    assert len({*macs}) == forecast.LIKELY
+    assert all(forecast.NEAR * 3e6 <= each <= 3e6 for each in macs)
+    alone = Context(replace(run, budget="latency<=3ms@torch"), tmp_path)
+    assert forecast.likely(alone) == [alone.space.middle()]
 
 
 def test_a_run_is_shortened_once_to_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,7 +60,8 @@ USAGE = """\
   vitnas predict MODEL IMAGES             which classes a folder's images are of
       out=csv|json|parquet|FILE top=5     into a file; the likeliest classes of each
   vitnas evaluate MODEL data.dataset=PATH accuracy, also by class, and what is taken for what
-      split=test|holdout|train|all        of a dataset with splits; folder=PATH gets evaluation.json, confusion.csv
+      split=test|holdout|train|all        default: test where there is one, also of the images that MODEL's run set
+                                          apart, else all; folder=PATH gets evaluation.json, confusion.csv
   vitnas export MODEL                     as files, into RUN/export/ROLE or folder=PATH; data.dataset=IMAGES
       formats=[onnx,onnx_fp16,onnx_int8]  8 bits where that is faster and as good; opset=17 for old runtimes
   vitnas push MODEL OWNER/NAME            onto the Hugging Face Hub, with its card and exported files
@@ -121,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _command(words: list[str], errors: Console, stopper: Stopper) -> int:
     console = Console(highlight=False, soft_wrap=True)
-    if words[:1] == ["--version"]:
+    if words[:1] in (["--version"], ["-V"], ["version"]):
         from vitnas.version import VERSION
 
         console.print(VERSION)

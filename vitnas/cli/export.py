@@ -13,7 +13,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from vitnas.cli.fields import open_run
-from vitnas.cli.options import options, parsed, split
+from vitnas.cli.options import of_data, options, parsed, split
 from vitnas.data import DataConfig, EvalBatches, Images
 from vitnas.errors import UserError, nearest
 from vitnas.exporting.describe import form_of, names_of
@@ -75,6 +75,7 @@ class Loose:
 def export_one(words: list[str], console: Console) -> None:
     """The files of one model."""
     own, texts = split(ExportOptions, words)
+    texts = of_data(texts)
     for name in texts:
         if not name.startswith("data."):
             raise UserError(

@@ -35,7 +35,8 @@ def list_command(words: list[str], console: Console) -> None:
     """Everything that has a name."""
     if words:
         raise UserError(
-            f"`vitnas list` takes nothing, but {words[0]!r} was given. `vitnas show {words[0]}` looks it up."
+            f"`vitnas list` takes nothing, but {words[0]!r} was given. "
+            + ("Leave it out." if words[0].startswith("-") else f"`vitnas show {words[0]}` looks it up.")
         )
     table = Table("recipe", "what it does", show_edge=False)
     for name, recipe in RECIPES.items():

@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentParser
 
+from vitnas.data import DataConfig
 from vitnas.errors import UserError, nearest
 
 Options = TypeVar("Options")
@@ -32,7 +33,12 @@ def options(kind: type[Options], words: Sequence[str], usage: str) -> Options:
     hints = get_type_hints(kind)
     types = {item.name: hints[item.name] for item in items}
     placed = [item.name for item in items if item.default is MISSING and item.default_factory is MISSING]
-    words = _joined(words)
+    words = [
+        word.replace("data.", "", 1)
+        if word.startswith("data.") and word[5:].partition("=")[0] in types
+        else word
+        for word in _joined(words)
+    ]  # as `data.dataset`, which other commands take, for a command that has `dataset`
     named = [word for word in words if word.startswith("--") or ("=" in word and not _is_path(word, types))]
     for name in (word.removeprefix("--").partition("=")[0] for word in named):
         if name not in types:
@@ -63,6 +69,21 @@ def split(kind: type[Any], words: Sequence[str]) -> tuple[list[str], dict[str, s
             raise UserError(f"{name} is given twice, as {texts[name]!r} and {text!r}. Leave one out.")
         texts[name] = text
     return [word for word in words if word not in others], texts
+
+
+def of_data(texts: Mapping[str, str]) -> dict[str, str]:
+    """Fields of data by their whole names: `dataset` is `data.dataset`, as for a run.
+
+    Raises:
+        UserError: a field that is given both ways.
+    """
+    found: dict[str, str] = {}
+    for name, text in texts.items():
+        whole = f"data.{name}" if name in DataConfig.__dataclass_fields__ else name
+        if whole in found:
+            raise UserError(f"{whole} is given twice, as {found[whole]!r} and {text!r}. Leave one out.")
+        found[whole] = text
+    return found
 
 
 def _joined(words: Sequence[str]) -> list[str]:

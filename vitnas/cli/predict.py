@@ -14,7 +14,7 @@ from jsonargparse.typing import PositiveInt
 from rich.console import Console
 
 from vitnas.cli.fields import open_run
-from vitnas.cli.options import options, parsed, split
+from vitnas.cli.options import of_data, options, parsed, split
 from vitnas.cli.show_tokens import image_files
 from vitnas.data import DataConfig, EvalBatches
 from vitnas.errors import MissingExtra, UserError, nearest
@@ -190,9 +190,7 @@ def _run_of(file: Path) -> Path | None:
 
 def _data(texts: dict[str, str], default: DataConfig | None) -> tuple[DataConfig, bool]:
     """Which images, by `data.` fields, or else those of the run that the network is of; and whether they are those."""
-    for name in texts:
-        if name in DataConfig.__dataclass_fields__:
-            raise UserError(f"there is no field {name!r}. Nearest: 'data.{name}'.")
+    texts = of_data(texts)
     if "data.dataset" not in texts and default is None:
         raise UserError(EVALUATE_USAGE)
     given: DataConfig = parsed({"data": DataConfig}, [f"{key}={text}" for key, text in texts.items()])["data"]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from vitnas.cli.options import options, parsed, split
+from vitnas.cli.options import of_data, options, parsed, split
 from vitnas.data import DataConfig, open_data
 from vitnas.errors import UserError
 from vitnas.exporting.networks import load_network
@@ -65,9 +65,7 @@ def probe_command(words: list[str], console: Console) -> None:
 
 def _data(texts: dict[str, str]) -> DataConfig:
     """Which images, by `data.` fields."""
-    for name in texts:
-        if name in DataConfig.__dataclass_fields__:
-            raise UserError(f"there is no field {name!r}. Nearest: 'data.{name}'.")
+    texts = of_data(texts)
     words = (f"{name}={text}" for name, text in texts.items())
     given: DataConfig = parsed({"data": DataConfig}, words)["data"]
     changed = {name.partition(".")[2] for name in texts}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 from timm.data import create_dataset
@@ -20,7 +19,7 @@ from vitnas.data.hfds import open_hfds
 from vitnas.data.sources import ArraySource, TorchSource, without_labels
 from vitnas.data.splits import Opened, carve, carve_test
 from vitnas.data.wds import open_wds
-from vitnas.errors import UserError, first_line, nearest
+from vitnas.errors import UserError, at_home, first_line, nearest
 
 TORCH_NAMES = ("cifar10", "cifar100", "mnist", "kmnist", "fashion_mnist", "image_folder")
 NUM_DIGITS_TEST = 360
@@ -56,7 +55,7 @@ def open_sources(config: DataConfig, *, whole: bool = False) -> Opened:
         carved = carve_test(opened.train, config, opened.notes, opened.holdout)
         opened, undivided = replace(carved, corrupt=opened.corrupt), False
     if config.class_map and config.labels:
-        opened = mapped(opened, Path(config.class_map).expanduser())
+        opened = mapped(opened, at_home(config.class_map))
     if not config.labels:
         holdout = opened.holdout and without_labels(opened.holdout)
         train, test = without_labels(opened.train), without_labels(opened.test)
@@ -94,12 +93,18 @@ def _open_folder(config: DataConfig) -> Opened:
             "no images are named; data.dataset is a folder of class folders or images, or a dataset string. Add "
             "data.dataset=path/to/images."
         )
-    root = Path(text).expanduser()
+    root = at_home(text)
     if not root.exists():
+        if "://" in text:
+            raise UserError(
+                f"dataset is {text!r}, an address; images are read from this machine. Download them, and give their "
+                "folder."
+            )
         known = ("digits", "hfds/", "wds/", *(f"torch/{name}" for name in TORCH_NAMES))
+        near = nearest(text, known) if root.name == text else ""
         raise UserError(
             f"dataset is {text!r}; it must be an existing folder of class folders or images, 'digits', "
-            f"'torch/<name>', 'hfds/<name or folder>' or 'wds/' with root. Correct it.{nearest(text, known)}"
+            f"'torch/<name>', 'hfds/<name or folder>' or 'wds/' with root. Correct it.{near}"
         )
     if not root.is_dir():
         raise UserError(

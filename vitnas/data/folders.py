@@ -19,7 +19,7 @@ from vitnas.data.config import TEST_NAMES, TRAIN_NAMES, DataConfig
 from vitnas.data.sources import NO_LABEL, Target, numbers_in
 from vitnas.data.splits import Opened, find_holdout, find_test, note_test_name, said
 from vitnas.data.tables import read_table
-from vitnas.errors import UserError
+from vitnas.errors import UserError, at_home
 
 IMAGE_TYPES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 NAMED = 3  # files that a note names
@@ -58,7 +58,7 @@ def open_folder(config: DataConfig, text: str) -> Opened:
     Raises:
         UserError: no such folder, no images, or folders that can be read in more than one way.
     """
-    root, notes = _unpacked(Path(text).expanduser()), list[str]()
+    root, notes = _unpacked(at_home(text)), list[str]()
     inside, pick = _parted(root, config, notes)
     splits = named_splits(inside)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 
 from PIL import Image
@@ -14,7 +13,7 @@ from vitnas.data.config import TEST_NAMES, VALIDATION_NAMES, DataConfig
 from vitnas.data.dataset_strings import OPENERS, open_sources
 from vitnas.data.folders import IMAGE_TYPES
 from vitnas.data.images import UNREADABLE, quiet_pillow
-from vitnas.errors import UserError
+from vitnas.errors import UserError, at_home
 
 NUM_LOOKED = 32
 
@@ -44,7 +43,7 @@ def glance(config: DataConfig) -> Glance | None:
         count = sum(map(len, splits))
         sizes = [opened.train.read(i).size for i in _few(len(opened.train))]
         return Glance(count, _side(sizes), opened.holdout is not None)
-    root = Path(config.dataset or config.root or "").expanduser()
+    root = at_home(config.dataset or config.root or "")
     if not (config.dataset or config.root) or not root.is_dir():
         return None
     paths, folders, sizes = list[str](), set[str](), list[tuple[int, int]]()

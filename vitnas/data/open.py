@@ -419,7 +419,7 @@ def _form(
             modes.add(image.mode)
     if not sizes:
         raise UserError(
-            f"None of the {NUM_PROBED} images tried in {config.dataset} can be read (the first is "
+            f"None of the {min(NUM_PROBED, len(source))} images tried in {config.dataset} can be read (the first is "
             f"{source.name(0)}); they must be whole image files. Copy them again."
         )
     alike, small = len(set(sizes)) == 1, max(map(max, sizes)) <= SMALL_SIDE

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from timm.utils.misc import natural_key
@@ -209,14 +209,14 @@ def match_classes(opened: Opened, config: DataConfig) -> Opened:
         in_other = {other.class_names[target] for target in numbers_in(other.targets)}
         odd, missing = in_other - in_train, in_train - in_other
         if odd:
-            also = f"only in train: {_listed(missing)}; " if missing else ""
+            also = f"only in train: {listed(missing)}; " if missing else ""
             raise UserError(
-                f"The classes of {config.dataset} differ between its splits ({also}only in {split}: {_listed(odd)}); "
+                f"The classes of {config.dataset} differ between its splits ({also}only in {split}: {listed(odd)}); "
                 "train must have every class. Rename, add or remove the odd ones."
             )
         if missing:
             notes.append(
-                f"The {split} split of {config.dataset} has no image of {_listed(missing)}; how well they are told "
+                f"The {split} split of {config.dataset} has no image of {listed(missing)}; how well they are told "
                 "apart is not seen there."
             )
         if train.class_names != other.class_names:
@@ -249,7 +249,7 @@ def _unequal(config: DataConfig, train: Source) -> list[str]:
     ]
 
 
-def _listed(names: set[str]) -> str:
+def listed(names: Collection[str]) -> str:
     """Up to five of them, in the order of names."""
     found = sorted(names, key=natural_key)
     return ", ".join(found[:5]) + ("..." if len(found) > 5 else "")

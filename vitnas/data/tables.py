@@ -12,9 +12,10 @@ from pathlib import Path, PurePosixPath
 
 from timm.utils.misc import natural_key
 
-from vitnas.data.config import TEST_NAMES, TRAIN_NAMES, DataConfig
+from vitnas.data.config import TEST_NAMES, TRAIN_NAMES, VALIDATION_NAMES, DataConfig
 from vitnas.data.sources import Numbers, Target
-from vitnas.errors import UserError, nearest, unread
+from vitnas.data.splits import listed
+from vitnas.errors import UserError, at_home, nearest, unread
 
 FILE_NAMES = (
     "file",
@@ -60,10 +61,14 @@ def read_table(config: DataConfig, root: Path, images: Sequence[str]) -> Labelle
             `config.label_kind` is "class", or, of numbers, a cell that is none or an image in two rows.
     """
     given = str(config.labels)
-    path = next((p for p in (root / given, Path(given).expanduser()) if p.is_file()), None)
+    path = next((p for p in (root / given, at_home(given)) if p.is_file()), None)
     if path is None:
         raise UserError(
             f"labels is {given!r}; it must be true, false, or a CSV or TSV file, in {root} or from here. Correct it."
+        )
+    if path.suffix.lower() in (".xls", ".xlsx", ".ods", ".json", ".parquet"):
+        raise UserError(
+            f"labels is {given!r}, a {path.suffix} file; a table is a CSV or TSV file. Save it as one."
         )
     header, rows = _rows(path)
     find = _Finder(images)
@@ -82,6 +87,13 @@ def read_table(config: DataConfig, root: Path, images: Sequence[str]) -> Labelle
     )
     split_key = _column(config.split_key, "split_key", columns, SPLIT_NAMES, path)
     if split_key and config.split_key is None and not _says_splits(columns[split_key]):
+        odd = listed({*columns[split_key]})
+        told = [cell for cell in columns[split_key] if cell.lower() in (*TEST_NAMES, *VALIDATION_NAMES)]
+        if told:
+            raise UserError(
+                f"{path} has the column {split_key!r} and no row of it says train (it says {odd}); some must. Write "
+                "train for the images to learn from, or remove the column."
+            )
         split_key = None
     rest = {name: cells for name, cells in columns.items() if name not in (file_key, split_key)}
     files, splits = columns[file_key], columns[split_key] if split_key else []
@@ -111,7 +123,7 @@ def _labelled(
         if splits:
             split_of[image] = splits[row]
         if config.label_kind == "class" and len(classes[image]) != 1:
-            many = ", ".join(sorted(classes[image])) or "none"
+            many = listed(classes[image]) or "none"
             raise UserError(
                 f"{file!r} in {path} has the classes {many}; an image has one class. Mend the table, or use "
                 "data.label_kind=classes for images of several."

@@ -12,7 +12,7 @@ from timm.data import create_dataset
 from vitnas.data.config import TEST_NAMES, DataConfig
 from vitnas.data.sources import ListSource, shrink
 from vitnas.data.splits import Opened, note_test_name
-from vitnas.errors import MissingExtra, UserError, first_line
+from vitnas.errors import MissingExtra, UserError
 from vitnas.grids import sides_of
 
 
@@ -29,8 +29,8 @@ def open_wds(config: DataConfig) -> Opened:
         train, corrupt = _stream(config, root, config.train_split)
     except RuntimeError as error:
         raise UserError(
-            f"train_split is {config.train_split!r}; {first_line(error)}. Name a split of info.json, or shards like "
-            "'train-{000..010}.tar'."
+            f"train_split is {config.train_split!r}, and {root} has no such shards. Name a split of info.json, or "
+            "shards like 'train-{000..010}.tar'."
         ) from error
     for name in dict.fromkeys((config.test_split, *(TEST_NAMES if config.test_split in TEST_NAMES else ()))):
         with contextlib.suppress(RuntimeError):  # timm's word for a split that info.json lacks

@@ -40,7 +40,12 @@ def find_trained(text: str, *, what: str) -> Trained:
     name, _, file = text.partition("@")
     if file and (Path(name) / "run.yaml").exists():
         return _in_folder(Path(name), file, text, what)
-    if not file and (path.suffix in SUFFIXES or path.is_file()):
+    if not file and path.is_file() and path.suffix not in SUFFIXES:
+        raise UserError(
+            f"{what} is {text!r}, a file that holds no network to go on from; one is a saved model's folder, RUN@ROLE "
+            "or a name that timm knows. Give such a one."
+        )
+    if not file and path.suffix in SUFFIXES:
         raise UserError(
             f"{what} is {text!r}; a file of weights does not say what they are of. Write NAME@{text}, for example "
             f"vit_tiny_patch16_224@{text}."

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import itertools
+import random
 import resource
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from statistics import mean
 
 import torch
 from torch import nn
 
+from vitnas.arch import Arch
 from vitnas.counting import count
 from vitnas.data import TrainBatches
 from vitnas.errors import UserError
 from vitnas.exporting.precision import CALIBRATED, TRIED
 from vitnas.model import build
 from vitnas.reporting.tables import Table, room
-from vitnas.sample import Fixed, Sampler
+from vitnas.sample import Fixed, NearBudget, Sampler
+from vitnas.sample.near import use_of
 from vitnas.searching import Feasibility
 from vitnas.searching.latency import measure_ms
 from vitnas.stages.context import Context
@@ -38,6 +42,7 @@ LOOKED_AT = 128  # images
 FILE_S, TIMING_S = 8.0, 2.0  # an exported file with its check, a network's latency on one target
 FRONT = 10  # Archs that a front has, about
 MONITORED = 6
+LIKELY, NEAR = 3, 0.7  # Archs whose training is timed, and the least share of the budget that they use
 RARE = 0.05  # Archs that meet a limit of latency are taken to be no rarer: a search finds more of them than chance
 SHAPES = 3  # hand-scaled ViTs per patch size of which one is taken
 SHORT_MACS = 1e11  # some ten seconds of a core
@@ -90,16 +95,16 @@ def look_ahead(context: Context, feasible: Feasibility) -> Outlook:
     Raises:
         UserError: the time is too short for any training.
     """
-    run, data, space = context.asked, context.data, context.space
+    run, data = context.asked, context.data
     supernet = context.new_supernet()
     params = sum(p.numel() for p in supernet.parameters())
     step_s = _step(context, supernet, context.sampler.make(), run.supernet)
     few = context.images.batches(data.holdout.subset(range(min(LOOKED_AT, len(data.holdout)))))
-    middle, began = space.middle(), time.perf_counter()
-    looked = evaluate(supernet, few, middle).n
+    archs, began = likely(context), time.perf_counter()
+    looked = sum(evaluate(supernet, few, arch).n for arch in archs)
     image_s = (time.perf_counter() - began) / max(1, looked)
-    model = build(middle, generator=context.work.generator("forecast"))
-    model_step_s = _step(context, model, Fixed(), run.retrain.train)
+    models = [build(arch, generator=context.work.generator("forecast")) for arch in archs]
+    model_step_s = mean(_step(context, model, Fixed(), run.retrain.train) for model in models)
     clock_s = _clock(context, feasible)
     costs = partial(
         _costs, context, step_s=step_s, model_step_s=model_step_s, image_s=image_s, clock_s=clock_s
@@ -117,8 +122,8 @@ def look_ahead(context: Context, feasible: Feasibility) -> Outlook:
                 "(data.max_images), or leave baselines out (retrain.baselines=[] retrain.rank_archs=0)."
             )
     distrusts, stages = costs(shortened(run, share))
-    models = len(roles_of(run.retrain, context.teacher))
-    bytes_of_model = 4 * sum(p.numel() for p in model.parameters())
+    roles = len(roles_of(run.retrain, context.teacher))
+    bytes_of_model = 4 * max(sum(p.numel() for p in model.parameters()) for model in models)
     return Outlook(
         stages=stages,
         share=share,
@@ -127,11 +132,21 @@ def look_ahead(context: Context, feasible: Feasibility) -> Outlook:
         image_s=image_s,
         memory_bytes=peak_bytes(context.engine.device),
         # A checkpoint has the weights, two moments of each, and an average.
-        disk_bytes=4 * params * 5 + bytes_of_model * (FRONT + models + len(run.export.formats)),
+        disk_bytes=4 * params * 5 + bytes_of_model * (FRONT + roles + len(run.export.formats)),
         time_s=run.seconds if run.time is not None else None,
         distrusts=distrusts,
         clock_s=clock_s,
     )
+
+
+def likely(context: Context) -> list[Arch]:
+    """Archs such as a search returns, which cost about what the budget allows and take their time in many ways; the
+    middle one of the Space where nothing that can be counted is bounded."""
+    use = use_of(context.space, context.budget)
+    if use is None:
+        return [context.space.middle()]
+    near = NearBudget(context.space, use, low=NEAR, high=1.0)
+    return [near.sample(random.Random(number)) for number in range(LIKELY)]
 
 
 def _clock(context: Context, feasible: Feasibility) -> float:
