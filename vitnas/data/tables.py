@@ -87,11 +87,11 @@ def read_table(config: DataConfig, root: Path, images: Sequence[str]) -> Labelle
     )
     split_key = _column(config.split_key, "split_key", columns, SPLIT_NAMES, path)
     if split_key and config.split_key is None and not _says_splits(columns[split_key]):
-        odd = listed({*columns[split_key]})
+        says = listed({*columns[split_key]})
         told = [cell for cell in columns[split_key] if cell.lower() in (*TEST_NAMES, *VALIDATION_NAMES)]
         if told:
             raise UserError(
-                f"{path} has the column {split_key!r} and no row of it says train (it says {odd}); some must. Write "
+                f"{path} has the column {split_key!r} and no row of it says train (it says {says}); some must. Write "
                 "train for the images to learn from, or remove the column."
             )
         split_key = None
