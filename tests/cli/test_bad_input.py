@@ -88,7 +88,10 @@ GOOD = "run images dataset=good "
             "'net.onnx', a file that holds no network to go on from; one is a saved",
         ),
         ("list -v", "`vitnas list` takes nothing, but '-v' was given. Leave it out."),
-        (FLAT + "labels.xlsx", "'labels.xlsx', a .xlsx file; a table is a CSV or TSV file. Save it as one."),
+        (
+            FLAT + "labels.xlsx",
+            "labels.xlsx is a .xlsx file; a table of labels is a CSV or TSV file. Save it as one.",
+        ),
         (FLAT + "wide.csv", "has the classes c0, c1, c2, c3, c4...; an image has one class"),
         (
             FLAT + "tested.csv",

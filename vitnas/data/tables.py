@@ -66,10 +66,6 @@ def read_table(config: DataConfig, root: Path, images: Sequence[str]) -> Labelle
         raise UserError(
             f"labels is {given!r}; it must be true, false, or a CSV or TSV file, in {root} or from here. Correct it."
         )
-    if path.suffix.lower() in (".xls", ".xlsx", ".ods", ".json", ".parquet"):
-        raise UserError(
-            f"labels is {given!r}, a {path.suffix} file; a table is a CSV or TSV file. Save it as one."
-        )
     header, rows = _rows(path)
     find = _Finder(images)
     if any(find(cell) for cell in header):
@@ -85,16 +81,7 @@ def read_table(config: DataConfig, root: Path, images: Sequence[str]) -> Labelle
     file_key = _column(config.input_key, "input_key", columns, FILE_NAMES, path) or _file_column(
         columns, find, path
     )
-    split_key = _column(config.split_key, "split_key", columns, SPLIT_NAMES, path)
-    if split_key and config.split_key is None and not _says_splits(columns[split_key]):
-        says = listed({*columns[split_key]})
-        told = [cell for cell in columns[split_key] if cell.lower() in (*TEST_NAMES, *VALIDATION_NAMES)]
-        if told:
-            raise UserError(
-                f"{path} has the column {split_key!r} and no row of it says train (it says {says}); some must. Write "
-                "train for the images to learn from, or remove the column."
-            )
-        split_key = None
+    split_key = _split_column(config, columns, path)
     rest = {name: cells for name, cells in columns.items() if name not in (file_key, split_key)}
     files, splits = columns[file_key], columns[split_key] if split_key else []
     if config.label_kind == "numbers":
@@ -177,6 +164,10 @@ def _notes(
 
 def _rows(path: Path) -> tuple[list[str], list[list[str]]]:
     """The first row, and the others that are not empty."""
+    if path.suffix.lower() in (".xls", ".xlsx", ".ods", ".json", ".parquet"):
+        raise UserError(
+            f"{path} is a {path.suffix} file; a table of labels is a CSV or TSV file. Save it as one."
+        )
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -249,6 +240,19 @@ def _file_column(columns: Mapping[str, Sequence[str]], find: _Finder, path: Path
         f"No column of {path} names images below the folder; its columns are {', '.join(columns)}. Name it with "
         "data.input_key, or correct data.dataset."
     )
+
+
+def _split_column(config: DataConfig, columns: Mapping[str, Sequence[str]], path: Path) -> str | None:
+    """The column of splits; one that is not named by `config` must say some, train among them."""
+    key = _column(config.split_key, "split_key", columns, SPLIT_NAMES, path)
+    if not key or config.split_key is not None or _says_splits(columns[key]):
+        return key
+    if any(cell.lower() in (*TEST_NAMES, *VALIDATION_NAMES) for cell in columns[key]):
+        raise UserError(
+            f"{path} has the column {key!r} and no row of it says train (it says {listed({*columns[key]})}); some "
+            "must. Write train for the images to learn from, or remove the column."
+        )
+    return None
 
 
 def _says_splits(cells: Sequence[str]) -> bool:

@@ -491,14 +491,8 @@ def changes(old: Any, new: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
     return {} if old == new or prefix.rpartition(".")[2] in FREE else {prefix: (old, new)}
 
 
-MOST_TOLD = 6  # fields of a sentence
-
-
 def in_words(changed: Mapping[str, tuple[Any, Any]]) -> str:
-    """`supernet.epochs: 30 then, 40 now; ...`"""
-    if "recipe" in changed:  # all else follows from it
-        changed = {"recipe": changed["recipe"]}
-    lines = [f"{name}: {old!r} then, {new!r} now" for name, (old, new) in changed.items()]
-    return "; ".join(lines[:MOST_TOLD]) + (
-        f"; and {len(lines) - MOST_TOLD} more" if lines[MOST_TOLD:] else ""
-    )
+    """`supernet.epochs: 30 then, 40 now; ...`: some of them, or the recipe alone, from which all else follows."""
+    told = ["recipe"] if "recipe" in changed else [*changed][:6]
+    more = f"; and {len(changed) - 6} more" if len(changed) > 6 and len(told) == 6 else ""
+    return "; ".join(f"{name}: {changed[name][0]!r} then, {changed[name][1]!r} now" for name in told) + more
