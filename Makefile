@@ -26,6 +26,7 @@ test: $(READY)  ## the default tests (under 5 minutes on two cores)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not gpu"
 
 test-slow: $(READY) ## what takes longer: kills in each stage, several processes, each mixer's default export
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[openvino,executorch]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist load -m "slow and not gpu" -o timeout=900
 
 test-lowest: $(READY) ## the default tests on the lowest supported versions, in a virtual environment of their own

@@ -164,7 +164,7 @@ def test_a_program_takes_pixels_too(tmp_path: Path) -> None:
     for height, width in SIZES:
         batch = torch.from_numpy(np.stack([photo(height, width, i) for i in range(3)]))
         with torch.no_grad():
-            torch.testing.assert_close(run(batch), Ready(model, FORM, "softmax")(batch))
+            torch.testing.assert_close(run(batch), Ready(model, FORM)(batch))
 
 
 def test_what_is_not_known_is_refused_and_never_guessed(tmp_path: Path) -> None:
