@@ -10,6 +10,7 @@ Each worker is a process that scores an Arch by sleeping for a second; every fiv
 
 from __future__ import annotations
 
+import gc
 import json
 import mmap
 import os
@@ -120,6 +121,8 @@ def workers(
     """The bench of workers; raises where a trial was lost or doubled."""
     rng, clock, (readable, ready) = random.Random(seed), Clock(), os.pipe()
     Study.open(SPACE, BUDGET, storage=storage).close()
+    gc.collect()
+    gc.freeze()  # else each collection in a fork copies the pages of all that was imported, as no other worker has to
     alive = [fork(storage, seconds, clock, ready) for _ in range(count)]
     opened = 0
     while opened < count:

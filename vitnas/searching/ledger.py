@@ -98,7 +98,7 @@ class Ledger:
         self._settled: dict[int, Trial] = {}  # the same ones, by number
         self._scored: list[int] = []  # the numbers of those that were scored
         self._genes: dict[Genes, list[int]] = {}  # numbers of the trials that count
-        self._links: dict[int, int] = {}  # settled trial: the one that it runs again
+        self.links: dict[int, int] = {}  # by the number of a trial the one that it runs again
         self._open: dict[int, FrozenTrial] = {}
         self._running: dict[int, Trial] = {}  # the same ones, as Trials
 
@@ -133,11 +133,14 @@ class Ledger:
         if "dropped" in attrs or MADE not in attrs:
             if before is not None:
                 del self._open[frozen.number], self._running[frozen.number]
+                self.links.pop(frozen.number, None)
                 self._forget(tuple(made_of(before)["genes"]), frozen.number)
             return
         if before is None:
             self._check(frozen)
             self._genes.setdefault(tuple(made_of(frozen)["genes"]), []).append(frozen.number)
+            if (again := made_of(frozen).get("retry_of")) is not None:
+                self.links[frozen.number] = again
         elif not _is_told(frozen):
             raise _foreign(frozen)
         if frozen.state in SETTLED:
@@ -155,30 +158,19 @@ class Ledger:
             del self._genes[genes]
 
     def _settle(self, frozen: FrozenTrial) -> None:
-        number, again = frozen.number, made_of(frozen).get("retry_of")
-        if again is not None:
-            self._links[number] = again
-            if (other := self._settled.pop(again, None)) is not None:
-                _take_out(self._done, other)
-                if again in self._scored:
-                    self._scored.remove(again)
+        number, again = frozen.number, self.links.get(frozen.number, -1)
+        if (other := self._settled.pop(again, None)) is not None:
+            _take_out(self._done, other)
+            if again in self._scored:
+                self._scored.remove(again)
         self._settled[number] = trial = self._read(frozen)
         bisect.insort(self._done, trial, key=_order)
         if frozen.state == TrialState.COMPLETE:
             bisect.insort(self._scored, number)
 
-    def links(self) -> dict[int, int]:
-        """By the number of a trial the one that it runs again."""
-        found = dict(self._links)
-        for frozen in self._open.values():
-            again = made_of(frozen).get("retry_of")
-            if again is not None:
-                found[frozen.number] = again
-        return found
-
     def history(self) -> History:
         """All Trials by proposal; one that was run again stands there once, as its latest run."""
-        trials, again = History(self._done, self._genes.keys()), set(self.links().values())
+        trials, again = History(self._done, self._genes.keys()), set(self.links.values())
         # Of what is done little was run again; nothing else of it is looked at, as that would grow with the study.
         for number in again & self._settled.keys():
             _take_out(trials, self._settled[number])
@@ -193,7 +185,7 @@ class Ledger:
         Args:
             before: only trials of lower numbers.
         """
-        again = set(self.links().values())
+        again = set(self.links.values())
         runs = (f.number for f in self._open.values() if f.state in UNFINISHED and f.number not in again)
         lost = sum(n < before and n in self._scored for n in again & self._settled.keys())
         return bisect.bisect_left(self._scored, before) - lost + sum(number < before for number in runs)
@@ -209,9 +201,8 @@ class Ledger:
 
     def ancestors(self, number: int) -> set[int]:
         """The numbers of the trials that this one runs again."""
-        links = self.links()
         found: set[int] = set()
-        while (before := links.get(number)) is not None and before not in found:
+        while (before := self.links.get(number)) is not None and before not in found:
             found.add(before)
             number = before
         return found

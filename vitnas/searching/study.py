@@ -388,8 +388,7 @@ class Study:
 
     def _retry_dead(self) -> Trial | None:
         """Close the running Trials of dead workers and start the first of them again."""
-        links = self._ledger.links()
-        again = {before: number for number, before in links.items()}
+        again = {before: number for number, before in self._ledger.links.items()}
         running = {frozen.number: frozen for frozen in self._ledger.open if frozen.state in UNFINISHED}
         for frozen in running.values():
             if not self._leases.is_dead(frozen):

@@ -227,11 +227,11 @@ class Searches:
         wanted = num_trials or self.config.num_trials
 
         def report(study: Study, trial: Trial) -> None:
-            scored = study.scored()
-            best = max(
-                (t.values for t in scored), key=lambda values: values["accuracy"], default={"accuracy": 0.0}
-            )
-            text = f"best {share(best['accuracy'], best.get('error'))}, {study.num_rejected()} rejected"
+            trials = study.trials()
+            scored = [t.values for t in trials if t.state == "scored"]
+            best = max(scored, key=lambda values: values["accuracy"], default={"accuracy": 0.0})
+            rejected = sum(t.state == "rejected" for t in trials)
+            text = f"best {share(best['accuracy'], best.get('error'))}, {rejected} rejected"
             self.work.progress.update(name.replace("_", " "), len(scored), wanted, text)
             self.work.engine.heed()
 
