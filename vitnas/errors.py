@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
@@ -61,6 +62,19 @@ def at_home(text: str) -> Path:
         raise UserError(
             f"{text!r} begins with {text.partition('/')[0]}, and there is no such home folder. Write the whole path."
         ) from error
+
+
+HANDLES = (
+    "this process may open no more files. Raise the limit (`ulimit -n 4096`) or lower data.workers, and run the same "
+    "command again."
+)
+
+
+def lacks_handles(error: BaseException) -> bool:
+    """Whether the limit on open files was met; libraries say so in words only."""
+    return getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE) or "Too many open files" in str(
+        error
+    )
 
 
 def first_line(error: BaseException) -> str:

@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vitnas.errors import UserError
+from vitnas.errors import HANDLES, UserError, lacks_handles
 
 STALE_S = 3600.0
 T = TypeVar("T")
@@ -42,6 +42,8 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:  # safetensors wraps what the disk says
+        if lacks_handles(error):
+            raise UserError(HANDLES) from error
         reason = getattr(error, "strerror", None) or error
         raise UserError(
             f"{path} cannot be written ({reason}); the folder must be writable with free space. "

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from vitnas.errors import UserError, first_line, nearest
+from vitnas.errors import HANDLES, UserError, first_line, lacks_handles, nearest
 from vitnas.stopping import Stopper, working
 
 USAGE = """\
@@ -99,7 +99,6 @@ SYSTEM = {
     "EMFILE ENFILE".split()
     if (number := getattr(errno, name, None)) is not None
 }
-HANDLES = "Raise the limit (`ulimit -n 4096`) or lower data.workers, and run the same command again."
 MEMORY = (
     "Lower data.batch_size (supernet.accumulate and retrain.train.accumulate make up for it), data.image_size, "
     "data.workers or the space, and run the same command again: it continues from the last checkpoint."
@@ -165,10 +164,8 @@ def of_the_system(error: OSError | MemoryError | RuntimeError) -> str | None:
     Libraries tell of memory in words only: torch's and ONNX Runtime's allocators of the host, devices but CUDA.
     """
     text = str(error)
-    if (
-        isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)
-    ) or "Too many open files" in text:
-        return f"this process may open no more files ({error.__class__.__name__}). {HANDLES}"
+    if lacks_handles(error):
+        return HANDLES
     if (
         isinstance(error, MemoryError)
         or (isinstance(error, OSError) and error.errno == errno.ENOMEM)

@@ -25,7 +25,7 @@ from timm.models import save_for_hf
 from torch import nn
 
 from vitnas.arch import Arch
-from vitnas.errors import UserError, first_line
+from vitnas.errors import HANDLES, UserError, first_line, lacks_handles
 from vitnas.exporting.card import CARD, UNKNOWN, card_of, licence_in, with_licence, write_card
 from vitnas.exporting.describe import images_of, names_of
 from vitnas.exporting.verify import ExportError, example_images
@@ -77,6 +77,8 @@ def save_timm(
             size = sum(file.stat().st_size for file in new.iterdir())
             _move(new, folder)
     except OSError as error:
+        if lacks_handles(error):
+            raise UserError(HANDLES) from error
         raise UserError(
             f"{folder} cannot be written ({error.strerror or error}); it needs free space. Mend that."
         ) from error
