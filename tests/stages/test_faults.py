@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import shutil
 import subprocess
 import sys
@@ -144,8 +145,10 @@ def test_what_no_machine_holds_is_refused_before_it_begins(
         lambda folder: words(folder, data__image_size="1040"),
         lambda folder: slim_words(save(build(ARCH), folder.parent / "net"), folder),
         lambda folder: pretrain_words(folder, data__image_size="1040"),
+        lambda folder: pretrain_words(folder, model="vit_tiny_patch16_224", data__image_size="1040"),
+        lambda folder: pretrain_words(folder, model="resnet10t", data__image_size="1040"),
     ],
-    ids=["run", "slim", "pretrain"],
+    ids=["run", "slim", "pretrain", "pretrain a ViT", "pretrain another"],
 )
 def test_images_too_large_are_refused_before_any_is_read(
     argv: Callable[[Path], list[str]],
@@ -159,6 +162,16 @@ def test_images_too_large_are_refused_before_any_is_read(
     monkeypatch.setattr(Store, "load", lambda *_: pytest.fail("images were read"))
     assert "GiB at the least, and cpu has" in refused(given, capsys)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_size_too_large_to_go_on_at_is_refused(
+    finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = psutil.virtual_memory()._replace(total=10**5)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: small)
+    said = refused(["finetune", str(finished), "image_size=1040"], capsys)
+    assert "batches of 2 images of 1040 pixels needs" in said
+    assert not (finished / "models" / "chosen-1040px").exists()
 
 
 @pytest.mark.slow
@@ -224,6 +237,28 @@ def test_a_user_without_a_home_or_caches_can_run_all(
     )
     own_warm.run(argv)
     assert "Traceback" not in own_warm.log.read_text()
+    assert Results.read(tmp_path / "run").rows
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_too_few_open_files_are_one_sentence_and_the_run_goes_on(
+    workers: str, own_warm: Warm, tmp_path: Path
+) -> None:
+    argv = words(tmp_path / "run", **SHORT, data__workers=workers)
+    statuses = []
+    for limit in (10, 12, 15, 20):
+        process = own_warm.start(argv)
+        resource.prlimit(process, resource.RLIMIT_NOFILE, (limit, limit))
+        statuses.append(int(own_warm._line()))
+        said = " ".join(own_warm.log.read_text().split())
+        if statuses[-1]:
+            assert said.count("vitnas: ") == 1, said
+            assert "this process may open no more files. Raise the limit (`ulimit -n 4096`)" in said
+            assert "Traceback" not in said
+    assert statuses[0] == 2
+    assert set(statuses) <= {0, 2}
+    own_warm.run(argv)
     assert Results.read(tmp_path / "run").rows
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from vitnas.counting import count
 from vitnas.errors import UserError
 from vitnas.grids import ImageSize, size_text
+from vitnas.model.blocks import resized
 from vitnas.records import Result
 from vitnas.stages.models import Models
+from vitnas.stages.prepare import check_fits
 from vitnas.stages.run import changes, in_words
 from vitnas.train import TrainConfig, evaluate
 
@@ -31,6 +34,8 @@ def finetune(models: Models, role: str, image_size: ImageSize, config: TrainConf
     folder = models.folder(name)
     models.work.engine.wait()
     model = models.load(role)
+    arch = resized(model.arch, image_size, model.arch.patch_size)
+    check_fits(models.work.engine, config, count(arch), arch.seen_size, 2)
     model.set_input_size(img_size=image_size)
     if Result.exists(folder):
         known = Result.read(folder)

@@ -10,14 +10,14 @@ from pathlib import Path
 import psutil
 import torch
 
-from vitnas.arch import Arch
+from vitnas.budget import Cost
 from vitnas.counting import count
 from vitnas.data import require_labels
 from vitnas.data.augment import seeded_globals
 from vitnas.data.folds import fold
 from vitnas.errors import UserError
 from vitnas.exporting.executorch import require_executorch
-from vitnas.grids import sides_of, size_text
+from vitnas.grids import ImageSize, sides_of, size_text
 from vitnas.measure.environment import environment, git_commit
 from vitnas.measure.runtimes import require_device
 from vitnas.measure.target import parse_target
@@ -30,6 +30,8 @@ from vitnas.stages.forecast import is_short, outlook
 from vitnas.stages.run import ExportConfig
 from vitnas.stages.supernet import start_from_pretrained
 from vitnas.stages.training import make_task
+from vitnas.train.config import TrainConfig
+from vitnas.train.engine import Engine
 from vitnas.train.optim import make_optimizer, make_schedule
 from vitnas.train.teacher import settled_task
 
@@ -121,7 +123,8 @@ def check_memory(context: Context) -> None:
         UserError: see `check_fits`.
     """
     batch = min(context.run.data.batch_size, len(context.data.train))
-    check_fits(context, context.space.largest(), batch)
+    arch = context.space.largest()
+    check_fits(context.engine, context.run.supernet, count(arch), arch.seen_size, batch)
 
 
 def check_sides(context: Context, config: SpaceConfig) -> None:
@@ -133,29 +136,28 @@ def check_sides(context: Context, config: SpaceConfig) -> None:
     size = context.run.data.image_size
     if size is not None and max(sides_of(size)) > LARGE_SIDE:
         space = config.build(image_size=size, in_chans=context.run.data.in_chans or 1, num_classes=1)
-        check_fits(context, space.largest(), 2)
+        check_fits(context.engine, context.run.supernet, count(space.largest()), size, 2)
 
 
-def check_fits(context: Context, arch: Arch, batch: int) -> None:
-    """Refuse what this machine cannot hold, by the least that a training of an Arch needs: weights and their gradients,
-    and what one look at a batch of so many images keeps at its peak. (Training keeps several times that; what misses by
-    less ends with the allocator's error.)
+def check_fits(engine: Engine, config: TrainConfig, cost: Cost, size: ImageSize, batch: int) -> None:
+    """Refuse what this machine cannot hold, by the least that a training needs: weights and their gradients, and what
+    one look at a batch of so many images of `size` keeps at its peak. (Training keeps several times that; what misses
+    by less ends with the allocator's error.)
 
     Raises:
         UserError: it is more than the whole memory.
     """
-    device, cost = context.engine.device, count(arch)
-    width = 4 if context.run.supernet.precision == "fp32" else 2
+    device = engine.device
+    width = 4 if config.precision == "fp32" else 2
     least = 2 * 4 * cost.params + batch * cost.memory_bytes * width // 4
     if device.type not in ("cpu", "cuda"):
         return
     there = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else psutil.virtual_memory().total
     if least > there:
         raise UserError(
-            f"training the largest Arch ({cost.params:,} weights, {size_text(arch.seen_size)} pixels, batches of "
-            f"{batch}) "
+            f"training {cost.params:,} weights with batches of {batch} images of {size_text(size)} pixels "
             f"needs {least / 2**30:,.0f} GiB at the least, and {device.type} has {there / 2**30:,.0f} GiB. Lower "
-            "data.batch_size (supernet.accumulate makes up for it), data.image_size or the space's widths and depths."
+            "data.batch_size (supernet.accumulate makes up for it), the images' size or the widths and depths."
         )
 
 

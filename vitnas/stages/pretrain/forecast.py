@@ -5,15 +5,20 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import replace
+from typing import Any
 
 from torch import nn
 
+from vitnas.budget import Cost
+from vitnas.counting import count
 from vitnas.data import TrainBatches
 from vitnas.data.augment import seed_from
 from vitnas.errors import UserError
+from vitnas.grids import sides_of
+from vitnas.model.timm_keys import arch_in
 from vitnas.probing import PretrainForecast, features
 from vitnas.stages.forecast import Clock, few_steps, peak_bytes
-from vitnas.stages.prepare import check_memory, check_sides
+from vitnas.stages.prepare import check_fits, check_memory, check_sides
 from vitnas.stages.pretrain.context import PretrainContext
 from vitnas.stages.pretrain.watch import ASKED, BATCH, CHECKED, KNOWN
 from vitnas.train import EsViTConfig, TrainConfig, fit
@@ -51,10 +56,14 @@ def look_ahead(context: PretrainContext) -> PretrainForecast:
     run, config = context.run, context.pretrain
     if context.named is None and run.data.image_size is not None:
         check_sides(context, context.space_config(run.data.image_size))
+    if context.named is not None:
+        _check_named(context, context.named, 2)
     data = context.images.data
     size, images = batch_size(context), len(data.train)
     if context.named is None:
         check_memory(context)
+    else:
+        _check_named(context, context.named, min(size, images))
     step_s, forward_s = _timed(context, size)
     per_epoch = max(1, images // context.engine.world // size // run.supernet.accumulate)
     seen = min(KNOWN, images) + min(ASKED, len(data.holdout)) if context.images.has_labels else 0
@@ -95,6 +104,22 @@ def look_ahead(context: PretrainContext) -> PretrainForecast:
         disk_bytes=4 * 5 * sum(p.numel() for p in context.student().parameters()),
         memory_bytes=peak_bytes(context.engine.device),
     )
+
+
+def _check_named(context: PretrainContext, network: Any, batch: int) -> None:
+    """Refuse a network that this machine cannot hold; of one that is no Arch only weights and images are counted.
+
+    Raises:
+        UserError: see `check_fits`.
+    """
+    config = context.images.config
+    size = config.image_size or 224
+    try:
+        cost = count(replace(arch_in(network), image_size=size))
+    except UserError:
+        params = sum(weight.numel() for weight in network.parameters())
+        cost = Cost(0, params, 4 * (config.in_chans or 3) * math.prod(sides_of(size)))
+    check_fits(context.engine, context.run.supernet, cost, size, batch)
 
 
 def _timed(context: PretrainContext, size: int) -> tuple[float, float]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from vitnas.arch import Arch
 from vitnas.budget import Cost
+from vitnas.counting import count
 from vitnas.errors import UserError
 from vitnas.grids import size_text
 from vitnas.records import Forecast, GeneRecord, Manifest, Original, SpaceRecord, Tables
@@ -49,12 +50,12 @@ def prepare_slim(context: SlimContext) -> Feasibility:
             "no budget is given; slimming goes down to one. Add budget='macs<=50%', params, memory or "
             "latency<=8ms@onnxruntime,batch=1."
         )
-    check_fits(context, context.original.arch, 2)
+    arch, config = context.original.arch, context.run.supernet
+    check_fits(engine, config, count(arch), arch.seen_size, 2)
     labels = check_classes(context.original, context.images.data)
-    check_fits(
-        context, context.original.arch, min(context.run.data.batch_size, len(context.images.data.train))
-    )
-    enough_images(context.slim.images, len(context.images.data.train), context.original.arch)
+    images = len(context.images.data.train)
+    check_fits(engine, config, count(arch), arch.seen_size, min(context.run.data.batch_size, images))
+    enough_images(context.slim.images, images, arch)
     cost = full_cost(context.work, context.original.arch, context.budget.latency_targets)
     notes = [labels, *_said(context, cost)]
     found = engine.from_first(lambda: _look(context, cost, notes))
