@@ -240,6 +240,14 @@ def test_a_user_without_a_home_or_caches_can_run_all(
     assert Results.read(tmp_path / "run").rows
 
 
+def test_more_workers_than_open_files_let_work_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (95, 95))
+    said = refused(words(tmp_path / "run", data__workers="2"), capsys)
+    assert "data.workers is 2 where this process may open 95 files; so many need 96. Raise the limit" in said
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_too_few_open_files_are_one_sentence_and_the_run_goes_on(
@@ -254,7 +262,7 @@ def test_too_few_open_files_are_one_sentence_and_the_run_goes_on(
         said = " ".join(own_warm.log.read_text().split())
         if statuses[-1]:
             assert said.count("vitnas: ") == 1, said
-            assert "this process may open no more files. Raise the limit (`ulimit -n 4096`)" in said
+            assert "Raise the limit (`ulimit -n 4096`)" in said
             assert "Traceback" not in said
     assert statuses[0] == 2
     assert set(statuses) <= {0, 2}

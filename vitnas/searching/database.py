@@ -107,9 +107,9 @@ class Database(RDBStorage):
     def changed(self, study_id: int, after: int, unfinished: Collection[int]) -> list[FrozenTrial]:
         """The trials made after the trial of id `after`, and of the ids `unfinished` those that changed, by number.
 
-        Each has its state, times and user attributes, those of `unfinished` without what never changes (`MADE`): what
-        a Study reads. Parameters, values and constraints are for other programs. A trial has changed where it ended or
-        its lease was renewed, which may have been seen before.
+        Each has its state, times (in UTC, as stored) and user attributes, those of `unfinished` without what never
+        changes (`MADE`): what a Study reads. Parameters, values and constraints are for other programs. A trial has
+        changed where it ended or its lease was renewed, which may have been seen before.
         """
         if not self.is_lean:
             every = self.get_all_trials(study_id, deepcopy=False)
@@ -126,7 +126,7 @@ class Database(RDBStorage):
             if trial_id not in found:
                 state = TrialState[state] if isinstance(state, str) else state
                 found[trial_id] = FrozenTrial(
-                    number=number, state=state, value=None, datetime_start=_here(start), datetime_complete=_here(end),
+                    number=number, state=state, value=None, datetime_start=start, datetime_complete=end,
                     params={}, distributions={}, user_attrs={}, system_attrs={}, intermediate_values={},
                     trial_id=trial_id,
                 )  # fmt: skip
@@ -333,11 +333,6 @@ def _params(trial_id: int, trial: FrozenTrial) -> list[dict[str, Any]]:
 def _begun(trial: FrozenTrial) -> dict[str, Any]:
     start = trial.datetime_start
     return {"state": trial.state, "datetime_start": start and start.astimezone(UTC).replace(tzinfo=None)}
-
-
-def _here(moment: datetime | None) -> datetime | None:
-    """A naive local time, as Optuna's are, of the naive UTC in its tables."""
-    return moment and moment.replace(tzinfo=UTC).astimezone().replace(tzinfo=None)
 
 
 PATIENCE_S = 600.0

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
@@ -160,8 +162,19 @@ class Context:
 PER_CORE, AT_LEAST = 8, 64  # threads or worker processes that a machine is still taken to have been meant for
 
 
+FILES, FILES_OF_WORKER = (
+    64,
+    16,
+)  # open at most, at once: a run's own, and what a worker hands over and is led by
+
+
 def check_counts(run: Run) -> None:
-    """Raise UserError where a run asks for far more threads or worker processes than this machine has cores."""
+    """Refuse far more threads or worker processes than this machine has cores, and more workers than the limit on open
+    files lets work: met while they start it would end in tracebacks of theirs.
+
+    Raises:
+        UserError: one of them.
+    """
     cores = os.cpu_count() or 1
     most = max(AT_LEAST, PER_CORE * cores)
     for name, count in (("threads", run.threads or 1), ("data.workers", run.data.workers)):
@@ -170,6 +183,22 @@ def check_counts(run: Run) -> None:
                 f"{name} is {count} on a machine of {cores} cores; more than {most} only wait for each other. Use "
                 f"{cores}, or leave it out."
             )
+    needs, limit = FILES + FILES_OF_WORKER * run.data.workers, most_files()
+    if run.data.workers and needs > limit:
+        raise UserError(
+            f"data.workers is {run.data.workers} where this process may open {limit:.0f} files; so many need {needs}. "
+            "Raise the limit (`ulimit -n 4096`) or lower data.workers."
+        )
+
+
+def most_files() -> float:
+    """How many files this process may have open."""
+    if sys.platform == "win32":
+        return math.inf
+    import resource  # there is none elsewhere
+
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return math.inf if limit == resource.RLIM_INFINITY else limit
 
 
 def make_space(
