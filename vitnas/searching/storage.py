@@ -23,7 +23,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from vitnas.errors import MissingExtra, UserError
+from vitnas.errors import HANDLES, MissingExtra, UserError, lacks_handles
 from vitnas.searching.goal import Goal, Objective
 from vitnas.searching.passwords import PASSWORD, reason, shown
 
@@ -81,6 +81,8 @@ def open_storage(where: str | Path | BaseStorage) -> BaseStorage:
     except UserError:
         raise
     except Exception as error:
+        if lacks_handles(error) or _has_few_handles():
+            raise UserError(HANDLES) from None
         raise UserError(
             f"storage {shown(text)} cannot be opened ({reason(error)}); it must be a writable path, "
             "'journal:path' or a database URL that Optuna takes. Mend it."
@@ -96,6 +98,17 @@ def _with_password(text: str) -> str:
     if url.password is None and PASSWORD in os.environ:
         url = url.set(password=os.environ[PASSWORD])
     return url.render_as_string(hide_password=False)
+
+
+def _has_few_handles() -> bool:
+    """Whether no four files more can be opened: SQLite needs three, and tells that as it tells any other reason."""
+    with contextlib.ExitStack() as stack:
+        try:
+            for _ in range(4):
+                stack.enter_context(open(os.devnull))
+        except OSError as error:
+            return lacks_handles(error)
+    return False
 
 
 def _check_is_ours(path: Path) -> None:
@@ -179,6 +192,8 @@ def open_study(
                 continue
             if isinstance(error, UserError) or isinstance(storage, BaseStorage):
                 raise
+            if lacks_handles(error) or _has_few_handles():
+                raise UserError(HANDLES) from None
             raise UserError(
                 f"storage {shown(storage)} cannot be used ({reason(error)}); it must be a whole study that vitnas "
                 "wrote. Mend that, or give another storage."
