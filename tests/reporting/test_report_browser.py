@@ -66,7 +66,7 @@ def test_what_a_sampler_learned_is_drawn(learned: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_an_unfinished_run_has_no_empty_charts_and_no_errors(finished: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(finished, tmp_path / "half")
-    for name in ("metrics.jsonl", "search.json", "correlation.json"):
+    for name in ("metrics.jsonl", "ranking.json", "search.json", "correlation.json"):
         (folder / name).unlink()
     dom, console = browse(report(folder), tmp_path / "profile", "--window-size=1200,6000")
     assert console == ""
