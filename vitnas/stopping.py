@@ -9,6 +9,7 @@ process when the time is up.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
@@ -90,6 +91,8 @@ class Stopper:
                 tell(what)
 
         sys.unraisablehook = unraisable
+        if logging.lastResort:
+            logging.lastResort.addFilter(_is_no_stop)
 
     def watch(self) -> None:
         """Hear of a signal in a thread, too."""
@@ -124,6 +127,11 @@ class Stopper:
             self._waiting -= 1
         if self.asked is not None and not self._waiting:
             raise Stopped
+
+
+def _is_no_stop(record: logging.LogRecord) -> bool:
+    """All but a `Stopped` on its way: SQLAlchemy notes it, with a traceback, where it comes as a connection closes."""
+    return not (record.exc_info and record.exc_info[0] is Stopped)
 
 
 def _leave_to_parent() -> None:
@@ -198,6 +206,8 @@ def working() -> Iterator[Stopper]:
         yield stopper
     finally:
         sys.unraisablehook = tell
+        if logging.lastResort:
+            logging.lastResort.removeFilter(_is_no_stop)
         for number, handler in zip(SIGNALS, before, strict=True):
             if is_main and signal.getsignal(number) is stopper:
                 signal.signal(number, handler)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import random
 import signal
@@ -144,6 +145,17 @@ def test_handlers_are_given_back() -> None:
     with working():
         assert stopping.current() is not None
     assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+@pytest.mark.parametrize(("kind", "is_told"), [(Stopped, False), (KeyError, True)])
+def test_what_a_library_notes_of_a_stop_is_not_shown(
+    kind: type[BaseException], is_told: bool, stopper: Stopper, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It lets it through, and tells its log of it, with a traceback, which nobody may have set up."""
+    assert logging.lastResort is not None
+    found = (kind, kind("on its way"), None)
+    logging.lastResort.handle(logging.LogRecord("pool", logging.ERROR, "", 1, "closing", None, found))
+    assert ("on its way" in capsys.readouterr().err) == is_told
 
 
 class HalfMade:

@@ -12,6 +12,7 @@ from vitnas.model.named import ArchFile
 from vitnas.records import Results
 
 MIXERS = {
+    "space__kind": "mixers",
     "space__patch_size": "2",
     "space__mixers": "[fourier,nystrom,performer,softmax]",
     "space__mlp_ratios": "[1.0,2.0]",
