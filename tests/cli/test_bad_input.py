@@ -129,6 +129,7 @@ GOOD = "run images dataset=good "
         ("run key.yaml", "key.yaml has an unknown field '1'"),
         ("run tour folder=images.zip", "folder is 'images.zip', and images.zip is a file. Give another"),
         ("run tour folder=images.zip/x", "images.zip is a file. Give another folder=PATH."),
+        ("run tour folder=a\0b", "a word of the command holds a zero byte; words are text. Remove it."),
         ("tour", "'tour' is a recipe, and no command stands before it. Write `vitnas run tour`."),
         ("dataset=good", "Write `vitnas run images dataset=good`."),
         ("run images good", "a recipe comes first. Write `vitnas run images dataset=good`."),

@@ -1,5 +1,6 @@
 """Files that take pixels, on real photographs as they are stored: they answer as the training pipeline does."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,8 @@ import torch
 import vitnas
 from vitnas.data.images import upright, with_channels
 from vitnas.data.sources import from_pil
-from vitnas.exporting.onnx import onnx_session
+from vitnas.exporting.onnx import onnx_runner
+from vitnas.measure.convert import quiet
 
 
 @pytest.mark.slow
@@ -34,15 +36,22 @@ def test_at_most_one_of_a_thousand_images_is_of_another_class(
     with torch.no_grad():
         wanted = [model.eval()(images).softmax(1) for images, _ in vitnas.EvalBatches(test, batch_size=250)]
     want_NY = torch.cat(wanted).numpy()
-    vitnas.export(model, tmp_path / "model.onnx", pixels=True)
-    session, rows = onnx_session(tmp_path / "model.onnx"), []
-    for place in range(len(test)):
-        picture = test.store.source.read(test.store.rows[int(test.places[place])])
-        pixels = from_pil(with_channels(upright(picture), 3))
-        rows.append(session.run(None, {"images": pixels[None]})[0][0])
-    got_NY = np.stack(rows)
-    differ = int((got_NY.argmax(1) != want_NY.argmax(1)).sum())
-    print(f"{differ} of {len(test)} differ; probabilities by {np.abs(got_NY - want_NY).max():.2g} at most")
-    assert len(test) == 5_000
-    assert differ <= 5
-    assert np.abs(got_NY - want_NY).max() < 0.02
+    pictures = (test.store.source.read(test.store.rows[int(place)]) for place in test.places)
+    pixels = [from_pil(with_channels(upright(picture), 3)) for picture in pictures]
+    images_NHWC = torch.from_numpy(np.stack(pixels))  # as they are stored, all of one size
+    assert len(test) == len(images_NHWC) == 5_000
+    for name in ("model.onnx", "model.pt2"):
+        vitnas.export(model, tmp_path / name, pixels=True)
+        run = onnx_runner(tmp_path / name) if name == "model.onnx" else program(tmp_path / name)
+        with torch.no_grad():
+            got_NY = torch.cat([run(part) for part in images_NHWC.split(250)]).numpy()
+        differ, apart = int((got_NY.argmax(1) != want_NY.argmax(1)).sum()), np.abs(got_NY - want_NY).max()
+        print(f"{name}: {differ} of {len(test)} differ; probabilities by {apart:.2g} at most")
+        assert differ <= 5, name
+        assert apart < 0.02, name
+
+
+def program(path: Path) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A `.pt2` file as a function."""
+    with quiet():
+        return torch.export.load(path).module()

@@ -131,6 +131,8 @@ def _command(words: list[str], errors: Console, stopper: Stopper) -> int:
         return 0
     name, names = words[0], list(dict.fromkeys(re.findall(r"^  vitnas ([a-z-]+)", USAGE, re.MULTILINE)))
     try:
+        if any("\0" in word for word in words):  # no path has one, and the system's calls stop at it
+            raise UserError("a word of the command holds a zero byte; words are text. Remove it.")
         if name not in names:
             raise UserError(_no_command(name, names))
         asks = bool({"-h", "--help"} & {*words[1:]})
