@@ -91,7 +91,16 @@ def test_a_run_takes_it(done: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     space = [f"{name}={value}" for name, value in FIELDS.items() if name.startswith("space.")]
     rest = "data.max_images=120 supernet.epochs=0.1 supernet.monitor_every=0 budget= threads=1 device=cpu".split()
     folder = tmp_path / "run"
-    first = ["run", "tour", f"folder={folder}", f"pretrained={done}", *space, "space.patch_size=2", *rest]
+    first = [
+        "run",
+        "tour",
+        f"folder={folder}",
+        f"pretrained={done}",
+        *space,
+        "space.kind=autoformer",
+        "space.patch_size=2",
+        *rest,
+    ]
     assert main([*first, "search.num_trials=2", "retrain.train.epochs=0.1", "retrain.baselines=[]",
                  "retrain.rank_archs=0", "export.formats=[]", "export.latency=[]"]) == 0  # fmt: skip
     told = re.search(
