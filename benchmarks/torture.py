@@ -422,7 +422,10 @@ def one(name: str, given: dict[str, str], seed: int) -> dict[str, object]:
     """Do one part; what fails in the part itself is told as one more thing that went wrong."""
     part, tally = PARTS[name], Tally(name, seed, PARTS[name].most_s * float(given.get("share", "1")))
     tally.only = int(given["only"]) if "only" in given else None
-    with a_folder() as folder:
+    with (
+        a_folder() as folder,
+        contextlib.chdir(folder),
+    ):  # an odd word may be a path, which is taken from here
         warm = Warm(folder / "log.txt")
         try:
             part.do(warm, folder, tally, int(given.get(name, str(part.count))))
