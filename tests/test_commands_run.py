@@ -52,6 +52,7 @@ STAND_IN = {
     "MODEL": "net",
     "path/to/folder": "net",
     "budget=macs<=50%": "budget=macs<=80%",  # half of a toy is less than its smallest
+    "IMAGES": "path/to/images",
     "dataset=IMAGES": "dataset=path/to/images",
     "data.dataset=PATH": "data.dataset=path/to/images",
     "model=swin_tiny_patch4_window7_224": "model=test_vit",
@@ -77,6 +78,15 @@ def table(path: Path, header: tuple[str, ...], mark: str) -> None:
             writer.writerow((image.relative_to(path.parent), image.parent.name, split)[: len(header)])
 
 
+def numbers(path: Path) -> None:
+    """A table of numbers of the images beside it."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("file", "age", "length_mm", "weight_g"))
+        for place, image in enumerate(sorted(path.parent.rglob("*.png"))):
+            writer.writerow((image.relative_to(path.parent), place, 2.5 * place, 90 - place))
+
+
 def with_fields(words: list[str], fields: dict[str, str]) -> list[str]:
     given = {word.partition("=")[0] for word in words}
     ends = {name.rpartition(".")[2] for name in given}
@@ -98,6 +108,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 picture(target, number).save(images / name / f"{number}.png")
         table(images / "labels.csv", ("file", "label"), ",")
         table(images / "labels.tsv", ("picture", "species", "fold"), "\t")
+        numbers(images / "numbers.csv")
         shutil.copytree(images, "path/to/labelled")
         shutil.copytree(images / "cat", "images")
         block = Block(num_heads=3, head_dim=8, mlp_hidden=48)
@@ -151,6 +162,8 @@ def test_every_command_is_done(
         pytest.skip(
             "NOT RUN: no command before it makes a network that drops patches; test_report_tokens.py does it"
         )
+    if any("executorch" in word or word.endswith(".pte") for word in words):
+        pytest.importorskip("executorch", reason="NOT RUN: needs pip install 'vitnas[executorch]'")
     monkeypatch.chdir(world)
     if words[0] == "push":
         takes = SimpleNamespace(create_repo=lambda *_, **__: None, upload_folder=lambda **_: None)
