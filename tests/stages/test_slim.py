@@ -132,7 +132,7 @@ def test_a_run_cut_short_goes_on_to_the_same(
     folder = tmp_path / "run"
     with monkeypatch.context() as patched:
         patched.setattr(RunFile, "save", stopping)
-        patched.setattr("vitnas.stages.slim.stages.report", lambda folder: (_ for _ in ()).throw(Stop))
+        patched.setattr("vitnas.stages.slim.stages.tell", lambda folder: (_ for _ in ()).throw(Stop))
         with pytest.raises(Stop):
             main(slim_words(original, folder))
     assert not (folder / file).exists()

@@ -6,6 +6,7 @@ A number that is not in the run folder is shown as "not measured"; nothing is ev
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -294,11 +295,17 @@ def to_rich(table: Table, title: str = "") -> rich.table.Table:
     """The same for a terminal; columns in which nothing stands are left out."""
     shown = [i for i in range(len(table.headers)) if any(row[i] for row in table.rows)]
     drawn = rich.table.Table(title=title or None, title_justify="left", box=rich.box.SIMPLE)
+    # A limit on latency has no place to break at but before its target.
+    rows = [[re.sub(r"(\d[a-z]+)@", r"\1\n@", cell) for cell in row] for row in table.rows]
     for i in shown:
         side: Literal["left", "right"] = "right" if i in table.numeric else "left"
-        longest = max((len(row[i]) for row in table.rows), default=0)
-        drawn.add_column(table.headers[i], justify=side, no_wrap=i == 0 and longest <= NAME, overflow="fold")
-    for row in table.rows:
+        longest = max((len(line) for row in rows for line in row[i].splitlines()), default=0)
+        words = [len(word) for row in rows for word in row[i].split()] if i == 0 else []
+        drawn.add_column(
+            table.headers[i], justify=side, no_wrap=i == 0 and longest <= NAME, overflow="fold",
+            min_width=min(NAME, max(words, default=0)) or None,
+        )  # fmt: skip
+    for row in rows:
         drawn.add_row(*(escape(row[i]) for i in shown))
     return drawn
 
