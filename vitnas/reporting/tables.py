@@ -295,19 +295,21 @@ def to_rich(table: Table, title: str = "") -> rich.table.Table:
     """The same for a terminal; columns in which nothing stands are left out."""
     shown = [i for i in range(len(table.headers)) if any(row[i] for row in table.rows)]
     drawn = rich.table.Table(title=title or None, title_justify="left", box=rich.box.SIMPLE)
-    # A limit on latency has no place to break at but before its target.
-    rows = [[re.sub(r"(\d[a-z]+)@", r"\1\n@", cell) for cell in row] for row in table.rows]
+    rows = [[_broken(cell) for cell in row] for row in table.rows]
     for i in shown:
         side: Literal["left", "right"] = "right" if i in table.numeric else "left"
         longest = max((len(line) for row in rows for line in row[i].splitlines()), default=0)
-        words = [len(word) for row in rows for word in row[i].split()] if i == 0 else []
-        drawn.add_column(
-            table.headers[i], justify=side, no_wrap=i == 0 and longest <= NAME, overflow="fold",
-            min_width=min(NAME, max(words, default=0)) or None,
-        )  # fmt: skip
+        drawn.add_column(table.headers[i], justify=side, no_wrap=i == 0 and longest <= NAME, overflow="fold")
     for row in rows:
         drawn.add_row(*(escape(row[i]) for i in shown))
     return drawn
+
+
+def _broken(text: str) -> str:
+    """A budget with a limit on latency, a line for each limit and each target: else it breaks within a word."""
+    if not re.search(r"\d[a-z]+@", text):
+        return text
+    return text.replace(" and ", "\nand ").replace("@", "\n@")
 
 
 def keyed(record: Any) -> Table:
