@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -125,7 +126,9 @@ class _FusedAttention(TorchFunctionMode):
 
 def peak_process_bytes() -> int:
     """The most memory (resident set) that this process has ever held, in bytes."""
-    import resource
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource  # there is none there
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(peak) if sys.platform == "darwin" else int(peak) * 1024  # macOS counts bytes, Linux KiB

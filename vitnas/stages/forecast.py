@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import random
-import resource
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,6 +18,7 @@ from vitnas.counting import count
 from vitnas.data import TrainBatches
 from vitnas.errors import UserError
 from vitnas.exporting.precision import CALIBRATED, TRIED
+from vitnas.measure.memory import peak_process_bytes
 from vitnas.model import build
 from vitnas.reporting.tables import Table, room
 from vitnas.sample import Fixed, NearBudget, Sampler
@@ -249,8 +248,7 @@ def peak_bytes(device: torch.device) -> int:
     """Bytes that were in use at most: of the accelerator, or of this process."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return peak_process_bytes()
 
 
 def table(run: Run, found: Outlook) -> Table:
