@@ -161,5 +161,5 @@ def test_web_dataset(tmp_path: Path) -> None:
     assert (len(data.train), len(data.holdout), data.image_size) == (15, 4, 10)
     assert len(data.open_test(tmp_path / "log.json")) == 6
     assert len(data.corrupt) == 1
-    with pytest.raises(UserError, match=r"train_split is 'trian'; .*Name a split of info\.json"):
+    with pytest.raises(UserError, match=r"train_split is 'trian', and .*Name a split of info\.json"):
         open_data(DataConfig(dataset="wds/", root=str(tmp_path), train_split="trian"))

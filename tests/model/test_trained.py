@@ -22,8 +22,10 @@ def test_names_folders_and_files(tmp_path: Path) -> None:
     assert find_trained(f"local-dir:{tmp_path}", what="pretrained") == find_trained(
         str(tmp_path), what="pretrained"
     )
-    with pytest.raises(UserError, match=r"a file of weights does not say what they are of\. Write NAME@/"):
+    with pytest.raises(UserError, match=r"weights\.anything', a file that holds no network .* NAME@FILE"):
         find_trained(str(file), what="pretrained")
+    with pytest.raises(UserError, match=r"a file of weights does not say what they are of\. Write NAME@/"):
+        find_trained(str(file.with_suffix(".pth")), what="pretrained")
 
 
 def test_models_of_a_run_folder(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def find_trained(text: str, *, what: str) -> Trained:
     if not file and path.is_file() and path.suffix not in SUFFIXES:
         raise UserError(
             f"{what} is {text!r}, a file that holds no network to go on from; one is a saved model's folder, RUN@ROLE "
-            "or a name that timm knows. Give such a one."
+            "or a name that timm knows, with weights of its own NAME@FILE. Give such a one."
         )
     if not file and path.suffix in SUFFIXES:
         raise UserError(
