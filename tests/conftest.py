@@ -62,15 +62,20 @@ def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-def made(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
-    """A copy of a folder that `make` makes once for all processes of this session."""
+def whole(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that `make` makes once for all processes of this session, the same for each of them."""
     base = factory.getbasetemp()
     first = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / f"first_{name}"
     with FileLock(f"{first}.lock"):
         if not (first / "whole").exists():
             make(first / "half" / "run")
             (first / "half").rename(first / "whole")
-    return Path(shutil.copytree(first / "whole" / "run", factory.mktemp(name) / "run"))
+    return first / "whole" / "run"
+
+
+def made(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A copy of such a folder."""
+    return Path(shutil.copytree(whole(factory, name, make), factory.mktemp(name) / "run"))
 
 
 def finish(folder: Path, **changes: str) -> None:
@@ -98,10 +103,10 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a small trained network."""
+    """The folder of a small trained network, which runs name. Copy it before changing anything."""
     from slim_help import save, trained
 
-    return made(tmp_path_factory, "original", lambda folder: save(trained(), folder))
+    return whole(tmp_path_factory, "original", lambda folder: save(trained(), folder))
 
 
 @pytest.fixture(scope="session")
