@@ -12,6 +12,7 @@ import pytest
 import vitnas
 from vitnas.cli import main
 from vitnas.errors import UserError
+from vitnas.exporting.card import card_of
 from vitnas.records import Result
 from vitnas.reporting import write_cards
 from vitnas.reporting.tables import interval
@@ -115,3 +116,12 @@ def test_cards_are_of_what_is_there(finished: Path, tmp_path: Path) -> None:
     assert "holdout images" in text
     assert "not tested" in text
     assert "Latency" not in text
+
+
+@pytest.mark.parametrize(
+    "damaged", ["{}", "0.5", "[]", '{"architecture": "x"}', '{"architecture": "test_vit", "label_names": 3}']
+)
+def test_a_damaged_description_of_a_model_is_told_in_a_sentence(damaged: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(damaged)
+    with pytest.raises(UserError, match=r"config\.json does not say what was saved"):
+        card_of(tmp_path)

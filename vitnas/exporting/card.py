@@ -13,6 +13,7 @@ from typing import Any
 import timm
 
 from vitnas.arch import Arch
+from vitnas.errors import UserError
 from vitnas.model.timm_cfg import OWN_ARCH, SCALE, SEVERAL
 from vitnas.runs import read_json, read_text, write_atomic
 from vitnas.version import VERSION
@@ -59,8 +60,24 @@ class Card:
 
 
 def card_of(folder: Path) -> Card:
-    """What a folder of a saved model says of itself."""
-    config = read_json(folder / "config.json")
+    """What a folder of a saved model says of itself.
+
+    Raises:
+        UserError: its config.json is damaged.
+    """
+    file = folder / "config.json"
+    try:
+        return _card_of(read_json(file))
+    except UserError:
+        raise
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{file} does not say what was saved; it is damaged. Save the model anew, or delete its folder "
+            "and run what made it again."
+        ) from error
+
+
+def _card_of(config: Mapping[str, Any]) -> Card:
     name, classes, names = config["architecture"], config.get("num_classes"), config.get("label_names") or ()
     own = config.get(OWN_ARCH) or config.get("model_args", {}).get("arch")
     arch = Arch.from_json(own) if own else None
