@@ -96,9 +96,10 @@ run() { # run STEP: one step by name
     wait ;;
   search) # one process per seed
     for seed in 0 1 2; do
-      step "search-$seed" 700 "$python" benchmarks/evidence_search.py --dataset "hfds/$data" --out "$work/search" --device "$device" --seeds $seed --arms near guided unified halving vit_resnas mixers autoformer vitas rank $search_sizes &
+      step "search-$seed" 580 "$python" benchmarks/evidence_search.py --dataset "hfds/$data" --out "$work/search" --device "$device" --seeds $seed --arms near guided unified halving vit_resnas mixers autoformer vitas $search_sizes &
     done
-    wait ;;
+    wait
+    step search-rank 120 "$python" benchmarks/evidence_search.py --dataset "hfds/$data" --out "$work/search" --device "$device" --arms rank $search_sizes ;;
   *) echo "there is no step $1" | tee -a "$out/steps.txt" ;;
   esac
 }

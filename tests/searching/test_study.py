@@ -229,17 +229,23 @@ def test_an_arch_that_always_kills_its_worker_is_left(caplog: pytest.LogCaptureF
     assert genes[-1] == second.genes, "the dead are no workers beside this one, with whom numbers are shared"
 
 
-def test_a_kill_between_the_retry_and_the_closing_runs_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def ask_and_close_nothing(study: Study) -> Trial:
+    """As if killed between making a trial and closing the one that it runs again."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study, "_close_failed", lambda *_: None)
+        trial = study.ask(RandomSearch())
+    assert trial is not None
+    return trial
+
+
+def test_a_kill_between_the_retry_and_the_closing_runs_it_once() -> None:
     """The retry exists, the dead trial still looks running: it is closed, and the retry alone is run again."""
     storage = InMemoryStorage()
     lost, other = open_micro(storage), open_micro(storage)
     trial = lost.ask(RandomSearch())
     assert trial is not None
     lost.release(trial)
-    with monkeypatch.context() as patch:
-        patch.setattr(other, "_close_failed", lambda *given: None)
-        again = other.ask(RandomSearch())
-    assert again is not None
+    again = ask_and_close_nothing(other)
     other.release(again)
     third, fourth = other.ask(RandomSearch()), other.ask(RandomSearch())
     assert third is not None
@@ -313,16 +319,13 @@ def test_a_question_looks_at_no_trial_that_is_done_also_after_one_was_run_again(
     assert counts[1] < counts[0] + 30, counts
 
 
-def test_a_trial_that_ends_after_its_retry_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trial_that_ends_after_its_retry_counts_once() -> None:
     storage = InMemoryStorage()
     slow, fast = open_micro(storage), open_micro(storage)
     first = slow.ask(RandomSearch())
     assert first is not None
     slow.release(first)
-    with monkeypatch.context() as patch:  # as if killed before it could close what it runs again
-        patch.setattr(fast, "_close_failed", lambda *_: None)
-        again = fast.ask(RandomSearch())
-    assert again is not None
+    again = ask_and_close_nothing(fast)
     assert again.genes == first.genes
     assert fast.tell(again, score(again.arch))
     assert [trial.number for trial in fast.scored()] == [again.number]
@@ -341,10 +344,7 @@ def test_what_was_seen_bit_by_bit_is_what_is_read_at_once(seed: int) -> None:
     for _ in range(40):
         worker = rng.choice(workers)
         if not held or rng.random() < 0.5:
-            with pytest.MonkeyPatch.context() as patch:
-                if rng.random() < 0.5:  # as if killed before it could close what it runs again
-                    patch.setattr(worker, "_close_failed", lambda *_: None)
-                trial = worker.ask(RandomSearch())
+            trial = ask_and_close_nothing(worker) if rng.random() < 0.5 else worker.ask(RandomSearch())
             assert trial is not None
             held.append((worker, trial))
         else:

@@ -85,17 +85,8 @@ def export_executorch(
             ) from error
         agreement = shown.verify(run, "the ExecuTorch file", tolerance, dynamic_batch=False)
         write_with(path, partial(copyfile, file))
-    params = sum(parameter.numel() for parameter in model.parameters())
-    exported = sum(parameter.numel() for parameter in program.parameters())
     return {
-        "path": str(path),
-        "bytes": path.stat().st_size,
-        "input": "uint8" if pixels else "float",
-        "dynamic_batch": False,
-        "params": params,
-        "exported_params": exported,
-        "params_equal": exported == params,
-        **agreement.to_json(),
+        **shown.record(path, model, program, agreement, dynamic_batch=False),
         "problems": [
             *shown.problems,
             "It takes one image at a time" + (f", of up to {longest} pixels a side." if pixels else "."),

@@ -25,7 +25,7 @@ from timm.models import save_for_hf
 from torch import nn
 
 from vitnas.arch import Arch
-from vitnas.errors import HANDLES, UserError, first_line, lacks_handles
+from vitnas.errors import UserError, first_line
 from vitnas.exporting.card import CARD, UNKNOWN, card_of, licence_in, with_licence, write_card
 from vitnas.exporting.describe import images_of, names_of
 from vitnas.exporting.verify import ExportError, example_images
@@ -33,7 +33,7 @@ from vitnas.measure.convert import model_device, quiet
 from vitnas.model.modes import evaluating
 from vitnas.model.timm_cfg import IMAGES_KNOWN, OWN_ARCH, OWN_KEYS, SCALE, SEVERAL
 from vitnas.model.timm_plain import plain_timm
-from vitnas.runs import load_tensors, read_json, remove_stale, save_tensors, write_with
+from vitnas.runs import load_tensors, read_json, remove_stale, save_tensors, write_with, writing
 from vitnas.version import VERSION
 
 ENTRY_POINT = "vitnas_arch"  # timm's name for "the Model of whatever Arch the config holds"
@@ -68,7 +68,7 @@ def save_timm(
     names = names_of(model, class_names)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; the folder for timm needs its own name. Choose another.")
-    try:
+    with writing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         remove_stale(folder)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as beside:
@@ -76,12 +76,6 @@ def save_timm(
             _write_checked(model, new, names, data_config or {})
             size = sum(file.stat().st_size for file in new.iterdir())
             _move(new, folder)
-    except OSError as error:
-        if lacks_handles(error):
-            raise UserError(HANDLES) from error
-        raise UserError(
-            f"{folder} cannot be written ({error.strerror or error}); it needs free space. Mend that."
-        ) from error
     said = read_json(folder / "config.json")["architecture"]
     return {
         "path": str(folder),

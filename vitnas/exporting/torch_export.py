@@ -81,21 +81,14 @@ def export_program(
         run = program.module()
         agreement = shown.verify(run, "the torch.export file", tolerance, dynamic_batch=dynamic_batch)
         write_with(path, partial(shutil.copyfile, file))
-    params = sum(parameter.numel() for parameter in model.parameters())
-    exported = sum(parameter.numel() for parameter in program.parameters())
-    if exported != params:
+    record = shown.record(path, model, program, agreement, dynamic_batch=dynamic_batch)
+    if not record["params_equal"]:
         problems.append(
-            f"The file holds {exported} parameters of the Model's {params}; the others are unused."
+            f"The file holds {record['exported_params']} parameters of the Model's {record['params']}; the others are "
+            "unused."
         )
     return {
-        "path": str(path),
-        "bytes": path.stat().st_size,
-        "input": "uint8" if pixels else "float",
-        "dynamic_batch": dynamic_batch,
-        "params": params,
-        "exported_params": exported,
-        "params_equal": exported == params,
-        **agreement.to_json(),
+        **record,
         "problems": problems,
         "seconds": round(time.perf_counter() - started, 3),
         "versions": {"torch": str(torch.__version__), "vitnas": VERSION},
@@ -160,6 +153,28 @@ class Shown:
             for some in (self.examples, *([other_size(self.examples)] if self.pixels else []))
         ]
         return replace(agreement, top1_agreement=None) if self.tells else agreement
+
+    def record(
+        self,
+        path: Path,
+        model: nn.Module,
+        program: torch.export.ExportedProgram,
+        agreement: Agreement,
+        *,
+        dynamic_batch: bool,
+    ) -> dict[str, Any]:
+        """What is told of a file in `path`, whatever runs it."""
+        params, exported = (sum(part.numel() for part in each.parameters()) for each in (model, program))
+        return {
+            "path": str(path),
+            "bytes": path.stat().st_size,
+            "input": "uint8" if self.pixels else "float",
+            "dynamic_batch": dynamic_batch,
+            "params": params,
+            "exported_params": exported,
+            "params_equal": exported == params,
+            **agreement.to_json(),
+        }
 
 
 def pickled_records(file: Path) -> list[str]:

@@ -249,10 +249,9 @@ def snippets(run: RunFiles) -> list[Snippet]:
         is_ready = "torch_export" in record and record["torch_export"].input == "uint8"
         found.append(Snippet("torch.export", "\n".join(lines), pixels if is_ready else tensors))
     if "executorch" in record:
-        file, takes = (
-            record["executorch"],
-            "Takes a uint8 image (1, height, width, channels); gives probabilities. ",
+        file = record["executorch"]
+        about = ("Takes a uint8 image (1, height, width, channels); gives probabilities.", *file.problems)
+        found.append(
+            Snippet("ExecuTorch", executorch_code((run.folder / file.path).as_posix()), " ".join(about))
         )
-        code = executorch_code((run.folder / file.path).as_posix())
-        found.append(Snippet("ExecuTorch", code, takes + " ".join(file.problems)))
     return found

@@ -160,10 +160,8 @@ class Context:
 
 
 PER_CORE, AT_LEAST = 8, 64  # threads or worker processes that a machine is still taken to have been meant for
-FILES, FILES_OF_WORKER = (
-    64,
-    16,
-)  # open at most at once: a run's own, and what a worker hands over and is led by
+# Open at most, at once: a run's own, and what a worker hands over and is led by.
+FILES, FILES_OF_WORKER = 64, 16
 
 
 def check_counts(run: Run) -> None:

@@ -54,10 +54,10 @@ def look_ahead(context: PretrainContext) -> PretrainForecast:
         UserError: the time is too short for any pretraining.
     """
     run, config = context.run, context.pretrain
-    if context.named is None and run.data.image_size is not None:
-        check_sides(context, context.space_config(run.data.image_size))
     if context.named is not None:
         _check_named(context, context.named, 2)
+    elif run.data.image_size is not None:
+        check_sides(context, context.space_config(run.data.image_size))
     data = context.images.data
     size, images = batch_size(context), len(data.train)
     if context.named is None:
