@@ -13,6 +13,7 @@ shortlist is trained, what is chosen and how it is compared are the run's own st
     halving     successive halving over random Archs of the unified Space, without a supernet
     rank        Archs of the unified Space, drawn at random within 10 % of the budget and trained from new weights;
                 Kendall's tau of that with what each seed's supernet gave them
+    ranked      that training alone, which needs no supernet; with `--share 0/4` each fourth of them, from the first on
     mixers, vit_resnas, autoformer, vitas    as `halving`, in one paper's Space, made for the same budget
 
 All searches take the same: the supernet's epochs and the Archs that halving begins with follow from `Size.total`, the
@@ -36,7 +37,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -74,6 +75,7 @@ ARMS = (
     "near",
     "halving",
     "guided",
+    "ranked",
     "rank",
     "mixers",
     "vit_resnas",
@@ -211,16 +213,17 @@ LARGE = replace(  # for a GPU
     total=240,
     train_images=5000,
     holdout=2000,
-    batch=256,
+    batch=500,  # a step of so small a net waits for the host, so larger batches are epochs in less time
     epochs=300,
     finals=20,
     trials=100,
     ranked=16,
     rank_epochs=60,
+    lr=3e-3,
 )
 MEDIUM = replace(  # the same budget in a CPU's hours
-    LARGE, total=36, train_images=2000, holdout=1000, batch=32, epochs=12, finals=3, trials=50, rank_epochs=6
-)
+    LARGE, total=36, train_images=2000, holdout=1000, batch=32, epochs=12, finals=3, trials=50, rank_epochs=6, lr=2e-3,
+)  # fmt: skip
 LATENCY = replace(  # 3 ms of ONNX Runtime, one thread, one image: about what 25 M multiply-accumulates take
     MEDIUM, macs=25e6, limit="latency<=3.0ms@onnxruntime,batch=1,threads=1", total=20, train_images=1000, holdout=600,
     epochs=8, finals=2, archs=6, trials=30,
@@ -246,7 +249,6 @@ class Evidence:
     def __init__(self, options: argparse.Namespace, size: Size) -> None:
         self.options, self.size = options, size
         self.path: Path = options.out / "evidence_search.jsonl"
-        self.precision: Literal["fp32", "bf16"] = "bf16" if options.device == "cuda" else "fp32"
 
     def rows(self, what: str) -> list[dict[str, Any]]:
         return [row for row in read_jsonl(self.path) if row["what"] == what]
@@ -260,7 +262,6 @@ class Evidence:
         size, trains = self.size, arm not in SUPERNETS
         space = size.spaces.get(arm, size.spaces["unified"])
         finals = FinalsConfig(archs=0 if trains else size.archs, epochs=size.finals)
-        train = replace(size.train, precision=self.precision)
         run = Run(
             recipe="evidence_search",
             budget=self.options.budget or size.limit or size.near,
@@ -276,7 +277,7 @@ class Evidence:
                 seed=seed,
             ),
             space=space,
-            supernet=train,
+            supernet=size.train,
             sampler=UniformConfig(near_budget=arm == "near"),
             search=SearchConfig(
                 searcher={"guided": "guided_halving"}.get(arm, "halving")
@@ -286,7 +287,7 @@ class Evidence:
                 score="accuracy" if arm == "unified" else "loss",
             ),
             finals=finals,
-            retrain=RetrainConfig(train=train, baselines=self.baselines(arm, seed), rank_archs=0),
+            retrain=RetrainConfig(train=size.train, baselines=self.baselines(arm, seed), rank_archs=0),
             device="auto" if self.options.device == "cuda" else "cpu",
             threads=self.options.threads,
         )
@@ -297,13 +298,13 @@ class Evidence:
             archs = next(
                 n
                 for n in range(2, 10_000)
-                if epochs_in_all(finals, train, n + 1) + 2 * look * (n + 1) > size.total
+                if epochs_in_all(finals, size.train, n + 1) + 2 * look * (n + 1) > size.total
             )
             return replace(run, search=replace(run.search, num_trials=archs))
-        left = size.total - size.trials * look - epochs_in_all(finals, train, size.archs)
+        left = size.total - size.trials * look - epochs_in_all(finals, size.train, size.archs)
         made = space.build(image_size=32, in_chans=3, num_classes=10)
         epochs = max(0.5, left * size.macs / mean_macs(run.sampler, made, size.near))
-        return replace(run, supernet=replace(train, epochs=epochs, warmup_epochs=epochs / 10))
+        return replace(run, supernet=replace(size.train, epochs=epochs, warmup_epochs=epochs / 10))
 
     def baselines(self, arm: str, seed: int) -> tuple[str, ...]:
         """Random search beside every supernet, hand-scaled nets beside the first of a seed."""
@@ -314,8 +315,8 @@ class Evidence:
         return ("random_search",) if known else ("hand_scaled", "random_search")
 
     @contextmanager
-    def opened(self, arm: str, seed: int) -> Iterator[Context]:
-        context = Context(self.run(arm, seed), self.options.out / f"{arm}-{seed}")
+    def opened(self, arm: str, seed: int, name: str = "") -> Iterator[Context]:
+        context = Context(self.run(arm, seed), self.options.out / f"{name or arm}-{seed}")
         with alone(context):
             yield context
 
@@ -378,39 +379,44 @@ class Evidence:
             "train_tmacs": round(own / 1e12, 6),
         }
 
-    def rank(self, seeds: list[int]) -> None:
-        """Archs within 10 % of the budget: trained once, by the first seed; scored by the supernet of each."""
-        size, done = self.size, {row["number"]: row for row in self.rows("trained")}
-        arms = [
-            arm
-            for arm in ("unified", "near")
-            if all(TrainedSupernet.exists(self.options.out / f"{arm}-{seed}") for seed in seeds)
-        ]
-        with self.opened(arms[0], seeds[0]) as context:
-            archs = list(self.drawn(context.space, size.ranked))
+    def ranked(self, seed: int, first: int = 0, step: int = 1, name: str = "ranked") -> None:
+        """Train the Archs of the ranking, once, by the first seed's images: each `step`-th from the `first` on."""
+        size = self.size
+        with self.opened("near", seed, name) as context:
             config = replace(
                 context.models.config.train, epochs=size.rank_epochs, warmup_epochs=size.rank_epochs / 10
             )
-            for number, arch in enumerate(archs):
-                if number in done:
+            for number, arch in enumerate(self.drawn(context.space, size.ranked)):
+                if number % step != first or any(row["number"] == number for row in self.rows("trained")):
                     continue
                 start, stage = time.process_time(), f"rank/{arch.id}"
                 model, _ = context.models.train(context.models.fresh(arch, stage), config, stage)
                 score, cost = evaluate(model, context.images.holdout), count(arch)
                 self.write(
-                    "trained", number=number, seed=seeds[0], accuracy=score.accuracy, loss=score.loss, n=score.n,
+                    "trained", number=number, seed=seed, accuracy=score.accuracy, loss=score.loss, n=score.n,
                     epochs=size.rank_epochs, cpu_s=round(time.process_time() - start, 1), macs=cost.macs,
                     params=cost.params, describe=arch.describe(), arch=arch.to_json(),
                     genes=[int(gene) for gene in context.space.encode(arch)],
                 )  # fmt: skip
+
+    def rank(self, seeds: list[int]) -> None:
+        """Archs within 10 % of the budget: trained once, by the first seed; scored by the supernet of each."""
+        size = self.size
+        self.ranked(seeds[0])
+        arms = [
+            arm
+            for arm in ("unified", "near")
+            if all(TrainedSupernet.exists(self.options.out / f"{arm}-{seed}") for seed in seeds)
+        ]
         known = {
             (row.get("arm", "unified"), row["seed"], row["epochs"], row["n"]) for row in self.rows("rank")
         }
         trained = [row["accuracy"] for row in sorted(self.rows("trained"), key=lambda row: row["number"])]
         for arm, seed in product(arms, seeds):
-            if (arm, seed, size.rank_epochs, len(archs)) in known:
+            if (arm, seed, size.rank_epochs, size.ranked) in known:
                 continue
             with self.opened(arm, seed) as context:
+                archs = list(self.drawn(context.space, size.ranked))
                 scored = [context.inherited.evaluator(arch) for arch in archs]
                 rulers = {
                     "accuracy": [each["accuracy"] for each in scored],
@@ -496,6 +502,7 @@ def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--share", default="0/1", help="of `ranked`: which, and of how many")
     parser.add_argument("--table", action="store_true", help="only show what is there")
     return parser.parse_args(words)
 
@@ -505,9 +512,15 @@ def main() -> None:
     evidence = Evidence(options, SIZES[options.size])
     if not options.table:
         torch.set_num_threads(options.threads)
+        # Autocast to bf16 is more calls of the host, which is what so small a net waits for on a GPU.
+        torch.set_float32_matmul_precision("high")
         for arm in options.arms:
             if arm == "rank":
                 evidence.rank(options.seeds)
+                continue
+            if arm == "ranked":
+                first, step = (int(word) for word in options.share.split("/"))
+                evidence.ranked(options.seeds[0], first, step, f"ranked{first}")
                 continue
             for seed in options.seeds:
                 evidence.arm(arm, seed)

@@ -5,7 +5,7 @@
 #
 # Steps that are joined by + run side by side. By default `tokens+slim+patches trained`, under 9 minutes; `speed` stands
 # for what the spine and the mixers cost and the tests that need a GPU, under 9 minutes too; `search` for what a search
-# is worth at 300 epochs, under 12 minutes. Each step has a time limit of
+# is worth at 300 epochs, ten minutes at a time; what they did not reach the same command goes on with. Each step has a time limit of
 # its own and stops nobody else. Results and logs are copied into $OUT as they grow; networks stay in $WORK. The same
 # command goes on from what $WORK has.
 #
@@ -47,7 +47,7 @@ step() { # step NAME SECONDS COMMAND...
   shift 2
   timeout -k 5 "$limit" "$@" >"$work/logs/$name.log" 2>&1
   echo "$name: exit $?, $((SECONDS - start)) s" | tee -a "$out/steps.txt"
-  tail -n 15 "$work/logs/$name.log"
+  tail -n "${shown:-15}" "$work/logs/$name.log"
   collect
 }
 
@@ -56,23 +56,60 @@ pruning=$("$python" -c 'import os, torch_pruning; print("--torch-pruning", os.pa
 if [ "$device" = cuda ]; then
   export OMP_NUM_THREADS=4
   patience=1 precision=bf16 rounds=7 seconds=0.5 tokens="1024 4096"
-  training="--train-images 20000 --epochs 3 --batch 256 --workers 12"
+  training="--train-images 10240 --epochs 3 --batch 256 --workers 12 --compile"
   token_sizes="--keeps 0.9 0.7 0.5 --tune-keeps 0.7 --epochs 6 --seconds 200"
   fold_sizes="--seeds 3 --images 1536 --answers 0.25"
   slim_sizes="--seconds 25 --seeds 2 --workers 4 --train-images 20000"
   trained_sizes="--base-seconds 52 --recover-seconds 16 --workers 4"
-  search_sizes="--size large --workers 2 --threads 4"
+  search_sizes="--size large" processes=16
   patch_sizes="--dataset hfds/$data --image-size 32 --patch 4 --dim 192 --depth 6 --heads 6 --hidden 768 --batch 512 --epochs 15 --tune-epochs 3 --lr 1e-3 --shares 55"
 else
   patience=4 precision=fp32 rounds=1 seconds=0.01 tokens=64
-  training="--size micro --train-images 64 --epochs 2 --batch 16 --workers 0"
+  training="--size micro --train-images 64 --epochs 2 --batch 16 --workers 0 --compile"
   token_sizes="--tiny --seeds 1 --keeps 0.7 --tune-keeps 0.7"
   fold_sizes="--tiny --seeds 1 --settings fold none"
   slim_sizes="--tiny --seeds 1 --seconds 1"
   trained_sizes="--size tiny --base-seconds 3 --recover-seconds 2"
-  search_sizes="--size tiny"
+  search_sizes="--size tiny" processes=2
   patch_sizes="--dim 16 --depth 3 --heads 2 --hidden 32 --patch 5 --epochs 1 --tune-epochs 1 --block-epochs 1 --images 32 --seeds 0 --shares 55"
 fi
+
+shared() { # shared COMMAND...: run it while processes share the GPU without waiting for their turns, where there is CUDA's server for that
+  export CUDA_MPS_PIPE_DIRECTORY=/tmp/vitnas-mps CUDA_MPS_LOG_DIRECTORY=/tmp/vitnas-mps
+  mkdir -p "$CUDA_MPS_PIPE_DIRECTORY"
+  local try='import torch; print(float(torch.ones(2, device="cuda").sum()))'
+  if [ "$device" = cuda ] && nvidia-cuda-mps-control -d && timeout 60 "$python" -c "$try"; then
+    echo "processes share the GPU by MPS" | tee -a "$out/steps.txt"
+    "$@"
+    echo quit | timeout 20 nvidia-cuda-mps-control
+  else
+    echo quit | timeout 20 nvidia-cuda-mps-control 2>/dev/null
+    unset CUDA_MPS_PIPE_DIRECTORY CUDA_MPS_LOG_DIRECTORY
+    echo "processes take turns" | tee -a "$out/steps.txt"
+    "$@"
+  fi
+}
+
+search() { # one process per run, the longest and the most wanted first
+  local command=("$python" benchmarks/evidence_search.py --dataset "hfds/$data" --out "$work/search" --device "$device" $search_sizes)
+  jobs_of() {
+    local seed
+    for seed in 0 1 2; do echo "near-$seed --arms near --seeds $seed"; done
+    for arm in guided mixers vit_resnas; do for seed in 0 1 2; do echo "$arm-$seed --arms $arm --seeds $seed"; done; done
+    for share in 0 1 2 3; do echo "ranked-$share --arms ranked --share $share/4"; done
+    for arm in halving autoformer vitas; do for seed in 0 1 2; do echo "$arm-$seed --arms $arm --seeds $seed"; done; done
+  }
+  all() {
+    export OMP_NUM_THREADS=1 shown=2
+    while read -r name words; do
+      while [ "$(jobs -rp | wc -l)" -ge "$processes" ]; do wait -n; done
+      step "search-$name" 580 "${command[@]}" $words &
+    done < <(jobs_of)
+    wait
+    step search-rank 120 "${command[@]}" --arms rank
+  }
+  shared all
+}
 
 run() { # run STEP: one step by name
   case $1 in
@@ -94,12 +131,7 @@ run() { # run STEP: one step by name
       step "trained-$seed" 250 "$python" benchmarks/evidence_slim_trained.py --dataset "hfds/$data" --out "$work/trained" --device "$device" --seeds $seed $trained_sizes $pruning &
     done
     wait ;;
-  search) # one process per seed
-    for seed in 0 1 2; do
-      step "search-$seed" 580 "$python" benchmarks/evidence_search.py --dataset "hfds/$data" --out "$work/search" --device "$device" --seeds $seed --arms near guided unified halving vit_resnas mixers autoformer vitas $search_sizes &
-    done
-    wait
-    step search-rank 120 "$python" benchmarks/evidence_search.py --dataset "hfds/$data" --out "$work/search" --device "$device" --arms rank $search_sizes ;;
+  search) search ;;
   *) echo "there is no step $1" | tee -a "$out/steps.txt" ;;
   esac
 }

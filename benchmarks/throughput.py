@@ -1,5 +1,7 @@
 """Training on real images: images a second of a Model, of the same Arch in a Supernet, and of a fresh Arch each step.
 
+With `--compile` also of the Model as `torch.compile` makes it, which a Supernet cannot be: each Arch is a graph of its own.
+
     python benchmarks/throughput.py --dataset hfds//path/to/cifar10-jpeg [--device cuda] [--out throughput.csv]
 
 Each is `vitnas.fit` on the same images, timed from its second epoch on, so that workers and kernels are warm. The
@@ -57,6 +59,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--workers", type=int, default=8)
+    parser.add_argument("--compile", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("throughput.csv"))
     options = parser.parse_args()
     half = (0.5, 0.5, 0.5)
@@ -74,6 +77,9 @@ def main() -> None:
             "supernet, the same Arch": (Supernet(space), Fixed(arch), arch),
             "supernet, a fresh Arch each step": (Supernet(space), Uniform(space), arch),
         }
+        if options.compile:
+            kinds["model, compiled"] = build(arch), Fixed(), None
+            kinds["model, compiled"][0].compile()
         for what, (network, sampler, scored) in kinds.items():
             row = [
                 what,

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from vitnas.errors import UserError
-from vitnas.model import from_timm
+from vitnas.model import build, from_timm
 from vitnas.model.outputs import output_names, read_outputs
+from vitnas.space import unified
 
 PLAIN = {"depth": 3, "embed_dim": 48, "num_heads": 3, "num_classes": 5, "img_size": 32}
 NETWORKS: dict[str, dict[str, Any]] = {
@@ -112,3 +113,13 @@ def test_gradients_flow_through_what_is_read() -> None:
     read_outputs(network, images, ["blocks.1"])["blocks.1"].sum().backward()
     assert network.stem[0].weight.grad is not None
     assert network.head.fc.weight.grad is None
+
+
+@pytest.mark.parametrize("want", [["logits"], ["tokens", "blocks.0"]])
+def test_what_a_training_asks_for_is_one_graph_of_torch_compile(want: list[str]) -> None:
+    network = build(unified("px32").middle())
+    images = torch.randn(2, 3, 32, 32)
+    compiled = torch.compile(network, backend="eager", fullgraph=True)
+    found = compiled(images, want=want)
+    for name, expected in network(images, want=want).items():
+        torch.testing.assert_close(found[name], expected)

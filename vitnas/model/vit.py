@@ -162,7 +162,7 @@ class Model(nn.Module):
         if want is None:
             return self._head(self.norm(self._run(images_BCHW, trail)), trail.kept)
         found: dict[str, Any] = dict.fromkeys(wanted(want, self.output_names))
-        if found.keys() & OF_CHOICES:
+        if any(name in found for name in OF_CHOICES):
             trail.choices = []
         tokens_BND = self.norm(self._run(images_BCHW, trail, found))
         return {
