@@ -16,7 +16,9 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-WHEELS = "alembic colorlog datasets dill jsonargparse mako multiprocess optuna plotly sqlalchemy timm torch-pruning".split()
+WHEELS = (
+    "alembic colorlog datasets dill jsonargparse mako multiprocess optuna plotly sqlalchemy timm torch-pruning"
+).split()
 
 
 def pack_data(source: Path, target: Path, counts: dict[str, int]) -> None:

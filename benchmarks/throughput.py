@@ -1,6 +1,7 @@
 """Training on real images: images a second of a Model, of the same Arch in a Supernet, and of a fresh Arch each step.
 
-With `--compile` also of the Model as `torch.compile` makes it, which a Supernet cannot be: each Arch is a graph of its own.
+With `--compile` also of the Model as `torch.compile` makes it, which a Supernet cannot be: each Arch is a graph of its
+own.
 
     python benchmarks/throughput.py --dataset hfds//path/to/cifar10-jpeg [--device cuda] [--out throughput.csv]
 
