@@ -219,7 +219,7 @@ def test_what_other_spaces_refuse() -> None:
         vit_resnas("micro", image_size=64, patch_size=4, keep=KEEP, keep_places=(0, 1))
     with pytest.raises(UserError, match=r"every block before may be left out; .* without any attention"):
         vitas("micro", image_size=16, shifted=False, keep=KEEP, selector="attention")
-    with pytest.raises(UserError, match=r"'fixed' and there are several patch sizes"):
+    with pytest.raises(UserError, match=r"'fixed' and there are several patch or work sizes"):
         vitas("micro", image_size=16, keep=KEEP, selector="fixed")
     with pytest.raises(UserError, match=r"keeps fewer patches already, chosen by 'predictor'"):
         around(autoformer("micro", image_size=32, patch_size=4, keep=KEEP).smallest())

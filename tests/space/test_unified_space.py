@@ -66,13 +66,14 @@ def countable(**options: Any) -> UnifiedSpace:
         UnifiedStage(depth=1, embed_dims=(24,), num_heads=(2,), **small),
     )
     common: dict[str, Any] = {"stems": ("linear",), "patch_sizes": (4,), "positions": ("none", "learned")}
+    common["stages"] = stages
     common |= {
         "reductions": ("patch", "conv"),
         "num_stages": (1, 2),
         "work_sizes": (8, 16),
         "image_size": 16,
     }
-    return UnifiedSpace(stages=stages, **{**common, **options})
+    return UnifiedSpace(**{**common, **options})
 
 
 def flat(like: Space, **options: Any) -> UnifiedSpace:
@@ -240,6 +241,57 @@ def test_counting_is_fast() -> None:
 def test_what_does_not_fit_is_refused(options: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         countable(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"mixers": ("fourier2d", "softmax")}, "mixer is 'fourier2d' behind a selection"),
+        (
+            {"mixers": ("performer", "softmax"), "selector": "evit"},
+            "mixer 'performer' stands before it; it goes by the attention",
+        ),
+        (
+            {"mixers": ("softmax",), "selector": "random", "scales": (0.5, 1.0)},
+            "there are several patch or work sizes; the places that it keeps are those of one grid",
+        ),
+        (
+            {"mixers": ("softmax",), "keep": (0.7, 0.75), "scales": (0.67, 1.0), "image_size": 12},
+            "of 9 patches that leaves 6, 6",
+        ),
+    ],
+    ids=str,
+)
+def test_a_selection_must_fit_every_mixer_and_every_grid(options: dict[str, Any], words: str) -> None:
+    usual: dict[str, Any] = {"image_size": 16, "patch_sizes": (4,), "depths": (4,), "keep": (1.0, 0.5)}
+    with pytest.raises(UserError, match=words):
+        unified("micro", **{**usual, **options})
+
+
+def test_the_size_of_a_mixer_must_fit_every_grid() -> None:
+    small: dict[str, Any] = {"depth": 1, "embed_dims": (16,), "num_heads": (1,), "mlp_ratios": (1.0,)}
+    stage = UnifiedStage(mixers=("linformer", "softmax"), mixer_sizes=(("linformer", 5),), **small)
+    with pytest.raises(UserError, match=r"mixer_size is 5; linformer compresses 4 tokens"):
+        countable(stages=(stage,), num_stages=(1,))
+
+
+@pytest.mark.parametrize(
+    ("size", "options"),
+    [
+        ("px32", {"keep": (1.0, 0.5)}),
+        ("micro", {"keep": (1.0, 0.5), "selector": "evit"}),
+        ("px64", {"reductions": ("patch", "residual")}),
+        ("px96", {"mixers": ("linformer", "linformer_shared", "linformer_one_head", "nystrom", "softmax")}),
+    ],
+    ids=str,
+)
+def test_what_is_left_to_a_preset_follows_what_is_asked(size: str, options: dict[str, Any]) -> None:
+    """Mixers that a selection suits, sizes that reductions can halve, ranks that coarse grids have."""
+    space = unified(size, image_size={"micro": 8, "px32": 32, "px64": 64, "px96": 96}[size], **options)
+    rng = random.Random(0)
+    for arch in (space.sample(rng) for _ in range(20)):
+        assert space.decode(space.encode(arch)) == arch
+    assert space.cost_table()
 
 
 def test_more_stages_than_a_preset_has_are_refused() -> None:

@@ -141,6 +141,10 @@ class LinformerShared(HeadMixer):
     def default_size(head_dim: int) -> int:
         return RANK
 
+    @staticmethod
+    def size_for(tokens: int) -> int:
+        return quarter_of(tokens)
+
     def axes(self) -> dict[str, Axes]:
         dim: Axes = (("dim", self.proj.out_features),)
         keys: Axes = (("kv_heads", self.kv_heads), ("head_dim", self.head_dim))

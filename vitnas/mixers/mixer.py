@@ -376,5 +376,5 @@ def in_full_precision(function: Callable[..., Tensor], *tensors: Tensor) -> Tens
 
 
 def quarter_of(tokens: int) -> int:
-    """A quarter of the tokens, from 4 to 64: what Spaces compress to."""
-    return min(64, max(4, tokens // 4))
+    """A quarter of the tokens, from 4 to 64, or all where there are fewer: what Spaces compress to."""
+    return min(64, tokens, max(4, tokens // 4))

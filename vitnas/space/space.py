@@ -130,8 +130,9 @@ class Space(ABC):
     def _check_levels(self, kind: type[Selection]) -> None:
         """That each share leaves another number of patches, and that the selector can go from any to any lower one."""
         keep = self.keep
-        patch_sizes = (range(len(g.options)) if g.field == "patch_size" else (0,) for g in self.genes)
-        for genes in itertools.product(*patch_sizes):
+        of_grid = ("patch_size", "seen_size")
+        grids = (range(len(gene.options)) if gene.field in of_grid else (0,) for gene in self.genes)
+        for genes in itertools.product(*grids):
             patches = math.prod(self.layout.grid(genes))
             left = [share_of(share, patches) for share in keep]
             if left[0] < 1 or len(set(left)) < len(left):
@@ -141,8 +142,8 @@ class Space(ABC):
                 )
             if any(genes) and kind.of_one_grid:
                 raise UserError(
-                    f"selector is {self.selector!r} and there are several patch sizes; the places that it keeps are "
-                    "those of one grid. Use one patch size, or selector 'predictor'."
+                    f"selector is {self.selector!r} and there are several patch or work sizes; the places that it "
+                    "keeps are those of one grid. Use one size, or selector 'predictor'."
                 )
             for after, before in itertools.combinations(sorted({*left, patches}), 2):
                 if (why := kind.refusal(after, before, self.layout.grid(genes))) is not None:

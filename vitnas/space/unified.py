@@ -24,6 +24,7 @@ from vitnas.arch import WORDS, Arch, AttnScale, Pool, RelPosBias
 from vitnas.counting import parts
 from vitnas.errors import UserError, check_word, check_words
 from vitnas.grids import Grid, ImageSize, as_image_size, sides_of
+from vitnas.layers.selectors import SELECTIONS
 from vitnas.mixers import MIXERS
 from vitnas.space.config import SpaceConfig, from_preset
 from vitnas.space.gene import Gene, kind_of
@@ -106,13 +107,16 @@ class UnifiedSpace(Space):
         super().__post_init__()
         last = {gene.field: len(gene.options) - 1 for gene in self.genes if gene.scope == "arch"}
         # An Arch checks its own sizes; which of them meet is a matter of a few genes.
-        for names in (
-            ("stem", "patch_size"),
-            ("patch_size", "seen_size", STAGES, "reduction"),
-            ("position",),
-        ):
-            for options in product(*(range(last.get(name, 0) + 1) for name in names)):
-                parts(self._with(dict(zip(names, options, strict=True))))
+        for mixer in range(max(len(stage.mixers) for stage in self.stages)):
+            for names in (
+                ("stem", "patch_size"),
+                ("patch_size", "seen_size", STAGES, "reduction"),
+                ("position",),
+            ):
+                for options in product(*(range(last.get(name, 0) + 1) for name in names)):
+                    parts(self._with(dict(zip(names, options, strict=True)), mixer=mixer))
+            for genes in self.layout.selecting(self._genes({}, mixer=mixer)):
+                self.decode(genes)
 
     def _check(self) -> None:
         for name, words in (("stems", "stem"), ("positions", "position"), ("reductions", "reduction")):
@@ -192,12 +196,15 @@ class UnifiedSpace(Space):
 
     def _with(self, options: dict[str, int], **kinds: int) -> Arch:
         """The largest with other options of some of the Arch's genes (by field), and of block genes (by field)."""
+        return self.decode(self._genes(options, **kinds))
+
+    def _genes(self, options: dict[str, int], **kinds: int) -> list[int]:
         genes = []
         for gene in self.genes:
             asked = options.get(gene.field) if gene.scope == "arch" else kinds.get(gene.field)
             last = len(gene.options) - 1
             genes.append(last if asked is None else min(asked, last))
-        return self.decode(genes)
+        return genes
 
     @cached_property
     def _representatives(self) -> list[Arch]:
@@ -218,8 +225,7 @@ class UnifiedSpace(Space):
             ]
         for name in ("position", STAGES):
             found += [self._with({name: option}) for option in range(counts[name])]
-        genes = [len(gene.options) - 1 for gene in self.genes]
-        found += [self.decode(each) for each in self.layout.selecting(genes)]
+        found += [self.decode(each) for each in self.layout.selecting(self._genes({}))]
         return list(dict.fromkeys(found))
 
     def representatives(self) -> list[Arch]:
@@ -337,7 +343,8 @@ def unified(
 
     Args:
         size: which preset the options start from; its name says for which images it is made.
-        mixers: for all stages; each stage puts them in the order of their multiply-accumulates at its largest.
+        mixers: for all stages; each stage puts them in the order of their multiply-accumulates at its largest. Where
+            patches are dropped (`keep`), the last stage has those of the usual ones that can do without them.
         depths: blocks at most, per stage; there are as many stages as are named, of the preset's.
         embed_dims: options of the width, likewise.
         scales: sizes at which images are worked, as shares of theirs.
@@ -353,9 +360,6 @@ def unified(
     usual = made.pop("scales", (1.0,))
     shares = tuple(scales or usual)
     image_size = as_image_size("image_size", made.get("image_size", UnifiedSpace.image_size))
-    coarse = max(made["patch_sizes"])
-    if "work_sizes" not in made:
-        made["work_sizes"] = tuple(_scaled(image_size, share, coarse) for share in shares)
     stages = [stage if isinstance(stage, dict) else vars(stage) for stage in made["stages"]]
     for name, field, given in (("depths", "depth", depths), ("embed_dims", "embed_dims", embed_dims)):
         if given is not None:
@@ -366,7 +370,12 @@ def unified(
         made["num_stages"] = tuple(n for n in made["num_stages"] if n <= len(stages))
     stages = stages[: max(made["num_stages"])]
     if made.get("keep"):  # a selection needs a block before it
-        stages[-1] = {**stages[-1], "stays": tuple({*stages[-1].get("stays", ()), 0})}
+        stays = tuple({*stages[-1].get("stays", ()), 0})
+        stages[-1] = {"mixers": _of_selected(made.get("selector")), **stages[-1], "stays": stays}
+    if "work_sizes" not in made:
+        halvings = 0 if set(made["reductions"]) == {"patch"} else len(stages) - 1
+        cell = max(made["patch_sizes"]) << halvings
+        made["work_sizes"] = tuple(_scaled(image_size, share, cell) for share in shares)
     grids = [
         (sides_of(work)[0] // patch, sides_of(work)[1] // patch)
         for work in made["work_sizes"]
@@ -381,9 +390,16 @@ def unified(
 
 
 def _scaled(image_size: ImageSize, share: float, cell: int) -> ImageSize:
-    """A share of a size, in whole patches."""
+    """A share of a size, in whole cells."""
     height, width = (max(cell, int(side * share) // cell * cell) for side in sides_of(image_size))
     return image_size if share == 1 else (height, width)
+
+
+def _of_selected(selector: str | None) -> tuple[str, ...]:
+    """Of the usual mixers those that can stand before and behind a selection."""
+    asks = selector in SELECTIONS and SELECTIONS[selector].asks != "nothing"
+    able = (word for word in DEFAULT_MIXERS if MIXERS[word].takes_selection)
+    return tuple(word for word in able if MIXERS[word].gives_attention or not asks)
 
 
 def _with_mixers(
