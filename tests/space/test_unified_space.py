@@ -294,9 +294,27 @@ def test_what_is_left_to_a_preset_follows_what_is_asked(size: str, options: dict
     assert space.cost_table()
 
 
-def test_more_stages_than_a_preset_has_are_refused() -> None:
-    with pytest.raises(UserError, match=r"depths is \(1, 1, 1\); there are 2 stages\. Name as many or fewer"):
-        unified("micro", depths=(1, 1, 1))
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"depths": (1, 1, 1)}, r"depths is \(1, 1, 1\); there are 2 stages\. Name 1 to 2"),
+        ({"depths": ()}, r"depths is \(\); there are 2 stages\. Name 1 to 2"),
+        ({"embed_dims": ()}, r"embed_dims is \(\); there are 2 stages"),
+        ({"num_stages": ()}, r"num_stages is \(\); options must be positive and rise"),
+        ({"num_stages": (0,)}, r"num_stages is \(0,\); options must be positive and rise"),
+        ({"patch_sizes": ()}, r"patch_sizes is \(\); options must be positive and rise"),
+        ({"patch_sizes": (0, 2)}, r"patch_sizes is \(0, 2\); options must be positive and rise"),
+        ({"scales": (0.0, 1.0)}, r"scales is \(0\.0, 1\.0\); they are shares of the images' sides, above 0"),
+        ({"scales": (-1.0,)}, r"scales is \(-1\.0,\)"),
+        ({"scales": (float("nan"),)}, r"scales is \(nan,\)"),
+        ({"scales": (float("inf"),)}, r"scales is \(inf,\)"),
+        ({"keep": (1.0, 0.5), "depths": (2, 1)}, r"the last stage has 1 block; .* Give it more blocks"),
+    ],
+    ids=str,
+)
+def test_options_that_no_preset_takes_are_refused(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        unified("micro", **options)
 
 
 def test_stages_that_cannot_be_are_refused() -> None:

@@ -107,9 +107,14 @@ class Space(ABC):
                 "keep is 1.0 alone; that leaves all patches everywhere, as without it. Add shares below, for example "
                 "0.7, 0.5, or leave keep out."
             )
-        if not places or not 0 <= places[0] <= places[-1] < slots:
+        if not places:
             raise UserError(
-                f"keep_places are {', '.join(map(str, places)) or 'none'}; they are blocks of the last stage, from 0 "
+                f"keep is {keep} and the last stage has 1 block; patches are dropped between blocks of it. Give it "
+                "more blocks, or leave keep out."
+            )
+        if not 0 <= places[0] <= places[-1] < slots:
+            raise UserError(
+                f"keep_places are {', '.join(map(str, places))}; they are blocks of the last stage, from 0 "
                 f"to {slots - 1}. Name some of those."
             )
         object.__setattr__(self, "keep_places", places)

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise, product
-from math import prod
+from math import inf, prod
 from typing import Any, ClassVar
 
 from vitnas.arch import WORDS, Arch, AttnScale, Pool, RelPosBias
@@ -359,12 +359,18 @@ def unified(
     made = from_preset(UnifiedSpace, SIZES, size, options, also=("scales",))
     usual = made.pop("scales", (1.0,))
     shares = tuple(scales or usual)
+    if not all(0 < share < inf for share in shares):
+        raise UserError(f"scales is {shares}; they are shares of the images' sides, above 0. Use 0.75, 1.0.")
+    for name in UnifiedSpace.rising:
+        rising(name, made[name])
     image_size = as_image_size("image_size", made.get("image_size", UnifiedSpace.image_size))
     stages = [stage if isinstance(stage, dict) else vars(stage) for stage in made["stages"]]
     for name, field, given in (("depths", "depth", depths), ("embed_dims", "embed_dims", embed_dims)):
         if given is not None:
-            if len(given) > len(stages):
-                raise UserError(f"{name} is {given}; there are {len(stages)} stages. Name as many or fewer.")
+            if not 0 < len(given) <= len(stages):
+                raise UserError(
+                    f"{name} is {given}; there are {len(stages)} stages. Name 1 to {len(stages)}."
+                )
             stages = [{**stage, field: value} for stage, value in zip(stages, given, strict=False)]
     if options.get("num_stages") is None:
         made["num_stages"] = tuple(n for n in made["num_stages"] if n <= len(stages))
