@@ -114,10 +114,15 @@ def test_the_folded_index_is_theirs(golden: Golden) -> None:
         torch.testing.assert_close(bias_AWS[0], index.float(), rtol=0, atol=0)
 
 
-def test_timm_takes_a_file_of_them(golden: Golden, tmp_path: Path) -> None:
-    want = network(golden, "four_stage")
-    save_file(weights_of(golden, "four_stage"), tmp_path / "model.safetensors")
-    options = {"pretrained": True, "pretrained_cfg_overlay": {"file": str(tmp_path / "model.safetensors")}}
+@pytest.mark.parametrize("file", ["model.safetensors", "model_best.pth"])
+def test_timm_takes_a_file_of_them(file: str, golden: Golden, tmp_path: Path) -> None:
+    """Weights alone, or as their code saves them."""
+    want, weights = network(golden, "four_stage"), weights_of(golden, "four_stage")
+    if file.endswith(".pth"):
+        torch.save({"epoch": 299, "net": weights}, tmp_path / file)
+    else:
+        save_file(weights, tmp_path / file)
+    options = {"pretrained": True, "pretrained_cfg_overlay": {"file": str(tmp_path / file)}}
     model = timm.create_model("vitnas_arch", arch=want.arch, **options).eval()
     images = golden[0]["four_stage/images"]
     with torch.no_grad():

@@ -25,6 +25,7 @@ from vitnas.grids import as_image_size, side_of, size_text
 from vitnas.model.blocks import resized
 from vitnas.model.build import build
 from vitnas.model.dynamicvit_official import dynamicvit_tensors
+from vitnas.model.official import read_checkpoint
 from vitnas.model.published import PUBLISHED
 from vitnas.model.timm_cfg import default_cfg
 from vitnas.model.transformer_ls_official import is_transformer_ls, transformer_ls_tensors
@@ -128,7 +129,7 @@ def _build(name: str, arch: Arch, **options: Any) -> Model:
 def fit_weights(state: dict[str, Tensor], model: Model, made_for: Arch | None = None) -> dict[str, Tensor]:
     """Resample positions and patches of weights that were made for another image or patch size, as timm does.
 
-    Names of the authors of DynamicViT and Transformer-LS become ours.
+    What training code wraps them in is taken off; names of the authors of DynamicViT and Transformer-LS become ours.
 
     Args:
         made_for: the Arch that the weights are likely of. If they are, all that a size changes is resampled, as
@@ -138,7 +139,7 @@ def fit_weights(state: dict[str, Tensor], model: Model, made_for: Arch | None = 
         UserError: positions are to be resampled, and a stage has none.
     """
     arch = model.arch
-    state = dynamicvit_tensors(state, arch)
+    state = dynamicvit_tensors(read_checkpoint(state), arch)
     if is_transformer_ls(state):
         state = transformer_ls_tensors(state, arch)
     if made_for and (made_for.image_size, made_for.patch_size) != (arch.image_size, arch.patch_size):
