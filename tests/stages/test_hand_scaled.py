@@ -115,10 +115,35 @@ def test_a_latency_limit_holds_the_baseline_too() -> None:
     assert len(asked) == len(set(asked)) < 40
     alone = hand_scaled(like, Budget.parse("latency<=4.5ms@torch"), {"torch": clock})
     assert alone.depth <= 4
-    assert count(alone).macs <= 4 * count(like).macs
     assert any(arch.depth > 4 for arch in three_shapes(like, budget)), "without a clock nothing is timed"
     with pytest.raises(UserError, match="no plain ViT meets the budget"):
         hand_scaled(like, Budget.parse("latency<=0.5ms@torch"), {"torch": clock})
+
+
+def test_a_latency_limit_is_used_up_whatever_the_winner_s_macs() -> None:
+    """A plain ViT that takes as long as the winner may do many times its multiplications."""
+    like = SPACES["autoformer"].middle()
+    many = 40 * count(like).macs
+
+    def clock(arch: Arch) -> float:
+        return count(arch).macs / many
+
+    budget = Budget.parse("latency<=1ms@torch")
+    for arch in three_shapes(like, budget, {"torch": clock}):
+        assert 0.9 * many < count(arch).macs <= many
+    assert hand_scaled(like, budget, {"torch": lambda arch: 0.5}).depth == 24, "where none is too slow, too"
+
+
+@pytest.mark.parametrize("macs", ["450K", "0.6M", "1M", "1.2M", "3M"])
+def test_the_three_shapes_are_three(macs: str) -> None:
+    """Also where the best use of the budget is the first of two of them; a far-fetched one stands for none."""
+    budget = Budget.parse(f"macs<={macs}")
+    archs = three_shapes(SPACES["vit_resnas"].middle(), budget)
+    ratios = [arch.embed_dim / arch.depth for arch in archs]
+    assert len(set(archs)) == 3
+    assert ratios[1] < ratios[2]
+    assert all(4 < ratio < 46 for ratio in ratios)
+    assert all(count(arch).macs > 0.6 * budget.limits[0].high for arch in archs)  # type: ignore[operator]
 
 
 def test_every_patch_size_of_the_space_is_tried() -> None:

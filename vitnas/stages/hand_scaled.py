@@ -12,7 +12,8 @@ the same limits as the search, latency included, which is measured.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from functools import cache
 from typing import TypeAlias
 
@@ -24,8 +25,9 @@ from vitnas.space import Space
 
 RATIO = 16.0  # DeiT-Ti's width over depth
 CLOSE = 0.02  # nets within 2 % of the best use of the budget count as equal
-LEAST, MOST = RATIO / 2, RATIO * 2  # DeiT-S is 32; nobody draws a ViT far outside by hand
-FASTER = 4  # a plain ViT of more times the winner's MACs is not as fast as the winner
+# Of width over depth, and how many times off is as good: DeiT-S is 32; nobody draws a ViT far outside by hand.
+SHAPES = ((RATIO, 2.0), (RATIO / 2, math.sqrt(2)), (RATIO * 2, math.sqrt(2)))
+MORE = 4  # times the MACs, where a plain ViT of so many could be slower still
 TIMED = 4  # nets of about equal MACs that are timed for the right shape
 HEAD_DIM = 64
 SMALLEST = 8  # width of the smallest net that is looked at
@@ -42,16 +44,18 @@ def hand_scaled(
     *,
     spread: float = 2.0,
     patch_size: int | None = None,
+    without: Collection[Arch] = (),
 ) -> Arch:
     """The hand-scaled ViT for `budget`, for the images, patches, classes and trained heads of `like`.
 
-    Where the budget limits neither MACs nor latency from above, `like`'s own MACs are the limit.
+    Where the budget limits neither MACs nor latency from above, `like`'s own MACs are the limit. Where it limits
+    latency and no MACs there is none: at equal latency a plain ViT may have many times the MACs of `like`.
 
     Args:
         clocks: what measures latency, for each target that the budget names; without, such limits are not looked at.
-        ratio: the width over the depth to be near to; nets further off than `spread` times are taken only where there
-            are no others.
+        ratio: the width over the depth to be near to; where no net is within `spread` times of it, the nearest.
         patch_size: None: `like`'s.
+        without: is not taken again.
 
     Raises:
         UserError: no plain ViT meets the budget.
@@ -59,19 +63,35 @@ def hand_scaled(
     bounded = [limit for limit in budget.limits if limit.high is not None]
     limits = [limit.high for limit in bounded if limit.quantity == "macs" and limit.high is not None]
     timed = [limit for limit in bounded if limit.quantity == "latency"] if clocks else []
-    limit = min(limits, default=count(like).macs * (FASTER if timed else 1))
-    options = _within(like, budget, limit, patch_size)
-    shapely = [option for option in options if ratio / spread <= _ratio(option[1]) <= ratio * spread]
-    ranked = sorted(shapely or options, key=lambda option: option[0])
+    most = min(limits, default=count(like).macs)
+
+    def options() -> list[tuple[int, Arch]]:
+        """(MACs, Arch) of rising MACs."""
+        every = [option for option in _within(like, budget, most, patch_size) if option[1] not in without]
+        off = [_off(arch, ratio) for _, arch in every]
+        least = max(math.log(spread), min(off, default=0.0))
+        near = [option for option, away in zip(every, off, strict=True) if away <= least]
+        return sorted(near, key=lambda option: option[0])
+
+    ranked = options()
     if timed and clocks:
+        while not limits and ranked:
+            shallow = min(
+                (arch for _, arch in ranked[-TIMED:]), key=lambda arch: arch.depth
+            )  # so the fastest
+            if _misses(shallow, timed, clocks):
+                break
+            before, most = len(ranked), MORE * most
+            ranked = options()
+            if len(ranked) == before:
+                break
         ranked = _fast(ranked, timed, clocks)
     if not ranked:
         raise UserError(
             f"no plain ViT meets the budget {budget.text!r}; leave the baseline 'hand_scaled' out."
         )
-    most = ranked[-1][0]
-    near = [arch for macs, arch in ranked if macs >= (1 - CLOSE) * most]
-    best = sorted(near, key=lambda arch: abs(math.log(_ratio(arch) / ratio)))
+    near = [arch for macs, arch in ranked if macs >= (1 - CLOSE) * ranked[-1][0]]
+    best = sorted(near, key=lambda arch: _off(arch, ratio))
     if timed and clocks:  # among those of about equal MACs some are slower
         return next((arch for arch in best[:TIMED] if not _misses(arch, timed, clocks)), ranked[-1][1])
     return best[0]
@@ -83,8 +103,8 @@ def three_shapes(
     clocks: Mapping[str, Milliseconds] | None = None,
     patch_sizes: Sequence[int] = (),
 ) -> list[Arch]:
-    """The hand-scaled ViTs of three widths over depths, each once, DeiT-Ti's shape first; of `like`'s patches and those
-    of `patch_sizes` too, where some meet the budget.
+    """The hand-scaled ViTs of three widths over depths, DeiT-Ti's shape first, of which no two are the same; of
+    `like`'s patches and those of `patch_sizes` too, where some meet the budget.
 
     Raises:
         UserError: as `hand_scaled`.
@@ -92,15 +112,12 @@ def three_shapes(
     quick = {target: cache(clock) for target, clock in (clocks or {}).items()}
     found: list[Arch] = []
     for patch in dict.fromkeys((like.patch_size, *patch_sizes)):
-        try:
-            found.append(hand_scaled(like, budget, quick, patch_size=patch))
-        except UserError:
-            if not found:
-                raise
-            continue
-        for ratio in (LEAST, MOST):
-            found.append(hand_scaled(like, budget, quick, ratio, spread=math.sqrt(2), patch_size=patch))
-    return list(dict.fromkeys(found))
+        for ratio, spread in SHAPES:
+            with suppress(UserError) if found else nullcontext():
+                found.append(
+                    hand_scaled(like, budget, quick, ratio, spread=spread, patch_size=patch, without=found)
+                )
+    return found
 
 
 def _fast(
@@ -138,8 +155,9 @@ def _within(like: Arch, budget: Budget, most: float, patch_size: int | None = No
     return options
 
 
-def _ratio(arch: Arch) -> float:
-    return arch.embed_dim / arch.depth
+def _off(arch: Arch, ratio: float) -> float:
+    """How far its width over its depth is from a ratio, in both directions alike."""
+    return abs(math.log(arch.embed_dim / arch.depth / ratio))
 
 
 def num_heads(width: int) -> int | None:
