@@ -12,19 +12,19 @@ from stage_help import Warm, has_step, outcome, words
 from torch import nn
 
 from vitnas.arch import Arch
-from vitnas.budget import Cost
+from vitnas.budget import Budget, Cost
 from vitnas.cli import main
 from vitnas.cli.fields import open_run
 from vitnas.counting import count
 from vitnas.errors import UserError
 from vitnas.model import build
 from vitnas.model.named import Chosen
-from vitnas.records import Correlation, Finals, Ranking, Result, Spent
-from vitnas.searching import SearchRecord
+from vitnas.records import Correlation, Finalist, Finals, Ranking, Result, Rung, Spent
+from vitnas.searching import Goal, Objective, SearchRecord
 from vitnas.space import autoformer
 from vitnas.stages import Context, finals
 from vitnas.stages.compare import rank_archs
-from vitnas.stages.finals import Entrant, epochs_in_all, hold, lengths
+from vitnas.stages.finals import Entrant, cheapest_first, epochs_in_all, hold, lengths
 from vitnas.stages.run import FinalsConfig
 from vitnas.stages.table import STAGES, go_on
 from vitnas.train import Score, TrainConfig
@@ -87,6 +87,53 @@ def test_the_worse_half_leaves_behind_each_rung(
     before = len(trained)
     assert hold(context.models, config, entrants, "search", "scratch", build) == found
     assert len(trained) == before, "what was trained is not trained again"
+
+
+def finals_of(*told: tuple[int, float, int]) -> Finals:
+    """Finals of Archs of so many MACs, by their accuracy behind the last of so many rungs, of 400 images."""
+    return Finals(
+        start="scratch",
+        finalists=tuple(
+            Finalist(
+                f"arch{macs}",
+                Cost(macs, 1, 1),
+                None,
+                (Rung(epochs=1, accuracy=accuracy, n=400, spent=Spent()),) * rungs,
+            )
+            for macs, accuracy, rungs in told
+        ),
+    )
+
+
+def test_finals_take_the_cheapest_of_equals_where_the_run_prefers_it() -> None:
+    """The standard error of 80 % of 400 is 2 points."""
+    goal = Goal(SPACE)
+    found = finals_of((30, 0.80, 2), (20, 0.79, 2), (10, 0.77, 2), (5, 0.80, 1))
+    cheap = cheapest_first(found, goal)
+    assert [each.arch_id for each in cheap.finalists] == ["arch20", "arch30", "arch10", "arch5"]
+    assert "chose arch20 of 4 Archs: 79.0% of 400 held-out images" in cheap.says
+    assert cheap.says.endswith(
+        "1.0 points behind the best that came as far, which costs more and is not surely better."
+    )
+    assert "1.0 points ahead of the next" in found.says
+    assert cheapest_first(finals_of((30, 0.80, 2), (20, 0.77, 2)), goal).chosen == "arch30"
+    assert "level with the next" in finals_of((20, 0.80, 2), (30, 0.80, 2)).says
+    slow = replace(found.finalists[1], cost=replace(found.finalists[1].cost, latency_ms={"torch": 9.0}))
+    fast = replace(found.finalists[0], cost=replace(found.finalists[0].cost, latency_ms={"torch": 2.0}))
+    by_time = Goal(SPACE, Budget.parse("latency<=9ms@torch"), (Objective("accuracy"),))
+    assert cheapest_first(replace(found, finalists=(fast, slow)), by_time).chosen == "arch30"
+
+
+def test_finals_of_a_run_prefer_what_the_run_prefers(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = with_finals(finished, tmp_path / "run")
+    monkeypatch.setattr(finals, "hold", lambda *_, **__: finals_of((30, 0.80, 2), (20, 0.79, 2)))
+    for prefer, chosen in (("accuracy", "arch30"), ("cost", "arch20")):
+        config = replace(context.searches.config, prefer=prefer)
+        searches = replace(context.searches, config=config)
+        with searches.open() as study:
+            assert finals.finalists(context.models, searches, context.inherited, study).chosen == chosen
 
 
 @pytest.mark.slow

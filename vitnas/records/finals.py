@@ -107,7 +107,9 @@ class Finals(RunFile):
         )
         if rivals:
             ahead = last.accuracy - rivals[0].rungs[-1].accuracy
-            by = f"{100 * ahead:.1f} points" if last.error is None else f"{ahead:.3f}"
+            by = f"{100 * abs(ahead):.1f} points" if last.error is None else f"{abs(ahead):.3f}"
+            if ahead < 0:  # search.prefer=cost
+                return f"{found}, {by} behind the best that came as far, which costs more and is not surely better."
             found += f", {f'{by} ahead of' if ahead else 'level with'} the next that came as far"
         return f"{found}; as the best of several it is on average a little less good than it looks."
 

@@ -21,8 +21,8 @@ from vitnas.errors import UserError
 from vitnas.extraction import extract
 from vitnas.model import Model, build
 from vitnas.records import Finalist, Finals, Rung, Spent
-from vitnas.searching import Study
-from vitnas.searching.choosing import shortlist
+from vitnas.searching import Goal, Study
+from vitnas.searching.choosing import cost_objective, error_of, shortlist
 from vitnas.stages.models import Models
 from vitnas.stages.run import FinalsConfig
 from vitnas.stages.searching import Inherited, Searches
@@ -162,12 +162,27 @@ def finalists(models: Models, searches: Searches, inherited: Inherited, study: S
     if searches.config.trains:
         every = [Entrant(trial.arch, trial.cost) for trial in searches.met(study)]
         planned, fresh = searches.config.num_trials, from_scratch(models)
-        return hold(models, config, every, searches.group, "scratch", fresh, planned=planned)
-    trials = shortlist(searches.met(study), study.goal, searches.num_images(), config.archs)
-    entrants = [Entrant(trial.arch, trial.cost, trial.values["accuracy"]) for trial in trials]
-    return hold(
-        models, config, entrants, searches.group, config.start, begin(models, inherited, config.start)
-    )
+        found = hold(models, config, every, searches.group, "scratch", fresh, planned=planned)
+    else:
+        trials = shortlist(searches.met(study), study.goal, searches.num_images(), config.archs)
+        entrants = [Entrant(trial.arch, trial.cost, trial.values["accuracy"]) for trial in trials]
+        start = begin(models, inherited, config.start)
+        found = hold(models, config, entrants, searches.group, config.start, start)
+    return cheapest_first(found, study.goal) if searches.config.prefer == "cost" else found
+
+
+def cheapest_first(found: Finals, goal: Goal) -> Finals:
+    """Finals that choose the cheapest of those that came as far as the best and are within a standard error of it."""
+    best, cost = found.finalists[0], cost_objective(goal.objectives, goal.budget)
+    last = best.rungs[-1]
+    least = last.accuracy - error_of(last.accuracy, last.n, last.error)
+    near = [
+        each
+        for each in found.finalists
+        if len(each.rungs) == len(best.rungs) and each.rungs[-1].accuracy >= least
+    ]
+    chosen = min(near, key=lambda each: cost.value({}, each.cost))
+    return replace(found, finalists=(chosen, *(each for each in found.finalists if each is not chosen)))
 
 
 def begin(models: Models, inherited: Inherited, start: str) -> Callable[[Arch], Model]:
