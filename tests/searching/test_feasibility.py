@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -94,6 +95,8 @@ def test_latency_is_timed_on_a_few_archs() -> None:
     assert (row.space_min, row.space_max) == (4.0, 8.0)
     assert 0 < row.share_feasible < 1
     assert 3 < row.n <= 6
+    assert row.macs_met == table.most_macs > 0
+    assert Feasibility((row, replace(row, macs_met=None))).most_macs == 0, "none met the second"
     with pytest.raises(
         UserError, match=r"latency<=1ms@.* cannot be met; micro ranges from 4\.00ms to 8\.00ms"
     ):
@@ -105,6 +108,7 @@ def test_latency_without_a_meter_is_said() -> None:
     assert table.rows[1].note == "not measured: no latency meter"
     assert table.rows[1].n == 0
     assert table.rows[-1].note == "without latency"
+    assert table.most_macs == float("inf")
 
 
 def test_no_limits() -> None:

@@ -22,6 +22,7 @@ from vitnas.stages.claim import begin
 from vitnas.stages.context import Context
 from vitnas.stages.forecast import to_halve
 from vitnas.stages.outlook import Outlook, settled, shortened
+from vitnas.stages.run import FinalsConfig
 
 
 def test_a_dry_run_says_what_each_stage_takes_and_leaves_nothing(
@@ -116,11 +117,22 @@ def test_what_is_timed_costs_about_what_will_be_trained(tmp_path: Path) -> None:
     """The middle Arch of a Space may cost a third of what its budget allows."""
     fields = dict(word.partition("=")[::2] for word in words(tmp_path / "run")[3:])
     run = make_run("tour", fields)  # at most 200,000 MACs
-    macs = [count(arch).macs for arch in forecast.likely(Context(run, tmp_path))]
-    assert len(macs) == forecast.LIKELY
-    assert all(forecast.NEAR * 2e5 <= each <= 2e5 for each in macs)
-    alone = Context(replace(run, budget="latency<=3ms@torch"), tmp_path)
-    assert forecast.likely(alone) == [alone.space.middle()]
+    row = FeasibilityRow("latency on torch", "ms", 1.0, 9.0, "", 0.5, 6, macs_met=150_000)
+    for budget, rows, most in (
+        ("macs<=200K", (), 200_000),
+        ("latency<=3ms@torch", (row,), 150_000),
+        ("300K<=macs<=400K and latency<=3ms@torch", (row,), 150_000),
+        ("macs<=100K and latency<=3ms@torch", (row,), 100_000),
+    ):
+        context = Context(replace(run, budget=budget), tmp_path)
+        macs = [count(arch).macs for arch in forecast.likely(context, Feasibility(rows))]
+        assert len(macs) == forecast.LIKELY
+        assert all(forecast.NEAR * most <= each <= most for each in macs), budget
+    context = Context(replace(run, budget=""), tmp_path)
+    assert forecast.likely(context, Feasibility(())) == [context.space.middle()]
+    none_met = Feasibility((replace(row, macs_met=None),))
+    small = max(count(arch).macs for arch in forecast.likely(context, none_met))
+    assert small < count(context.space.middle()).macs
 
 
 def test_a_run_is_shortened_once_to_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,3 +187,7 @@ def test_what_halves_a_run_halves_it() -> None:
     assert "supernet.epochs=50 search.num_trials=100 retrain.train.epochs=50" in said
     many = replace(run, search=replace(run.search, num_trials=4000))
     assert " search.num_trials=2000 " in to_halve(many, found), "a number that the command line takes"
+    trains = replace(run, search=replace(run.search, searcher="halving"), finals=FinalsConfig(epochs=8))
+    assert to_halve(trains, found) == (
+        "half as long: search.num_trials=100 retrain.train.epochs=50 finals.epochs=4, or time=60s"
+    ), "without a supernet none is shorter"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -53,6 +54,13 @@ class Feasibility(RunFile):
     FILE = "feasibility.json"
 
     rows: tuple[FeasibilityRow, ...]
+
+    @property
+    def most_macs(self) -> float:
+        """MACs up to which Archs that were timed met the limits of latency: 0 where none did, infinite where there is
+        no such limit."""
+        timed = (row.macs_met or 0 for row in self.rows if row.quantity.startswith("latency") and row.n)
+        return min(timed, default=math.inf)
 
 
 def feasibility(

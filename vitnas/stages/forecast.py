@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 import time
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 
 from vitnas.arch import Arch
+from vitnas.budget import Budget, Limit
 from vitnas.counting import count
 from vitnas.data import TrainBatches
 from vitnas.errors import UserError
@@ -99,7 +101,7 @@ def look_ahead(context: Context, feasible: Feasibility) -> Outlook:
     params = sum(p.numel() for p in supernet.parameters())
     step_s = _step(context, supernet, context.sampler.make(), run.supernet)
     few = context.images.batches(data.holdout.subset(range(min(LOOKED_AT, len(data.holdout)))))
-    archs, began = likely(context), time.perf_counter()
+    archs, began = likely(context, feasible), time.perf_counter()
     looked = sum(evaluate(supernet, few, arch).n for arch in archs)
     image_s = (time.perf_counter() - began) / max(1, looked)
     models = [build(arch, generator=context.work.generator("forecast")) for arch in archs]
@@ -138,10 +140,14 @@ def look_ahead(context: Context, feasible: Feasibility) -> Outlook:
     )
 
 
-def likely(context: Context) -> list[Arch]:
-    """Archs such as a search returns, which cost about what the budget allows and take their time in many ways; the
-    middle one of the Space where nothing that can be counted is bounded."""
-    use = use_of(context.space, context.budget)
+def likely(context: Context, feasible: Feasibility) -> list[Arch]:
+    """Archs such as a search returns, which cost about what the budget allows and take their time in many ways: of a
+    limit of latency about as many MACs as the costliest of those that were timed and meet it. The middle one of the
+    Space where nothing is bounded."""
+    upper = {each.quantity: each.high for each in context.budget.counted.limits if each.high is not None}
+    upper["macs"] = max(1.0, min(upper.get("macs", math.inf), feasible.most_macs))
+    limits = (Limit(quantity, None, high) for quantity, high in upper.items() if high < math.inf)
+    use = use_of(context.space, Budget.of(tuple(limits)))
     if use is None:
         return [context.space.middle()]
     near = NearBudget(context.space, use, low=NEAR, high=1.0)
@@ -228,7 +234,7 @@ def _planned(
         "retrain": trained * epoch_s + baseline,
         "export": FILE_S * len(run.export.formats)
         + eight_bit_s(run.export.formats, image_s, held, context.space.middle().depth),
-        "bench": TIMING_S * models * len(run.export.latency),
+        "bench": TIMING_S * models * len(run.timed_on),
         "evaluate": models * data.num_test * image_s,
     }
 
@@ -290,7 +296,11 @@ def to_halve(run: Run, found: Outlook) -> str:
         "search.num_trials": (run.search.num_trials, half.search.num_trials),
         "retrain.train.epochs": (run.retrain.train.epochs, half.retrain.train.epochs),
     }
-    if run.retrain.rank_archs:
+    if run.search.trains:
+        del fields["supernet.epochs"]
+    if run.finals.epochs and half.finals.epochs:
+        fields["finals.epochs"] = (run.finals.epochs, half.finals.epochs)
+    if run.ranks:
         fields["retrain.rank_epochs"] = (run.retrain.rank_epochs, half.retrain.rank_epochs)
     words = " ".join(
         f"{name}={less if isinstance(less, int) else format(less, '.3g')}"

@@ -48,16 +48,11 @@ def of_equal_cost(searches: Searches, n: int) -> list[Genes]:
     drawn = sorted(pool)
     costs = goal.costs(drawn)
     log_N = np.log(costs[searches.budget.counted.quantity].astype(float))
-    fast_N = costs["macs"] <= _most_macs(searches)
+    folder = searches.work.folder
+    most = Feasibility.read(folder).most_macs if Feasibility.exists(folder) else float("inf")
+    fast_N = costs["macs"] <= most
     aim = np.quantile(log_N[fast_N], COSTLY) if fast_N.any() else log_N.min()
     return [drawn[place] for place in np.argsort(np.abs(log_N - aim), kind="stable")[:n].tolist()]
-
-
-def _most_macs(searches: Searches) -> float:
-    """MACs up to which Archs were fast enough for limits of latency, when a few were timed before the run began."""
-    folder = searches.work.folder
-    rows = Feasibility.read(folder).rows if Feasibility.exists(folder) else ()
-    return min((row.macs_met for row in rows if row.macs_met is not None), default=float("inf"))
 
 
 def measure_ranking(models: Models, searches: Searches, inherited: Inherited, otherwise: Otherwise) -> None:
