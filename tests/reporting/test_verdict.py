@@ -13,7 +13,7 @@ from torch import nn
 from vitnas.records import Finals, FinalScores, Ranking, Result, Results, Spent, TrainedSupernet, Versus
 from vitnas.reporting.files import read_run
 from vitnas.reporting.tables import comparison
-from vitnas.reporting.verdict import sentence, took
+from vitnas.reporting.verdict import missed, sentence, took
 from vitnas.stages.results import versus
 from vitnas.train import Score
 from vitnas.train.evaluate import evaluate_each, paired
@@ -119,6 +119,17 @@ def test_a_run_says_what_it_was_worth_and_what_it_took(finished: Path) -> None:
     took_s = table.headers.index("Took")
     assert all(row[took_s].endswith(" s") for row in table.rows)
     assert "hand-scaled ViT" in took(rows)
+
+
+def test_what_is_over_the_budget_in_the_end_is_told(finished: Path) -> None:
+    """A network that a search timed as fast enough may be slower beside others."""
+    run = read_run(finished)
+    assert missed(run) == ""
+    assert run.search is not None
+    tight = replace(run, search=replace(run.search, budget="latency<=1us@onnxruntime and macs<=1K"))
+    assert missed(tight).startswith("Over the budget, as measured at the end: chosen (macs are ")
+    assert missed(tight).count("latency on onnxruntime is ") == len(run.models) > 1
+    assert "the budget allows at most" in missed(tight)
 
 
 def test_the_cost_of_a_way_is_all_that_it_took(finished: Path) -> None:

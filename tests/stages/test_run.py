@@ -20,10 +20,10 @@ from vitnas.counting import count
 from vitnas.data import DataConfig, EvalBatches, Readings, open_data
 from vitnas.model.named import ArchFile
 from vitnas.predicting.examine import Evaluation
-from vitnas.records import ExportRecord, Manifest, Result, Results
+from vitnas.records import ExportRecord, LatencyRecord, Manifest, Result, Results
 from vitnas.searching import SearchRecord
 from vitnas.stages import Context
-from vitnas.stages.run import Run
+from vitnas.stages.run import Run, SearchConfig
 from vitnas.train import metrics
 
 FILES = """run.yaml manifest.json space.json feasibility.json metrics.jsonl supernet.safetensors study.db search.json
@@ -211,6 +211,15 @@ def test_stages_before_their_time_say_what_to_run(
     assert not (tmp_path / "test_reads.json").exists()
 
 
+def test_what_is_trained_is_timed_on_what_was_asked_for() -> None:
+    """However a target is written, it is timed once."""
+    run = Run(budget="latency<=1ms@onnxruntime,batch=1,threads=1 and latency<=9ms@torch,batch=8")
+    assert run.timed_on == ("onnxruntime,batch=1,threads=1", "torch,batch=8", "torch,batch=1")
+    assert Run().timed_on == Run().export.latency
+    by_time = SearchConfig(objectives=("accuracy", "latency@torch,threads=2"))
+    assert Run(search=by_time).timed_on[0] == "torch,threads=2"
+
+
 @pytest.mark.slow
 def test_a_latency_budget_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "run"
@@ -227,6 +236,12 @@ def test_a_latency_budget_is_measured(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "1000ms" in capsys.readouterr().out
     trials = SearchRecord.read(folder).trials
     assert all(trial.costs.latency_ms for trial in trials if trial.state == "scored")
+    (row,) = LatencyRecord.read(folder / "export").rows
+    assert row.target == "onnxruntime,batch=1", "what is trained is timed on it, too"
+    assert (
+        "macs<=200K and latency<=1000ms@onnxruntime,batch=1: met"
+        in (folder / "models" / "chosen" / "README.md").read_text()
+    )
     impossible = words(tmp_path / "no", budget="latency<=1us@onnxruntime,batch=1")
     assert "cannot be met" in refused(impossible, capsys)
 

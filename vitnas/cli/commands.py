@@ -33,9 +33,10 @@ from vitnas.probing import Pretrained, PretrainForecast, Probed
 from vitnas.recipes import RECIPES
 from vitnas.records import FinalScores, Forecast, Original, Result, Results, SlimResults
 from vitnas.reporting import front_table, pretraining, report
+from vitnas.reporting.files import read_run
 from vitnas.reporting.slimming import comparison, cost_text, forecast, reach
 from vitnas.reporting.tables import feasibility, room, share, to_rich
-from vitnas.reporting.verdict import sentence, took
+from vitnas.reporting.verdict import missed, sentence, took
 from vitnas.searching import Feasibility
 from vitnas.searching.storage import open_storage
 from vitnas.stages import plan_of
@@ -450,7 +451,8 @@ def finale(folder: Path, console: Console) -> None:
     else:
         results = Results.read(folder)
         console.print(front_table(results))
-        for line in filter(None, (sentence(results), took({row.role: row for row in results.rows}))):
+        worth = sentence(results), took({row.role: row for row in results.rows}), missed(read_run(folder))
+        for line in filter(None, worth):
             console.print(line, highlight=False)
         found = results.files
     for name, path in found.items():

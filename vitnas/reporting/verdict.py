@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from vitnas.records import Result, Results, Versus
-from vitnas.reporting.files import role_name
-from vitnas.reporting.tables import spent_cells
+from vitnas.reporting.files import RunFiles, role_name
+from vitnas.reporting.tables import over_budget, spent_cells
 
 
 def sentence(results: Results) -> str:
@@ -42,6 +42,16 @@ def _part_of_numbers(versus: Versus) -> str:
         return f"the same within the noise as {name} (R² {versus.difference:+.3f}, {low:+.3f} to {high:+.3f})"
     low, high = sorted((abs(low), abs(high)))
     return f"{versus.says} than {name} by {abs(versus.difference):.3f} of R² ({low:.3f} to {high:.3f})"
+
+
+def missed(run: RunFiles) -> str:
+    """One sentence on models that are over the budget as it was measured last; "" where there are none."""
+    told = [
+        f"{role_name(role)} ({'; '.join(reasons)})"
+        for role, result in run.models.items()
+        if (reasons := over_budget(run, result))
+    ]
+    return f"Over the budget, as measured at the end: {', '.join(told)}." if told else ""
 
 
 def took(rows: Mapping[str, Result]) -> str:

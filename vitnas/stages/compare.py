@@ -64,8 +64,11 @@ class Picks:
         searches = self.searches
         if searches.config.trains:
             brief = BriefTraining(self.models, searches, whole=True)
-            epochs = self.trained_spent().learned / len(self.models.images.data.train)
-            num_trials = max(1, round(epochs / brief.epochs))
+            loader = self.models.images.train_batches("random_search")
+            per_epoch = (
+                loader.steps_per_epoch * loader.batch_size * loader.world
+            )  # what is left over is not learned
+            num_trials = max(1, round(self.trained_spent().learned / per_epoch / brief.epochs))
             with searches.run("random_search", "random", brief, num_trials=num_trials) as study:
                 spent = sum((brief.rung(trial.arch).spent for trial in study.scored()), Spent())
                 return Pick(searches.best(study).arch, None, spent)

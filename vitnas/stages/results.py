@@ -180,9 +180,9 @@ def export_files(
     return ExportRecord(files, refused)
 
 
-def measure(models: Models, config: ExportConfig) -> None:
+def measure(models: Models, targets: Sequence[str]) -> None:
     """Latency of all trained models, timed in the same rounds (export/latency.json)."""
-    measure_together(models.work, lambda: {role: models.load(role) for role in models.roles}, config.latency)
+    measure_together(models.work, lambda: {role: models.load(role) for role in models.roles}, targets)
 
 
 def measure_together(work: Work, load: Callable[[], Mapping[str, Model]], targets: Sequence[str]) -> None:

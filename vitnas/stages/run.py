@@ -16,7 +16,7 @@ from vitnas.errors import UserError, check_word, check_words
 from vitnas.exporting.opset import OPSET, check_opset
 from vitnas.exporting.precision import Format
 from vitnas.layers.selectors import SELECTIONS
-from vitnas.measure.target import parse_target
+from vitnas.measure.target import LatencyTarget, parse_target
 from vitnas.records import Effort
 from vitnas.runs import to_json, write_atomic
 from vitnas.sample import SAMPLERS, SamplerConfig, UniformConfig
@@ -68,11 +68,11 @@ class SearchConfig:
     VITNAS_STORAGE_PASSWORD. With weights of the supernet Archs are ordered by their `score`: the `loss` on held-out
     images says more of them than the `accuracy` does; Archs that are trained have their accuracy. Where scores are of
     too few images to tell Archs apart, `prefer` takes by `accuracy` what Archs of such cost promise, by `cost` the
-    cheapest, and with `folds` (cross-validation) so many supernets are trained, each with another part of train held
-    out: an Arch's score is of all these images, which takes so many times as long. Where the supernet orders
-    retrain.rank_archs trained Archs with a Kendall's tau below `least_tau`, the run does not rely on it: it goes on as
-    with `guided_halving`, or with finals where its weights are inherited (-1 relies on it in any case, 1 only on a
-    perfect order)."""
+    cheapest, of the last of the finals too, and with `folds` (cross-validation) so many supernets are trained, each
+    with another part of train held out: an Arch's score is of all these images, which takes so many times as long.
+    Where the supernet orders retrain.rank_archs trained Archs with a Kendall's tau below `least_tau`, the run does not
+    rely on it: it goes on as with `guided_halving`, or with finals where its weights are inherited (-1 relies on it in
+    any case, 1 only on a perfect order)."""
 
     searcher: str = "evolution"
     num_trials: int = 200
@@ -175,7 +175,7 @@ class RetrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
-    """What to write and where to measure: latency targets as in a budget.
+    """What to write and where to measure: `latency` targets as in a budget, beside those that the budget has.
 
     Files of `onnx` and `torch_export` (.pt2) take pixels of images of any size and give probabilities; those of
     `onnx_float` and `torch_export_float` take what the network takes and give its logits. `onnx_fp16` and `onnx_int8`
@@ -396,6 +396,16 @@ class Run:
     def ranks(self) -> bool:
         """The supernet is held against a few Archs that are trained, before the search."""
         return bool(self.retrain.rank_archs) and not (self.search.trains or self.slim or self.pretrain)
+
+    @property
+    def timed_on(self) -> tuple[str, ...]:
+        """What trained networks are timed on: the targets of the budget, the objectives and the export, each once."""
+        objectives = [target for _, target in map(split_target, self.search.objectives) if target]
+        named = (*Budget.parse(self.budget).latency_targets, *objectives)
+        first: dict[LatencyTarget, str] = {}  # texts may say one target in several ways; files have the first
+        for text in (*named, *(split_target(f"latency@{each}")[1] for each in self.export.latency)):
+            first.setdefault(parse_target(text), text)
+        return tuple(first.values())
 
     @property
     def entrants(self) -> int:

@@ -222,7 +222,7 @@ STAGES: Mapping[str, Stage] = {
         lambda run: export_chosen(run.models, run.run.export), lambda run: (f"export/{ExportRecord.FILE}",)
     ),
     "bench": Stage(
-        lambda run: measure(run.models, run.run.export), lambda run: (f"export/{LatencyRecord.FILE}",)
+        lambda run: measure(run.models, run.run.timed_on), lambda run: (f"export/{LatencyRecord.FILE}",)
     ),
     "evaluate": Stage(
         lambda run: final_table(run.models), lambda run: (Results.FILE, "report.html"), again=("report.html",)

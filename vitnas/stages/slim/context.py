@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
-from vitnas.budget import Budget, split_target
+from vitnas.budget import Budget
 from vitnas.errors import UserError
 from vitnas.measure.latency import LatencyMeter
 from vitnas.model import Model
@@ -56,10 +56,7 @@ class SlimContext(Context):
     @cached_property
     def targets(self) -> tuple[str, ...]:
         """What latency is measured on: the budget's targets and the export's."""
-        asked = Budget.parse(self.run.budget).latency_targets
-        return tuple(
-            dict.fromkeys((*asked, *(split_target(f"latency@{t}")[1] for t in self.run.export.latency)))
-        )
+        return self.run.timed_on
 
     @cached_property
     def meters(self) -> dict[str, LatencyMeter]:
