@@ -10,9 +10,21 @@ import pytest
 import torch
 from torch import nn
 
-from vitnas.records import Finals, FinalScores, Ranking, Result, Results, Spent, TrainedSupernet, Versus
+from vitnas.budget import Cost
+from vitnas.records import (
+    Finalist,
+    Finals,
+    FinalScores,
+    Ranking,
+    Result,
+    Results,
+    Rung,
+    Spent,
+    TrainedSupernet,
+    Versus,
+)
 from vitnas.reporting.files import read_run
-from vitnas.reporting.tables import comparison
+from vitnas.reporting.tables import comparison, finals
 from vitnas.reporting.verdict import missed, sentence, took
 from vitnas.stages.results import versus
 from vitnas.train import Score
@@ -127,9 +139,25 @@ def test_what_is_over_the_budget_in_the_end_is_told(finished: Path) -> None:
     assert missed(run) == ""
     assert run.search is not None
     tight = replace(run, search=replace(run.search, budget="latency<=1us@onnxruntime and macs<=1K"))
-    assert missed(tight).startswith("Over the budget, as measured at the end: chosen (macs are ")
-    assert missed(tight).count("latency on onnxruntime is ") == len(run.models) > 1
-    assert "the budget allows at most" in missed(tight)
+    assert run.latency is not None
+    for trusted, how in ((True, "at the end"), (False, "at the end on a busy machine")):
+        rows = tuple(replace(row, latency=replace(row.latency, trusted=trusted)) for row in run.latency.rows)
+        told = missed(replace(tight, latency=replace(run.latency, rows=rows)))
+        assert told.startswith(f"Over the budget, as measured {how}: chosen (macs are ")
+        assert told.count("latency on onnxruntime is ") == len(run.models) > 1
+        assert "the budget allows at most" in told
+
+
+def test_finals_tell_what_there_is_to_tell() -> None:
+    """Of Archs that were only trained no inherited score, of a latency budget what each takes."""
+    rung = Rung(epochs=2, accuracy=0.5, n=100, spent=Spent())
+    plain = Finals(start="scratch", finalists=(Finalist("a", Cost(1_000_000, 1, 1), None, (rung,)),))
+    assert finals(plain).headers == ("Arch", "MACs", "2 epochs", "95 % CI of the last")
+    cost = Cost(1_000_000, 1, 1, {"torch,batch=1": 2.5})
+    full = finals(replace(plain, finalists=(Finalist("a", cost, 0.25, (rung,)),)))
+    assert full.headers[1:4] == ("MACs", "ms, torch,batch=1", "Inherited accuracy")
+    assert full.rows[0][1:5] == ("1.00M", "2.50", "25.0 %", "50.0 %")
+    assert {len(row) for row in full.rows} == {len(full.headers)}
 
 
 def test_the_cost_of_a_way_is_all_that_it_took(finished: Path) -> None:

@@ -60,6 +60,7 @@ def test_a_run_without_a_supernet(tmp_path: Path) -> None:
     assert "no supernet" in Correlation.read(folder).note
     page = (folder / "report.html").read_text()
     assert "after a brief training each" in page
+    assert "every Arch of the front: config and weights of a brief training" in page
     assert "supernet: missing" not in page
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
     assert main(words(folder, **HALVING)) == 0

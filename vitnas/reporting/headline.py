@@ -192,6 +192,8 @@ def file_links(run: RunFiles, page: Path) -> list[FileLink]:
             inside = [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
             href = quote(os.path.relpath(path, page.parent).replace(os.sep, "/"))
             if path.is_dir():
+                if not run.scores_are_inherited:
+                    what = what.replace("inherited weights", "weights of a brief training")
                 what = f"{what} ({sum(1 for p in path.iterdir() if p.is_dir())} folders)"
             links.append(FileLink(name, what, size(_bytes(inside)), href))
     return links

@@ -173,19 +173,24 @@ def taught(run: RunFiles) -> tuple[str, ...]:
 
 
 def finals(found: Finals) -> Table:
-    """Archs that were trained briefly, the best first: what the search gave each, how it did behind each rung."""
+    """Archs that were trained briefly, the best first: what each costs, what the search gave it where it scored with
+    inherited weights, how it did behind each rung."""
     epochs = [rung.epochs for rung in max((each.rungs for each in found.finalists), key=len)]
+    targets = list(dict.fromkeys(target for each in found.finalists for target in each.cost.latency_ms))
+    scored = any(each.score is not None for each in found.finalists)
     rows = []
     for each in found.finalists:
         told = [share(rung.accuracy, rung.error) for rung in each.rungs] + [""] * (
             len(epochs) - len(each.rungs)
         )
         last = each.rungs[-1] if each.rungs else None
+        times = [each.cost.latency_ms.get(target) for target in targets]
         rows.append(
             (
                 each.arch_id,
                 number(each.cost.macs),
-                "" if each.score is None else share(each.score, last.error if last else None),
+                *(MISSING if ms is None else significant(ms) for ms in times),
+                *["" if each.score is None else share(each.score, last.error if last else None)] * scored,
                 *told,
                 interval(last.accuracy, last.n, last.error) if last else MISSING,
             )
@@ -193,7 +198,8 @@ def finals(found: Finals) -> Table:
     headers = (
         "Arch",
         "MACs",
-        f"Inherited {measure(found.finalists[0].rungs[0].error).replace('A', 'a')}",
+        *(f"ms, {target}" for target in targets),
+        *[f"Inherited {measure(found.finalists[0].rungs[0].error).replace('A', 'a')}"] * scored,
         *(f"{each:.3g} epochs" for each in epochs),
         "95 % CI of the last",
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from vitnas.budget import Budget
 from vitnas.records import Result, Results, Versus
 from vitnas.reporting.files import RunFiles, role_name
 from vitnas.reporting.tables import over_budget, spent_cells
@@ -51,7 +52,12 @@ def missed(run: RunFiles) -> str:
         for role, result in run.models.items()
         if (reasons := over_budget(run, result))
     ]
-    return f"Over the budget, as measured at the end: {', '.join(told)}." if told else ""
+    if not told:
+        return ""
+    targets = Budget.parse(run.budget).latency_targets
+    timed = [each for times in run.latencies.values() for target, each in times.items() if target in targets]
+    busy = "" if all(each.trusted for each in timed) else " on a busy machine"
+    return f"Over the budget, as measured at the end{busy}: {', '.join(told)}."
 
 
 def took(rows: Mapping[str, Result]) -> str:

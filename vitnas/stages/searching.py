@@ -229,9 +229,10 @@ class Searches:
         def report(study: Study, trial: Trial) -> None:
             trials = study.trials()
             scored = [t.values for t in trials if t.state == "scored"]
-            best = max(scored, key=lambda values: values["accuracy"], default={"accuracy": 0.0})
-            rejected = sum(t.state == "rejected" for t in trials)
-            text = f"best {share(best['accuracy'], best.get('error'))}, {rejected} rejected"
+            text = f"{sum(t.state == 'rejected' for t in trials)} rejected"
+            if scored:
+                best = max(scored, key=lambda values: values["accuracy"])
+                text = f"best {share(best['accuracy'], best.get('error'))}, {text}"
             self.work.progress.update(name.replace("_", " "), len(scored), wanted, text)
             self.work.engine.heed()
 
