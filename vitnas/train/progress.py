@@ -49,10 +49,16 @@ def duration(seconds: float) -> str:
 
 
 def shown(stage: str) -> str:
-    """A stage's name for people: a brief training, finals/GROUP/ARCH/NUMBER, says which Arch trains in which rung."""
+    """A stage's name for people: a brief training, finals/GROUP/ARCH/NUMBER, says which Arch trains in which rung.
+
+    >>> shown("finals/ranking/d24-l6-0fc9c30e/1"), shown("finals/hand_scaled/d36-l4-5fd71ccd/0")
+    ('brief training d24-l6-0fc9c30e, rung 2', 'hand scaled d36-l4-5fd71ccd, rung 1')
+    """
     match stage.split("/"):
         case ["finals", group, arch, number]:
-            return f"{group.replace('_', ' ')} {arch}, rung {int(number) + 1}"
+            shared = group in ("search", "ranking")  # by what measures a ranking, by random search too
+            who = "brief training" if shared else group.replace("_", " ")
+            return f"{who} {arch}, rung {int(number) + 1}"
     return stage
 
 
