@@ -117,7 +117,7 @@ def test_a_supernet_that_ranks_is_relied_on_and_one_that_does_not_is_not(finishe
     assert (close.otherwise, close.told_apart) == ("", 0), "what training orders by chance says nothing of it"
     assert close.says == (
         "Whether the supernet ranks Archs of about equal cost is not known, as brief trainings tell 0 of 15 pairs "
-        "apart on 1000 images; so the search relies on its scores."
+        "apart on 1000 images; the search relies on its scores all the same."
     )
     few = ranking(context, [0.3, 0.2], [0.2, 0.3])
     assert few.otherwise == ""
@@ -207,7 +207,7 @@ def test_an_older_search_is_not_thrown_away(finished: Path, tmp_path: Path) -> N
     context = Context(open_run(finished), folder)
     measure_ranking(context.models, context.searches, context.inherited, "training")
     assert Ranking.read(folder).says == (
-        "The search is older than this measurement; so the search relies on its scores."
+        "The search is older than this measurement; the search relies on its scores all the same."
     )
 
 

@@ -242,7 +242,9 @@ class Ranking(Correlation):
                 f"orders {self.alike} of {self.told_apart} pairs alike that training tells apart"
             )
         then = {
-            "": "so the search relies on its scores",
+            "": "the search relies on its scores all the same"
+            if self.note
+            else "so the search relies on its scores",
             "training": "so the search trains Archs instead, and does not use its scores",
             "finals": "so finals choose, by brief trainings",
         }
