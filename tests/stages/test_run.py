@@ -23,6 +23,7 @@ from vitnas.predicting.examine import Evaluation
 from vitnas.records import ExportRecord, LatencyRecord, Manifest, Result, Results
 from vitnas.searching import SearchRecord
 from vitnas.stages import Context
+from vitnas.stages.results import timed_on
 from vitnas.stages.run import Run, SearchConfig
 from vitnas.train import metrics
 
@@ -214,10 +215,10 @@ def test_stages_before_their_time_say_what_to_run(
 def test_what_is_trained_is_timed_on_what_was_asked_for() -> None:
     """However a target is written, it is timed once."""
     run = Run(budget="latency<=1ms@onnxruntime,batch=1,threads=1 and latency<=9ms@torch,batch=8")
-    assert run.timed_on == ("onnxruntime,batch=1,threads=1", "torch,batch=8", "torch,batch=1")
-    assert Run().timed_on == Run().export.latency
+    assert timed_on(run) == ("onnxruntime,batch=1,threads=1", "torch,batch=8", "torch,batch=1")
+    assert timed_on(Run()) == Run().export.latency
     by_time = SearchConfig(objectives=("accuracy", "latency@torch,threads=2"))
-    assert Run(search=by_time).timed_on[0] == "torch,threads=2"
+    assert timed_on(Run(search=by_time))[0] == "torch,threads=2"
 
 
 @pytest.mark.slow

@@ -32,6 +32,7 @@ from vitnas.stages.finals import epochs_in_all, lengths
 from vitnas.stages.hand_scaled import patch_sizes
 from vitnas.stages.models import roles_of
 from vitnas.stages.outlook import LEAST_RANKED, Outlook, distrusting, shortened
+from vitnas.stages.results import timed_on
 from vitnas.stages.run import Run
 from vitnas.stages.training import make_task
 from vitnas.stages.work import quick_meter
@@ -234,7 +235,7 @@ def _planned(
         "retrain": trained * epoch_s + baseline,
         "export": FILE_S * len(run.export.formats)
         + eight_bit_s(run.export.formats, image_s, held, context.space.middle().depth),
-        "bench": TIMING_S * models * len(run.timed_on),
+        "bench": TIMING_S * models * len(timed_on(run)),
         "evaluate": models * data.num_test * image_s,
     }
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from vitnas.budget import Budget, split_target
 from vitnas.data import Readings
 from vitnas.errors import UserError, nearest
 from vitnas.exporting import ExportError, export_model
@@ -18,6 +19,7 @@ from vitnas.exporting.precision import Judged, Precision, export_precise, onnx_t
 from vitnas.exporting.script import SCRIPT, script_of
 from vitnas.measure.convert import input_shape
 from vitnas.measure.latency import LatencyMeter
+from vitnas.measure.target import LatencyTarget, parse_target
 from vitnas.model import Model, build
 from vitnas.model.named import ArchFile
 from vitnas.predicting.examine import answers, examine
@@ -35,7 +37,7 @@ from vitnas.records import (
 from vitnas.reporting import tell, write_cards
 from vitnas.runs import write_atomic
 from vitnas.stages.models import Models
-from vitnas.stages.run import ExportConfig
+from vitnas.stages.run import ExportConfig, Run
 from vitnas.stages.work import Work, load_weights
 from vitnas.train import Score
 from vitnas.train.evaluate import evaluate_each, interval_of, paired, paired_mean
@@ -178,6 +180,16 @@ def export_files(
     if written := next((FILES[kind] for kind in SCRIPTED if kind in files), ""):
         write_atomic(folder / SCRIPT, script_of(folder / written))
     return ExportRecord(files, refused)
+
+
+def timed_on(run: Run) -> tuple[str, ...]:
+    """What trained networks are timed on: the targets of the budget, the objectives and the export, each once."""
+    objectives = [target for _, target in map(split_target, run.search.objectives) if target]
+    named = (*Budget.parse(run.budget).latency_targets, *objectives)
+    first: dict[LatencyTarget, str] = {}  # texts may say one target in several ways; files have the first
+    for text in (*named, *(split_target(f"latency@{each}")[1] for each in run.export.latency)):
+        first.setdefault(parse_target(text), text)
+    return tuple(first.values())
 
 
 def measure(models: Models, targets: Sequence[str]) -> None:

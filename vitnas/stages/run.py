@@ -16,7 +16,7 @@ from vitnas.errors import UserError, check_word, check_words
 from vitnas.exporting.opset import OPSET, check_opset
 from vitnas.exporting.precision import Format
 from vitnas.layers.selectors import SELECTIONS
-from vitnas.measure.target import LatencyTarget, parse_target
+from vitnas.measure.target import parse_target
 from vitnas.records import Effort
 from vitnas.runs import to_json, write_atomic
 from vitnas.sample import SAMPLERS, SamplerConfig, UniformConfig
@@ -396,16 +396,6 @@ class Run:
     def ranks(self) -> bool:
         """The supernet is held against a few Archs that are trained, before the search."""
         return bool(self.retrain.rank_archs) and not (self.search.trains or self.slim or self.pretrain)
-
-    @property
-    def timed_on(self) -> tuple[str, ...]:
-        """What trained networks are timed on: the targets of the budget, the objectives and the export, each once."""
-        objectives = [target for _, target in map(split_target, self.search.objectives) if target]
-        named = (*Budget.parse(self.budget).latency_targets, *objectives)
-        first: dict[LatencyTarget, str] = {}  # texts may say one target in several ways; files have the first
-        for text in (*named, *(split_target(f"latency@{each}")[1] for each in self.export.latency)):
-            first.setdefault(parse_target(text), text)
-        return tuple(first.values())
 
     @property
     def entrants(self) -> int:

@@ -46,7 +46,7 @@ from vitnas.stages.pretrain.context import PretrainContext
 from vitnas.stages.pretrain.prepare import prepare_pretrain
 from vitnas.stages.pretrain.stages import export, is_judged, judge, pretrain
 from vitnas.stages.ranking import measure_ranking, of_equal_cost
-from vitnas.stages.results import export_chosen, final_table, measure
+from vitnas.stages.results import export_chosen, final_table, measure, timed_on
 from vitnas.stages.run import Run
 from vitnas.stages.searching import WEIGHTS, fold_folder, search_archs
 from vitnas.stages.slim.context import SlimContext
@@ -222,7 +222,7 @@ STAGES: Mapping[str, Stage] = {
         lambda run: export_chosen(run.models, run.run.export), lambda run: (f"export/{ExportRecord.FILE}",)
     ),
     "bench": Stage(
-        lambda run: measure(run.models, run.run.timed_on), lambda run: (f"export/{LatencyRecord.FILE}",)
+        lambda run: measure(run.models, timed_on(run.run)), lambda run: (f"export/{LatencyRecord.FILE}",)
     ),
     "evaluate": Stage(
         lambda run: final_table(run.models), lambda run: (Results.FILE, "report.html"), again=("report.html",)

@@ -13,6 +13,7 @@ from vitnas.model import Model
 from vitnas.records import Effort, Forecast
 from vitnas.space import AroundConfig, AroundSpace
 from vitnas.stages.context import Context
+from vitnas.stages.results import timed_on
 from vitnas.stages.run import SlimConfig
 from vitnas.stages.slim.folded import Folded
 from vitnas.stages.slim.original import SlimImages, fitted, images_for, load_original, space_around
@@ -56,7 +57,7 @@ class SlimContext(Context):
     @cached_property
     def targets(self) -> tuple[str, ...]:
         """What latency is measured on: the budget's targets and the export's."""
-        return self.run.timed_on
+        return timed_on(self.run)
 
     @cached_property
     def meters(self) -> dict[str, LatencyMeter]:
