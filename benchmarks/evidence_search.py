@@ -405,8 +405,8 @@ class Evidence:
         self.ranked(seeds[0])
         arms = [
             arm
-            for arm in ("unified", "near")
-            if all(TrainedSupernet.exists(self.options.out / f"{arm}-{seed}") for seed in seeds)
+            for arm in SUPERNETS
+            if {row["seed"] for row in self.rows("model") if row["arm"] == arm} >= {*seeds}
         ]
         known = {
             (row.get("arm", "unified"), row["seed"], row["epochs"], row["n"]) for row in self.rows("rank")
@@ -416,6 +416,9 @@ class Evidence:
             if (arm, seed, size.rank_epochs, size.ranked) in known:
                 continue
             with self.opened(arm, seed) as context:
+                if not TrainedSupernet.exists(context.folder):  # by another machine, or tidied up
+                    begin(context)
+                    STAGES["train"](context)
                 archs = list(self.drawn(context.space, size.ranked))
                 scored = [context.inherited.evaluator(arch) for arch in archs]
                 rulers = {
