@@ -76,6 +76,5 @@ def test_all_searches_cost_the_same(script: ModuleType, tmp_path: Path) -> None:
             if not run.search.trains:
                 space = run.space.build(image_size=32, in_chans=3, num_classes=10)
                 macs += per_epoch * run.supernet.epochs * script.mean_macs(run.sampler, space, size.near)
-            # Halving adds whole Archs, of which the dearest Spaces have few.
-            few = size.cost(arm) / size.macs
-            assert macs == pytest.approx(size.total * per_epoch * size.macs, rel=0.05 * few), arm
+            # Halving adds whole Archs.
+            assert macs == pytest.approx(size.total * per_epoch * size.macs, rel=0.05), arm
