@@ -15,12 +15,15 @@ from vitnas.cli import main
 from vitnas.cli.fields import open_run
 from vitnas.errors import UserError
 from vitnas.model.named import ArchFile, Chosen
-from vitnas.records import Result, Results
+from vitnas.records import Result, Results, Spent
 from vitnas.reporting import report
+from vitnas.reporting.verdict import sentence
 from vitnas.runs import write_json
 from vitnas.stages import Context
+from vitnas.stages.compare import Pick, Picks
 from vitnas.stages.hand_scaled import plain_vit
 from vitnas.stages.retrain import retrain
+from vitnas.stages.table import STAGES
 
 
 @pytest.fixture
@@ -99,6 +102,34 @@ def test_two_archs_do_not_mix_under_one_role(run: Path) -> None:
         retrain(Context(open_run(run), run).models, second, "mine")
     retrain(Context(open_run(run), run).models, first, "mine")
     assert Result.read(run / "models" / "mine").arch_id == first.id
+
+
+def test_an_arch_of_two_roles_is_trained_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second training would differ by chance, and the verdict would take that for the search's doing."""
+    shutil.rmtree(run / "models" / "random_search")
+    searching = Spent(looked=7, seconds=1.5)
+    monkeypatch.setattr(Picks, "random_search", lambda picks: Pick(picks.chosen().arch, 0.5, searching))
+    context = Context(open_run(run), run)
+    STAGES["retrain"](context)
+    first, same = (Result.read(run / "models" / role) for role in ("chosen", "random_search"))
+    weights = [
+        (run / "models" / role / "model.safetensors").read_bytes() for role in ("chosen", "random_search")
+    ]
+    assert weights[0] == weights[1]
+    assert (same.role, same.arch_id, same.holdout_accuracy) == (
+        "random_search",
+        first.arch_id,
+        first.holdout_accuracy,
+    )
+    # What the training took is its own part of what the first took; what finding took is the role's.
+    trained = first.spent - Picks(context.models, context.searches, context.inherited).chosen().spent
+    assert trained.learned == 6 * 32
+    assert same.spent.learned == trained.learned
+    assert same.spent.looked == trained.looked + 7
+    assert main(["evaluate", str(run)]) == 0
+    versus = {each.role: each for each in Results.read(run).verdict}["random_search"]
+    assert (versus.difference, versus.only_chosen, versus.only_other) == (0, 0, 0)
+    assert "and the very network that random search found (95 %" in sentence(Results.read(run))
 
 
 @pytest.mark.slow

@@ -30,6 +30,13 @@ class Spent:
             seconds=self.seconds + other.seconds,
         )
 
+    def __sub__(self, other: Spent) -> Spent:
+        return Spent(
+            learned=self.learned - other.learned,
+            looked=self.looked - other.looked,
+            seconds=self.seconds - other.seconds,
+        )
+
 
 @dataclass(frozen=True)
 class TrainedSupernet(RunFile):

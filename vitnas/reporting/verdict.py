@@ -10,13 +10,23 @@ from vitnas.reporting.files import RunFiles, role_name
 from vitnas.reporting.tables import over_budget, spent_cells
 
 
+SAME = {
+    "hand_scaled": "the hand-scaled ViT itself",
+    "random_search": "the very network that random search found",
+}
+
+
 def sentence(results: Results) -> str:
     """One sentence: better by how much, the same within the noise, or worse; "" where there is no baseline."""
     if not results.verdict:
         return ""
-    parts = [_part(each) for each in results.verdict]
+    own = {row.role: row.arch_id for row in results.rows}
+    same = [role for role in SAME if role in own and own[role] == own["chosen"]]
+    parts = [SAME[each.role] if each.role in same else _part(each) for each in results.verdict]
     told = f"{', '.join(parts[:-1])} and {parts[-1]}" if parts[1:] else parts[0]
     n = results.verdict[0].n
+    if len(same) == len(parts):
+        return f"The chosen model is {told}."
     points = "points are of images whose likeliest class is one of theirs; " * results.verdict[0].several
     return (
         f"On the same {n} test images the chosen model is {told} ({points}95 % intervals of images; each was trained "

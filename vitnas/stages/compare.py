@@ -130,15 +130,20 @@ class Picks:
 def train_models(models: Models, searches: Searches, inherited: Inherited) -> None:
     """Train `chosen` and the baselines into models/<role>/, then correlation.json. Skips what is there."""
     picks, rivals = Picks(models, searches, inherited), models.teacher.rivals()
+    alike: dict[tuple[str, bool], tuple[str, Pick]] = {}  # who has which Arch, by how it starts
     for role in models.own_roles:
         pick = picks(role)
+        inherits = models.config.start == "inherited" and pick.accuracy is not None
+        first = None if role in rivals else alike.setdefault((pick.arch.id, inherits), (role, pick))
         if Result.exists(models.folder(role)):
             if Result.read(models.folder(role)).arch_id == pick.arch.id:
                 continue
             models.work.progress.note(f"{role} is another Arch now, and is trained anew")
             models.forget(role)
+        if first is not None and first[0] != role:
+            models.copy(first[0], role, first[1].spent, pick.spent)
+            continue
         stage = f"retrain/{role}"
-        inherits = models.config.start == "inherited" and pick.accuracy is not None
         weights = "retrain/chosen" if role in rivals else stage  # the same new ones
         models.train_role(
             role,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +173,20 @@ class Models:
             **more,
         )
         self.work.once(Result.path(self.folder(role)), lambda: self.write(model, result))
+
+    def copy(self, first: str, role: str, found_first: Spent | None, found: Spent | None) -> None:
+        """Let a role have the model of another with the same Arch. Trained a second time it would be another by chance
+        alone, and a comparison would take that for the Archs.
+
+        Args:
+            found_first, found: what finding the Arch took for each, where that is known.
+        """
+        result = Result.read(self.folder(first))
+        trained = None if result.spent is None or found_first is None else result.spent - found_first
+        spent = None if trained is None or found is None else found + trained
+        self.work.progress.note(f"{role} is the same Arch as {first}, and is not trained again")
+        copied = replace(result, role=role, spent=spent)
+        self.work.once(Result.path(self.folder(role)), lambda: self.write(self.load(first), copied))
 
     def write(self, model: Model, result: Result) -> None:
         """A model's folder, with its result."""
