@@ -9,7 +9,6 @@ from vitnas.records import Result, Results, Versus
 from vitnas.reporting.files import RunFiles, role_name
 from vitnas.reporting.tables import over_budget, spent_cells
 
-
 SAME = {
     "hand_scaled": "the hand-scaled ViT itself",
     "random_search": "the very network that random search found",
