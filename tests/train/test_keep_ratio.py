@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -28,16 +29,17 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "avg": {"class_token": False, "global_pool": "avg"},
     "registers": {"reg_tokens": 2, "no_embed_class": True, "global_pool": "avg", "fc_norm": True},
     "distilled": {"distill_token": True},
+    "performer": {"class_token": False, "global_pool": "avg", "mixer": "performer"},
 }
 
 
-def network(keep: Any = 0.7, places: Any = None, **fields: Any) -> Model:
+def network(keep: Any = 0.7, places: Any = None, mixer: str = "softmax", **fields: Any) -> Model:
     """On a grid of 4 x 6 patches."""
     arch = Arch(
         image_size=(16, 24),
         patch_size=4,
         num_classes=3,
-        stages=(Stage(embed_dim=16, blocks=(BLOCK,) * 4),),
+        stages=(Stage(embed_dim=16, blocks=(replace(BLOCK, mixer=mixer),) * 4),),
         **fields,
     )
     model = build(arch)

@@ -97,7 +97,10 @@ class Performer(HeadMixer):
         del values
         out = self._features_of(q_BANK, (3,)) @ context_BAMV
         out.add_(EPS * context_BAMV.sum(2, keepdim=True))
-        return out[..., :-1] / out[..., -1:]
+        sums = out[..., -1:]
+        if mask_B1N1 is not None:  # of an image that keeps nothing they are 0
+            sums = sums + (sums == 0)
+        return out[..., :-1] / sums
 
     def _features_of(
         self, x_BANK: Tensor, largest_over: tuple[int, ...], mask_B1N1: Tensor | None = None
