@@ -24,6 +24,7 @@ from vitnas.records import (
     Versus,
 )
 from vitnas.reporting.files import read_run
+from vitnas.reporting.headline import why
 from vitnas.reporting.tables import comparison, finals
 from vitnas.reporting.verdict import missed, sentence, took
 from vitnas.stages.results import versus
@@ -146,6 +147,16 @@ def test_what_is_over_the_budget_in_the_end_is_told(finished: Path) -> None:
         assert told.startswith(f"Over the budget, as measured {how}: chosen (macs are ")
         assert told.count("latency on onnxruntime is ") == len(run.models) > 1
         assert "the budget allows at most" in told
+
+
+def test_why_an_arch_off_the_front_was_chosen(finished: Path) -> None:
+    """By the finals where there were some, whatever the search would have taken."""
+    run = read_run(finished)
+    assert run.search is not None
+    off = replace(run, search=replace(run.search, front=(), chosen=run.chosen_id))
+    assert "scores of few images are drawn to" in why(off)
+    held = Finals.of_one(run.chosen_id, Cost(1, 1, 1))
+    assert "the finals chose it, though by scores it is not on" in why(replace(off, finals=held))
 
 
 def test_finals_tell_what_there_is_to_tell() -> None:

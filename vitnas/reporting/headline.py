@@ -107,7 +107,7 @@ def why(run: RunFiles) -> str:
     front = f"the Pareto front of {len(run.search.front)}"
     if run.chosen_id in run.search.front:
         place = f"it is on {front}"
-    elif run.finals and run.finals.chosen != run.search.chosen:
+    elif run.finals:
         place = f"the finals chose it, though by scores it is not on {front}"
     else:
         place = f"it is not on {front}, as scores of few images are drawn to what such Archs have on average"
