@@ -13,7 +13,8 @@ shortlist is trained, what is chosen and how it is compared are the run's own st
     halving     successive halving over random Archs of the unified Space, without a supernet
     rank        Archs of the unified Space, drawn at random within 10 % of the budget and trained from new weights;
                 Kendall's tau of that with what each seed's supernet gave them
-    ranked      that training alone, which needs no supernet; with `--share 0/4` each fourth of them, from the first on
+    ranked      that training alone, which needs no supernet; with `--share 0/4` each fourth of them, from the first on.
+                By a second seed, with images and weights of its own, it says how well training agrees with itself
     mixers, vit_resnas, autoformer, vitas    as `halving`, in one paper's Space, made for the same budget
 
 All searches take the same: the supernet's epochs and the Archs that halving begins with follow from `Size.total`, the
@@ -35,7 +36,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import product
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -420,14 +421,15 @@ class Evidence:
         }
 
     def ranked(self, seed: int, first: int = 0, step: int = 1, name: str = "ranked") -> None:
-        """Train the Archs of the ranking, once, by the first seed's images: each `step`-th from the `first` on."""
+        """Train the Archs of the ranking by a seed's images: each `step`-th from the `first` on."""
         size = self.size
         with self.opened("near", seed, name) as context:
             config = replace(
                 context.models.config.train, epochs=size.rank_epochs, warmup_epochs=size.rank_epochs / 10
             )
             for number, arch in enumerate(self.drawn(context.space, size.ranked)):
-                if number % step != first or any(row["number"] == number for row in self.rows("trained")):
+                known = {(row["number"], row["seed"]) for row in self.rows("trained")}
+                if number % step != first or (number, seed) in known:
                     continue
                 start, stage = time.process_time(), f"rank/{arch.id}"
                 model, _ = context.models.train(context.models.fresh(arch, stage), config, stage)
@@ -451,7 +453,7 @@ class Evidence:
         known = {
             (row.get("arm", "unified"), row["seed"], row["epochs"], row["n"]) for row in self.rows("rank")
         }
-        trained = [row["accuracy"] for row in sorted(self.rows("trained"), key=lambda row: row["number"])]
+        trained = accuracies(self.rows("trained"), seeds[0])
         for arm, seed in product(arms, seeds):
             if (arm, seed, size.rank_epochs, size.ranked) in known:
                 continue
@@ -491,6 +493,12 @@ class Evidence:
                 yield arch
 
 
+def accuracies(trained: Sequence[Mapping[str, Any]], seed: int) -> list[float]:
+    """Of the Archs of the ranking, in their order, as one seed trained them."""
+    rows = sorted((row for row in trained if row["seed"] == seed), key=lambda row: row["number"])
+    return [row["accuracy"] for row in rows]
+
+
 def mean_text(values: list[float]) -> str:
     spread = statistics.stdev(values) if len(values) > 1 else 0.0
     return f"{statistics.mean(values):7.2f} ({spread:.2f}, n={len(values)})  " + ", ".join(
@@ -521,6 +529,14 @@ def table(path: Path) -> str:
         if both:
             pairs = [(found[ours][seed]["accuracy"], found[name][seed]["accuracy"]) for seed in both]
             lines.append(f"{ours} - {name:<13} {mean_text([100 * (a - b) for a, b in pairs])}")
+    trained = [row for row in rows if row["what"] == "trained"]
+    for seeds in combinations(sorted({row["seed"] for row in trained}), 2):
+        both = [accuracies(trained, seed) for seed in seeds]
+        if len(both[0]) == len(both[1]):
+            tau = rank_correlation(*both)["kendall_tau"]
+            lines.append(
+                f"Kendall of two trainings, seeds {seeds[0]} and {seeds[1]}, n={len(both[0])}: {tau:.2f}"
+            )
     for row in rows:
         if row["what"] == "rank":
             told = ", ".join(f"{name} {tau:.2f}" for name, tau in row["taus"].items())
