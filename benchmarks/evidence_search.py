@@ -453,7 +453,7 @@ class Evidence:
         known = {
             (row.get("arm", "unified"), row["seed"], row["epochs"], row["n"]) for row in self.rows("rank")
         }
-        trained = accuracies(self.rows("trained"), seeds[0])
+        trained = ranked_accuracies(self.rows("trained"), seeds[0])
         for arm, seed in product(arms, seeds):
             if (arm, seed, size.rank_epochs, size.ranked) in known:
                 continue
@@ -493,7 +493,7 @@ class Evidence:
                 yield arch
 
 
-def accuracies(trained: Sequence[Mapping[str, Any]], seed: int) -> list[float]:
+def ranked_accuracies(trained: Sequence[Mapping[str, Any]], seed: int) -> list[float]:
     """Of the Archs of the ranking, in their order, as one seed trained them."""
     rows = sorted((row for row in trained if row["seed"] == seed), key=lambda row: row["number"])
     return [row["accuracy"] for row in rows]
@@ -531,7 +531,7 @@ def table(path: Path) -> str:
             lines.append(f"{ours} - {name:<13} {mean_text([100 * (a - b) for a, b in pairs])}")
     trained = [row for row in rows if row["what"] == "trained"]
     for seeds in combinations(sorted({row["seed"] for row in trained}), 2):
-        both = [accuracies(trained, seed) for seed in seeds]
+        both = [ranked_accuracies(trained, seed) for seed in seeds]
         if len(both[0]) == len(both[1]):
             tau = rank_correlation(*both)["kendall_tau"]
             lines.append(

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from evidence_search import SIZES, Evidence, accuracies, mean_text, parsed
+from evidence_search import SIZES, Evidence, mean_text, parsed, ranked_accuracies
 from torch import nn
 
 from vitnas.arch import Arch
@@ -182,7 +182,7 @@ def main() -> None:
     size = SIZES["small"]
     argv = ["--dataset", args.dataset, "--out", str(args.out)]
     evidence = Evidence(parsed(argv), size)
-    trained = accuracies(evidence.rows("trained"), 0)
+    trained = ranked_accuracies(evidence.rows("trained"), 0)
     path = args.out / "ranking.jsonl"
     known = {(row["way"], row["seed"]) for row in read_jsonl(path)} if path.exists() else set()
     with evidence.opened("unified", 0) as context:
