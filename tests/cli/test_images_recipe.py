@@ -101,3 +101,19 @@ def test_what_is_asked_comes_before(folder: Path, tmp_path: Path) -> None:
     whole = replace(run, data=replace(run.data, image_size=64), finals=FinalsConfig(archs=4))
     save_run(whole, tmp_path / "run.yaml")
     assert make_run(str(tmp_path / "run.yaml"), {}) == whole, "a run folder's says all"
+
+
+def test_few_images_and_a_latency_alone_train_no_supernet() -> None:
+    clock = "latency<=1ms@onnxruntime"
+    asked = replace(images(), budget=clock)
+    run = make_run("images", {"dataset": "digits", "budget": clock})
+    assert (run.search.searcher, run.search.num_trials, run.budget) == ("guided_halving", 14, clock)
+    for other, seen in (
+        (asked, Glance(20_000, 32)),
+        (asked, Glance(300, 32)),  # scored in three parts in turn, which only a supernet's Archs can be
+        (replace(asked, budget=f"{clock} and macs<=5M"), Glance(2_000, 32)),
+        (replace(asked, finals=FinalsConfig(archs=4)), Glance(2_000, 32)),
+        (replace(asked, search=replace(asked.search, searcher="random")), Glance(2_000, 32)),
+        (replace(asked, retrain=replace(asked.retrain, start="inherited")), Glance(2_000, 32)),
+    ):
+        assert not images_like(seen, other, None).search.trains

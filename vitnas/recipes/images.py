@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from vitnas.budget import Budget
 from vitnas.data import AUGMENTS, DataConfig
 from vitnas.data.glance import Glance
 from vitnas.recipes.pretrain import SPACE
@@ -15,6 +16,7 @@ from vitnas.train import TrainConfig
 FEW, MANY = 5_000, 50_000  # images
 TELLING = 1_000  # with fewer a holdout is too small to tell Archs apart, by their loss
 LONG_S = 7_200.0
+TRAINED = 14  # Archs whose brief trainings take about what a supernet and its search do
 # By the longer side up to which they are for: where unified Spaces start, and the budget of few images, of more, and of
 # many where there are hours for them.
 SIZES = (
@@ -47,7 +49,9 @@ def images_like(seen: Glance, asked: Run, seconds: float | None) -> Run:
     Small ones keep their size. Few images get smaller networks, which learn for longer in the same time, more epochs,
     smaller batches and less time; too few to tell Archs apart are held out in three parts in turn. Many get more of all
     where there are hours for it. A network to start from has a size and a space of its own, as `pretrain` makes them.
-    Images with numbers are not varied: what leaves these as they are only their owner knows.
+    Images with numbers are not varied: what leaves these as they are only their owner knows. Where a latency alone
+    limits the answer to few images, no supernet is trained: one that draws near that limit learns from the largest
+    networks, and these learn least from few images (LOG.md).
 
     Args:
         asked: the run without regard to the images.
@@ -62,6 +66,14 @@ def images_like(seen: Glance, asked: Run, seconds: float | None) -> Run:
         size, (preset, budget) = 96, LARGE
     carved = not seen.has_holdout and not isinstance(asked.data.holdout, str)
     cross = seen.images < TELLING and carved and not (asked.search.trains or asked.sampler.answers)
+    timed = {limit.quantity for limit in Budget.parse(asked.budget).limits} == {"latency"}
+    search = asked.search
+    weights = (
+        asked.pretrained or asked.sampler.answers or asked.finals.archs or asked.retrain.start == "inherited"
+    )
+    trains = (
+        few and timed and not (weights or cross or search.folds > 1 or search.searcher != run.search.searcher)
+    )
     train = replace(run.supernet, epochs=200 if seen.images < 1_000 else 100 if seen.images < MANY else 50)
     return replace(
         run,
@@ -75,7 +87,9 @@ def images_like(seen: Glance, asked: Run, seconds: float | None) -> Run:
         ),
         space=replace(SPACE, patch_size=8) if asked.pretrained else space(preset),
         supernet=train,
-        search=replace(run.search, num_trials=100 if few else 200, folds=3 if cross else 1),
+        search=replace(run.search, searcher="guided_halving", num_trials=TRAINED)
+        if trains
+        else replace(run.search, num_trials=100 if few else 200, folds=3 if cross else 1),
         # Brief trainings of a few Archs cannot be told apart on a tenth of few images.
         retrain=replace(run.retrain, train=train, rank_archs=0 if few else run.retrain.rank_archs),
     )
