@@ -69,7 +69,10 @@ def test_a_search_killed_and_resumed_equals_an_uninterrupted_one(tmp_path: Path)
 def test_workers_share_a_study_and_a_dead_ones_trial_is_run_again(tmp_path: Path, kind: str) -> None:
     path = str(tmp_path / "study.db") if kind == "sqlite" else f"journal:{tmp_path / 'study.log'}"
     dying_file = Path(path.removeprefix("journal:") + ".dying")
-    pids = [in_fork(lambda die=die: search_help.main(path, 40, die, 0.005)) for die in (3, -1, -1)]
+    pids = [in_fork(lambda: search_help.main(path, 40, 3, 0.005))]
+    while not dying_file.exists():  # the others could be through before it has had three
+        time.sleep(0.005)
+    pids += [in_fork(lambda: search_help.main(path, 40, -1, 0.005)) for _ in range(2)]
     assert [status(pid) for pid in pids] == [-signal.SIGKILL, 0, 0]
 
     with Study.open(MICRO, BUDGET, storage=path) as study:
