@@ -232,41 +232,40 @@ LARGE = replace(  # for a GPU
 MEDIUM = replace(  # the same budget in a CPU's hours
     LARGE, total=36, train_images=2000, holdout=1000, batch=32, epochs=12, finals=3, trials=50, rank_epochs=6, lr=2e-3,
 )  # fmt: skip
-LATENCY = (
-    replace(  # 3 ms of ONNX Runtime, one thread of a quiet core, one image: 60 to 120 M multiply-accumulates
-        MEDIUM,
-        macs=30e6,
-        # MACs say little here: 13 Archs of 30 M took guided halving 87 s, the supernet's way 220 s.
-        costs={
-            "guided": 13e6,
-            "halving": 13e6,
-            "mixers": 22e6,
-            "autoformer": 22e6,
-            "vit_resnas": 18e6,
-            "vitas": 18e6,
-        },
-        limit="latency<=3.0ms@onnxruntime,batch=1,threads=1",
-        spaces=spaces(
-            UnifiedConfig(
-                size="px32",
-                embed_dims=((48, 64, 96, 128), (128, 160, 192, 224), (224, 256, 288, 320)),
-                depths=(4, 4, 3),
-            ),
-            (96, 128, 160, 192, 224),
-            (4, 5, 6, 7, 8),
-            (2, 3, 4, 6),
-            ((96, 112, 128, 160, 192), (4, 4)),
-            192,
-            9,
+# 3 ms of ONNX Runtime, one thread of a quiet core, one image: 60 to 120 M multiply-accumulates.
+LATENCY = replace(
+    MEDIUM,
+    macs=30e6,
+    # MACs say little here: 13 Archs of 30 M took guided halving 87 s, the supernet's way 220 s.
+    costs={
+        "guided": 13e6,
+        "halving": 13e6,
+        "mixers": 22e6,
+        "autoformer": 22e6,
+        "vit_resnas": 18e6,
+        "vitas": 18e6,
+    },
+    limit="latency<=3.0ms@onnxruntime,batch=1,threads=1",
+    spaces=spaces(
+        UnifiedConfig(
+            size="px32",
+            embed_dims=((48, 64, 96, 128), (128, 160, 192, 224), (224, 256, 288, 320)),
+            depths=(4, 4, 3),
         ),
-        total=20,
-        train_images=1000,
-        holdout=600,
-        epochs=8,
-        finals=2,
-        archs=6,
-        trials=30,
-    )
+        (96, 128, 160, 192, 224),
+        (4, 5, 6, 7, 8),
+        (2, 3, 4, 6),
+        ((96, 112, 128, 160, 192), (4, 4)),
+        192,
+        9,
+    ),
+    total=20,
+    train_images=1000,
+    holdout=600,
+    epochs=8,
+    finals=2,
+    archs=6,
+    trials=30,
 )
 TINY = replace(  # to rehearse
     SMALL, total=8, train_images=128, holdout=64, batch=32, epochs=1, finals=1, archs=2, trials=6, ranked=3,
@@ -420,10 +419,10 @@ class Evidence:
             "train_tmacs": round(own / 1e12, 6),
         }
 
-    def ranked(self, seed: int, first: int = 0, step: int = 1, name: str = "ranked") -> None:
+    def ranked(self, seed: int, first: int = 0, step: int = 1) -> None:
         """Train the Archs of the ranking by a seed's images: each `step`-th from the `first` on."""
         size = self.size
-        with self.opened("near", seed, name) as context:
+        with self.opened("near", seed, f"ranked{first}") as context:
             config = replace(
                 context.models.config.train, epochs=size.rank_epochs, warmup_epochs=size.rank_epochs / 10
             )
@@ -579,7 +578,7 @@ def main() -> None:
                 continue
             if arm == "ranked":
                 first, step = (int(word) for word in options.share.split("/"))
-                evidence.ranked(options.seeds[0], first, step, f"ranked{first}")
+                evidence.ranked(options.seeds[0], first, step)
                 continue
             for seed in options.seeds:
                 evidence.arm(arm, seed)
